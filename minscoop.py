@@ -1,0 +1,3309 @@
+#!/usr/bin/env python3
+"""minscoop: one Python file that turns processes and machines into one pool for ``map`` and ``submit``.
+
+    python minscoop.py -n 4 script.py           # run a program on a pool of four workers
+    with minscoop.Executor(4) as executor: ...  # or start a pool from any Python program
+
+Futures emanate from workers: any task may create tasks and wait for them, to any depth.
+
+    you ── python minscoop.py script.py
+             │
+           root      your script: creates tasks and collects results, executes none
+             │ ipc
+           broker    routes messages, never opens a payload, stores no task
+           ╱ │ ╲ ipc
+     worker  …  worker      run tasks, and own those that they create
+
+* The **root** is the process the user started: its terminal, Ctrl-C and exit code are the script's own.
+* The **keeper** is one clean process, without threads or sockets: it forks the broker and the workers,
+  learns each death at once with its status, and replaces the dead. It reads its configuration from a
+  pipe of the root; when that pipe closes, by whatever, it ends everything.
+* The **broker** brings those who are HUNGRY together with those who give a TASK, remembers who holds
+  which task, and tells the owner when a holder dies. It is a state machine without I/O.
+* A **worker** has one socket, to its broker. One thread at a time holds its baton and runs user code; a
+  task that waits parks its thread, and another goes on. A deputy thread answers during long calls.
+* The **owner** of a task (the root or a worker) keeps its callable and arguments until the result is
+  in. That is the whole basis of recovery.
+
+Work stays where it was made until somebody is hungry; then the oldest is given away, the newest is run
+(Blumofe and Leiserson, "Scheduling multithreaded computations by work stealing", JACM 1999). A map is
+one range that is split on demand (Tzannes, Caragea, Barua, Vishkin, "Lazy binary-splitting", PPoPP
+2010). A submit is a range of one call.
+
+Licence: MIT, (c) 2026 the minscoop authors. Needs CPython 3.8 or newer, pyzmq 22 or newer, Linux or macOS.
+
+Sections, in reading order:
+     1  Tunables                   6  Jobs and spans           11  Keeper
+     2  Errors                     7  Broker                   12  Executor
+     3  Messages                   8  Node                     13  Module functions
+     4  Sending objects            9  Root                     14  SCOOP's names
+     5  Futures                   10  Worker                   15  Command line
+"""
+_AS_SCRIPT = __name__ == "__main__"
+if _AS_SCRIPT:  # classes defined below must pickle under a name that every process can import
+    __name__ = "minscoop"
+
+import atexit
+import collections
+import concurrent.futures
+import contextlib
+import fcntl
+import functools
+import importlib
+import importlib.util
+import io
+import itertools
+import json
+import logging
+import marshal
+import mmap
+import operator
+import os
+import pickle
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import types
+import warnings
+import weakref
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError, TimeoutError
+from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
+
+sys.modules["minscoop"] = sys.modules["__main__" if _AS_SCRIPT else __name__]
+
+__version__ = "0.1.0"
+__all__ = ["Executor", "Future", "submit", "map", "map_as_completed", "map_reduce", "map_scan", "wait",
+           "as_completed", "shutdown", "set_const", "get_const", "FIRST_COMPLETED", "FIRST_EXCEPTION",
+           "ALL_COMPLETED", "CancelledError", "TimeoutError", "MinscoopError", "CannotSend", "TaskError",
+           "WorkerLost", "PoolError", "RemoteTraceback"]
+
+logger = logging.getLogger("minscoop")
+
+# ---------------------------------------------------------------------------------------------------
+# 1  Tunables
+#
+# Seconds, bytes or counts. All time is measured with monotonic clocks.
+
+SLICE = 1e-3         # s of a map run without looking up. Smaller: overhead per slice (20 us) shows;
+                     # larger: others wait that much longer for an answer
+FLUSH = 10e-3        # s of results collected before they travel. Smaller: more messages for the owner;
+                     # larger: the reader of a lazy map sees its first results later
+ASK_EARLY = 3e-3     # s of work left when a worker asks for more. Smaller than a round trip (0.3 ms): it
+                     # idles; larger: it hoards what others could run
+TICK = 20e-3         # s without a look at the socket after which the deputy takes over. Smaller: it
+                     # competes with the computation; larger: work queued here is given away later
+PATROL = 1.0         # s between looks at things that report no event (is the keeper alive?)
+GRACE = 2.0          # s that the end of a pool may take before what is left is killed
+MAX_INLINE = 32      # tasks run on top of one stack. Larger: Python's recursion limit (1000) is met by
+                     # programs that recurse modestly; smaller: more threads for deep chains
+MAX_PARKED = 200     # parked threads at which a worker asks for no more work of others
+SPARE_THREADS = 4    # threads kept for reuse when their task is done
+MAX_BODY = 4 << 20   # bytes of arguments sent in one message, if that is more than one item
+OUT_OF_BAND = 1 << 16  # bytes from which a buffer travels in a frame of its own, without a copy
+READ_AHEAD = 4       # inputs of unknown number pulled ahead of the reader, per worker, at first
+MAX_READ_AHEAD = 1 << 16  # and at most, when the reader takes them fast
+STARTUP_DEATHS = 3   # deaths in a row before a worker got ready, after which none is started any more
+
+
+def usable_cores():
+    """Number of CPUs that this process may use: affinity and the cgroup's quota respected."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        cores = os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            quota, period = file.read().split()
+        cores = min(cores, max(1, int(quota) // int(period)))  # "max" is no number: no quota
+    return cores
+
+
+# ---------------------------------------------------------------------------------------------------
+# 2  Errors
+
+
+class MinscoopError(Exception):
+    """Base of all errors that minscoop itself raises. What a task raises arrives as it was raised."""
+
+
+class CannotSend(MinscoopError, pickle.PicklingError):
+    """A callable, an argument or a result that pickle cannot take, or that cannot be unpickled.
+
+    The text names the part that is to blame. The future of that one call gets it, nothing else."""
+
+
+class TaskError(MinscoopError):
+    """Stands in for an exception of a task that cannot itself be pickled; the text has its type."""
+
+
+class WorkerLost(MinscoopError, concurrent.futures.BrokenExecutor):
+    """The workers that ran this task died, as often as ``retries`` allows."""
+
+
+class PoolError(MinscoopError, concurrent.futures.BrokenExecutor):
+    """The pool as a whole cannot start or cannot go on; the text says why."""
+
+
+class RemoteTraceback(Exception):
+    """The traceback text of the process where an exception was raised: its ``__cause__`` here."""
+
+    def __str__(self):
+        return f'\n"""\n{self.args[0]}"""'
+
+
+# ---------------------------------------------------------------------------------------------------
+# 3  Messages
+#
+# A message is a list of frames: its name, then the fields below, numbers as decimal digits; `body` is
+# the rest, opaque to every broker. "Node" is the root or a worker. Each has one handler, on_<NAME>.
+#
+#   name     from → to          fields                      why it is sent
+#   HELLO    node → broker      role                        it is there; the broker answers with CONSTs
+#   HUNGRY   both ways          count                       the sender would take that many tasks; said once
+#   DRY      node → broker                                  asked, but none to spare after all; will remember
+#   IDLE     worker → broker     tasks                   nothing queued, waiting or away after so many TASKs
+#   TASK     giver → taker      id avoid more kind lo hi    the items lo..hi of a job, to be run; `avoid` is a
+#                               singly body                 host where it failed, `more` says there is more
+#   SPLIT    holder → owner     id lo hi new                it gave the items lo..hi away, as task `new`
+#   SINGLY   holder → owner     id                          cannot be unpickled as a whole: send item by item
+#   RESULT   holder → owner     id lo n last body           n results from lo on; `last` of this task
+#   CANCEL   owner → holder     id                          nobody wants the rest of it any more
+#   LOST     broker → owner     id lo hi obituary           its holder died, while it ran lo..hi (or nothing)
+#   CONST    node → broker → *  name body                   a shared constant
+#   REFUSED  broker → node      name                        that constant existed already
+#   FAILED   worker → root      reason                      it cannot start, nor can any other
+#   DIED     keeper → broker    name id lo hi obituary      a worker process has ended
+#   STOP     root → broker → *                              end when all is done
+#   BYE      worker → broker                                its last word
+#
+# The id of a task is `owner:serial/lo`: serial counts what the owner shipped, lo is the first item. Parts
+# that are split off keep owner and serial, so that ids are unique without asking anybody.
+
+
+def pack_int(number):
+    """The frame for a number."""
+    return b"%d" % number
+
+
+def owner_of(task_id):
+    """The name of the node that waits for the results of this task."""
+    return task_id.partition(b":")[0]
+
+
+def host_of(name):
+    """The host part of a node's name: names are `host.number`, and `host.root`."""
+    return name.partition(b".")[0]
+
+
+def receive(socket):
+    """One message that is there: small frames as bytes, large ones uncopied as zmq.Frame."""
+    frames = []
+    while True:
+        frame = socket.recv(zmq.NOBLOCK, copy=False)
+        frames.append(frame.bytes if len(frame) < OUT_OF_BAND else frame)
+        if not frame.more:
+            return frames
+
+
+def connect(address, name):
+    """A context and a DEALER socket of this name, connected to a broker. Does not wait for it."""
+    context = zmq.Context()
+    socket = context.socket(zmq.DEALER)
+    socket.linger = 0
+    socket.sndhwm = socket.rcvhwm = 0  # a mark would drop or block; demand bounds what is under way
+    socket.reconnect_ivl = 5           # ms; the broker may be born after us
+    socket.identity = name
+    socket.connect(address)
+    return context, socket
+
+
+def import_zmq():
+    """Bind the module's global ``zmq``. Not done at the top: meanwhile the keeper starts."""
+    global zmq
+    try:
+        import zmq
+    except ImportError:
+        raise PoolError(f"minscoop needs pyzmq, which {sys.executable} cannot import: "
+                        f"run '{sys.executable} -m pip install pyzmq'") from None
+    if zmq.pyzmq_version_info() < (22,):
+        raise PoolError(f"minscoop needs pyzmq 22 or newer, found {zmq.__version__}: "
+                        f"run '{sys.executable} -m pip install --upgrade pyzmq'")
+
+
+# ---------------------------------------------------------------------------------------------------
+# 4  Sending objects
+#
+# Pickle protocol 5, with buffers of OUT_OF_BAND bytes or more in frames of their own. What can be
+# imported by name on the other side travels by name; other functions and classes travel by value: their
+# code, closure, and those globals that importing their module there would not give.
+
+PLAIN = frozenset((int, float, bool, str, bytes, complex, type(None)))  # always pickle and unpickle
+
+
+def dumps(obj):
+    """Frames for one object: its pickle and its large buffers. Raises whatever pickling it raises."""
+    buffers = []
+
+    def keep_in_band(buffer):
+        data = buffer.raw()
+        if data.nbytes < OUT_OF_BAND:
+            return True
+        buffers.append(bytes(data))  # a copy: the caller may change its array as soon as we return
+        return False
+
+    file = io.BytesIO()
+    Pickler(file, 5, buffer_callback=keep_in_band).dump(obj)
+    return [file.getvalue(), *buffers]
+
+
+def loads(frames):
+    """The object of frames as ``dumps`` made them; large buffers are used in place, writable."""
+    pickled, *buffers = [frame if isinstance(frame, bytes) else frame.buffer for frame in frames]
+    return pickle.loads(pickled, buffers=[bytearray(b) if isinstance(b, bytes) else b for b in buffers])
+
+
+class Pickler(pickle.Pickler):
+    """Pickles functions and classes by value where their name would not lead to them elsewhere."""
+
+    def reducer_override(self, obj):
+        """Called by pickle for each object that is not of a basic type."""
+        kind = type(obj)
+        if kind is types.FunctionType:
+            return NotImplemented if found_by_name(obj) else reduce_function(obj)
+        if isinstance(obj, type):
+            return NotImplemented if found_by_name(obj) else reduce_class(obj)
+        reduce = REDUCERS.get(kind)
+        return reduce(obj) if reduce else NotImplemented
+
+
+REDUCERS = {  # types whose instances pickle does not take by itself, met inside functions and classes
+    types.CellType: lambda cell: (types.CellType, ()),  # filled by the function that closes over it
+    types.ModuleType: lambda module: (importlib.import_module, (module.__name__,)),
+    types.CodeType: lambda code: (marshal.loads, (marshal.dumps(code),)),
+    types.MappingProxyType: lambda proxy: (types.MappingProxyType, (dict(proxy),)),
+    staticmethod: lambda method: (staticmethod, (method.__func__,)),
+    classmethod: lambda method: (classmethod, (method.__func__,)),
+    property: lambda p: (property, (p.fget, p.fset, p.fdel, p.__doc__)),
+}
+
+
+def found_by_name(obj):
+    """Whether importing obj's module elsewhere and looking up its qualified name gives the same."""
+    module, path = getattr(obj, "__module__", None), obj.__qualname__.split(".")
+    if module is None:
+        return isinstance(obj, type)
+    if module in ("__main__", "__mp_main__") and main.by_value(path[0]):
+        return False
+    found = sys.modules.get(module)
+    for name in path:
+        found = getattr(found, name, None)
+    return found is obj
+
+
+def global_names(code):
+    """The names that a code object and those nested in it may look up in their globals."""
+    nested = (const for const in code.co_consts if isinstance(const, types.CodeType))
+    return set(code.co_names).union(*map_builtin(global_names, nested))
+
+
+def reduce_function(fn):
+    """Pickle a function by value: an empty one first, then its state, so that it may refer to itself."""
+    cells = fn.__closure__ or ()
+    module = fn.__module__ or "__main__"
+    shipped = {name: fn.__globals__[name] for name in global_names(fn.__code__)
+               if name in fn.__globals__ and module in ("__main__", "__mp_main__") and main.by_value(name)}
+    contents = []
+    for cell in cells:
+        with contextlib.suppress(ValueError):  # a cell that is still empty
+            contents.append((cell, cell.cell_contents))
+    state = (shipped, contents, fn.__defaults__, fn.__kwdefaults__, fn.__dict__, fn.__doc__,
+             getattr(fn, "__annotations__", {}), fn.__qualname__)
+    return make_function, (fn.__code__, module, fn.__name__, cells), state, None, None, fill_function
+
+
+def make_function(code, module, name, cells):
+    """The first half of unpickling a function by value."""
+    try:
+        namespace = (main.load() if module in ("__main__", "__mp_main__")
+                     else importlib.import_module(module)).__dict__
+    except ImportError:
+        namespace = FOREIGN_NAMESPACES.setdefault(module, {"__name__": module, "__builtins__": __builtins__})
+    return types.FunctionType(code, namespace, name, None, tuple(cells))
+
+
+FOREIGN_NAMESPACES = {}  # module name -> globals of functions whose module does not exist here
+
+
+def fill_function(fn, state):
+    """The second half: globals, closure, defaults and attributes."""
+    shipped, contents, fn.__defaults__, fn.__kwdefaults__, attributes, fn.__doc__, annotations, qualname = state
+    fn.__globals__.update(shipped)
+    for cell, value in contents:
+        cell.cell_contents = value
+    fn.__dict__.update(attributes)
+    fn.__annotations__, fn.__qualname__ = annotations, qualname
+
+
+CLASS_IDS = weakref.WeakKeyDictionary()     # class -> id: one that returns is the very class that went
+CLASSES = weakref.WeakValueDictionary()     # id -> class
+
+
+def reduce_class(cls):
+    """Pickle a class by value, with an identity that survives the journey there and back."""
+    ident = CLASS_IDS.get(cls)
+    if ident is None:
+        ident = CLASS_IDS[cls] = f"{os.getpid()}-{id(cls)}-{time.monotonic_ns()}"
+        CLASSES[ident] = cls
+    slots = cls.__dict__.get("__slots__", ())
+    skip = {"__dict__", "__weakref__", "_abc_impl", "__slots__", *([slots] if isinstance(slots, str) else slots)}
+    attributes = {name: value for name, value in cls.__dict__.items() if name not in skip}
+    head = {name: cls.__dict__[name] for name in ("__slots__",) if name in cls.__dict__}
+    if type(cls).__name__ in ("EnumMeta", "EnumType"):
+        head, attributes = {member.name: member.value for member in cls}, {}
+    head.update(__module__=cls.__module__, __qualname__=cls.__qualname__)
+    return (make_class, (ident, type(cls), cls.__name__, cls.__bases__, head), attributes, None, None, fill_class)
+
+
+def make_class(ident, metaclass, name, bases, head):
+    """The first half of unpickling a class by value: the class that is here already, or an empty one."""
+    cls = CLASSES.get(ident)
+    if cls is None:
+        def body(namespace):
+            for key, value in head.items():
+                namespace[key] = value
+        cls = CLASSES[ident] = types.new_class(name, bases, {"metaclass": metaclass}, body)
+        CLASS_IDS[cls] = ident
+        cls._minscoop_unfilled = True
+    return cls
+
+
+def fill_class(cls, attributes):
+    """The second half: methods and attributes, unless the class was here already."""
+    if cls.__dict__.get("_minscoop_unfilled"):
+        del cls._minscoop_unfilled
+        for name, value in attributes.items():
+            with contextlib.suppress(AttributeError):  # read-only ones, such as __doc__ of some bases
+                setattr(cls, name, value)
+
+
+def explain(obj, where, depth=6):
+    """The smallest part of obj that cannot be pickled, as text: where it is, and pickle's complaint."""
+    try:
+        dumps(obj)
+        return None
+    except Exception as error:
+        complaint = f"{where}: {error}"
+    for name, part in parts_of(obj) if depth else ():
+        deeper = explain(part, f"{where}{name}", depth - 1)
+        if deeper:
+            return deeper
+    return complaint
+
+
+def parts_of(obj):
+    """Pairs of a name and a part of obj, in which ``explain`` looks for the culprit."""
+    if isinstance(obj, (list, tuple)):
+        return [(f"[{i}]", part) for i, part in enumerate(obj)]
+    if isinstance(obj, dict):
+        return [(f"[{key!r}]", part) for key, part in obj.items()]
+    if isinstance(obj, types.FunctionType):
+        closure = zip(obj.__code__.co_freevars, obj.__closure__ or ())
+        return [(f", variable {name!r} of its closure", cell.cell_contents) for name, cell in closure]
+    if isinstance(obj, types.MethodType):
+        return [(", the instance it is bound to", obj.__self__)]
+    if isinstance(obj, functools.partial):
+        return [(", its function", obj.func), (", its argument ", obj.args), (", its argument ", obj.keywords)]
+    return [(f", attribute {name!r}", part) for name, part in getattr(obj, "__dict__", {}).items()]
+
+
+def describe(fn):
+    """A callable's name for messages."""
+    return getattr(fn, "__qualname__", None) or repr(fn)[:80]
+
+
+# Results travel as one pickle of (values, parts, failures): `values` when all are PLAIN, else `parts`,
+# a pickle for each, so that one that cannot be read does not harm the others.
+
+def encode_results(values, failures, origin):
+    """Frames for a slice of results. failures: {offset: exception}. A value that cannot be sent fails."""
+    failures = {offset: encode_failure(error) for offset, error in failures.items()}
+    if PLAIN.issuperset(map_builtin(type, values)):
+        return [pickle.dumps((values, None, failures), 5)]
+    parts, buffers = [], []
+    for offset, value in enumerate(values):
+        try:
+            head, *more = dumps(value)
+        except Exception as error:
+            why = explain(value, f"the result of {origin}") or str(error)
+            failures[offset] = encode_failure(CannotSend(f"{why} (a result of type {type(value).__name__})"))
+            head, more = None, ()
+        parts.append((head, len(more)))
+        buffers += more
+    return [pickle.dumps((None, parts, failures), 5), *buffers]
+
+
+def decode_results(frames):
+    """(values, failures) of frames as ``encode_results`` made them."""
+    head = frames[0]
+    values, parts, failures = pickle.loads(head if isinstance(head, bytes) else head.buffer)
+    failures = {offset: decode_failure(*failure) for offset, failure in failures.items()}
+    if parts is None:
+        return values, failures
+    values, rest = [], iter(frames[1:])
+    for offset, (blob, count) in enumerate(parts):
+        value, buffers = None, list(itertools.islice(rest, count))
+        if blob is not None:
+            try:
+                value = loads([blob, *buffers])
+            except Exception as error:
+                failures[offset] = CannotSend(f"a result arrived but cannot be unpickled: "
+                                              f"{type(error).__name__}: {error}")
+                failures[offset].__cause__ = error
+        values.append(value)
+    return values, failures
+
+
+def encode_failure(error):
+    """(pickle or None, text) of an exception. Tried out here, where its text and traceback are known."""
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    try:
+        blob = b"".join(dumps(error))
+        if type(pickle.loads(blob)) is not type(error):
+            blob = None
+    except Exception:
+        blob = None
+    return blob, text
+
+
+def decode_failure(blob, text):
+    """The exception that ``encode_failure`` took, with the text of its traceback as its cause."""
+    try:
+        error = pickle.loads(blob) if blob else None
+    except Exception:
+        error = None
+    if error is None:
+        error = TaskError("a task raised an exception that cannot be pickled: " + text.rstrip().rpartition("\n")[2])
+    error.__cause__ = RemoteTraceback(text)
+    return error
+
+
+class MainModule(types.ModuleType):
+    """What a worker has as ``__main__``: the user's script, imported when it is first needed.
+
+    It runs under the name ``__mp_main__``, as with multiprocessing, so that what stands under
+    ``if __name__ == "__main__"`` runs in the root only."""
+
+    def __getattr__(self, name):
+        if name.startswith("__") or main.loaded:
+            raise AttributeError(f"the script that workers import has no {name!r} at its top level")
+        main.load()
+        return getattr(self, name)
+
+
+class Main:
+    """The program's main module: where it comes from, and which of its names travel by value."""
+
+    def __init__(self, path=None, name=None):
+        self.path, self.name = path, name  # a file; or a module's name, as in python -m
+        self.loaded = True
+
+    @classmethod
+    def of_this_process(cls):
+        """As found in ``sys.modules``. A prompt, a notebook and ``-c`` have neither path nor name."""
+        module = sys.modules["__main__"]
+        spec, path = getattr(module, "__spec__", None), getattr(module, "__file__", None)
+        if spec is not None and spec.name and spec.name != "minscoop":
+            return cls(path, spec.name)
+        return cls(os.path.abspath(path)) if path and os.path.isfile(path) else cls()
+
+    def by_value(self, name):
+        """Whether this global of the main module is unknown where workers import the script."""
+        return self.path is None or name in self.guarded
+
+    @functools.cached_property
+    def guarded(self):
+        """Names that only ``if __name__ == "__main__"`` binds."""
+        import ast
+        with open(self.path, "rb") as file:
+            body = ast.parse(file.read(), self.path).body
+        guards = [node for node in body if isinstance(node, ast.If) and "__name__" in ast.dump(node.test)]
+        return bound_names(guards) - bound_names(node for node in body if node not in guards)
+
+    def load(self):
+        """The main module; in a worker it is imported first. Raises what the script raises."""
+        module = sys.modules["__main__"]
+        with main_lock:
+            if not self.loaded:
+                self.loaded = True
+                if self.path is not None:
+                    code, spec = read_main(self.path, self.name)
+                    module.__file__, module.__spec__ = self.path, spec
+                    module.__package__ = spec.parent if spec else None
+                    global importing_main
+                    importing_main = True
+                    try:
+                        exec(code, module.__dict__)
+                    finally:
+                        importing_main = False
+        return module
+
+    def install(self):
+        """Make this process's ``__main__`` a stand-in for the user's, to be loaded when needed."""
+        global main
+        main, self.loaded = self, False
+        sys.modules["__main__"] = sys.modules["__mp_main__"] = MainModule("__mp_main__")
+
+
+def bound_names(nodes):
+    """The names that these syntax nodes bind in their own scope."""
+    import ast
+    names = set()
+    for node in nodes:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            names.add(node.name)
+            continue
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.alias):
+            names.add((node.asname or node.name).partition(".")[0])
+        names |= bound_names(ast.iter_child_nodes(node))
+    return names
+
+
+main = Main()            # this process's; the root's Executor and the keeper set it
+main_lock = threading.RLock()
+importing_main = False   # then map and submit have no business
+
+
+def read_main(path, name=None):
+    """(code, spec) of a script or, if it has a name, of a module."""
+    if name is None:
+        with io.open_code(path) as file:
+            return compile(file.read(), path, "exec"), None
+    spec = importlib.util.find_spec(name)
+    if spec is not None and spec.submodule_search_locations is not None:
+        spec = importlib.util.find_spec(name + ".__main__")
+    if spec is None or spec.loader is None:
+        raise ImportError(f"no module named {name} that can be run")
+    return spec.loader.get_code(spec.name), spec
+
+
+map_builtin = map  # the module's own `map`, below, takes the name
+
+# ---------------------------------------------------------------------------------------------------
+# 5  Futures
+#
+# States of a call, as concurrent.futures names them, with the legal moves:
+#
+#   PENDING    in the queue of its owner           → RUNNING (taken), CANCELLED (cancel)
+#   RUNNING    on a stack here, or shipped away    → FINISHED; lost with its holder: shipped again
+#   CANCELLED_AND_NOTIFIED, FINISHED               final
+#
+# What is RUNNING cannot be cancelled. A shipped call stays RUNNING, also while it waits in a taker's queue.
+
+DONE = frozenset((CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED))
+birth = threading.Lock()  # guards the lazy attributes of futures against being created twice
+
+
+class Future(concurrent.futures.Future):
+    """The result-to-be of a submitted call (PEP 3148). Made by ``submit`` only.
+
+    The methods of ``concurrent.futures.Future`` apply, from any thread. Waiting for it inside a task
+    runs other tasks of this task meanwhile. Its locks and lists come into being when somebody asks for
+    them, since most futures of a large program are created, run and read by one thread."""
+
+    _state, _result, _exception, _parent = PENDING, None, None, None
+    pinned = False
+
+    def __init__(self, node, call, parent):
+        self._node, self._call, self._parent = node, call, parent
+
+    def __getattr__(self, name):
+        factory = {"_condition": threading.Condition, "_done_callbacks": list,
+                   "_waiters": lambda: Waiters(self._node)}.get(name)
+        if factory is None:
+            raise AttributeError(name)
+        with birth:
+            return self.__dict__.setdefault(name, factory())
+
+    def __reduce__(self):
+        raise TypeError("a Future cannot be sent to another process: send its result()")
+
+    @property
+    def stale(self):
+        """Whether its place in a queue means nothing any more."""
+        return self._state != PENDING
+
+    def done(self):
+        """True when it was cancelled or has finished. Does not block."""
+        return self._state in DONE
+
+    def cancel(self):
+        """Cancel the call if it has neither started nor been sent to a worker; says whether."""
+        with self._node.lock:
+            if self._state == PENDING:
+                self._settle(CANCELLED_AND_NOTIFIED)
+        return self.cancelled()
+
+    def result(self, timeout=None):
+        """The value that the call returned; blocks until it is there.
+
+        timeout: seconds, None for no limit. Raises what the call raised, ``CancelledError``, or
+        ``TimeoutError``. Any thread may call it, tasks too."""
+        error = self.exception(timeout)
+        if error is not None:
+            try:
+                raise error
+            finally:
+                error = None  # no cycle between this frame and the traceback
+        return self._result
+
+    def exception(self, timeout=None):
+        """The exception that the call raised, or None; blocks and raises as ``result`` does."""
+        if self._state not in DONE and not self._node.wait_for(self.done, self, timeout):
+            raise TimeoutError(f"the call of {describe(self._call[0]) if self._call else '?'} "
+                               f"is not done after {timeout} s")
+        if self._state != FINISHED:
+            raise CancelledError()
+        return self._exception
+
+    def run(self):
+        """Run the call here and now; its state is RUNNING already."""
+        fn, args, kwargs = self._call
+        try:
+            result = fn(*args, **kwargs)
+        except BaseException as error:  # SystemExit too: as in ProcessPoolExecutor, it is the call's
+            error.__traceback__ = error.__traceback__.tb_next
+            self._settle(FINISHED, None, error)
+        else:
+            self._settle(FINISHED, result)
+
+    def _settle(self, state, result=None, error=None):
+        """Take a final state, wake who waits and call who asked to be called. Once only."""
+        with birth:
+            condition = self.__dict__.get("_condition")
+            if condition is None:
+                self._result, self._exception, self._state = result, error, state
+        if condition is not None:
+            with condition:
+                self._result, self._exception, self._state = result, error, state
+                for waiter in self.__dict__.get("_waiters", ()):
+                    (waiter.add_cancelled if state != FINISHED else
+                     waiter.add_exception if error else waiter.add_result)(self)
+                condition.notify_all()
+        self._call = self._parent = None
+        if self._node.parked:
+            self._node.wake(self)
+        if "_done_callbacks" in self.__dict__:
+            self._invoke_callbacks()
+
+
+class Waiters(list):
+    """What the standard library's wait and as_completed register with a future.
+
+    They block on an Event, knowing nothing of minscoop. Given one of ours, waiting inside a task goes
+    on with other tasks, and waiting in the root reads the socket without a detour."""
+
+    def __init__(self, node):
+        super().__init__()
+        self.node = node
+
+    def append(self, waiter):
+        if not isinstance(waiter.event, Event):
+            waiter.event = Event(self.node)
+        super().append(waiter)
+
+
+class Event(threading.Event):
+    """An Event whose ``wait`` is the waiting of a node."""
+
+    def __init__(self, node):
+        super().__init__()
+        self.node = node
+
+    def wait(self, timeout=None):
+        return self.is_set() or self.node.wait_for(self.is_set, self, timeout)
+
+    def set(self):
+        super().set()
+        if self.node.parked:
+            self.node.wake(self)
+
+
+# ---------------------------------------------------------------------------------------------------
+# 6  Jobs and spans
+#
+# A job is something of n items with one callable: a map, a reduction, or a bundle of submitted calls. A
+# span is a part [lo, hi) of a job that is to be run, in the queue of one node; a slice is a part of a
+# span that is being run. All of them know the job they belong to, which takes the results.
+
+
+class Recipe:
+    """What to do with each item: a callable; for a reduction also the operation. One per pickle of it,
+    so that a worker unpickles a callable once, and remembers how long its calls take."""
+
+    def __init__(self, fn, op=None):
+        self.fn, self.op = fn, op
+        self.pace = None    # s per item, from the latest slices
+        self.grain = 1      # items in the next slice
+        self.frames = None  # its pickle, made when it first travels
+
+    def encode(self):
+        """Its pickle, as one frame. Raises CannotSend, naming the part that cannot be sent."""
+        if self.frames is None:
+            try:
+                with_buffers = dumps((self.fn, self.op))
+                self.frames = pickle.dumps(with_buffers, 5)
+            except Exception as error:
+                why = explain(self.fn, f"the callable {describe(self.fn)}") or \
+                    explain(self.op, f"the operation {describe(self.op)}")
+                raise CannotSend(f"cannot be sent to a worker: {why}") from error
+        return self.frames
+
+    @staticmethod
+    @functools.lru_cache(64)
+    def decode(frame):
+        """The recipe of a frame; the same one for the same frame."""
+        return Recipe(*loads(pickle.loads(frame)))
+
+    def learn(self, count, seconds):
+        """Adapt the size of slices to SLICE, at most fourfold at a time."""
+        pace = seconds / count
+        self.pace = pace if self.pace is None else (self.pace + pace) / 2
+        self.grain = max(1, min(4 * count, int(SLICE / max(self.pace, 1e-9))))
+
+
+def apply(call):
+    """Run one submitted call: (callable, arguments, keyword arguments)."""
+    fn, args, kwargs = call
+    return fn(*args, **kwargs)
+
+
+CALLS = Recipe(apply)
+
+
+class Span:
+    """Items [lo, hi) of a job, waiting in a queue. columns[k][i - base] is argument k of item i."""
+
+    __slots__ = ("job", "columns", "base", "lo", "hi", "_parent", "singly", "avoid")
+    pinned = False  # has to stay in this process
+
+    def __init__(self, job, columns, base, lo, hi, parent=None, singly=False, avoid=b""):
+        self.job, self.columns, self.base, self.lo, self.hi = job, columns, base, lo, hi
+        self._parent, self.singly, self.avoid = parent, singly, avoid
+
+    @property
+    def stale(self):
+        """Whether nothing is left to run here."""
+        return self.lo >= self.hi or self.job.cancelled
+
+    def cut(self, lo, hi):
+        """The part [lo, hi) as a span of its own. The caller takes it away from this one."""
+        return Span(self.job, self.columns, self.base, lo, hi, self._parent, self.singly, self.avoid)
+
+    def items(self, lo, hi):
+        """The columns of [lo, hi) only."""
+        return [column[lo - self.base:hi - self.base] for column in self.columns]
+
+    def claim(self):
+        """A slice from the front, to be run now."""
+        count = 1 if self.singly else min(self.hi - self.lo, self.job.recipe.grain)
+        self.lo += count
+        return Slice(self, self.lo - count, self.lo)
+
+
+class Slice:
+    """Items [lo, hi) of a span that are being run, results so far in ``values``."""
+
+    __slots__ = ("span", "job", "lo", "hi", "columns", "source", "values", "failures", "sent", "_parent")
+
+    def __init__(self, span, lo, hi):
+        self.span, self.job, self.lo, self.hi, self._parent = span, span.job, lo, hi, span._parent
+        self.columns, self.values, self.failures, self.sent = None, [], {}, 0
+
+    def run(self):
+        """Run the items one after the other; an exception is the result of its item only."""
+        recipe, values = self.job.recipe, self.values
+        try:
+            columns = [list(column) for column in self.span.items(self.lo, self.hi)]
+            self.source = iter(columns[0])
+            results = map_builtin(recipe.fn, self.source, *columns[1:])
+            self.columns = columns
+        except BaseException as error:  # the arguments' own slicing or iteration raises
+            self.failures = dict.fromkeys(range(self.hi - self.lo), error)
+            values += [None] * (self.hi - self.lo)
+        while len(values) < self.hi - self.lo:
+            try:
+                values.extend(results)
+                with self.job.node.lock:  # hi may just be changing
+                    if len(values) < self.hi - self.lo:
+                        raise StopIteration  # raised by the callable, and taken by `map` for its own end
+            except BaseException as error:
+                if error.__traceback__ is not None:
+                    error.__traceback__ = error.__traceback__.tb_next
+                self.failures[len(values)] = error
+                values.append(None)
+        if recipe.op is not None and not self.failures:
+            self.reduce(recipe.op)
+
+    def reduce(self, op):
+        """Leave one value: that of the operation over all."""
+        try:
+            self.values = [functools.reduce(op, self.values)]
+        except BaseException as error:
+            self.values, self.failures = [None], {0: error}
+
+    def shorten(self):
+        """While an item takes long: give the items behind it back to the queue. Called with the lock held.
+
+        ``map`` walks along the first column by ``source``. The list is cut where the walk is, and then
+        the iterator's own state says, for good, how far it came; other threads may run in between."""
+        if self.columns is None or self.hi - self.lo - len(self.values) <= 1:
+            return
+        first = self.columns[0]
+        del first[len(first) - operator.length_hint(self.source):]
+        state = self.source.__reduce__()  # (iter, (list,), position), or without position at its end
+        end = self.lo + (state[2] if len(state) > 2 else len(self.values))
+        if end >= self.hi:
+            return
+        if self.span.lo == self.hi:  # nobody claimed the items behind: the span takes them back
+            self.span.lo = end
+        else:
+            self.job.node.queue.append(self.span.cut(end, self.hi))
+        self.hi = end
+
+    def deliver(self):
+        """Hand the results over that have not been; called again while the slice goes on."""
+        with self.job.node.lock:
+            whole = self.job.recipe.op is not None  # of a reduction there is one, and at the end
+            first, count = self.sent, self.hi - self.lo if whole else len(self.values) - self.sent
+            values = self.values[first:]
+            self.sent += count
+            failures = {i - first: self.failures[i] for i in self.failures if first <= i < self.sent}
+        if count:
+            self.job.deliver(self.lo + first, count, values[:1 if whole else count], failures)
+
+
+class Job:
+    """Base of jobs. The owner's are below; a ``Guest`` stands for a job of another node."""
+
+    kind, recipe, cancelled = b"map", CALLS, False
+
+    def __init__(self, node):
+        self.node = node
+        self.item_bytes = None                         # mean size of a pickled item, once one was pickled
+        self.deaths = collections.defaultdict(list)    # item -> obituaries of workers that died over it
+        self.spans = collections.deque()               # its spans that are queued here
+
+    def deliver(self, lo, count, values, failures):
+        """Take `count` results from item lo on. values: one each, or one for all of a reduction."""
+        raise NotImplementedError
+
+    def push(self, columns, base, lo, hi, **kwargs):
+        """Queue a span of this job at its node."""
+        span = Span(self, columns, base, lo, hi, **kwargs)
+        self.spans.append(span)
+        self.node.push(span)
+
+
+class Bundle(Job):
+    """Submitted calls that are shipped together."""
+
+    kind = b"calls"
+
+    def __init__(self, node, futures):
+        super().__init__(node)
+        self.futures = futures
+        self.columns = ([future._call for future in futures],)
+
+    def deliver(self, lo, count, values, failures):
+        for i in range(count):
+            self.futures[lo + i]._settle(FINISHED, values[i], failures.get(i))
+
+
+class Guest(Job):
+    """A task that came from another node: where it came from and what has not gone back yet."""
+
+    def __init__(self, node, task_id, kind, lo, hi, body):
+        super().__init__(node)
+        self.id, self.kind, self.body = task_id, kind, body
+        self.left = hi - lo           # items whose results are to be sent by this node
+        self.outcomes = []            # (lo, count, values, failures) not yet sent
+        self.flushed = time.monotonic()
+
+    def open(self):
+        """Unpickle callable and arguments: the columns. Raises whatever unpickling raises."""
+        recipe, *data = self.body
+        self.body = None
+        columns = loads(data)
+        self.recipe = CALLS if self.kind == b"calls" else Recipe.decode(bytes(recipe))
+        return columns
+
+    def deliver(self, lo, count, values, failures):
+        """Collect; send when the last one is in or FLUSH has passed."""
+        with self.node.lock:
+            self.left -= count
+            self.outcomes.append((lo, count, values, failures))
+            now = time.monotonic()
+            if self.left and (self.recipe.op or now - self.flushed < FLUSH):
+                return
+            outcomes, self.outcomes, self.flushed = self.outcomes, [], now
+            last = self.left == 0
+        if last:
+            self.node.guests.pop(self.id, None)
+        if not self.cancelled:
+            for i, outcome in enumerate(joined := self.join(outcomes), 1):
+                self.send(*outcome, last and i == len(joined))
+
+    def join(self, outcomes):
+        """Adjacent outcomes made one, by concatenation or by the operation of the reduction."""
+        outcomes.sort(key=operator.itemgetter(0))
+        joined = []
+        for lo, count, values, failures in outcomes:
+            if joined and sum(joined[-1][:2]) == lo:
+                first, before, head, failed = joined.pop()
+                failed = {**failed, **{len(head) + i: error for i, error in failures.items()}}
+                if self.recipe.op and not failed:
+                    head, values = [], self.combine(head + values, failed)
+                joined.append((first, before + count, head + values, failed))
+            else:
+                joined.append((lo, count, values, failures))
+        return joined
+
+    def combine(self, values, failed):
+        """One value of two neighbours in a reduction; a failure of the operation goes to `failed`."""
+        try:
+            return [functools.reduce(self.recipe.op, values)]
+        except BaseException as error:
+            failed[0] = error
+            return [None]
+
+    def send(self, lo, count, values, failures, last):
+        frames = encode_results(values, failures, self.name())
+        self.node.send(b"RESULT", self.id, pack_int(lo), pack_int(count), pack_int(last), *frames)
+
+    def name(self):
+        """What it runs, for messages."""
+        return "a submitted call" if self.kind == b"calls" else describe(self.recipe.fn)
+
+
+class Pulled(Job):
+    """A map of this node: its inputs, pulled as they are needed, and its results so far.
+
+    Inputs that have a length are known at once. Others, or all if there is a buffersize, are pulled in
+    the threads of the user, at most `window` items ahead of who reads the results."""
+
+    def __init__(self, node, recipe, iterables, buffersize=None, parent=None):
+        super().__init__(node)
+        self.recipe = recipe
+        self.pulled = self.read = 0     # items; the span of what is under way or unread
+        self.exhausted = self.begun = self.abandoned = False
+        self.inputs_error = None
+        self.pulling = threading.Lock()
+        self._parent, self.fixed = parent, buffersize
+        self.window = buffersize or READ_AHEAD * node.size
+        self.doubled = time.monotonic()
+        if buffersize is None and all(hasattr(it, "__len__") for it in iterables):
+            self.rows, self.exhausted = None, True
+            columns = [it if isinstance(it, (range, tuple)) or type(it).__module__ == "numpy" else list(it)
+                       for it in iterables]  # a list may change after the call; its copy does not
+            self.pulled = min(map_builtin(len, columns), default=0)
+            if self.pulled:
+                self.push(columns, 0, 0, self.pulled, parent=parent)
+        else:
+            self.rows = zip(*iterables)
+            node.sources.append(self)
+            self.pull()
+
+    def pull(self, beyond=False):
+        """Queue more inputs, if there are any and the reader is near; beyond: even if not. Says whether.
+
+        Runs the user's iterators: call it without the node's lock, from a thread of the user."""
+        ahead = self.pulled - self.read
+        if self.exhausted or self.cancelled or ahead > self.window // 2 and not beyond:
+            return False
+        if not self.pulling.acquire(blocking=False):
+            return False
+        try:
+            rows = self.take_rows(max(self.window - ahead, READ_AHEAD * self.node.size if beyond else 1))
+            if rows:
+                lo, self.pulled = self.pulled, self.pulled + len(rows)
+                self.push(tuple(zip(*rows)), lo, lo, self.pulled, parent=self._parent)
+            return bool(rows)
+        finally:
+            self.pulling.release()
+
+    def take_rows(self, want):
+        """At most so many rows of arguments, fewer when the iterators are slow."""
+        rows, start = [], time.monotonic()
+        try:
+            for row in itertools.islice(self.rows, want):
+                rows.append(row)
+                if time.monotonic() - start > SLICE:
+                    return rows
+        except Exception as error:  # the iterators' own: raised when the reader has come this far
+            self.inputs_error = error
+        if len(rows) < want:
+            self.exhausted = True
+            self.node.sources.remove(self)
+            self.node.wake(self)
+        return rows
+
+    def advance(self, count):
+        """The reader has taken results. One that takes a window in less than 0.1 s gets a wider one."""
+        before, self.read = self.read, self.read + count
+        if self.fixed is None and before // self.window != self.read // self.window:
+            now = time.monotonic()
+            room = MAX_BODY * 16 // (self.item_bytes or 1)
+            if now - self.doubled < 0.1 and self.window * 2 <= min(MAX_READ_AHEAD, room):
+                self.window *= 2
+            self.doubled = now
+
+    def cancel(self):
+        """Drop what has not started, here and elsewhere."""
+        if not self.cancelled:
+            self.cancelled = True
+            self.node.forget(self)
+
+
+class Mapping(Pulled):
+    """A map whose results are read by an iterator, in order or as they come."""
+
+    def __init__(self, node, recipe, iterables, ordered=True, **kwargs):
+        self.chunks, self.position, self.arrived, self.ordered = {}, 0, 0, ordered
+        super().__init__(node, recipe, iterables, **kwargs)
+
+    def deliver(self, lo, count, values, failures):
+        self.arrived += count
+        if not self.abandoned:
+            self.chunks[lo] = values, failures
+        self.node.wake(self)
+
+    @property
+    def finished(self):
+        """Whether all is run that is to be run: what a reader who has begun does not read is not wanted."""
+        return (self.exhausted or self.begun) and self.arrived >= self.pulled
+
+    def available(self):
+        """Whether the reader can go on: there is a chunk for it, or there never will be."""
+        return bool(self.cancelled or (self.position in self.chunks if self.ordered else self.chunks)
+                    or self.exhausted and self.read >= self.pulled)
+
+    def next_chunk(self, deadline):
+        """(values, failures) to be read next, or None at the end. Blocks."""
+        while not self.available():
+            if self.pull():
+                continue
+            if not self.node.wait_for(self.available, self, remaining(deadline)):
+                raise TimeoutError("a result of map is not there in time")
+        if self.cancelled:
+            raise self.node.broken or CancelledError()
+        if not self.chunks:
+            if self.inputs_error is not None:
+                raise self.inputs_error
+            return None
+        values, failures = self.chunks.pop(self.position) if self.ordered else self.chunks.popitem()[1]
+        self.position += len(values)
+        self.advance(len(values))
+        return values, failures
+
+    def results(self, deadline):
+        """The iterator that ``map`` returns. Closed or dropped early, it cancels the rest."""
+        self.begun = True
+        try:
+            while True:
+                self.pull()
+                chunk = self.next_chunk(deadline)
+                if chunk is None:
+                    return
+                values, failures = chunk
+                if not failures:
+                    yield from values
+                    continue
+                for i, value in enumerate(values):
+                    if i in failures:
+                        raise failures.pop(i)
+                    yield value
+        finally:
+            self.cancel()
+
+
+    def abandon(self):
+        """Nobody can read the results any more, nor ever did: run the rest, but keep nothing."""
+        if not self.begun:
+            self.abandoned = True
+            self.chunks.clear()
+
+
+class Reduction(Pulled):
+    """A map whose results are combined where they are made; here only the combinations arrive."""
+
+    kind = b"reduce"
+
+    def __init__(self, node, recipe, iterables, parent=None):
+        self.parts, self.error = {}, None  # first item -> (count, value)
+        super().__init__(node, recipe, iterables, parent=parent)
+
+    def deliver(self, lo, count, values, failures):
+        if failures:
+            self.error = self.error or next(iter(failures.values()))
+        self.parts[lo] = count, values[0]
+        self.read += count
+        self.node.wake(self)
+
+    @property
+    def finished(self):
+        """Whether every item is in one of the parts, or one has failed."""
+        return bool(self.error or self.cancelled or self.exhausted and self.read >= self.pulled)
+
+    def result(self):
+        """The value of the reduction. Blocks."""
+        try:
+            while not self.finished:
+                if not self.pull():
+                    self.node.wait_for(lambda: self.finished or self.read >= self.pulled, self)
+            if self.error or self.inputs_error:
+                raise self.error or self.inputs_error
+            if self.cancelled:
+                raise self.node.broken or CancelledError()
+            return functools.reduce(self.recipe.op, (value for _, (_, value) in sorted(
+                self.parts.items(), key=operator.itemgetter(0))))
+        finally:
+            self.cancel()
+
+
+def remaining(deadline):
+    """Seconds until a deadline of the monotonic clock; None for none."""
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+# ---------------------------------------------------------------------------------------------------
+# 7  Broker
+#
+# States of a link to a worker, as the broker sees it, with the messages that move it:
+#
+#   BUSY     → HUNGRY on HUNGRY; → IDLE on IDLE
+#   HUNGRY   → BUSY on a TASK for it; → IDLE on IDLE (then it is both)
+#   IDLE     → BUSY on a TASK for it
+#   any      → gone on BYE or DIED
+
+
+class Link:
+    """What a broker knows of one node."""
+
+    def __init__(self, name, role):
+        self.name, self.role = name, role
+        self.demand = 0      # tasks that it would take
+        self.asked = 0       # tasks that it was asked for and has not given
+        self.rich = False    # it said that it has more
+        self.tasks = 0       # sent to it so far
+        self.idle = True     # it said so after the last of these
+        self.held = set()    # ids of the tasks that it holds
+
+
+class Broker:
+    """Routes messages between nodes. No socket, clock or process inside: ``handle`` takes a message and
+    returns those to be sent, as (name of the receiver, frames).
+
+    The policy: a HUNGRY node is answered by one that said it has more, else everybody is asked once;
+    who has nothing remembers it. A task for which nobody is hungry any more goes to who holds least."""
+
+    def __init__(self):
+        self.links = {}                         # name -> Link
+        self.hungry = collections.OrderedDict()  # name -> None, in the order in which they got hungry
+        self.placed = {}                        # task id -> name of who holds it
+        self.consts = {}                        # name -> body
+        self.failure = None                     # why no worker can start
+        self.stopping = False
+        self.finished = False                   # nobody is left: the loop may end
+        self.dropped = 0                        # messages that made no sense
+        self.out = []
+
+    def handle(self, sender, frames, now):
+        """Take a message; return the messages it leads to. Nonsense is dropped and counted."""
+        self.out = out = []
+        handler = self.HANDLERS.get(frames[0] if frames else None)
+        known = sender in self.links or frames[:1] in ([b"HELLO"], [b"FAILED"], [b"DIED"])
+        try:
+            if handler is None or not known:
+                raise ValueError("no such message, or nobody knows the sender")
+            handler(self, sender, *frames[1:])
+            if self.hungry:
+                self.ask_around()
+            if self.stopping:
+                self.stop_if_quiet()
+        except (ValueError, TypeError, KeyError) as error:
+            self.dropped += 1
+            logger.debug("broker: dropped a message of %r: %s", sender, error)
+        return out
+
+    def send(self, name, *frames):
+        """Say something to a node; what is for one that is gone has no reader any more."""
+        if name in self.links:
+            self.out.append((name, list(frames)))
+
+    # -- who is there
+
+    def on_HELLO(self, sender, role):
+        self.links[sender] = Link(sender, role)
+        for name, body in self.consts.items():
+            self.send(sender, b"CONST", name, *body)
+        if self.failure and role == b"root":
+            self.send(sender, b"FAILED", self.failure)
+        if self.stopping:
+            self.send(sender, b"STOP")
+
+    def on_BYE(self, sender):
+        self.remove(sender)
+
+    def on_DIED(self, sender, name, task_id, lo, hi, obituary):
+        if sender:
+            raise ValueError("only the keeper knows of deaths")
+        link = self.links.get(name)
+        if link is None:
+            return
+        for held in list(link.held):
+            span = (lo, hi) if held == task_id else (b"0", b"0")
+            self.send(owner_of(held), b"LOST", held, *span, obituary)
+        for orphan in [task for task in self.placed if owner_of(task) == name]:
+            self.on_CANCEL(name, orphan)
+        self.remove(name)
+
+    def on_FAILED(self, sender, reason):
+        self.failure = bytes(reason)
+        for link in self.links.values():
+            if link.role == b"root":
+                self.send(link.name, b"FAILED", self.failure)
+
+    def remove(self, name):
+        """Forget a node, and what it held."""
+        link = self.links.pop(name)
+        self.hungry.pop(name, None)
+        for task_id in link.held:
+            del self.placed[task_id]
+
+    # -- who wants work, and who has some
+
+    def on_HUNGRY(self, sender, count):
+        link = self.links[sender]
+        link.demand += int(count)
+        if link.demand > 0:
+            self.hungry.setdefault(sender)
+
+    def on_DRY(self, sender):
+        self.links[sender].rich = False
+
+    def on_IDLE(self, sender, tasks):
+        link = self.links[sender]
+        link.idle = int(tasks) == link.tasks
+
+    def ask_around(self):
+        """Ask for as much as the hungry would take: the rich first; if there are none, everybody once."""
+        wanted = sum(self.links[name].demand for name in self.hungry)
+        rich = [link for link in self.links.values() if link.rich and link.demand == 0]
+        wanted -= sum(link.asked for link in rich)
+        for link in rich:
+            if wanted > 0:
+                self.ask(link, wanted)
+                wanted = 0
+        if not rich:
+            for link in self.links.values():
+                enough = wanted - link.demand if link.role == b"root" else 1
+                if link.asked < enough and wanted > link.demand:
+                    self.ask(link, enough - link.asked)
+
+    def ask(self, link, count):
+        """Tell one node that somebody is hungry."""
+        link.asked += count
+        self.send(link.name, b"HUNGRY", pack_int(count))
+
+    # -- tasks and results
+
+    def on_TASK(self, sender, task_id, avoid, more, *rest):
+        giver = self.links[sender]
+        giver.asked = max(0, giver.asked - 1)
+        giver.rich = more == b"1"
+        self.lift(task_id)
+        taker = self.choose(sender, avoid)
+        if taker is None:
+            self.send(owner_of(task_id), b"LOST", task_id, b"0", b"0", b"")
+            return
+        taker.demand = max(0, taker.demand - 1)
+        if not taker.demand:
+            self.hungry.pop(taker.name, None)
+        taker.idle = False
+        taker.tasks += 1
+        taker.held.add(task_id)
+        self.placed[task_id] = taker.name
+        self.send(taker.name, b"TASK", task_id, avoid, more, *rest)
+
+    def choose(self, giver, avoid):
+        """Who gets a task: the longest hungry, on another host than `avoid` if there is one."""
+        others = [name for name in self.hungry if name != giver]
+        for name in others:
+            if host_of(name) != avoid:
+                return self.links[name]
+        if others:
+            return self.links[others[0]]
+        workers = [link for link in self.links.values() if link.role == b"worker"]
+        return min(workers, key=lambda link: (link.name == giver, len(link.held)), default=None)
+
+    def lift(self, task_id):
+        """Forget who holds a task; returns who did."""
+        name = self.placed.pop(task_id, None)
+        if name is not None:
+            self.links[name].held.discard(task_id)
+        return name
+
+    def on_SPLIT(self, sender, task_id, lo, hi, new):
+        self.send(owner_of(task_id), b"SPLIT", task_id, lo, hi, new)
+
+    def on_SINGLY(self, sender, task_id):
+        self.lift(task_id)
+        self.send(owner_of(task_id), b"SINGLY", task_id)
+
+    def on_RESULT(self, sender, task_id, lo, count, last, *body):
+        if last == b"1":
+            self.lift(task_id)
+        self.send(owner_of(task_id), b"RESULT", task_id, lo, count, last, *body)
+
+    def on_CANCEL(self, sender, task_id):
+        holder = self.lift(task_id)
+        if holder is not None:
+            self.send(holder, b"CANCEL", task_id)
+
+    # -- constants
+
+    def on_CONST(self, sender, name, *body):
+        if name in self.consts:
+            self.send(sender, b"REFUSED", name)
+            return
+        self.consts[name] = body
+        for receiver in self.links:
+            self.send(receiver, b"CONST", name, *body)
+
+    # -- the end
+
+    def on_STOP(self, sender):
+        self.stopping = True
+
+    def stop_if_quiet(self):
+        """Once nothing is held or queued anywhere, say STOP; once all have said BYE, be finished."""
+        workers = [link for link in self.links.values() if link.role == b"worker"]
+        if self.stopping is True and not self.placed and all(link.idle for link in workers):
+            self.stopping = "said"
+            for link in workers:
+                self.send(link.name, b"STOP")
+        self.finished = self.stopping == "said" and not workers
+
+
+Broker.HANDLERS = {name[3:].encode(): handler for name, handler in vars(Broker).items()
+                   if name.startswith("on_")}
+
+
+def run_broker(address, notices):
+    """The loop around a ``Broker``: a ROUTER socket for the nodes, a pipe for the keeper's notices."""
+    import_zmq()
+    router = zmq.Context().socket(zmq.ROUTER)
+    router.linger = 0
+    router.sndhwm = router.rcvhwm = 0  # a ROUTER drops silently at its mark
+    router.router_mandatory = True     # and what it cannot route, unless told to complain
+    router.bind(address)
+    broker, poller, pending = Broker(), zmq.Poller(), b""
+    poller.register(router, zmq.POLLIN)
+    poller.register(notices, zmq.POLLIN)
+    while not broker.finished:
+        for source, _ in poller.poll():
+            if source is router:
+                sender, *frames = receive(router)
+                deliver_all(router, broker.handle(sender, frames, time.monotonic()))
+                continue
+            *lines, pending = (pending + os.read(notices, 1 << 16)).split(b"\n")
+            for line in lines:
+                frames = [frame.encode("latin-1") for frame in json.loads(line)]
+                deliver_all(router, broker.handle(b"", frames, time.monotonic()))
+    router.close(linger=1000)
+
+
+def deliver_all(router, messages):
+    """Send what ``handle`` returned. A receiver that is gone is the keeper's matter."""
+    for name, frames in messages:
+        with contextlib.suppress(zmq.ZMQError):
+            router.send_multipart([name, *frames], zmq.NOBLOCK, copy=False)
+
+# ---------------------------------------------------------------------------------------------------
+# 8  Node
+#
+# What the root and the workers have in common: a queue of what is to be run, newest at the right; a
+# record of what was shipped; the decision what to give; the socket, and the threads around it.
+
+
+class Shipment:
+    """A task that this node owns and that another holds: its items, and which of them are still open."""
+
+    def __init__(self, span, lo, hi):
+        self.span, self.open = span, [(lo, hi)]
+
+    def close(self, lo, hi):
+        """Take [lo, hi) off what is open; says whether all of it was."""
+        for i, (first, end) in enumerate(self.open):
+            if first <= lo and hi <= end:
+                self.open[i:i + 1] = [part for part in ((first, lo), (hi, end)) if part[0] < part[1]]
+                return True
+        return False
+
+
+OWNERS_BUSINESS = frozenset((b"RESULT", b"SPLIT", b"SINGLY", b"LOST", b"REFUSED"))
+
+
+class Node:
+    """A process that creates tasks. Base of Root and Worker; see there who runs what.
+
+    `lock` guards queue, records and socket; no user code runs under it. Messages are handled by one
+    thread at a time, which holds `serving`, in the order in which they came."""
+
+    executes = False  # whether tasks are run here
+    attendant = None  # ident of the thread that sleeps on the socket
+    seen = None       # id of the newest in the queue when the deputy last looked
+
+    def __init_subclass__(cls):
+        cls.HANDLERS = {name[3:].encode(): getattr(cls, name) for name in dir(cls) if name.startswith("on_")}
+
+    def __init__(self, name, size, retries):
+        self.name, self.size, self.retries = name, size, retries
+        self.lock, self.serving = threading.RLock(), threading.RLock()
+        self.queue = collections.deque()
+        self.sources = []                 # jobs whose inputs are not all pulled
+        self.away = {}                    # task id -> Shipment
+        self.guests = {}                  # task id -> Guest
+        self.parked = {}                  # what is waited for -> gates of threads to be woken
+        self.consts, self.refused = {}, set()
+        self.wanted = 0                   # tasks that others would take from here
+        self.rich = False                 # we told the broker that there is more
+        self.serial = itertools.count()
+        self.call_bytes = None            # mean size of a pickled call
+        self.inbox = collections.deque()
+        self.mail = collections.deque()   # messages that the deputy left for who holds the baton
+        self.broken = None                # the PoolError after which nothing works any more
+        self.stopped = threading.Event()
+        self.attending = threading.Lock()  # held by the thread that sleeps on the socket
+        self.looks = 0                     # times that somebody looked at the socket
+        self.wake_read, self.wake_write = os.pipe()
+        os.set_blocking(self.wake_read, False)
+        os.set_blocking(self.wake_write, False)
+        self.context = self.socket = None
+
+    # -- the socket, and who watches it
+
+    def open(self, address, role):
+        """Connect to the broker and say HELLO; start the deputy."""
+        self.context, self.socket = connect(address, self.name)
+        self.descriptor = self.socket.fd
+        self.send(b"HELLO", role)
+        threading.Thread(target=self.deputise, name="minscoop deputy", daemon=True).start()
+
+    def send(self, *frames):
+        """Send a message, from any thread. Does not block.
+
+        Sending can use up the signal by which the socket's descriptor announces what has come, so
+        whoever sleeps on that is told."""
+        with self.lock:
+            if self.socket is not None:
+                self.socket.send_multipart(frames, copy=False)
+                if self.attending.locked() and self.socket.get(zmq.EVENTS) & zmq.POLLIN:
+                    self.rouse()
+
+    def close(self, linger=0):
+        """Close the socket; wait at most `linger` seconds until what was sent is out."""
+        with self.lock:
+            self.stopped.set()
+            socket, self.socket = self.socket, None
+            if socket is not None:
+                socket.close(linger=int(linger * 1000))
+        if socket is not None:
+            self.context.term()
+
+    def attend(self, timeout):
+        """Sleep until a message comes, somebody calls ``rouse``, or the time is over; then serve."""
+        with self.lock:
+            ready = self.inbox or self.mail or self.socket is not None and self.socket.get(zmq.EVENTS) & zmq.POLLIN
+        if not ready:
+            watched = [self.wake_read] if self.socket is None else [self.wake_read, self.descriptor]
+            if self.wake_read in select.select(watched, [], [], timeout)[0]:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self.wake_read, 4096)
+        self.serve()
+
+    def rouse(self):
+        """Wake the thread that sleeps in ``attend``, if there is one."""
+        if self.attending.locked():
+            with contextlib.suppress(BlockingIOError):
+                os.write(self.wake_write, b"!")
+
+    def serve(self, as_deputy=False):
+        """Handle what has come. One thread at a time; others return at once."""
+        if not self.serving.acquire(blocking=False):
+            return
+        try:
+            self.looks += 1
+            while self.fetch():
+                self.handle_all(as_deputy)
+            self.handle_all(as_deputy)
+        finally:
+            self.serving.release()
+        if as_deputy:
+            self.rouse()
+
+    def fetch(self):
+        """Move messages from the socket to the inbox; says whether there were any."""
+        count = 0
+        with self.lock:
+            while self.socket is not None and self.socket.get(zmq.EVENTS) & zmq.POLLIN:
+                self.inbox.append(receive(self.socket))
+                count += 1
+        return count
+
+    def handle_all(self, as_deputy):
+        """Handle the inbox; user code may call us again meanwhile, which then goes on with the next.
+
+        Results run code of the user (unpickling, callbacks), so the deputy of a worker leaves them."""
+        if not as_deputy and self.mail:
+            self.inbox.extendleft(reversed(self.mail))
+            self.mail.clear()
+        while self.inbox:
+            message = self.inbox.popleft()
+            if as_deputy and self.executes and message[0] in OWNERS_BUSINESS:
+                self.mail.append(message)
+            else:
+                self.HANDLERS[message[0]](self, *message[1:])
+        if self.wanted:
+            self.give()
+
+    def deputise(self):
+        """The deputy: looks at the socket when nobody else has done so for a TICK."""
+        looks = -1
+        while not self.stopped.wait(TICK):
+            if self.attending.locked() or self.looks != looks:
+                looks = self.looks
+                continue
+            try:
+                while self.looks == looks and not self.attending.locked() and not self.stopped.is_set():
+                    self.stand_in()
+                    looks = self.looks
+            except (zmq.ZMQError, OSError, ValueError):  # closed meanwhile
+                return
+
+    def stand_in(self):
+        """One look at the socket by the deputy."""
+        with self.lock:
+            if self.socket is None:
+                return
+            ready = self.socket.get(zmq.EVENTS) & zmq.POLLIN
+        if not ready:
+            select.select([self.descriptor], [], [], TICK)
+        looks = self.looks
+        self.serve(as_deputy=True)
+        self.looks = looks
+        newest = id(self.queue[-1]) if self.queue else None
+        if self.wanted and newest == self.seen:  # not about to be run by the one who made it
+            self.give(reserve=0)
+        self.seen = newest
+
+    def wake(self, what):
+        """Something that threads wait for has changed: let them look."""
+        if self.parked:
+            with self.lock:
+                gates = self.parked.pop(what, ())
+            for gate in gates:
+                gate.open(self)
+        self.rouse_waiter()
+
+    def rouse_waiter(self):
+        """If the thread asleep on the socket may be waiting for what we have just done, wake it."""
+        if self.attending.locked() and self.attendant != threading.get_ident():
+            self.rouse()
+
+    # -- what is to be run
+
+    def submit(self, fn, args, kwargs):
+        """Queue a call and return its Future."""
+        future = Future(self, (fn, args, kwargs), self.current_task())
+        self.push(future)
+        return future
+
+    def current_task(self):
+        """What the calling thread is running, if it is a task."""
+        return None
+
+    def push(self, unit):
+        """Queue a Future or a Span, and give something away if others wait."""
+        with self.lock:
+            self.check_open()
+            self.queue.append(unit)
+        if self.wanted:
+            self.give()
+
+    def check_open(self):
+        """Raise if no more work can be taken."""
+        if self.broken is not None:
+            raise self.broken
+
+    def forget(self, job):
+        """A job was cancelled: drop its spans here and those that were shipped."""
+        with self.lock:
+            ids = [task_id for task_id, shipment in self.away.items() if shipment.span.job is job]
+            for task_id in ids:
+                del self.away[task_id]
+                self.send(b"CANCEL", task_id)
+            if job in self.sources:
+                self.sources.remove(job)
+        self.wake(job)
+
+    # -- what is given away
+
+    def give(self, reserve=None):
+        """Give away as much as others want and we can spare. reserve: entries that stay here."""
+        while self.wanted > 0:
+            with self.lock:
+                span = self.spare(self.executes if reserve is None else reserve)
+                if span is None:
+                    if self.rich:
+                        self.rich = False
+                        self.send(b"DRY")
+                    return
+            self.ship(span)
+
+    def spare(self, reserve):
+        """Take the oldest work off the queue, as a span; None if there is none beyond the reserve."""
+        queue = self.queue
+        while queue and queue[0].stale:
+            queue.popleft()
+        if not queue or queue[0].pinned:
+            return None
+        alone = reserve and len(queue) == 1
+        if isinstance(queue[0], Future):
+            return None if alone else self.bundle()
+        return self.part_of(queue[0], alone)
+
+    def part_of(self, span, alone):
+        """A part of a span: its end if we run it ourselves, else its beginning."""
+        count = span.hi - span.lo
+        share = self.portion(count, span.job.item_bytes)
+        if alone and count == 1:
+            return None
+        if span.columns is None:  # still pickled: to be had as a whole, or not at all
+            if alone or span.job.left != count:
+                return None
+            share = count
+        if span.singly:
+            share = 1
+        if share >= count:
+            self.queue.popleft()
+            if isinstance(span.job, Guest) and span.job.left == count:
+                return span
+            part = span.cut(span.lo, span.hi)
+            span.lo = span.hi
+        elif self.executes:
+            part = span.cut(span.hi - share, span.hi)
+            span.hi -= share
+        else:
+            part = span.cut(span.lo, span.lo + share)
+            span.lo += share
+            self.queue.rotate(-1)  # two maps at the same time get equal shares
+        return part
+
+    def portion(self, count, item_bytes):
+        """How many of `count` items go to one taker."""
+        if item_bytes is None:
+            return 1  # the first one tells how large they are
+        share = (count + 1) // 2 if self.executes else -(-count // (2 * self.size))
+        return max(1, min(share, MAX_BODY // max(1, item_bytes)))
+
+    def bundle(self):
+        """The oldest calls of one parent, made a span."""
+        queue, first, futures = self.queue, self.queue[0], []
+        count = min(self.portion(len(queue), self.call_bytes), 4096)
+        while queue and len(futures) < count:
+            if not queue[0].stale:
+                if not isinstance(queue[0], Future) or queue[0]._parent is not first._parent \
+                        or queue[0].pinned:
+                    break
+                queue[0]._state = RUNNING
+                futures.append(queue[0])
+            queue.popleft()
+        job = Bundle(self, futures)
+        return Span(job, job.columns, 0, 0, len(futures), first._parent)
+
+    def ship(self, span):
+        """Send a span to whoever is hungry. What cannot be pickled stays here, or fails."""
+        job, lo, hi = span.job, span.lo, span.hi
+        try:
+            frames = self.pack(span)
+        except Exception as error:
+            self.keep(span, error)
+            return
+        with self.lock:
+            if job.cancelled:
+                return
+            self.wanted -= 1
+            while self.queue and self.queue[0].stale:
+                self.queue.popleft()
+            self.rich = len(self.queue) > self.executes
+            task_id = self.register(span, lo, hi)
+            self.send(b"TASK", task_id, span.avoid, pack_int(self.rich), job.kind, pack_int(lo), pack_int(hi),
+                      pack_int(span.singly), *frames)
+
+    def pack(self, span):
+        """The body of a TASK: recipe and columns."""
+        job = span.job
+        if isinstance(job, Guest) and job.body is not None:
+            return job.body
+        recipe = b"" if job.kind == b"calls" else job.recipe.encode()
+        frames = dumps([list(c) if isinstance(c, (list, tuple)) else c for c in span.items(span.lo, span.hi)])
+        job.item_bytes = sum(map_builtin(len, frames)) // (span.hi - span.lo)
+        if isinstance(job, Bundle):
+            self.call_bytes = job.item_bytes
+        return [recipe, *frames]
+
+    def register(self, span, lo, hi):
+        """The id of a span that leaves; the owner keeps a record, another holder tells the owner."""
+        job = span.job
+        if not isinstance(job, Guest):
+            task_id = b"%s:%d/%d" % (self.name, next(self.serial), lo)
+            self.away[task_id] = Shipment(span, lo, hi)
+            return task_id
+        if job.left == hi - lo:
+            self.guests.pop(job.id, None)
+            return job.id
+        task_id = b"%s/%d" % (job.id.rpartition(b"/")[0], lo)
+        self.send(b"SPLIT", job.id, pack_int(lo), pack_int(hi), task_id)
+        job.left -= hi - lo
+        return task_id
+
+    def keep(self, span, error):
+        """A span could not be pickled. Find the items to blame; the rest is queued again, one by one."""
+        job, count = span.job, span.hi - span.lo
+        if count > 1 and not (isinstance(error, CannotSend) and job.kind != b"calls"):
+            parts = [span.cut(i, i + 1) for i in range(span.lo, span.hi)]
+            with self.lock:
+                self.queue.extendleft(reversed(parts))
+            return
+        if self.executes:  # it runs where it was made, which needs no pickling
+            self.requeue_pinned(span)
+            return
+        if not isinstance(error, CannotSend):
+            error = self.blame(span, error)
+        job.deliver(span.lo, count, [None] * count, dict.fromkeys(range(count), error))
+
+    def requeue_pinned(self, span):
+        """Queue a span that has to stay in this process."""
+        if isinstance(span.job, Bundle):
+            span.job.recipe = CALLS
+        pinned = PinnedSpan(span.job, span.columns, span.base, span.lo, span.hi, span._parent)
+        with self.lock:
+            self.queue.append(pinned)
+
+    def blame(self, span, error):
+        """CannotSend with the part of the arguments that cannot be pickled."""
+        row = [column[span.lo - span.base] for column in span.columns]
+        if span.job.kind == b"calls":
+            fn, args, kwargs = row[0]
+            where, row = f"the call of {describe(fn)}", [fn, *args, *kwargs.values()]
+            names = ["the callable", *(f"argument {i}" for i in range(1, len(args) + 1)),
+                     *(f"argument {key!r}" for key in kwargs)]
+        else:
+            where, names = f"item {span.lo} of the map of {describe(span.job.recipe.fn)}", \
+                [f"argument {i}" for i in range(1, len(row) + 1)]
+        reasons = [text for text in map_builtin(explain, row, names) if text] or [str(error)]
+        result = CannotSend(f"{where} cannot be sent to a worker: {reasons[0]}")
+        result.__cause__ = error
+        return result
+
+    # -- messages
+
+    def on_HUNGRY(self, count):
+        self.wanted += int(count)
+
+    def on_RESULT(self, task_id, lo, count, last, *body):
+        lo, count = int(lo), int(count)
+        with self.lock:
+            shipment = self.away.get(task_id)
+            fresh = shipment is not None and shipment.close(lo, lo + count)
+            if fresh and not shipment.open:
+                del self.away[task_id]
+        if fresh:
+            shipment.span.job.deliver(lo, count, *decode_results(body))
+        elif last == b"0":
+            self.send(b"CANCEL", task_id)
+
+    def on_SPLIT(self, task_id, lo, hi, new):
+        lo, hi = int(lo), int(hi)
+        with self.lock:
+            shipment = self.away.get(task_id)
+            if shipment is None or not shipment.close(lo, hi):
+                self.send(b"CANCEL", new)
+                return
+            self.away[bytes(new)] = Shipment(shipment.span, lo, hi)
+            if not shipment.open:
+                del self.away[task_id]
+
+    def on_SINGLY(self, task_id):
+        self.take_back(task_id)
+
+    def on_LOST(self, task_id, lo, hi, obituary):
+        lo, hi = int(lo), int(hi)
+        shipment = self.away.get(task_id)
+        if shipment is None:
+            return
+        job, limit = shipment.span.job, max(1, self.retries)
+        for i in range(lo, hi):
+            job.deaths[i].append(obituary.decode())
+            if len(job.deaths[i]) >= limit and shipment.close(i, i + 1):
+                error = WorkerLost(self.obituaries(job, i))
+                job.deliver(i, 1, [None], {0: error})
+        self.take_back(task_id, (lo, hi), host_of(obituary.partition(b" ")[0]) if obituary else b"")
+
+    def take_back(self, task_id, suspects=None, avoid=b""):
+        """Queue again what is open of a shipment, first of all; item by item if it is suspected."""
+        with self.lock:
+            shipment = self.away.pop(task_id, None)
+            if shipment is None or shipment.span.job.cancelled:
+                return
+            for lo, hi in reversed(shipment.open):
+                span = shipment.span.cut(lo, hi)
+                span.avoid = avoid
+                span.singly = span.singly or suspects is None or lo < suspects[1] and suspects[0] < hi
+                self.queue.appendleft(span)
+                span.job.spans.append(span)
+        if self.wanted:
+            self.give()
+
+    def obituaries(self, job, item):
+        """The text of WorkerLost."""
+        deaths = job.deaths[item]
+        if job.kind == b"calls":
+            what = f"the call of {describe(job.futures[item]._call[0])}"
+        else:
+            what = f"item {item} of the {job.kind.decode()} of {describe(job.recipe.fn)}"
+        return (f"{what} killed {'its worker' if len(deaths) == 1 else f'{len(deaths)} workers, one after another'}"
+                f" (retries={self.retries}): {'; '.join(deaths)}. SIGKILL often means that memory ran out: "
+                "see the kernel's log (dmesg), or run fewer workers (-n)")
+
+    def on_CONST(self, name, *body):
+        self.consts[name.decode()] = Const(body)
+        self.wake("const")
+
+    def on_REFUSED(self, name):
+        self.refused.add(name.decode())
+        self.wake("const")
+
+    def on_CANCEL(self, task_id):
+        with self.lock:
+            guest = self.guests.pop(task_id, None)
+            if guest is not None:
+                guest.cancelled = True
+
+    def on_FAILED(self, reason):
+        self.break_off(PoolError(bytes(reason).decode()))
+
+    def break_off(self, error):
+        """The pool cannot go on: everything that waits fails with this error."""
+        with self.lock:
+            if self.broken is not None:
+                return
+            self.broken = error
+            shipped = [shipment.span for shipment in self.away.values()]
+            units = [unit for unit in self.queue if not unit.stale] + shipped
+            jobs = list(self.sources)
+            self.queue.clear()
+            self.away.clear()
+        for unit in units:
+            if isinstance(unit, Future):
+                unit._settle(FINISHED, None, error)
+            elif isinstance(unit.job, Bundle):
+                for future in unit.job.futures:
+                    if not future.done():
+                        future._settle(FINISHED, None, error)
+            else:
+                jobs.append(unit.job)
+        for job in jobs:
+            job.cancel()
+        self.wake("const")
+
+    # -- what the interface is made of
+
+    def map(self, fn, iterables, timeout=None, buffersize=None, ordered=True):
+        """See the module's ``map``."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        job = Mapping(self, Recipe(fn), iterables, ordered, buffersize=buffersize, parent=self.current_task())
+        results = job.results(deadline)
+        weakref.finalize(results, job.abandon).atexit = False
+        return results
+
+    def map_reduce(self, fn, op, iterables):
+        """See the module's ``map_reduce``."""
+        return Reduction(self, Recipe(fn, op), iterables, self.current_task()).result()
+
+    def set_const(self, **constants):
+        """See the module's ``set_const``."""
+        for name, value in constants.items():
+            if name in self.consts:
+                raise TypeError(f"the constant {name!r} exists already: constants are set once")
+            try:
+                frames = dumps(value)
+            except Exception as error:
+                raise CannotSend(explain(value, f"the constant {name!r}") or str(error)) from error
+            self.refused.discard(name)
+            self.send(b"CONST", name.encode(), *frames)
+            self.wait_for(lambda: name in self.consts or name in self.refused or self.broken, "const")
+            self.check_open()
+            if name in self.refused:
+                raise TypeError(f"the constant {name!r} exists already: constants are set once")
+
+    def get_const(self, name, timeout):
+        """See the module's ``get_const``."""
+        self.wait_for(lambda: name in self.consts, "const", timeout)
+        return self.consts[name].value if name in self.consts else None
+
+
+class PinnedSpan(Span):
+    """A span that cannot be pickled and so is run by the worker that made it."""
+
+    __slots__ = ()
+    pinned = True
+
+
+class Const:
+    """A shared constant; unpickled when it is first asked for."""
+
+    def __init__(self, frames):
+        self.frames = frames
+
+    @functools.cached_property
+    def value(self):
+        """The object, one and the same for all who ask in this process."""
+        frames, self.frames = self.frames, None
+        return loads(frames)
+
+
+class Gate:
+    """Where a thread of the user waits that is not watching the socket."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.lock.acquire()
+
+    def open(self, node):
+        """Let the thread go on."""
+        with contextlib.suppress(RuntimeError):  # open already
+            self.lock.release()
+
+
+# ---------------------------------------------------------------------------------------------------
+# 9  Root
+
+
+class Root(Node):
+    """The process of the user: starts the keeper of this host, creates tasks and runs none."""
+
+    def __init__(self, size, retries, options):
+        super().__init__(b"0.root", size, retries)
+        self.closing = False
+        self.directory = make_socket_directory()
+        self.address = f"ipc://{self.directory}/broker"
+        try:
+            self.keeper = self.start_keeper(options)
+            import_zmq()
+            self.open(self.address, b"root")
+        except BaseException:
+            self.abort()
+            raise
+
+    keeper = None
+
+    def start_keeper(self, options):
+        """Start the keeper, a fresh interpreter: this process may have threads, which no fork survives."""
+        this = sys.modules["minscoop"]
+        config = dict(options, directory=self.directory, address=self.address, size=self.size,
+                      retries=self.retries, sys_path=sys.path, argv=sys.argv, log_level=logger.level,
+                      aliases=[name for name, module in list(sys.modules.items()) if module is this])
+        command = [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", BOOT, os.path.abspath(__file__)]
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until it has its own handler
+        try:
+            keeper = subprocess.Popen(command, stdin=subprocess.PIPE)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        data = pickle.dumps(config, 5)
+        with contextlib.suppress(BrokenPipeError):  # it died: wait_for will find out
+            keeper.stdin.write(struct.pack(">Q", len(data)) + data)
+            keeper.stdin.flush()
+        return keeper
+
+    def wait_for(self, ready, what=None, timeout=None):
+        """Block until ready() is true, at most `timeout` seconds; says whether it is. Any thread.
+
+        One thread sleeps on the socket and serves; others sleep at a gate that `what` opens."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not ready():
+            left = remaining(deadline)
+            if left == 0:
+                return False
+            if self.wanted and not self.queue and self.feed():
+                left = 0
+            left = PATROL if left is None else min(left, PATROL)
+            if self.attending.acquire(blocking=False):
+                self.attendant = threading.get_ident()
+                try:
+                    if not ready():  # the deputy may have been quicker, and not have seen us
+                        self.attend(left)
+                finally:
+                    self.attendant = None
+                    self.attending.release()
+                self.patrol()
+            else:
+                self.wait_at_gate(what, min(left, TICK))
+        return True
+
+    def wait_at_gate(self, what, timeout):
+        """Sleep until `what` changes, at most so long: whoever serves may have left."""
+        gate = Gate()
+        with self.lock:
+            self.parked.setdefault(what, []).append(gate)
+        gate.lock.acquire(timeout=timeout)
+        with self.lock:
+            gates = self.parked.get(what, [])
+            if gate in gates:
+                gates.remove(gate)
+            if not gates:
+                self.parked.pop(what, None)
+
+    def patrol(self):
+        """Notice that the keeper is gone; with it went everything else."""
+        if self.keeper.poll() is not None and self.broken is None and not self.stopped.is_set():
+            code = self.keeper.returncode
+            self.break_off(PoolError(f"the pool of this host ended unexpectedly (keeper, pid {self.keeper.pid}: "
+                                     f"{status_text(code)}); what it printed above may say why"))
+
+    def stand_in(self):
+        super().stand_in()
+        self.patrol()
+
+    def check_open(self):
+        super().check_open()
+        if self.closing:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+    def feed(self, beyond=False):
+        """Pull inputs of maps; beyond: of those that nobody has begun to read, as far as they go."""
+        return any([job.pull(beyond or job.abandoned) for job in list(self.sources) if not job.begun or not beyond])
+
+    def quiet(self):
+        """Whether nothing of this process is queued or away."""
+        with self.lock:
+            while self.queue and self.queue[0].stale:
+                self.queue.popleft()
+            return not self.queue and not self.away and all(job.begun for job in self.sources)
+
+    def drain(self):
+        """Wait until all that was submitted is done."""
+        while self.broken is None and not self.quiet():
+            moved = self.feed(beyond=True)
+            self.wait_for(self.quiet, None, 0.001 if moved else PATROL)
+
+    def drop(self):
+        """Cancel what has not started."""
+        with self.lock:
+            units = list(self.queue) + [shipment.span for shipment in self.away.values()] + list(self.sources)
+        for unit in units:
+            if isinstance(unit, Future):
+                unit.cancel()
+            elif isinstance(unit, Job):
+                unit.cancel()
+            elif not isinstance(unit.job, Bundle):
+                unit.job.cancel()
+
+    def finish(self):
+        """Wait for what is under way, then end the pool."""
+        try:
+            self.drain()
+            self.closing = True
+            self.send(b"STOP")
+            while self.keeper.poll() is None and self.broken is None:
+                self.wait_for(lambda: self.keeper.poll() is not None, None, 0.01)
+        finally:
+            self.abort()
+
+    def abort(self):
+        """End the pool now, whatever is under way. Waits for it, at most GRACE seconds."""
+        self.closing = True
+        self.stopped.set()
+        if self.keeper is not None:
+            with contextlib.suppress(OSError):
+                self.keeper.stdin.close()  # the keeper kills its children when it sees that
+            try:
+                self.keeper.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                self.keeper.kill()
+                self.keeper.wait()
+        self.close()
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self.break_off(PoolError("the pool was shut down"))
+
+
+def make_socket_directory():
+    """A fresh directory of mode 0700 whose path is short enough for a socket's name (108 bytes)."""
+    for parent in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
+        if len(os.fsencode(parent)) < 70 and os.access(parent, os.W_OK | os.X_OK):
+            return tempfile.mkdtemp(prefix="minscoop-", dir=parent)
+    raise PoolError(f"no directory for sockets: {tempfile.gettempdir()} and /tmp are too long or not writable; "
+                    "set TMPDIR to a writable directory with a short path")
+
+
+def status_text(code):
+    """What a process's exit code says, in words. Negative: a signal."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by signal {-code} ({signal.Signals(-code).name})"
+    except ValueError:
+        return f"killed by signal {-code}"
+
+
+# ---------------------------------------------------------------------------------------------------
+# 10  Worker
+
+
+class Strand:
+    """A thread of a worker that can hold the baton."""
+
+    def __init__(self):
+        self.gate = threading.Lock()
+        self.gate.acquire()
+        self.task = None     # what it is running: a Future or a Slice
+        self.depth = 0       # tasks on its stack
+        self.slices = []     # the Slices on its stack
+        self.ident = None    # of its thread
+        self.mark = None     # the task of another node at the bottom of its stack
+
+    def open(self, worker):
+        """What this thread waits for is there: it goes on before any new task is begun."""
+        worker.resumable.append(self)
+        worker.rouse()
+
+
+class Worker(Node):
+    """Runs tasks: its own, and those that it asked for. One thread, the holder of the baton, at a time."""
+
+    executes = True
+
+    def __init__(self, name, config, mark):
+        super().__init__(name, config["size"], config["retries"])
+        self.config, self.marker = config, mark
+        self.holder = Strand()
+        self.resumable = collections.deque()
+        self.spare_strands = []
+        self.waiting = 0       # parked threads
+        self.asked = False     # HUNGRY was said and not answered
+        self.idle = False      # IDLE was said and holds
+        self.received = 0      # TASKs
+
+    # -- the baton
+
+    def start(self):
+        """Import the script, join the pool, and work until told to stop."""
+        self.holder.ident = threading.get_ident()
+        if self.config["eager"]:
+            try:
+                main.load()
+            except BaseException as error:
+                self.fail(error)
+        self.open(self.config["address"], b"worker")
+        self.marker[0] = 1  # ready
+        self.work()
+
+    def fail(self, error):
+        """Tell the root that the script cannot be imported here, and end."""
+        text = "".join(traceback.format_exception(type(error), error, error.__traceback__.tb_next.tb_next))
+        self.open(self.config["address"], b"worker")
+        self.send(b"FAILED", f"worker {self.name.decode()} (pid {os.getpid()}) cannot import the script "
+                             f"{main.path}, as workers do to find its functions:\n{text}".encode())
+        self.leave()
+
+    def work(self):
+        """The loop of the thread that holds the baton and has no task on its stack."""
+        me = self.holder
+        while True:
+            if self.stopped.is_set():
+                self.leave()
+            if self.resumable:
+                if len(self.spare_strands) >= SPARE_THREADS and me.ident != threading.main_thread().ident:
+                    self.pass_baton()
+                    return
+                self.spare_strands.append(me)
+                self.pass_baton()
+                me.gate.acquire()
+                continue
+            self.look_up()
+            unit = self.take(None, None)
+            if unit is not None:
+                self.run(unit)
+            elif not self.feed():
+                self.rest()
+
+    def look_up(self):
+        """Between tasks: serve the socket if that was long ago."""
+        now = time.monotonic()
+        if now - self.served > SLICE:
+            self.served = now
+            self.serve()
+
+    served = 0.0
+
+    def rest(self):
+        """Nothing to run: say so, and sleep until a message comes."""
+        self.ask()
+        with self.lock:
+            if not (self.idle or self.waiting or self.away or self.queue):
+                self.idle = True
+                self.send(b"IDLE", pack_int(self.received))
+        with self.attending:
+            if not self.queue:
+                self.attend(PATROL)
+
+    def ask(self):
+        """Say HUNGRY, unless that was said and stays said."""
+        if not self.asked and self.waiting < MAX_PARKED:
+            self.asked = True
+            self.send(b"HUNGRY", b"1")
+
+    def pass_baton(self):
+        """Let another thread go on: one that can resume, else one that takes new work."""
+        if self.resumable:
+            strand = self.resumable.popleft()
+        elif self.spare_strands:
+            strand = self.spare_strands.pop()
+        else:
+            strand = self.holder = Strand()
+            threading.Thread(target=self.new_thread, args=(strand,), daemon=True).start()
+            return
+        self.holder = strand
+        strand.gate.release()
+
+    def new_thread(self, strand):
+        """The life of a further thread."""
+        strand.ident = threading.get_ident()
+        self.work()
+
+    def wait_for(self, ready, what=None, timeout=None):
+        """Until ready() is true, at most `timeout` seconds, do other work; says whether it is.
+
+        First what is waited for, if it is still here; then descendants of the waiting task, newest
+        first; never a stranger on this stack: for those, this thread parks and another goes on."""
+        me = self.holder
+        if me.ident != threading.get_ident():
+            return self.wait_outside(ready, what, timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not ready():
+            if remaining(deadline) == 0:
+                return False
+            if self.broken:
+                raise self.broken
+            unit = self.take(what, me.task) if me.depth < MAX_INLINE else None
+            if unit is not None:
+                self.run(unit)
+            elif self.resumable or self.queue:
+                self.park(me, ready, what, deadline)
+            else:
+                self.look_around(deadline)
+        return True
+
+    def look_around(self, deadline):
+        """Nothing to run while a task waits: ask for work, and sleep until a message comes."""
+        for piece in self.holder.slices:
+            self.shorten(piece)
+        if self.queue or self.feed():
+            return
+        self.ask()
+        left = remaining(deadline)
+        with self.attending:
+            if not self.queue:
+                self.attend(PATROL if left is None else min(left, PATROL))
+
+    def park(self, me, ready, what, deadline):
+        """Give the baton away until `what` changes or the deadline comes."""
+        for piece in me.slices:
+            self.shorten(piece)
+        with self.lock:
+            self.parked.setdefault(what, []).append(me)
+            if ready() and me in self.parked.get(what, ()):  # it came before we were listed
+                self.parked[what].remove(me)
+                return
+            self.waiting += 1
+        self.pass_baton()
+        left = remaining(deadline)
+        if not me.gate.acquire(timeout=-1 if left is None else left):
+            with self.lock:
+                strands = self.parked.get(what, ())
+                if me in strands:
+                    strands.remove(me)
+                    me.open(self)
+            me.gate.acquire()
+        self.waiting -= 1
+        self.note(me.mark)
+
+    def wait_outside(self, ready, what, timeout):
+        """Waiting in a thread that the user's code made: it never holds the baton."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not ready():
+            left = remaining(deadline)
+            if left == 0:
+                return False
+            gate = Gate()
+            with self.lock:
+                self.parked.setdefault(what, []).append(gate)
+            gate.lock.acquire(timeout=PATROL if left is None else min(left, PATROL))
+        return True
+
+    # -- what to run
+
+    def current_task(self):
+        me = self.holder
+        return me.task if me.ident == threading.get_ident() else None
+
+    def push(self, unit):
+        with self.lock:
+            self.queue.append(unit)
+            self.idle = False
+            give = self.wanted and len(self.queue) > 1
+        if give:
+            self.give()
+        elif self.attending.locked():
+            self.rouse()
+
+    def take(self, what, task):
+        """Take the next unit off the queue: what is waited for, else the newest descendant of the task.
+
+        No task: the newest of all."""
+        with self.lock:
+            if isinstance(what, Future) and what._state == PENDING and what._node is self:
+                what._state = RUNNING
+                if self.queue and self.queue[-1] is what:
+                    self.queue.pop()
+                elif self.queue and self.queue[0] is what:
+                    self.queue.popleft()
+                return what
+            spans = getattr(what, "spans", ())
+            while spans and spans[0].stale:
+                spans.popleft()
+            if spans:
+                return spans[0].claim()
+            queue = self.queue
+            while queue and queue[-1].stale:
+                queue.pop()
+            if not queue or task is not None and not descends(queue[-1], task):
+                return None
+            unit = queue[-1]
+            if isinstance(unit, Span):
+                return unit.claim()
+            unit._state = RUNNING
+            return queue.pop()
+
+    def run(self, unit):
+        """Run a future or a slice on top of this thread's stack."""
+        me = self.holder
+        outer, me.task = me.task, unit
+        me.depth += 1
+        try:
+            if isinstance(unit, Future):
+                unit.run()
+            else:
+                self.run_slice(me, unit)
+        finally:
+            me.depth -= 1
+            me.task = outer
+
+    def run_slice(self, me, piece):
+        """Run a slice and deliver its results."""
+        job, count = piece.job, piece.hi - piece.lo
+        if isinstance(job, Guest):
+            if job.body is not None and not self.unpack(piece):
+                return
+            if me.depth == 1:
+                self.note((job.id, piece.lo, piece.hi))
+        self.ask_early(piece)
+        me.slices.append(piece)
+        start = time.perf_counter()
+        piece.run()
+        if piece.hi - piece.lo == count:
+            job.recipe.learn(count, time.perf_counter() - start)
+        with self.lock:
+            me.slices.pop()
+        piece.deliver()
+
+    def unpack(self, piece):
+        """Unpickle a task that is begun. If that fails, have its items sent one by one, or fail the one."""
+        job, span = piece.job, piece.span
+        try:
+            columns = job.open()
+            with self.lock:
+                span.columns = columns
+            return True
+        except BaseException as error:
+            with self.lock:
+                span.lo = span.hi
+            if job.left > 1:
+                job.cancelled = True
+                self.guests.pop(job.id, None)
+                self.send(b"SINGLY", job.id)
+                return False
+            failure = CannotSend(f"the callable or an argument cannot be unpickled on worker "
+                                 f"{self.name.decode()}: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            job.deliver(piece.lo, 1, [None], {0: failure})
+            return False
+
+    def ask_early(self, piece):
+        """Ask for more work if this slice is nearly all there is."""
+        if not self.asked and len(self.queue) <= 1:
+            pace = piece.job.recipe.pace
+            if pace is not None and (piece.span.hi - piece.lo) * pace < ASK_EARLY:
+                self.ask()
+
+    def shorten(self, piece):
+        """Give the items behind a long one back to the queue, and hand over the results before it."""
+        with self.lock:
+            piece.shorten()
+        if piece.job.recipe.op is None:
+            piece.deliver()
+
+    def note(self, mark):
+        """Write down what is being run, where the keeper reads it if we die."""
+        self.holder.mark = mark
+        if mark is None:
+            self.marker[1:3] = b"\0\0"
+            return
+        task_id, lo, hi = mark
+        self.marker[1:3 + len(task_id) + 16] = struct.pack(f">H{len(task_id)}sQQ", len(task_id), task_id, lo, hi)
+
+    def feed(self):
+        """Pull inputs of maps that nobody has begun to read. Says whether there were any."""
+        return any([job.pull(beyond=True) for job in list(self.sources) if not job.begun])
+
+    def stand_in(self):
+        if self.looks_stuck():
+            for piece in list(self.holder.slices):
+                self.shorten(piece)
+        super().stand_in()
+
+    def looks_stuck(self):
+        """Whether the running slice was so when the deputy looked last."""
+        piece = self.holder.slices[-1] if self.holder.slices else None
+        stuck, self.watched = piece is not None and piece is self.watched, piece
+        return stuck
+
+    watched = None
+
+    # -- messages
+
+    def on_TASK(self, task_id, avoid, more, kind, lo, hi, singly, *body):
+        lo, hi = int(lo), int(hi)
+        guest = self.guests[task_id] = Guest(self, task_id, kind, lo, hi, body)
+        with self.lock:
+            self.asked = self.idle = False
+            self.received += 1
+            self.queue.append(Span(guest, None, lo, lo, hi, None, singly == b"1", avoid))
+
+    def on_STOP(self):
+        self.stopped.set()
+
+    def leave(self):
+        """Say BYE and end this process."""
+        self.marker[0] = LEAVING
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.send(b"BYE")
+        self.close(linger=GRACE)
+        os._exit(0)
+
+
+def descends(unit, task):
+    """Whether a unit was created by this task, or by one of its descendants."""
+    while unit is not None:
+        if unit is task:
+            return True
+        unit = unit._parent
+    return False
+
+
+# ---------------------------------------------------------------------------------------------------
+# 11  Keeper
+
+BOOT = """import importlib.util as u, sys
+spec = u.spec_from_file_location('minscoop', sys.argv[1])
+module = sys.modules['minscoop'] = u.module_from_spec(spec)
+spec.loader.exec_module(module)
+module.Keeper.main()"""
+
+
+class Keeper:
+    """Starts the processes of a host and stays clean itself: one thread, no socket, no code of the user.
+
+    Everything it forks holds the read end of its lifeline, and is killed by the kernel when this process
+    is gone. It is itself told by its stdin, which ends with the root."""
+
+    def __init__(self, config, stdin):
+        self.config, self.stdin = config, stdin
+        self.lifeline_read, self.lifeline = os.pipe()
+        self.notices_read, self.notices = os.pipe()
+        self.signalled, self.signal_write = os.pipe()
+        os.set_blocking(self.signal_write, False)
+        os.set_blocking(self.signalled, False)
+        self.broker = None
+        self.workers = {}          # pid -> (name, marker page)
+        self.numbers = itertools.count(1)
+        self.startup_deaths = 0
+        self.exit_code = None
+
+    @classmethod
+    def main(cls):
+        """The life of the keeper process: its configuration comes through stdin."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the root's business
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        stdin = os.dup(0)
+        with open(os.devnull) as null:
+            os.dup2(null.fileno(), 0)
+        with open(stdin, "rb", buffering=0, closefd=False) as file:
+            size, = struct.unpack(">Q", read_exactly(file, 8))
+            config = pickle.loads(read_exactly(file, size))
+        keeper = cls(config, stdin)
+        try:
+            keeper.prepare()
+            keeper.run()
+        finally:
+            keeper.clean_up()
+        os._exit(keeper.exit_code)
+
+    def prepare(self):
+        """Import and set what all children share."""
+        config, this = self.config, sys.modules["minscoop"]
+        sys.path[:], sys.argv = config["sys_path"], config["argv"]
+        for name in config["aliases"]:
+            sys.modules.setdefault(name, this)
+        install_scoop_names()
+        configure_logging(config["log_level"])
+        if config["nice"]:
+            os.nice(config["nice"])
+        Main(*config["main"]).install()
+        import_zmq()
+
+    def run(self):
+        """Fork the broker and the workers; then reap and replace until the broker or the root ends."""
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self.signal_write, warn_on_full_buffer=False)
+        self.broker = self.fork(run_broker, self.config["address"], self.notices_read)
+        for _ in range(self.config["size"]):
+            self.start_worker()
+        while self.exit_code is None:
+            ready = select.select([self.stdin, self.signalled], [], [])[0]
+            if self.signalled in ready:
+                os.read(self.signalled, 4096)
+                self.reap()
+            if self.stdin in ready and not os.read(self.stdin, 4096):
+                self.exit_code = 0
+
+    def fork(self, target, *args):
+        """Run target(*args) in a child process; returns its pid."""
+        pid = os.fork()
+        if pid:
+            return pid
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN, which programs started here inherit
+            for descriptor in (self.stdin, self.lifeline, self.notices, self.signalled, self.signal_write):
+                os.close(descriptor)
+            sys.stdin = open(os.devnull)
+            tie_to(self.lifeline_read)
+            target(*args)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+
+    def start_worker(self):
+        """Fork one worker. It writes what it is running to a page of memory that we share."""
+        name, marker = b"0.%d" % next(self.numbers), mmap.mmap(-1, 4096)
+        self.workers[self.fork(run_worker, name, self.config, marker)] = name, marker
+
+    def reap(self):
+        """Take note of the children that have ended."""
+        while self.exit_code is None:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
+            if pid == self.broker:
+                self.exit_code = code if code >= 0 else 1
+                if code:
+                    print(f"minscoop: the broker (pid {pid}) ended: {status_text(code)}", file=sys.stderr)
+            else:
+                self.bury(pid, code, *self.workers.pop(pid))
+
+    def bury(self, pid, code, name, marker):
+        """Tell the broker that a worker has ended, and start another in its place."""
+        ready, length = struct.unpack(">BH", marker[:3])
+        task_id, lo, hi = struct.unpack(f">{length}sQQ", marker[3:19 + length])
+        marker.close()
+        if ready == LEAVING:
+            return
+        obituary = f"{name.decode()} (host {os.uname().nodename}, pid {pid}) {status_text(code)}"
+        self.notify(b"DIED", name, task_id, pack_int(lo), pack_int(hi), obituary.encode())
+        logger.warning("worker %s", obituary)
+        self.startup_deaths = 0 if ready else self.startup_deaths + 1
+        if self.startup_deaths < STARTUP_DEATHS:
+            self.start_worker()
+        elif not self.workers:
+            self.notify(b"FAILED", f"no worker can start; the last one: {obituary}".encode())
+
+    def notify(self, *frames):
+        """Write a notice to the broker's pipe: a line of JSON."""
+        line = json.dumps([frame.decode("latin-1") for frame in frames]) + "\n"
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self.notices, line.encode())
+
+    def clean_up(self):
+        """Kill what is left, and remove the sockets."""
+        for pid in [self.broker, *self.workers]:
+            if pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(self.config["directory"], ignore_errors=True)
+
+
+LEAVING = 2  # first byte of a marker page: 0 starting, 1 ready, 2 leaving as it was told
+
+
+def run_worker(name, config, marker):
+    """The life of a worker process."""
+    if config["profile"]:
+        os.makedirs(config["profile"], exist_ok=True)
+    with contextlib.suppress(AttributeError, ValueError):  # what a task prints appears at once
+        sys.stdout.reconfigure(line_buffering=True)
+    global this_worker
+    this_worker = Worker(name, config, marker)
+    this_worker.start()
+
+
+def read_exactly(file, count):
+    """Read so many bytes from a pipe. Raises EOFError if it ends before."""
+    data = b""
+    while len(data) < count:
+        more = file.read(count - len(data))
+        if not more:
+            raise EOFError("the pipe of the configuration ended early")
+        data += more
+    return data
+
+
+def tie_to(lifeline):
+    """Have this process killed when the other end of a pipe is closed.
+
+    On Linux the kernel itself sends SIGKILL then, also to a process that never releases the
+    interpreter's lock; the owner of such a signal is set per open file, hence a fresh one."""
+    if hasattr(fcntl, "F_SETSIG") and os.path.exists(f"/proc/self/fd/{lifeline}"):
+        own = os.open(f"/proc/self/fd/{lifeline}", os.O_RDONLY)
+        fcntl.fcntl(own, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(own, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(own, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+        if select.select([own], [], [], 0)[0]:  # it is closed already
+            os._exit(1)
+    else:
+        threading.Thread(target=lambda: (os.read(lifeline, 1), os._exit(1)), daemon=True).start()
+
+
+# ---------------------------------------------------------------------------------------------------
+# 12  Executor
+
+
+class Inline:
+    """Runs everything in this process, in the thread that asks: ``-n 0``, and functions without a pool.
+
+    Calls run when they are submitted, maps when they are read; what is unread is run at the end."""
+
+    size, name = 0, b"0.root"
+
+    def __init__(self):
+        self.lock = threading.RLock()
+        self.parked, self.consts, self.broken = {}, {}, None
+        self.unread = []  # un-begun maps
+        self.depth = threading.local()
+
+    def submit(self, fn, args, kwargs):
+        """Run a call and return its Future, finished."""
+        future = Future(self, (fn, args, kwargs), None)
+        future._state = RUNNING
+        depth = getattr(self.depth, "tasks", 0)
+        if depth < MAX_INLINE:
+            self.run(future, depth)
+        else:  # Python's stack has an end: go on with a fresh one
+            thread = threading.Thread(target=self.run, args=(future, 0))
+            thread.start()
+            thread.join()
+        return future
+
+    def run(self, future, depth):
+        """Run a future, at this depth of tasks on the thread's stack."""
+        self.depth.tasks = depth + 1
+        try:
+            future.run()
+        finally:
+            self.depth.tasks = depth
+
+    def wake(self, what):
+        """Nobody waits here: what could be waited for is done."""
+
+    def wait_for(self, ready, what=None, timeout=None):
+        """Wait for other threads to make ready() true."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not ready():
+            if remaining(deadline) == 0:
+                return False
+            time.sleep(SLICE)
+        return True
+
+    def map(self, fn, iterables, timeout=None, buffersize=None, ordered=True):
+        """The built-in map, with the end that ours has."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        items = zip(*[it if not hasattr(it, "__len__") else list(it) for it in iterables])
+        results = self.results(fn, items, deadline)
+        self.unread.append((results, fn, items))
+        return results
+
+    def results(self, fn, items, deadline):
+        """Run each item when it is asked for."""
+        self.unread = [entry for entry in self.unread if entry[2] is not items]
+        for row in items:
+            if remaining(deadline) == 0:
+                raise TimeoutError("a result of map is not there in time")
+            yield self.submit(fn, row, {}).result()
+
+    def map_reduce(self, fn, op, iterables):
+        """See the module's ``map_reduce``."""
+        return functools.reduce(op, self.map(fn, iterables))
+
+    def set_const(self, **constants):
+        """See the module's ``set_const``."""
+        for name, value in constants.items():
+            if name in self.consts:
+                raise TypeError(f"the constant {name!r} exists already: constants are set once")
+            self.consts[name] = value
+
+    def get_const(self, name, timeout):
+        """See the module's ``get_const``."""
+        self.wait_for(lambda: name in self.consts, "const", timeout)
+        return self.consts.get(name)
+
+    def finish(self):
+        """Run the maps that nobody has begun to read."""
+        while self.unread:
+            _, fn, items = self.unread.pop()
+            for row in items:
+                self.submit(fn, row, {})
+
+    def drop(self, shipped=False):
+        """Forget the maps that nobody has begun to read."""
+        self.unread.clear()
+
+    abort = drop
+
+
+class Executor(concurrent.futures.Executor):
+    """A pool of worker processes on this machine, as a PEP 3148 executor and context manager.
+
+    max_workers: number of worker processes; None for one per usable core, 0 to run everything inline in
+        the calling thread (for debuggers).
+    retries: a task over which this many workers have died fails with WorkerLost; 0 is like 1.
+    nice: niceness added to the workers' (see nice(1)).
+    profile: a directory, to which every worker writes a file for ``pstats``.
+
+    Starts at once and does not wait for the workers. Raises ValueError for bad arguments, PoolError if
+    the pool cannot start. While it lives, the module's functions use it (the one made last). Its
+    methods may be called from any thread; inside tasks, use the module's functions.
+
+    Leaving the ``with`` block waits for what was submitted. An exception drops what has not started;
+    KeyboardInterrupt ends the workers at once.
+
+    >>> with Executor(2) as executor:
+    ...     list(executor.map(abs, [-1, 2, -3]))
+    [1, 2, 3]
+    """
+
+    def __init__(self, max_workers=None, *, retries=3, nice=0, profile=None, _eager=False):
+        size = usable_cores() if max_workers is None else max_workers
+        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+            raise ValueError(f"max_workers must be a number from 0 on, not {max_workers!r}")
+        if importing_main:
+            refuse_import("an Executor was made")
+        self._node = Inline()
+        self._down = False
+        global main
+        if this_worker is None:
+            main = Main.of_this_process()
+            sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
+        if size:
+            self._node = Root(size, retries, {
+                "main": (main.path, main.name), "eager": _eager, "nice": nice,
+                "profile": profile and os.path.abspath(profile)})
+        executors.append(self)
+
+    def submit(self, fn, /, *args, **kwargs):
+        """Schedule fn(*args, **kwargs) and return its Future. Does not block.
+
+        Raises RuntimeError after shutdown, PoolError when the pool is broken."""
+        self._check_open()
+        return self._node.submit(fn, args, kwargs)
+
+    def map(self, fn, *iterables, timeout=None, chunksize=None, buffersize=None):
+        """An iterator over fn(*row) for the rows of zip(*iterables), in order: see the module's ``map``."""
+        self._check_open()
+        check_map(fn, iterables, chunksize, buffersize)
+        return self._node.map(fn, iterables, timeout, buffersize)
+
+    def map_as_completed(self, fn, *iterables, timeout=None):
+        """As ``map``, but results come in the order in which they are made."""
+        self._check_open()
+        check_map(fn, iterables)
+        return self._node.map(fn, iterables, timeout, None, ordered=False)
+
+    def map_reduce(self, map_fn, reduce_fn, *iterables):
+        """See the module's ``map_reduce``."""
+        self._check_open()
+        check_map(map_fn, iterables)
+        return self._node.map_reduce(map_fn, reduce_fn, iterables)
+
+    def map_scan(self, map_fn, reduce_fn, *iterables):
+        """See the module's ``map_scan``."""
+        return itertools.accumulate(self.map(map_fn, *iterables), reduce_fn)
+
+    def set_const(self, **constants):
+        """See the module's ``set_const``."""
+        self._check_open()
+        self._node.set_const(**constants)
+
+    def get_const(self, name, timeout=0.1):
+        """See the module's ``get_const``."""
+        return self._node.get_const(name, timeout)
+
+    def shutdown(self, wait=True, *, cancel_futures=False):
+        """End the pool when what was submitted is done; with cancel_futures, what has started.
+
+        wait: block until then; else the waiting is left to a thread. May be called again."""
+        if self._down:
+            return
+        self._down = True
+        if cancel_futures:
+            self._node.drop()
+        if wait:
+            self._finish()
+        else:
+            threading.Thread(target=self._finish, name="minscoop shutdown").start()
+
+    def _finish(self):
+        try:
+            self._node.finish()
+        finally:
+            with contextlib.suppress(ValueError):
+                executors.remove(self)
+
+    def _abort(self):
+        self._down = True
+        self._node.abort()
+        with contextlib.suppress(ValueError):
+            executors.remove(self)
+
+    def _check_open(self):
+        if self._down:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+    def __exit__(self, kind, error, tb):
+        if kind is None or kind is SystemExit and not error.code:
+            self.shutdown()
+        elif issubclass(kind, KeyboardInterrupt):
+            self._abort()
+        else:
+            self._node.drop(shipped=True)
+            self.shutdown()
+        return False
+
+
+executors = []       # those of this process that live; the module's functions use the last
+this_worker = None   # in a worker process, its Worker
+
+
+@atexit.register
+def shut_down_all():
+    """At the interpreter's end: wait for what was submitted, as ProcessPoolExecutor does."""
+    for executor in list(executors):
+        executor.shutdown()
+
+
+def check_map(fn, iterables, chunksize=None, buffersize=None):
+    """Raise TypeError or ValueError for arguments that no map can use."""
+    if not callable(fn):
+        raise TypeError(f"map needs a callable first, not {fn!r}")
+    if not iterables:
+        raise TypeError("map needs at least one iterable")
+    for name, value in (("chunksize", chunksize), ("buffersize", buffersize)):
+        if value is not None and not isinstance(value, int):
+            raise TypeError(f"{name} must be an integer or None, not {value!r}")
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be >= 1, not {value}")
+
+
+def refuse_import(what):
+    """Raise the error of a script without a guard."""
+    raise RuntimeError(
+        f"{what} while a worker imported the script. Workers import it to find its functions; put the code "
+        "that starts the program under  if __name__ == \"__main__\":  so that it runs in the root only")
+
+
+# ---------------------------------------------------------------------------------------------------
+# 13  Module functions
+
+
+def node():
+    """The node that the module's functions use here and now."""
+    if importing_main:
+        refuse_import("minscoop was called")
+    if this_worker is not None:
+        return this_worker
+    if executors:
+        executors[-1]._check_open()
+        return executors[-1]._node
+    global inline
+    if inline is None:
+        inline = Inline()
+    return inline
+
+
+inline = None  # for calls without a pool
+
+
+def submit(fn, /, *args, **kwargs):
+    """Schedule fn(*args, **kwargs) to run once, somewhere in the pool; return its Future. Does not block.
+
+    From a task, the new task is queued where it was made until another worker is hungry, and costs a few
+    microseconds if it is awaited before. Any thread may call it."""
+    if not callable(fn):
+        raise TypeError(f"submit needs a callable first, not {fn!r}")
+    return node().submit(fn, args, kwargs)
+
+
+def map(fn, *iterables, timeout=None, chunksize=None, buffersize=None, **kwargs):
+    """An iterator over fn(*row, **kwargs) for the rows of zip(*iterables), results in order.
+
+    The work starts now, and is done even if the results are never read. The iterables may be endless:
+    those without a length are pulled as needed, a little ahead of the reader. An iterator that was begun
+    and is then closed or dropped cancels what has not started.
+
+    timeout: seconds from this call after which reading raises TimeoutError; None for no limit.
+    chunksize: accepted and unused: slices are measured.
+    buffersize: number of inputs pulled ahead of the reader at most, for iterables with a length too.
+    Raises, when read, what a call raised; and TypeError or ValueError at once for bad arguments.
+
+    >>> list(map(pow, [2, 3], [5, 2]))
+    [32, 9]
+    """
+    check_map(fn, iterables, chunksize, buffersize)
+    return node_or_warning().map(with_keywords(fn, kwargs), iterables, timeout, buffersize)
+
+
+def map_as_completed(fn, *iterables, timeout=None, **kwargs):
+    """As ``map``, but results come in the order in which they are made."""
+    check_map(fn, iterables)
+    return node_or_warning().map(with_keywords(fn, kwargs), iterables, timeout, None, ordered=False)
+
+
+def map_reduce(map_fn, reduce_fn, *iterables, **kwargs):
+    """The reduction of map_fn(*row, **kwargs) over the rows, by any associative function. Blocks.
+
+    Reduced where the results are made, neighbours with neighbours, so that reduce_fn need not be
+    commutative. The iterables have to end. Raises TypeError when they are empty, as functools.reduce.
+
+    >>> map_reduce(len, operator.add, ["to", "be", "or"])
+    6
+    """
+    check_map(map_fn, iterables)
+    return node().map_reduce(with_keywords(map_fn, kwargs), reduce_fn, iterables)
+
+
+def map_scan(map_fn, reduce_fn, *iterables, **kwargs):
+    """An iterator over the running reductions of map_fn(*row, **kwargs), as itertools.accumulate gives.
+
+    The calls of map_fn run in the pool, those of reduce_fn in the reader.
+
+    >>> list(map_scan(len, operator.add, ["to", "be", "or"]))
+    [2, 4, 6]
+    """
+    return itertools.accumulate(map(map_fn, *iterables, **kwargs), reduce_fn)
+
+
+def with_keywords(fn, kwargs):
+    """fn with keyword arguments for every call."""
+    return functools.partial(fn, **kwargs) if kwargs else fn
+
+
+def node_or_warning():
+    """As ``node``; warns, once, that there is no pool."""
+    found = node()
+    if found is inline and not getattr(inline, "warned", False):
+        inline.warned = True
+        warnings.warn("minscoop works serially: no pool. Run 'python minscoop.py script.py', or use "
+                      "'with minscoop.Executor():'", RuntimeWarning, stacklevel=3)
+    return found
+
+
+def wait(fs, timeout=None, return_when=ALL_COMPLETED):
+    """Wait for futures; returns (done, not_done), as ``concurrent.futures.wait``.
+
+    timeout: seconds; None, or -1 as in SCOOP, for no limit. return_when: ALL_COMPLETED, FIRST_COMPLETED
+    or FIRST_EXCEPTION. In a task, other tasks run meanwhile."""
+    return concurrent.futures.wait(fs, None if timeout == -1 else timeout, return_when)
+
+
+def as_completed(fs, timeout=None):
+    """An iterator over futures as they complete, as ``concurrent.futures.as_completed``."""
+    return concurrent.futures.as_completed(fs, timeout)
+
+
+def shutdown(wait=True):
+    """End the pool that the module's functions use, as ``Executor.shutdown``. In a task: RuntimeError."""
+    if this_worker is not None:
+        raise RuntimeError("a task cannot shut the pool down")
+    if executors:
+        executors[-1].shutdown(wait)
+
+
+def set_const(**constants):
+    """Set constants for the whole pool, once. Blocks until the broker has taken them.
+
+    Anything that can be sent, functions and lambdas included. Raises TypeError for a name that is set
+    already, CannotSend for a value that cannot be pickled."""
+    node().set_const(**constants)
+
+
+def get_const(name, timeout=0.1):
+    """A shared constant, from anywhere in the pool; None if it is not set within `timeout` seconds."""
+    return node().get_const(name, timeout)
+
+
+# ---------------------------------------------------------------------------------------------------
+# 14  SCOOP's names
+#
+# `from minscoop import futures, shared`, and the same from `scoop`, while a program runs under minscoop.
+
+mapReduce, setConst, getConst = map_reduce, set_const, get_const
+
+
+def mapScan(map_fn, reduce_fn, *iterables, **kwargs):
+    """SCOOP's spelling of ``map_scan``; returns a list."""
+    return list(map_scan(map_fn, reduce_fn, *iterables, **kwargs))
+
+
+def __getattr__(name):
+    """Names of SCOOP whose value depends on where and when one asks."""
+    if name in ("futures", "shared"):
+        return sys.modules[__name__]
+    if name in ("IS_RUNNING", "IS_ORIGIN", "SIZE", "DEBUG", "BROKER", "worker"):
+        here = this_worker or (executors[-1]._node if executors else None)
+        return {"IS_RUNNING": here is not None,
+                "IS_ORIGIN": this_worker is None,
+                "SIZE": here.size if here else 0,
+                "DEBUG": logger.isEnabledFor(logging.DEBUG),
+                "BROKER": getattr(here, "address", None) or (here.config["address"] if this_worker else None),
+                "worker": here.name.decode() if here else None}[name]
+    raise AttributeError(f"module 'minscoop' has no attribute {name!r}")
+
+
+def install_scoop_names():
+    """Let ``import scoop``, ``scoop.futures`` and ``scoop.shared`` mean this module, and minscoop's own."""
+    this = sys.modules["minscoop"]
+    this.__path__ = []  # makes `import minscoop.futures` look into sys.modules
+    for name in ("scoop", "scoop.futures", "scoop.shared", "minscoop.futures", "minscoop.shared"):
+        sys.modules[name] = this
+
+
+def configure_logging(level):
+    """Messages of the logger ``minscoop`` go to stderr, unless the program has set up something else."""
+    logger.setLevel(level)
+    if not logger.handlers and level:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("minscoop: %(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False
+
+
+# ---------------------------------------------------------------------------------------------------
+# 15  Command line
+
+USAGE_EXAMPLES = """\
+examples:
+  python minscoop.py script.py data.csv           one worker per core that may be used
+  python minscoop.py -n 4 -m package.module       as python -m, on four workers
+  python minscoop.py -n 2 -c 'from minscoop import futures; print(list(futures.map(abs, [-1, 2])))'
+  python minscoop.py -n 0 script.py               everything in this process: for pdb, and for teaching
+
+In the program:
+  from minscoop import futures
+  if __name__ == "__main__":
+      print(sum(futures.map(abs, range(-10, 0))))
+"""
+
+
+def make_parser():
+    """The parser of the command line, up to the program; what follows that is the program's own."""
+    import argparse
+    parser = argparse.ArgumentParser(
+        prog="minscoop.py", usage="python minscoop.py [options] (script.py | -m module | -c code) [arguments]",
+        description="Run a Python program with a pool of worker processes behind its map and submit.",
+        epilog=USAGE_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    program = parser.add_argument_group("program (everything after it belongs to the program)")
+    program.add_argument("program", nargs="?", metavar="script.py", help="a Python file")
+    program.add_argument("-m", dest="module", metavar="module", help="a module or package, as with python -m")
+    program.add_argument("-c", dest="code", metavar="code", help="Python code, as with python -c")
+    pool = parser.add_argument_group("pool")
+    pool.add_argument("-n", type=int, default=None, metavar="N", dest="workers",
+                      help=f"number of workers; 0 runs everything inline (default: usable cores, here {usable_cores()})")
+    pool.add_argument("--retries", type=int, default=3, metavar="N",
+                      help="deaths of workers over one task after which it fails (default: %(default)s)")
+    pool.add_argument("--nice", type=int, default=0, metavar="N", help="niceness of the workers (default: 0)")
+    output = parser.add_argument_group("output")
+    output.add_argument("-v", "--verbose", action="count", default=0, help="say what happens; -vv: everything")
+    output.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+    output.add_argument("--profile", metavar="DIR", help="write a cProfile file per worker to this directory")
+    output.add_argument("--version", action="version", version=f"minscoop {__version__}")
+    return parser
+
+
+def split_arguments(argv):
+    """(minscoop's arguments, the program's): the program's begin behind the script, module or code."""
+    takes_value = {"-n", "--retries", "--nice", "--profile"}
+    at = 0
+    while at < len(argv):
+        word = argv[at]
+        if word in ("-m", "-c"):
+            return argv[:at + 2], argv[at + 2:]
+        if word[:2] in ("-m", "-c") and not word.startswith("--"):
+            return argv[:at + 1], argv[at + 1:]
+        if word == "--":
+            return argv[:at + 2], argv[at + 2:]
+        if not word.startswith("-") or word == "-":
+            return argv[:at + 1], argv[at + 1:]
+        at += 2 if word in takes_value else 1
+    return argv, []
+
+
+def command_line(argv=None):
+    """Run a program as the command line says; returns or raises SystemExit with its exit code."""
+    parser = make_parser()
+    own, rest = split_arguments(sys.argv[1:] if argv is None else argv)
+    options = parser.parse_args(own)
+    if options.program is None and options.module is None and options.code is None:
+        parser.error("no program: give a script, -m module or -c code")
+    if options.workers is not None and options.workers < 0:
+        parser.error(f"argument -n: a number from 0 on, not {options.workers}")
+    if options.retries < 0:
+        parser.error(f"argument --retries: a number from 0 on, not {options.retries}")
+    configure_logging(logging.ERROR if options.quiet else
+                      (logging.WARNING, logging.INFO, logging.DEBUG)[min(options.verbose, 2)])
+    try:
+        code = prepare_program(options, rest)
+    except (OSError, ImportError, SyntaxError, ValueError) as error:
+        parser.exit(2, f"minscoop.py: cannot run the program: {first_line(error)}\n")
+    run_program(code, options)
+
+
+def first_line(error):
+    """An error in one line, with where it is."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: {type(error).__name__}: {error.msg}"
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}"
+    return str(error).partition("\n")[0]
+
+
+def prepare_program(options, rest):
+    """Compile the program and set up sys.argv, sys.path and ``__main__`` as Python would; returns the code."""
+    module = types.ModuleType("__main__")
+    module.__builtins__ = __builtins__
+    if options.code is not None:
+        code, spec, argv0, path0 = compile(options.code, "<string>", "exec"), None, "-c", ""
+    elif options.module is not None:
+        sys.path[0] = os.getcwd()
+        code, spec = read_main(None, options.module)
+        module.__spec__, module.__package__, module.__file__ = spec, spec.parent, spec.origin
+        argv0, path0 = spec.origin, os.getcwd()
+    else:
+        path = module.__file__ = options.program
+        if os.path.isdir(path):
+            raise IsADirectoryError(21, "is a directory; for a package use -m", path)
+        code, spec = read_main(path)
+        argv0, path0 = path, os.path.dirname(os.path.abspath(path))
+    sys.argv, sys.path[0] = [argv0, *rest], path0
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = module
+    return code
+
+
+def run_program(code, options):
+    """Execute the program with an Executor around it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    install_scoop_names()
+    try:
+        executor = Executor(options.workers, retries=options.retries, nice=options.nice,
+                            profile=options.profile, _eager=True)
+    except MinscoopError as error:
+        sys.exit(f"minscoop: {error}")
+    module = sys.modules["__main__"]
+    try:
+        with executor:
+            try:
+                exec(code, module.__dict__)
+            except SystemExit:
+                raise
+            except BaseException as error:
+                show(error)
+                raise
+            finally:
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)  # so that a shell sees what it was
+    except SystemExit:
+        raise
+    except BaseException:
+        sys.exit(1)
+
+
+def show(error):
+    """Print a traceback of the program, without our frames around it; a failing pool in one message."""
+    if isinstance(error, PoolError):
+        print(f"minscoop: {error}", file=sys.stderr)
+        return
+    tb = error.__traceback__
+    while tb is not None and tb.tb_frame.f_code.co_filename == __file__:
+        tb = tb.tb_next
+    sys.excepthook(type(error), error.with_traceback(tb), tb)
+
+
+if _AS_SCRIPT:
+    command_line()
