@@ -1669,15 +1669,20 @@ class Node:
 
     def give(self, reserve=None):
         """Give away as much as others want and we can spare. reserve: entries that stay here."""
-        while self.wanted > 0:
+        while True:
             with self.lock:
+                if self.wanted <= 0:
+                    return
                 span = self.spare(self.executes if reserve is None else reserve)
                 if span is None:
                     if self.rich:
                         self.rich = False
                         self.send(b"DRY")
                     return
-            self.ship(span)
+                self.wanted -= 1
+            if not self.ship(span):
+                with self.lock:
+                    self.wanted += 1
 
     def spare(self, reserve):
         """Take the oldest work off the queue, as a span; None if there is none beyond the reserve."""
@@ -1741,23 +1746,23 @@ class Node:
         return Span(job, job.columns, 0, 0, len(futures), first._parent)
 
     def ship(self, span):
-        """Send a span to whoever is hungry. What cannot be pickled stays here, or fails."""
+        """Send a span to whoever is hungry; says whether. What cannot be pickled stays here, or fails."""
         job, lo, hi = span.job, span.lo, span.hi
         try:
             frames = self.pack(span)
         except Exception as error:
             self.keep(span, error)
-            return
+            return False
         with self.lock:
             if job.cancelled:
-                return
-            self.wanted -= 1
+                return False
             while self.queue and self.queue[0].stale:
                 self.queue.popleft()
             self.rich = len(self.queue) > self.executes
             task_id = self.register(span, lo, hi)
             self.send(b"TASK", task_id, span.avoid, pack_int(self.rich), job.kind, pack_int(lo), pack_int(hi),
                       pack_int(span.singly), *frames)
+        return True
 
     def pack(self, span):
         """The body of a TASK: recipe and columns."""
@@ -1828,7 +1833,8 @@ class Node:
     # -- messages
 
     def on_HUNGRY(self, count):
-        self.wanted += int(count)
+        with self.lock:
+            self.wanted += int(count)
 
     def on_RESULT(self, task_id, lo, count, last, *body):
         lo, count = int(lo), int(count)
