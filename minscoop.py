@@ -224,6 +224,14 @@ def connect(address, name):
     return context, socket
 
 
+def readable(timeout, *descriptors):
+    """Those of some file descriptors that can be read, after at most `timeout` seconds (None: no limit)."""
+    poll = select.poll()  # select() cannot take descriptors from 1024 on
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return [descriptor for descriptor, _ in poll.poll(None if timeout is None else timeout * 1000)]
+
+
 def import_zmq():
     """Bind the module's global ``zmq``. Not done at the top: meanwhile the keeper starts."""
     global zmq
@@ -554,6 +562,12 @@ class Main:
                         importing_main = False
         return module
 
+    def adopt(self):
+        """Let this process's own main module be the one; it is known under the workers' name for it, too."""
+        global main
+        main = self
+        sys.modules["__mp_main__"] = sys.modules["__main__"]
+
     def install(self):
         """Make this process's ``__main__`` a stand-in for the user's, to be loaded when needed."""
         global main
@@ -792,12 +806,14 @@ CALLS = Recipe(apply)
 class Span:
     """Items [lo, hi) of a job, waiting in a queue. columns[k][i - base] is argument k of item i."""
 
-    __slots__ = ("job", "columns", "base", "lo", "hi", "_parent", "singly", "avoid")
-    pinned = False  # has to stay in this process
+    __slots__ = ("job", "columns", "base", "lo", "hi", "_parent", "singly", "avoid", "pinned")
 
     def __init__(self, job, columns, base, lo, hi, parent=None, singly=False, avoid=b""):
         self.job, self.columns, self.base, self.lo, self.hi = job, columns, base, lo, hi
-        self._parent, self.singly, self.avoid = parent, singly, avoid
+        self._parent = parent
+        self.singly = singly  # it is to be run item by item
+        self.avoid = avoid    # the host where it failed
+        self.pinned = False   # it cannot be pickled and stays in this process
 
     @property
     def stale(self):
@@ -830,7 +846,7 @@ class Slice:
 
     def run(self):
         """Run the items one after the other; an exception is the result of its item only."""
-        recipe, values = self.job.recipe, self.values
+        recipe, values, start, count = self.job.recipe, self.values, time.perf_counter(), self.hi - self.lo
         try:
             columns = [list(column) for column in self.span.items(self.lo, self.hi)]
             self.source = iter(columns[0])
@@ -850,6 +866,8 @@ class Slice:
                     error.__traceback__ = error.__traceback__.tb_next
                 self.failures[len(values)] = error
                 values.append(None)
+        if self.hi - self.lo == count:
+            recipe.learn(count, time.perf_counter() - start)
         if recipe.op is not None and not self.failures:
             self.reduce(recipe.op)
 
@@ -906,6 +924,12 @@ class Job:
         """Take `count` results from item lo on. values: one each, or one for all of a reduction."""
         raise NotImplementedError
 
+    def cancel(self):
+        """Drop what has not started, here and elsewhere."""
+        if not self.cancelled:
+            self.cancelled = True
+            self.node.forget(self)
+
     def push(self, columns, base, lo, hi, **kwargs):
         """Queue a span of this job at its node."""
         span = Span(self, columns, base, lo, hi, **kwargs)
@@ -924,8 +948,14 @@ class Bundle(Job):
         self.columns = ([future._call for future in futures],)
 
     def deliver(self, lo, count, values, failures):
-        for i in range(count):
-            self.futures[lo + i]._settle(FINISHED, values[i], failures.get(i))
+        for future, value, i in zip(self.futures[lo:lo + count], values, range(count)):
+            future._settle(FINISHED, value, failures.get(i))
+
+    def cancel(self):
+        super().cancel()
+        for future in self.futures:
+            if not future.done():
+                future._settle(CANCELLED_AND_NOTIFIED if self.node.broken is None else FINISHED, None, self.node.broken)
 
 
 class Guest(Job):
@@ -1008,7 +1038,7 @@ class Pulled(Job):
         self.inputs_error = None
         self.pulling = threading.Lock()
         self._parent, self.fixed = parent, buffersize
-        self.window = buffersize or READ_AHEAD * node.size
+        self.window = buffersize or READ_AHEAD * max(1, node.size)
         self.doubled = time.monotonic()
         if buffersize is None and all(hasattr(it, "__len__") for it in iterables):
             self.rows, self.exhausted = None, True
@@ -1032,7 +1062,7 @@ class Pulled(Job):
         if not self.pulling.acquire(blocking=False):
             return False
         try:
-            rows = self.take_rows(max(self.window - ahead, READ_AHEAD * self.node.size if beyond else 1))
+            rows = self.take_rows(max(self.window - ahead, READ_AHEAD * max(1, self.node.size) if beyond else 1))
             if rows:
                 lo, self.pulled = self.pulled, self.pulled + len(rows)
                 self.push(tuple(zip(*rows)), lo, lo, self.pulled, parent=self._parent)
@@ -1066,11 +1096,6 @@ class Pulled(Job):
                 self.window *= 2
             self.doubled = now
 
-    def cancel(self):
-        """Drop what has not started, here and elsewhere."""
-        if not self.cancelled:
-            self.cancelled = True
-            self.node.forget(self)
 
 
 class Mapping(Pulled):
@@ -1482,7 +1507,7 @@ class Node:
         self.sources = []                 # jobs whose inputs are not all pulled
         self.away = {}                    # task id -> Shipment
         self.guests = {}                  # task id -> Guest
-        self.parked = {}                  # what is waited for -> gates of threads to be woken
+        self.parked = {}                  # what is waited for -> Events and Strands to be set
         self.consts, self.refused = {}, set()
         self.wanted = 0                   # tasks that others would take from here
         self.rich = False                 # we told the broker that there is more
@@ -1494,9 +1519,6 @@ class Node:
         self.stopped = threading.Event()
         self.attending = threading.Lock()  # held by the thread that sleeps on the socket
         self.looks = 0                     # times that somebody looked at the socket
-        self.wake_read, self.wake_write = os.pipe()
-        os.set_blocking(self.wake_read, False)
-        os.set_blocking(self.wake_write, False)
         self.context = self.socket = None
 
     # -- the socket, and who watches it
@@ -1505,6 +1527,9 @@ class Node:
         """Connect to the broker and say HELLO; start the deputy."""
         self.context, self.socket = connect(address, self.name)
         self.descriptor = self.socket.fd
+        self.wake_read, self.wake_write = os.pipe()  # to wake who sleeps on the socket
+        os.set_blocking(self.wake_read, False)
+        os.set_blocking(self.wake_write, False)
         self.send(b"HELLO", role)
         threading.Thread(target=self.deputise, name="minscoop deputy", daemon=True).start()
 
@@ -1532,10 +1557,11 @@ class Node:
     def attend(self, timeout):
         """Sleep until a message comes, somebody calls ``rouse``, or the time is over; then serve."""
         with self.lock:
-            ready = self.inbox or self.mail or self.socket is not None and self.socket.get(zmq.EVENTS) & zmq.POLLIN
+            if self.socket is None:
+                return
+            ready = self.inbox or self.mail or self.socket.get(zmq.EVENTS) & zmq.POLLIN
         if not ready:
-            watched = [self.wake_read] if self.socket is None else [self.wake_read, self.descriptor]
-            if self.wake_read in select.select(watched, [], [], timeout)[0]:
+            if self.wake_read in readable(timeout, self.wake_read, self.descriptor):
                 with contextlib.suppress(BlockingIOError):
                     os.read(self.wake_read, 4096)
         self.serve()
@@ -1589,15 +1615,14 @@ class Node:
         """The deputy: looks at the socket when nobody else has done so for a TICK."""
         looks = -1
         while not self.stopped.wait(TICK):
-            if self.attending.locked() or self.looks != looks:
-                looks = self.looks
-                continue
-            try:
-                while self.looks == looks and not self.attending.locked() and not self.stopped.is_set():
+            while self.looks == looks and not self.attending.locked() and self.socket is not None:
+                try:
                     self.stand_in()
-                    looks = self.looks
-            except (zmq.ZMQError, OSError, ValueError):  # closed meanwhile
-                return
+                except Exception:
+                    if self.socket is not None:  # else it was closed meanwhile
+                        logger.exception("the deputy of %s", self.name.decode())
+                looks = self.looks
+            looks = self.looks
 
     def stand_in(self):
         """One look at the socket by the deputy."""
@@ -1606,10 +1631,8 @@ class Node:
                 return
             ready = self.socket.get(zmq.EVENTS) & zmq.POLLIN
         if not ready:
-            select.select([self.descriptor], [], [], TICK)
-        looks = self.looks
+            readable(TICK, self.descriptor)
         self.serve(as_deputy=True)
-        self.looks = looks
         newest = id(self.queue[-1]) if self.queue else None
         if self.wanted and newest == self.seen:  # not about to be run by the one who made it
             self.give(reserve=0)
@@ -1619,15 +1642,37 @@ class Node:
         """Something that threads wait for has changed: let them look."""
         if self.parked:
             with self.lock:
-                gates = self.parked.pop(what, ())
-            for gate in gates:
-                gate.open(self)
-        self.rouse_waiter()
-
-    def rouse_waiter(self):
-        """If the thread asleep on the socket may be waiting for what we have just done, wake it."""
-        if self.attending.locked() and self.attendant != threading.get_ident():
+                sleepers = self.parked.pop(what, ())
+            for sleeper in sleepers:
+                sleeper.set()
+        if self.attendant not in (None, threading.get_ident()):
             self.rouse()
+
+    def wait_for(self, ready, what=None, timeout=None):
+        """Block until ready() is true, at most `timeout` seconds; says whether it is. Any thread.
+
+        what: the object whose ``wake`` announces that it may be."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not ready():
+            left = remaining(deadline)
+            if left == 0:
+                return False
+            self.sleep(ready, what, PATROL if left is None else min(left, PATROL))
+        return True
+
+    def sleep(self, ready, what, timeout):
+        """Sleep until `what` changes, for some time at most."""
+        sleeper = threading.Event()
+        with self.lock:
+            sleepers = self.parked.setdefault(what, [])
+            sleepers.append(sleeper)
+        if not ready():  # asked once more, now that changes reach us
+            sleeper.wait(timeout)
+        with self.lock:
+            if sleeper in sleepers:
+                sleepers.remove(sleeper)
+            if not sleepers and self.parked.get(what) is sleepers:
+                del self.parked[what]
 
     # -- what is to be run
 
@@ -1664,6 +1709,18 @@ class Node:
             if job in self.sources:
                 self.sources.remove(job)
         self.wake(job)
+
+    def drop(self, shipped=False):
+        """Cancel what has not started; shipped: also calls that were sent to workers, started or not."""
+        with self.lock:
+            futures = [unit for unit in self.queue if isinstance(unit, Future)]
+            shipments = [shipment.span.job for shipment in self.away.values()]
+            jobs = {unit.job for unit in self.queue if isinstance(unit, Span)} | {*shipments, *self.sources}
+        for future in futures:
+            future.cancel()
+        for job in jobs:
+            if shipped or not isinstance(job, Bundle):
+                job.cancel()
 
     # -- what is given away
 
@@ -1800,19 +1857,13 @@ class Node:
                 self.queue.extendleft(reversed(parts))
             return
         if self.executes:  # it runs where it was made, which needs no pickling
-            self.requeue_pinned(span)
+            span.pinned = True
+            with self.lock:
+                self.queue.append(span)
             return
         if not isinstance(error, CannotSend):
             error = self.blame(span, error)
         job.deliver(span.lo, count, [None] * count, dict.fromkeys(range(count), error))
-
-    def requeue_pinned(self, span):
-        """Queue a span that has to stay in this process."""
-        if isinstance(span.job, Bundle):
-            span.job.recipe = CALLS
-        pinned = PinnedSpan(span.job, span.columns, span.base, span.lo, span.hi, span._parent)
-        with self.lock:
-            self.queue.append(pinned)
 
     def blame(self, span, error):
         """CannotSend with the part of the arguments that cannot be pickled."""
@@ -1932,32 +1983,30 @@ class Node:
         for unit in units:
             if isinstance(unit, Future):
                 unit._settle(FINISHED, None, error)
-            elif isinstance(unit.job, Bundle):
-                for future in unit.job.futures:
-                    if not future.done():
-                        future._settle(FINISHED, None, error)
             else:
-                jobs.append(unit.job)
+                unit.job.cancel()
         for job in jobs:
             job.cancel()
         self.wake("const")
 
     # -- what the interface is made of
 
-    def map(self, fn, iterables, timeout=None, buffersize=None, ordered=True):
-        """See the module's ``map``."""
+    def map(self, fn, iterables, kwargs, timeout=None, buffersize=None, ordered=True):
+        """See ``Interface.map``."""
         deadline = None if timeout is None else time.monotonic() + timeout
+        fn = functools.partial(fn, **kwargs) if kwargs else fn
         job = Mapping(self, Recipe(fn), iterables, ordered, buffersize=buffersize, parent=self.current_task())
         results = job.results(deadline)
         weakref.finalize(results, job.abandon).atexit = False
         return results
 
-    def map_reduce(self, fn, op, iterables):
-        """See the module's ``map_reduce``."""
+    def map_reduce(self, fn, op, iterables, kwargs):
+        """See ``Interface.map_reduce``."""
+        fn = functools.partial(fn, **kwargs) if kwargs else fn
         return Reduction(self, Recipe(fn, op), iterables, self.current_task()).result()
 
-    def set_const(self, **constants):
-        """See the module's ``set_const``."""
+    def set_const(self, constants):
+        """See ``Interface.set_const``."""
         for name, value in constants.items():
             if name in self.consts:
                 raise TypeError(f"the constant {name!r} exists already: constants are set once")
@@ -1973,16 +2022,9 @@ class Node:
                 raise TypeError(f"the constant {name!r} exists already: constants are set once")
 
     def get_const(self, name, timeout):
-        """See the module's ``get_const``."""
+        """See ``Interface.get_const``."""
         self.wait_for(lambda: name in self.consts, "const", timeout)
         return self.consts[name].value if name in self.consts else None
-
-
-class PinnedSpan(Span):
-    """A span that cannot be pickled and so is run by the worker that made it."""
-
-    __slots__ = ()
-    pinned = True
 
 
 class Const:
@@ -1996,19 +2038,6 @@ class Const:
         """The object, one and the same for all who ask in this process."""
         frames, self.frames = self.frames, None
         return loads(frames)
-
-
-class Gate:
-    """Where a thread of the user waits that is not watching the socket."""
-
-    def __init__(self):
-        self.lock = threading.Lock()
-        self.lock.acquire()
-
-    def open(self, node):
-        """Let the thread go on."""
-        with contextlib.suppress(RuntimeError):  # open already
-            self.lock.release()
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -2051,43 +2080,21 @@ class Root(Node):
             keeper.stdin.flush()
         return keeper
 
-    def wait_for(self, ready, what=None, timeout=None):
-        """Block until ready() is true, at most `timeout` seconds; says whether it is. Any thread.
-
-        One thread sleeps on the socket and serves; others sleep at a gate that `what` opens."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not ready():
-            left = remaining(deadline)
-            if left == 0:
-                return False
-            if self.wanted and not self.queue and self.feed():
-                left = 0
-            left = PATROL if left is None else min(left, PATROL)
-            if self.attending.acquire(blocking=False):
-                self.attendant = threading.get_ident()
-                try:
-                    if not ready():  # the deputy may have been quicker, and not have seen us
-                        self.attend(left)
-                finally:
-                    self.attendant = None
-                    self.attending.release()
-                self.patrol()
-            else:
-                self.wait_at_gate(what, min(left, TICK))
-        return True
-
-    def wait_at_gate(self, what, timeout):
-        """Sleep until `what` changes, at most so long: whoever serves may have left."""
-        gate = Gate()
-        with self.lock:
-            self.parked.setdefault(what, []).append(gate)
-        gate.lock.acquire(timeout=timeout)
-        with self.lock:
-            gates = self.parked.get(what, [])
-            if gate in gates:
-                gates.remove(gate)
-            if not gates:
-                self.parked.pop(what, None)
+    def sleep(self, ready, what, timeout):
+        """One thread of those that wait sleeps on the socket, and serves it; others wait to be woken."""
+        if self.wanted and not self.queue and self.feed():
+            return
+        if not self.attending.acquire(blocking=False):
+            super().sleep(ready, what, min(timeout, TICK))  # for the other may leave
+            return
+        self.attendant = threading.get_ident()
+        try:
+            if not ready():  # the deputy may have been quicker, and not have seen us
+                self.attend(timeout)
+        finally:
+            self.attendant = None
+            self.attending.release()
+        self.patrol()
 
     def patrol(self):
         """Notice that the keeper is gone; with it went everything else."""
@@ -2121,18 +2128,6 @@ class Root(Node):
         while self.broken is None and not self.quiet():
             moved = self.feed(beyond=True)
             self.wait_for(self.quiet, None, 0.001 if moved else PATROL)
-
-    def drop(self):
-        """Cancel what has not started."""
-        with self.lock:
-            units = list(self.queue) + [shipment.span for shipment in self.away.values()] + list(self.sources)
-        for unit in units:
-            if isinstance(unit, Future):
-                unit.cancel()
-            elif isinstance(unit, Job):
-                unit.cancel()
-            elif not isinstance(unit.job, Bundle):
-                unit.job.cancel()
 
     def finish(self):
         """Wait for what is under way, then end the pool."""
@@ -2188,7 +2183,8 @@ def status_text(code):
 class Strand:
     """A thread of a worker that can hold the baton."""
 
-    def __init__(self):
+    def __init__(self, worker):
+        self.worker = worker
         self.gate = threading.Lock()
         self.gate.acquire()
         self.task = None     # what it is running: a Future or a Slice
@@ -2197,10 +2193,10 @@ class Strand:
         self.ident = None    # of its thread
         self.mark = None     # the task of another node at the bottom of its stack
 
-    def open(self, worker):
+    def set(self):
         """What this thread waits for is there: it goes on before any new task is begun."""
-        worker.resumable.append(self)
-        worker.rouse()
+        self.worker.resumable.append(self)
+        self.worker.rouse()
 
 
 class Worker(Node):
@@ -2210,8 +2206,8 @@ class Worker(Node):
 
     def __init__(self, name, config, mark):
         super().__init__(name, config["size"], config["retries"])
-        self.config, self.marker = config, mark
-        self.holder = Strand()
+        self.config, self.marker, self.address = config, mark, config["address"]
+        self.holder = Strand(self)
         self.resumable = collections.deque()
         self.spare_strands = []
         self.waiting = 0       # parked threads
@@ -2229,14 +2225,14 @@ class Worker(Node):
                 main.load()
             except BaseException as error:
                 self.fail(error)
-        self.open(self.config["address"], b"worker")
+        self.open(self.address, b"worker")
         self.marker[0] = 1  # ready
         self.work()
 
     def fail(self, error):
         """Tell the root that the script cannot be imported here, and end."""
         text = "".join(traceback.format_exception(type(error), error, error.__traceback__.tb_next.tb_next))
-        self.open(self.config["address"], b"worker")
+        self.open(self.address, b"worker")
         self.send(b"FAILED", f"worker {self.name.decode()} (pid {os.getpid()}) cannot import the script "
                              f"{main.path}, as workers do to find its functions:\n{text}".encode())
         self.leave()
@@ -2274,6 +2270,7 @@ class Worker(Node):
     def rest(self):
         """Nothing to run: say so, and sleep until a message comes."""
         self.ask()
+        sys.stdout.flush()
         with self.lock:
             if not (self.idle or self.waiting or self.away or self.queue):
                 self.idle = True
@@ -2295,7 +2292,7 @@ class Worker(Node):
         elif self.spare_strands:
             strand = self.spare_strands.pop()
         else:
-            strand = self.holder = Strand()
+            strand = self.holder = Strand(self)
             threading.Thread(target=self.new_thread, args=(strand,), daemon=True).start()
             return
         self.holder = strand
@@ -2313,7 +2310,7 @@ class Worker(Node):
         first; never a stranger on this stack: for those, this thread parks and another goes on."""
         me = self.holder
         if me.ident != threading.get_ident():
-            return self.wait_outside(ready, what, timeout)
+            return super().wait_for(ready, what, timeout)  # a thread of the user's code never has the baton
         deadline = None if timeout is None else time.monotonic() + timeout
         while not ready():
             if remaining(deadline) == 0:
@@ -2358,23 +2355,10 @@ class Worker(Node):
                 strands = self.parked.get(what, ())
                 if me in strands:
                     strands.remove(me)
-                    me.open(self)
+                    me.set()
             me.gate.acquire()
         self.waiting -= 1
         self.note(me.mark)
-
-    def wait_outside(self, ready, what, timeout):
-        """Waiting in a thread that the user's code made: it never holds the baton."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not ready():
-            left = remaining(deadline)
-            if left == 0:
-                return False
-            gate = Gate()
-            with self.lock:
-                self.parked.setdefault(what, []).append(gate)
-            gate.lock.acquire(timeout=PATROL if left is None else min(left, PATROL))
-        return True
 
     # -- what to run
 
@@ -2436,7 +2420,7 @@ class Worker(Node):
 
     def run_slice(self, me, piece):
         """Run a slice and deliver its results."""
-        job, count = piece.job, piece.hi - piece.lo
+        job = piece.job
         if isinstance(job, Guest):
             if job.body is not None and not self.unpack(piece):
                 return
@@ -2444,10 +2428,7 @@ class Worker(Node):
                 self.note((job.id, piece.lo, piece.hi))
         self.ask_early(piece)
         me.slices.append(piece)
-        start = time.perf_counter()
         piece.run()
-        if piece.hi - piece.lo == count:
-            job.recipe.learn(count, time.perf_counter() - start)
         with self.lock:
             me.slices.pop()
         piece.deliver()
@@ -2616,7 +2597,7 @@ class Keeper:
         for _ in range(self.config["size"]):
             self.start_worker()
         while self.exit_code is None:
-            ready = select.select([self.stdin, self.signalled], [], [])[0]
+            ready = readable(None, self.stdin, self.signalled)
             if self.signalled in ready:
                 os.read(self.signalled, 4096)
                 self.reap()
@@ -2731,7 +2712,7 @@ def tie_to(lifeline):
         fcntl.fcntl(own, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(own, fcntl.F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(own, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
-        if select.select([own], [], [], 0)[0]:  # it is closed already
+        if readable(0, own):  # it is closed already
             os._exit(1)
     else:
         threading.Thread(target=lambda: (os.read(lifeline, 1), os._exit(1)), daemon=True).start()
@@ -2741,99 +2722,143 @@ def tie_to(lifeline):
 # 12  Executor
 
 
-class Inline:
-    """Runs everything in this process, in the thread that asks: ``-n 0``, and functions without a pool.
+class Inline(Node):
+    """Runs everything in this process and in the thread that asks: ``-n 0``, and calls without a pool.
 
     Calls run when they are submitted, maps when they are read; what is unread is run at the end."""
 
-    size, name = 0, b"0.root"
-
     def __init__(self):
-        self.lock = threading.RLock()
-        self.parked, self.consts, self.broken = {}, {}, None
-        self.unread = []  # un-begun maps
+        super().__init__(b"0.root", 0, 0)
         self.depth = threading.local()
 
-    def submit(self, fn, args, kwargs):
-        """Run a call and return its Future, finished."""
-        future = Future(self, (fn, args, kwargs), None)
-        future._state = RUNNING
+    def push(self, unit):
+        if isinstance(unit, Span):
+            self.queue.append(unit)
+        else:
+            unit._state = RUNNING
+            self.run(unit.run)
+
+    def run(self, action):
+        """Do something on top of this thread's stack, or on a fresh one where that grows deep."""
         depth = getattr(self.depth, "tasks", 0)
-        if depth < MAX_INLINE:
-            self.run(future, depth)
-        else:  # Python's stack has an end: go on with a fresh one
-            thread = threading.Thread(target=self.run, args=(future, 0))
+        if depth >= MAX_INLINE:
+            thread = threading.Thread(target=self.run, args=(action,))
             thread.start()
             thread.join()
-        return future
-
-    def run(self, future, depth):
-        """Run a future, at this depth of tasks on the thread's stack."""
+            return
         self.depth.tasks = depth + 1
         try:
-            future.run()
+            action()
         finally:
             self.depth.tasks = depth
 
-    def wake(self, what):
-        """Nobody waits here: what could be waited for is done."""
+    def sleep(self, ready, what, timeout):
+        """Run a slice of what is waited for, or else leave it to other threads."""
+        with self.lock:
+            spans = getattr(what, "spans", ())
+            while spans and spans[0].stale:
+                spans.popleft()
+            piece = spans[0].claim() if spans else None
+        if piece is None:
+            super().sleep(ready, what, timeout)
+        else:
+            self.run(piece.run)
+            piece.deliver()
 
-    def wait_for(self, ready, what=None, timeout=None):
-        """Wait for other threads to make ready() true."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not ready():
-            if remaining(deadline) == 0:
-                return False
-            time.sleep(SLICE)
-        return True
-
-    def map(self, fn, iterables, timeout=None, buffersize=None, ordered=True):
-        """The built-in map, with the end that ours has."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        items = zip(*[it if not hasattr(it, "__len__") else list(it) for it in iterables])
-        results = self.results(fn, items, deadline)
-        self.unread.append((results, fn, items))
-        return results
-
-    def results(self, fn, items, deadline):
-        """Run each item when it is asked for."""
-        self.unread = [entry for entry in self.unread if entry[2] is not items]
-        for row in items:
-            if remaining(deadline) == 0:
-                raise TimeoutError("a result of map is not there in time")
-            yield self.submit(fn, row, {}).result()
-
-    def map_reduce(self, fn, op, iterables):
-        """See the module's ``map_reduce``."""
-        return functools.reduce(op, self.map(fn, iterables))
-
-    def set_const(self, **constants):
-        """See the module's ``set_const``."""
-        for name, value in constants.items():
-            if name in self.consts:
-                raise TypeError(f"the constant {name!r} exists already: constants are set once")
-            self.consts[name] = value
-
-    def get_const(self, name, timeout):
-        """See the module's ``get_const``."""
-        self.wait_for(lambda: name in self.consts, "const", timeout)
-        return self.consts.get(name)
+    def send(self, name, *fields):
+        """There is nobody to send to; a constant comes straight back."""
+        if name == b"CONST":
+            self.on_CONST(*fields)
 
     def finish(self):
         """Run the maps that nobody has begun to read."""
-        while self.unread:
-            _, fn, items = self.unread.pop()
-            for row in items:
-                self.submit(fn, row, {})
+        for job in self.sources:
+            while not job.begun and job.pull(beyond=True):
+                pass
+        while self.queue:
+            span = self.queue.popleft()
+            while not span.stale and not span.job.begun:
+                self.sleep(lambda: span.stale, span.job, None)
 
-    def drop(self, shipped=False):
-        """Forget the maps that nobody has begun to read."""
-        self.unread.clear()
-
-    abort = drop
+    def abort(self):
+        """Nothing is under way, ever."""
 
 
-class Executor(concurrent.futures.Executor):
+class Interface(concurrent.futures.Executor):
+    """What an Executor can do, and the module itself: its functions are these methods (see section 13)."""
+
+    def _pool(self):
+        """The node that does it. Raises RuntimeError after shutdown."""
+        raise NotImplementedError
+
+    def submit(self, fn, /, *args, **kwargs):
+        """Schedule fn(*args, **kwargs) to run once, somewhere in the pool; return its Future. Does not block.
+
+        In a task, the new task is queued where it was made until another worker is hungry, and costs a
+        few microseconds if it is awaited before. Any thread may call it. Raises RuntimeError after
+        shutdown, PoolError when the pool is broken; what cannot be sent fails its future."""
+        if not callable(fn):
+            raise TypeError(f"submit needs a callable first, not {fn!r}")
+        return self._pool().submit(fn, args, kwargs)
+
+    def map(self, fn, *iterables, timeout=None, chunksize=None, buffersize=None, **kwargs):
+        """An iterator over fn(*row, **kwargs) for the rows of zip(*iterables), results in order.
+
+        The work starts now, and is done even if the results are never read. The iterables may be endless:
+        those without a length are pulled as needed, a little ahead of the reader. An iterator that was
+        begun and is then closed or dropped cancels what has not started.
+
+        timeout: seconds from this call after which reading raises TimeoutError; None for no limit.
+        chunksize: accepted and unused, since the size of slices is measured.
+        buffersize: inputs pulled ahead of the reader at most, also for iterables that have a length.
+        Raises, when read, what a call raised; TypeError or ValueError at once for bad arguments.
+
+        >>> list(map(pow, [2, 3], [5, 2]))
+        [32, 9]
+        """
+        check_map(fn, iterables, chunksize, buffersize)
+        return self._pool().map(fn, iterables, kwargs, timeout, buffersize)
+
+    def map_as_completed(self, fn, *iterables, timeout=None, **kwargs):
+        """As ``map``, but results come in the order in which they are made."""
+        check_map(fn, iterables)
+        return self._pool().map(fn, iterables, kwargs, timeout, ordered=False)
+
+    def map_reduce(self, map_fn, reduce_fn, *iterables, **kwargs):
+        """The reduction of map_fn(*row, **kwargs) over the rows, by any associative function. Blocks.
+
+        Reduced where the results are made, neighbours with neighbours, so that reduce_fn need not be
+        commutative. The iterables have to end. Raises TypeError when they are empty, as functools.reduce.
+
+        >>> map_reduce(len, operator.add, ["to", "be", "or"])
+        6
+        """
+        check_map(map_fn, iterables)
+        return self._pool().map_reduce(map_fn, reduce_fn, iterables, kwargs)
+
+    def map_scan(self, map_fn, reduce_fn, *iterables, **kwargs):
+        """An iterator over the running reductions of map_fn(*row, **kwargs), as itertools.accumulate gives.
+
+        The calls of map_fn run in the pool, those of reduce_fn in the reader.
+
+        >>> list(map_scan(len, operator.add, ["to", "be", "or"]))
+        [2, 4, 6]
+        """
+        return itertools.accumulate(self.map(map_fn, *iterables, **kwargs), reduce_fn)
+
+    def set_const(self, **constants):
+        """Set constants for the whole pool, once. Blocks until the broker has taken them.
+
+        Anything that can be sent, functions and lambdas included. Raises TypeError for a name that is
+        set already, CannotSend for a value that cannot be pickled."""
+        self._pool().set_const(constants)
+
+    def get_const(self, name, timeout=0.1):
+        """A shared constant, from anywhere in the pool; None if it is not set within `timeout` seconds."""
+        return self._pool().get_const(name, timeout)
+
+
+class Executor(Interface):
     """A pool of worker processes on this machine, as a PEP 3148 executor and context manager.
 
     max_workers: number of worker processes; None for one per usable core, 0 to run everything inline in
@@ -2858,60 +2883,22 @@ class Executor(concurrent.futures.Executor):
         size = usable_cores() if max_workers is None else max_workers
         if isinstance(size, bool) or not isinstance(size, int) or size < 0:
             raise ValueError(f"max_workers must be a number from 0 on, not {max_workers!r}")
-        if importing_main:
-            refuse_import("an Executor was made")
-        self._node = Inline()
+        refuse_in_import()
         self._down = False
-        global main
         if this_worker is None:
-            main = Main.of_this_process()
-            sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
-        if size:
-            self._node = Root(size, retries, {
-                "main": (main.path, main.name), "eager": _eager, "nice": nice,
-                "profile": profile and os.path.abspath(profile)})
+            Main.of_this_process().adopt()
+        self._node = Inline() if size == 0 else Root(size, retries, {
+            "main": (main.path, main.name), "eager": _eager, "nice": nice,
+            "profile": profile and os.path.abspath(profile)})
         executors.append(self)
 
-    def submit(self, fn, /, *args, **kwargs):
-        """Schedule fn(*args, **kwargs) and return its Future. Does not block.
-
-        Raises RuntimeError after shutdown, PoolError when the pool is broken."""
-        self._check_open()
-        return self._node.submit(fn, args, kwargs)
-
-    def map(self, fn, *iterables, timeout=None, chunksize=None, buffersize=None):
-        """An iterator over fn(*row) for the rows of zip(*iterables), in order: see the module's ``map``."""
-        self._check_open()
-        check_map(fn, iterables, chunksize, buffersize)
-        return self._node.map(fn, iterables, timeout, buffersize)
-
-    def map_as_completed(self, fn, *iterables, timeout=None):
-        """As ``map``, but results come in the order in which they are made."""
-        self._check_open()
-        check_map(fn, iterables)
-        return self._node.map(fn, iterables, timeout, None, ordered=False)
-
-    def map_reduce(self, map_fn, reduce_fn, *iterables):
-        """See the module's ``map_reduce``."""
-        self._check_open()
-        check_map(map_fn, iterables)
-        return self._node.map_reduce(map_fn, reduce_fn, iterables)
-
-    def map_scan(self, map_fn, reduce_fn, *iterables):
-        """See the module's ``map_scan``."""
-        return itertools.accumulate(self.map(map_fn, *iterables), reduce_fn)
-
-    def set_const(self, **constants):
-        """See the module's ``set_const``."""
-        self._check_open()
-        self._node.set_const(**constants)
-
-    def get_const(self, name, timeout=0.1):
-        """See the module's ``get_const``."""
-        return self._node.get_const(name, timeout)
+    def _pool(self):
+        if self._down:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        return self._node
 
     def shutdown(self, wait=True, *, cancel_futures=False):
-        """End the pool when what was submitted is done; with cancel_futures, what has started.
+        """End the pool when what was submitted is done; with cancel_futures, when what has started is.
 
         wait: block until then; else the waiting is left to a thread. May be called again."""
         if self._down:
@@ -2924,32 +2911,26 @@ class Executor(concurrent.futures.Executor):
         else:
             threading.Thread(target=self._finish, name="minscoop shutdown").start()
 
-    def _finish(self):
+    def _finish(self, end="finish"):
+        self._down = True
         try:
-            self._node.finish()
+            getattr(self._node, end)()
         finally:
             with contextlib.suppress(ValueError):
                 executors.remove(self)
 
-    def _abort(self):
-        self._down = True
-        self._node.abort()
-        with contextlib.suppress(ValueError):
-            executors.remove(self)
-
-    def _check_open(self):
-        if self._down:
-            raise RuntimeError("cannot schedule new futures after shutdown")
-
     def __exit__(self, kind, error, tb):
-        if kind is None or kind is SystemExit and not error.code:
+        if kind is not None and issubclass(kind, (KeyboardInterrupt, Terminated)):
+            self._finish("abort")
+        elif kind is None or kind is SystemExit and not error.code:
             self.shutdown()
-        elif issubclass(kind, KeyboardInterrupt):
-            self._abort()
         else:
             self._node.drop(shipped=True)
             self.shutdown()
-        return False
+
+
+class Terminated(SystemExit):
+    """SIGTERM came: raised in the main thread of a program that the command line runs."""
 
 
 executors = []       # those of this process that live; the module's functions use the last
@@ -2976,107 +2957,55 @@ def check_map(fn, iterables, chunksize=None, buffersize=None):
             raise ValueError(f"{name} must be >= 1, not {value}")
 
 
-def refuse_import(what):
+def refuse_in_import():
     """Raise the error of a script without a guard."""
-    raise RuntimeError(
-        f"{what} while a worker imported the script. Workers import it to find its functions; put the code "
-        "that starts the program under  if __name__ == \"__main__\":  so that it runs in the root only")
+    if importing_main:
+        raise RuntimeError(
+            "minscoop was called while a worker imported the script. Workers import it to find its functions; "
+            "put the code that starts the program under  if __name__ == \"__main__\":  so that only the root runs it")
 
 
 # ---------------------------------------------------------------------------------------------------
 # 13  Module functions
 
 
-def node():
-    """The node that the module's functions use here and now."""
-    if importing_main:
-        refuse_import("minscoop was called")
-    if this_worker is not None:
-        return this_worker
-    if executors:
-        executors[-1]._check_open()
-        return executors[-1]._node
-    global inline
-    if inline is None:
-        inline = Inline()
-    return inline
+class Here(Interface):
+    """The pool that this code runs in: a worker's in a task, else the Executor made last, else none."""
+
+    inline = None  # runs what is called without a pool
+
+    def _pool(self):
+        refuse_in_import()
+        if this_worker is not None:
+            return this_worker
+        if executors:
+            return executors[-1]._pool()
+        self.inline = self.inline or Inline()
+        return self.inline
+
+    def map(self, fn, *iterables, **kwargs):
+        if self._pool() is self.inline:
+            warnings.warn("minscoop works serially, for there is no pool. Run 'python minscoop.py script.py', or "
+                          "use 'with minscoop.Executor():'", RuntimeWarning, stacklevel=2)
+        return super().map(fn, *iterables, **kwargs)
+
+    map.__doc__, map.__wrapped__ = Interface.map.__doc__, Interface.map  # for help() and inspect.signature()
+
+    def shutdown(self, wait=True, **kwargs):
+        """End the pool that the module's functions use, as ``Executor.shutdown``. In a task: RuntimeError."""
+        if this_worker is not None:
+            raise RuntimeError("a task cannot shut the pool down")
+        if executors:
+            executors[-1].shutdown(wait, **kwargs)
+
+    def __reduce__(self):
+        return "here"
 
 
-inline = None  # for calls without a pool
-
-
-def submit(fn, /, *args, **kwargs):
-    """Schedule fn(*args, **kwargs) to run once, somewhere in the pool; return its Future. Does not block.
-
-    From a task, the new task is queued where it was made until another worker is hungry, and costs a few
-    microseconds if it is awaited before. Any thread may call it."""
-    if not callable(fn):
-        raise TypeError(f"submit needs a callable first, not {fn!r}")
-    return node().submit(fn, args, kwargs)
-
-
-def map(fn, *iterables, timeout=None, chunksize=None, buffersize=None, **kwargs):
-    """An iterator over fn(*row, **kwargs) for the rows of zip(*iterables), results in order.
-
-    The work starts now, and is done even if the results are never read. The iterables may be endless:
-    those without a length are pulled as needed, a little ahead of the reader. An iterator that was begun
-    and is then closed or dropped cancels what has not started.
-
-    timeout: seconds from this call after which reading raises TimeoutError; None for no limit.
-    chunksize: accepted and unused: slices are measured.
-    buffersize: number of inputs pulled ahead of the reader at most, for iterables with a length too.
-    Raises, when read, what a call raised; and TypeError or ValueError at once for bad arguments.
-
-    >>> list(map(pow, [2, 3], [5, 2]))
-    [32, 9]
-    """
-    check_map(fn, iterables, chunksize, buffersize)
-    return node_or_warning().map(with_keywords(fn, kwargs), iterables, timeout, buffersize)
-
-
-def map_as_completed(fn, *iterables, timeout=None, **kwargs):
-    """As ``map``, but results come in the order in which they are made."""
-    check_map(fn, iterables)
-    return node_or_warning().map(with_keywords(fn, kwargs), iterables, timeout, None, ordered=False)
-
-
-def map_reduce(map_fn, reduce_fn, *iterables, **kwargs):
-    """The reduction of map_fn(*row, **kwargs) over the rows, by any associative function. Blocks.
-
-    Reduced where the results are made, neighbours with neighbours, so that reduce_fn need not be
-    commutative. The iterables have to end. Raises TypeError when they are empty, as functools.reduce.
-
-    >>> map_reduce(len, operator.add, ["to", "be", "or"])
-    6
-    """
-    check_map(map_fn, iterables)
-    return node().map_reduce(with_keywords(map_fn, kwargs), reduce_fn, iterables)
-
-
-def map_scan(map_fn, reduce_fn, *iterables, **kwargs):
-    """An iterator over the running reductions of map_fn(*row, **kwargs), as itertools.accumulate gives.
-
-    The calls of map_fn run in the pool, those of reduce_fn in the reader.
-
-    >>> list(map_scan(len, operator.add, ["to", "be", "or"]))
-    [2, 4, 6]
-    """
-    return itertools.accumulate(map(map_fn, *iterables, **kwargs), reduce_fn)
-
-
-def with_keywords(fn, kwargs):
-    """fn with keyword arguments for every call."""
-    return functools.partial(fn, **kwargs) if kwargs else fn
-
-
-def node_or_warning():
-    """As ``node``; warns, once, that there is no pool."""
-    found = node()
-    if found is inline and not getattr(inline, "warned", False):
-        inline.warned = True
-        warnings.warn("minscoop works serially: no pool. Run 'python minscoop.py script.py', or use "
-                      "'with minscoop.Executor():'", RuntimeWarning, stacklevel=3)
-    return found
+here = Here()
+submit, map, map_as_completed = here.submit, here.map, here.map_as_completed
+map_reduce, map_scan, shutdown = here.map_reduce, here.map_scan, here.shutdown
+set_const, get_const = here.set_const, here.get_const
 
 
 def wait(fs, timeout=None, return_when=ALL_COMPLETED):
@@ -3090,27 +3019,6 @@ def wait(fs, timeout=None, return_when=ALL_COMPLETED):
 def as_completed(fs, timeout=None):
     """An iterator over futures as they complete, as ``concurrent.futures.as_completed``."""
     return concurrent.futures.as_completed(fs, timeout)
-
-
-def shutdown(wait=True):
-    """End the pool that the module's functions use, as ``Executor.shutdown``. In a task: RuntimeError."""
-    if this_worker is not None:
-        raise RuntimeError("a task cannot shut the pool down")
-    if executors:
-        executors[-1].shutdown(wait)
-
-
-def set_const(**constants):
-    """Set constants for the whole pool, once. Blocks until the broker has taken them.
-
-    Anything that can be sent, functions and lambdas included. Raises TypeError for a name that is set
-    already, CannotSend for a value that cannot be pickled."""
-    node().set_const(**constants)
-
-
-def get_const(name, timeout=0.1):
-    """A shared constant, from anywhere in the pool; None if it is not set within `timeout` seconds."""
-    return node().get_const(name, timeout)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -3130,15 +3038,12 @@ def __getattr__(name):
     """Names of SCOOP whose value depends on where and when one asks."""
     if name in ("futures", "shared"):
         return sys.modules[__name__]
-    if name in ("IS_RUNNING", "IS_ORIGIN", "SIZE", "DEBUG", "BROKER", "worker"):
-        here = this_worker or (executors[-1]._node if executors else None)
-        return {"IS_RUNNING": here is not None,
-                "IS_ORIGIN": this_worker is None,
-                "SIZE": here.size if here else 0,
-                "DEBUG": logger.isEnabledFor(logging.DEBUG),
-                "BROKER": getattr(here, "address", None) or (here.config["address"] if this_worker else None),
-                "worker": here.name.decode() if here else None}[name]
-    raise AttributeError(f"module 'minscoop' has no attribute {name!r}")
+    if name not in ("IS_RUNNING", "IS_ORIGIN", "SIZE", "DEBUG", "BROKER", "worker"):
+        raise AttributeError(f"module 'minscoop' has no attribute {name!r}")
+    pool = this_worker or (executors[-1]._node if executors else None)
+    return {"IS_RUNNING": pool is not None, "IS_ORIGIN": this_worker is None, "SIZE": pool.size if pool else 0,
+            "DEBUG": logger.isEnabledFor(logging.DEBUG), "BROKER": getattr(pool, "address", None),
+            "worker": pool.name.decode() if pool else None}[name]
 
 
 def install_scoop_names():
@@ -3272,7 +3177,7 @@ def prepare_program(options, rest):
 
 def run_program(code, options):
     """Execute the program with an Executor around it."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGTERM, terminate)
     install_scoop_names()
     try:
         executor = Executor(options.workers, retries=options.retries, nice=options.nice,
@@ -3300,6 +3205,11 @@ def run_program(code, options):
         sys.exit(1)
 
 
+def terminate(*_):
+    """Handler of SIGTERM: end as the exit code that shells give to it says."""
+    raise Terminated(128 + signal.SIGTERM)
+
+
 def show(error):
     """Print a traceback of the program, without our frames around it; a failing pool in one message."""
     if isinstance(error, PoolError):
@@ -3308,6 +3218,11 @@ def show(error):
     tb = error.__traceback__
     while tb is not None and tb.tb_frame.f_code.co_filename == __file__:
         tb = tb.tb_next
+    last = tb
+    while isinstance(error, KeyboardInterrupt) and last is not None:  # nor of where we waited
+        if last.tb_next is not None and last.tb_next.tb_frame.f_code.co_filename == __file__:
+            last.tb_next = None
+        last = last.tb_next
     sys.excepthook(type(error), error.with_traceback(tb), tb)
 
 
