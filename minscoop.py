@@ -964,6 +964,7 @@ class Guest(Job):
     def __init__(self, node, task_id, kind, lo, hi, body):
         super().__init__(node)
         self.id, self.kind, self.body = task_id, kind, body
+        self.lo, self.hi = lo, hi
         self.left = hi - lo           # items whose results are to be sent by this node
         self.outcomes = []            # (lo, count, values, failures) not yet sent
         self.flushed = time.monotonic()
@@ -981,16 +982,25 @@ class Guest(Job):
         with self.node.lock:
             self.left -= count
             self.outcomes.append((lo, count, values, failures))
-            now = time.monotonic()
-            if self.left and (self.recipe.op or now - self.flushed < FLUSH):
+        self.flush()
+
+    def flush(self):
+        """Send what was collected, if it is time: when nothing is left here, the last message says so."""
+        with self.node.lock:
+            now, last = time.monotonic(), self.left == 0
+            if self.cancelled or not last and (self.recipe.op or now - self.flushed < FLUSH):
                 return
             outcomes, self.outcomes, self.flushed = self.outcomes, [], now
-            last = self.left == 0
-        if last:
-            self.node.guests.pop(self.id, None)
-        if not self.cancelled:
-            for i, outcome in enumerate(joined := self.join(outcomes), 1):
-                self.send(*outcome, last and i == len(joined))
+            if last:
+                self.node.guests.pop(self.id, None)
+        *joined, end = self.join(outcomes) or [(self.hi, 0, [], {})]  # all went before, or was given away
+        for outcome in joined:
+            self.send(*outcome, False)
+        self.send(*end, last)
+
+    def untouched(self, lo, hi):
+        """Whether these are all its items, and none of them was begun."""
+        return (lo, hi) == (self.lo, self.hi)
 
     def join(self, outcomes):
         """Adjacent outcomes made one, by concatenation or by the operation of the reduction."""
@@ -1760,15 +1770,13 @@ class Node:
         if alone and count == 1:
             return None
         if span.columns is None:  # still pickled: to be had as a whole, or not at all
-            if alone or span.job.left != count:
+            if alone or not span.job.untouched(span.lo, span.hi):
                 return None
             share = count
         if span.singly:
             share = 1
         if share >= count:
             self.queue.popleft()
-            if isinstance(span.job, Guest) and span.job.left == count:
-                return span
             part = span.cut(span.lo, span.hi)
             span.lo = span.hi
         elif self.executes:
@@ -1819,6 +1827,8 @@ class Node:
             task_id = self.register(span, lo, hi)
             self.send(b"TASK", task_id, span.avoid, pack_int(self.rich), job.kind, pack_int(lo), pack_int(hi),
                       pack_int(span.singly), *frames)
+        if isinstance(job, Guest) and job.left == 0:
+            job.flush()
         return True
 
     def pack(self, span):
@@ -1840,7 +1850,7 @@ class Node:
             task_id = b"%s:%d/%d" % (self.name, next(self.serial), lo)
             self.away[task_id] = Shipment(span, lo, hi)
             return task_id
-        if job.left == hi - lo:
+        if job.untouched(lo, hi):
             self.guests.pop(job.id, None)
             return job.id
         task_id = b"%s/%d" % (job.id.rpartition(b"/")[0], lo)
@@ -1894,7 +1904,7 @@ class Node:
             fresh = shipment is not None and shipment.close(lo, lo + count)
             if fresh and not shipment.open:
                 del self.away[task_id]
-        if fresh:
+        if fresh and count:
             shipment.span.job.deliver(lo, count, *decode_results(body))
         elif last == b"0":
             self.send(b"CANCEL", task_id)
