@@ -891,10 +891,7 @@ class Slice:
         end = self.lo + (state[2] if len(state) > 2 else len(self.values))
         if end >= self.hi:
             return
-        if self.span.lo == self.hi:  # nobody claimed the items behind: the span takes them back
-            self.span.lo = end
-        else:
-            self.job.node.queue.append(self.span.cut(end, self.hi))
+        self.job.requeue(self.span.cut(end, self.hi))
         self.hi = end
 
     def deliver(self):
@@ -929,6 +926,11 @@ class Job:
         if not self.cancelled:
             self.cancelled = True
             self.node.forget(self)
+
+    def requeue(self, span):
+        """Put a span that was taken off the queue back: it is run last here and given away first."""
+        self.node.queue.appendleft(span)
+        self.spans.append(span)
 
     def push(self, columns, base, lo, hi, **kwargs):
         """Queue a span of this job at its node."""
@@ -1946,8 +1948,7 @@ class Node:
                 span = shipment.span.cut(lo, hi)
                 span.avoid = avoid
                 span.singly = span.singly or suspects is None or lo < suspects[1] and suspects[0] < hi
-                self.queue.appendleft(span)
-                span.job.spans.append(span)
+                span.job.requeue(span)
         if self.wanted:
             self.give()
 
@@ -2220,6 +2221,7 @@ class Worker(Node):
         self.holder = Strand(self)
         self.resumable = collections.deque()
         self.spare_strands = []
+        self.profiles = []
         self.waiting = 0       # parked threads
         self.asked = False     # HUNGRY was said and not answered
         self.idle = False      # IDLE was said and holds
@@ -2230,6 +2232,7 @@ class Worker(Node):
     def start(self):
         """Import the script, join the pool, and work until told to stop."""
         self.holder.ident = threading.get_ident()
+        self.start_profile()
         if self.config["eager"]:
             try:
                 main.load()
@@ -2311,7 +2314,17 @@ class Worker(Node):
     def new_thread(self, strand):
         """The life of a further thread."""
         strand.ident = threading.get_ident()
+        self.start_profile()
         self.work()
+
+    def start_profile(self):
+        """Profile this thread, if that was asked for."""
+        if self.config["profile"]:
+            import cProfile
+            profile = cProfile.Profile()
+            with contextlib.suppress(ValueError):  # from Python 3.12 on, one profile sees all threads
+                profile.enable()
+                self.profiles.append(profile)
 
     def wait_for(self, ready, what=None, timeout=None):
         """Until ready() is true, at most `timeout` seconds, do other work; says whether it is.
@@ -2522,6 +2535,10 @@ class Worker(Node):
     def leave(self):
         """Say BYE and end this process."""
         self.marker[0] = LEAVING
+        if self.profiles:
+            import pstats
+            stats = pstats.Stats(*self.profiles)
+            stats.dump_stats(os.path.join(self.config["profile"], f"worker-{self.name.decode()}.prof"))
         sys.stdout.flush()
         sys.stderr.flush()
         self.send(b"BYE")
@@ -2692,8 +2709,6 @@ LEAVING = 2  # first byte of a marker page: 0 starting, 1 ready, 2 leaving as it
 
 def run_worker(name, config, marker):
     """The life of a worker process."""
-    if config["profile"]:
-        os.makedirs(config["profile"], exist_ok=True)
     with contextlib.suppress(AttributeError, ValueError):  # what a task prints appears at once
         sys.stdout.reconfigure(line_buffering=True)
     global this_worker
@@ -2895,6 +2910,8 @@ class Executor(Interface):
             raise ValueError(f"max_workers must be a number from 0 on, not {max_workers!r}")
         refuse_in_import()
         self._down = False
+        if profile:
+            os.makedirs(profile, exist_ok=True)
         if this_worker is None:
             Main.of_this_process().adopt()
         self._node = Inline() if size == 0 else Root(size, retries, {
@@ -2982,7 +2999,8 @@ def refuse_in_import():
 class Here(Interface):
     """The pool that this code runs in: a worker's in a task, else the Executor made last, else none."""
 
-    inline = None  # runs what is called without a pool
+    inline = None   # runs what is called without a pool
+    warned = False  # that it does
 
     def _pool(self):
         refuse_in_import()
@@ -2994,7 +3012,8 @@ class Here(Interface):
         return self.inline
 
     def map(self, fn, *iterables, **kwargs):
-        if self._pool() is self.inline:
+        if self._pool() is self.inline and not self.warned:
+            self.warned = True
             warnings.warn("minscoop works serially, for there is no pool. Run 'python minscoop.py script.py', or "
                           "use 'with minscoop.Executor():'", RuntimeWarning, stacklevel=2)
         return super().map(fn, *iterables, **kwargs)
