@@ -829,8 +829,8 @@ class Span:
         return [column[lo - self.base:hi - self.base] for column in self.columns]
 
     def claim(self):
-        """A slice from the front, to be run now."""
-        count = 1 if self.singly else min(self.hi - self.lo, self.job.recipe.grain)
+        """A slice from the front, to be run now. Of what is still pickled, the first item only."""
+        count = 1 if self.singly or self.columns is None else min(self.hi - self.lo, self.job.recipe.grain)
         self.lo += count
         return Slice(self, self.lo - count, self.lo)
 
@@ -866,6 +866,7 @@ class Slice:
                     error.__traceback__ = error.__traceback__.tb_next
                 self.failures[len(values)] = error
                 values.append(None)
+        self.columns = None  # from here on there is nothing to shorten
         if self.hi - self.lo == count:
             recipe.learn(count, time.perf_counter() - start)
         if recipe.op is not None and not self.failures:
@@ -901,7 +902,7 @@ class Slice:
             first, count = self.sent, self.hi - self.lo if whole else len(self.values) - self.sent
             values = self.values[first:]
             self.sent += count
-            failures = {i - first: self.failures[i] for i in self.failures if first <= i < self.sent}
+            failures = {i - first: error for i, error in dict(self.failures).items() if first <= i < self.sent}
         if count:
             self.job.deliver(self.lo + first, count, values[:1 if whole else count], failures)
 
@@ -1074,29 +1075,30 @@ class Pulled(Job):
         if not self.pulling.acquire(blocking=False):
             return False
         try:
-            rows = self.take_rows(max(self.window - ahead, READ_AHEAD * max(1, self.node.size) if beyond else 1))
+            rows, ended = self.take_rows(max(self.window - ahead, READ_AHEAD * max(1, self.node.size) * beyond))
             if rows:
                 lo, self.pulled = self.pulled, self.pulled + len(rows)
                 self.push(tuple(zip(*rows)), lo, lo, self.pulled, parent=self._parent)
+            if ended:
+                self.exhausted = True
+                self.node.sources.remove(self)
+                self.node.wake(self)
             return bool(rows)
         finally:
             self.pulling.release()
 
     def take_rows(self, want):
-        """At most so many rows of arguments, fewer when the iterators are slow."""
+        """At most so many rows of arguments, fewer when the iterators are slow; and whether they ended."""
         rows, start = [], time.monotonic()
         try:
             for row in itertools.islice(self.rows, want):
                 rows.append(row)
                 if time.monotonic() - start > SLICE:
-                    return rows
+                    return rows, False
         except Exception as error:  # the iterators' own: raised when the reader has come this far
             self.inputs_error = error
-        if len(rows) < want:
-            self.exhausted = True
-            self.node.sources.remove(self)
-            self.node.wake(self)
-        return rows
+            return rows, True
+        return rows, len(rows) < want
 
     def advance(self, count):
         """The reader has taken results. One that takes a window in less than 0.1 s gets a wider one."""
@@ -1109,24 +1111,17 @@ class Pulled(Job):
             self.doubled = now
 
 
-
 class Mapping(Pulled):
     """A map whose results are read by an iterator, in order or as they come."""
 
     def __init__(self, node, recipe, iterables, ordered=True, **kwargs):
-        self.chunks, self.position, self.arrived, self.ordered = {}, 0, 0, ordered
+        self.chunks, self.position, self.ordered = {}, 0, ordered
         super().__init__(node, recipe, iterables, **kwargs)
 
     def deliver(self, lo, count, values, failures):
-        self.arrived += count
         if not self.abandoned:
             self.chunks[lo] = values, failures
         self.node.wake(self)
-
-    @property
-    def finished(self):
-        """Whether all is run that is to be run: what a reader who has begun does not read is not wanted."""
-        return (self.exhausted or self.begun) and self.arrived >= self.pulled
 
     def available(self):
         """Whether the reader can go on: there is a chunk for it, or there never will be."""
@@ -1170,7 +1165,6 @@ class Mapping(Pulled):
                     yield value
         finally:
             self.cancel()
-
 
     def abandon(self):
         """Nobody can read the results any more, nor ever did: run the rest, but keep nothing."""
@@ -1531,6 +1525,7 @@ class Node:
         self.stopped = threading.Event()
         self.attending = threading.Lock()  # held by the thread that sleeps on the socket
         self.looks = 0                     # times that somebody looked at the socket
+        self.outbox, self.sending = collections.deque(), False
         self.context = self.socket = None
 
     # -- the socket, and who watches it
@@ -1548,13 +1543,21 @@ class Node:
     def send(self, *frames):
         """Send a message, from any thread. Does not block.
 
-        Sending can use up the signal by which the socket's descriptor announces what has come, so
-        whoever sleeps on that is told."""
+        The garbage collector may close a map's iterator, and so call this, amid the frames of another
+        message: they wait in the outbox. Sending can use up the signal by which the socket's descriptor
+        announces what has come, so whoever sleeps on that is told."""
         with self.lock:
-            if self.socket is not None:
-                self.socket.send_multipart(frames, copy=False)
-                if self.attending.locked() and self.socket.get(zmq.EVENTS) & zmq.POLLIN:
-                    self.rouse()
+            self.outbox.append(frames)
+            if self.sending or self.socket is None:
+                return
+            self.sending = True
+            try:
+                while self.outbox:
+                    self.socket.send_multipart(self.outbox.popleft(), copy=False)
+            finally:
+                self.sending = False
+            if self.attending.locked() and self.socket.get(zmq.EVENTS) & zmq.POLLIN:
+                self.rouse()
 
     def close(self, linger=0):
         """Close the socket; wait at most `linger` seconds until what was sent is out."""
@@ -1565,6 +1568,9 @@ class Node:
                 socket.close(linger=int(linger * 1000))
         if socket is not None:
             self.context.term()
+            ends, self.wake_read, self.wake_write = (self.wake_read, self.wake_write), -1, -1
+            for end in ends:
+                os.close(end)
 
     def attend(self, timeout):
         """Sleep until a message comes, somebody calls ``rouse``, or the time is over; then serve."""
@@ -1581,7 +1587,7 @@ class Node:
     def rouse(self):
         """Wake the thread that sleeps in ``attend``, if there is one."""
         if self.attending.locked():
-            with contextlib.suppress(BlockingIOError):
+            with contextlib.suppress(OSError):  # full: it will wake; closed: nobody sleeps there any more
                 os.write(self.wake_write, b"!")
 
     def serve(self, as_deputy=False):
@@ -1633,7 +1639,7 @@ class Node:
                 except Exception:
                     if self.socket is not None:  # else it was closed meanwhile
                         logger.exception("the deputy of %s", self.name.decode())
-                looks = self.looks
+                looks += 1  # was it only us?
             looks = self.looks
 
     def stand_in(self):
