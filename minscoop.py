@@ -928,6 +928,16 @@ class Job:
             self.cancelled = True
             self.node.forget(self)
 
+    def title(self, item):
+        """What an item is, for messages."""
+        return f"item {item} of the {self.kind.decode()} of {describe(self.recipe.fn)}"
+
+    def claim(self):
+        """A slice of what is queued here, or None. Called with the node's lock held."""
+        while self.spans and self.spans[0].stale:
+            self.spans.popleft()
+        return self.spans[0].claim() if self.spans else None
+
     def requeue(self, span):
         """Put a span that was taken off the queue back: it is run last here and given away first."""
         self.node.queue.appendleft(span)
@@ -949,6 +959,10 @@ class Bundle(Job):
         super().__init__(node)
         self.futures = futures
         self.columns = ([future._call for future in futures],)
+
+    def title(self, item):
+        fn = self.columns[0][item][0]
+        return f"the call of {describe(fn)}"
 
     def deliver(self, lo, count, values, failures):
         for future, value, i in zip(self.futures[lo:lo + count], values, range(count)):
@@ -1029,12 +1043,10 @@ class Guest(Job):
             return [None]
 
     def send(self, lo, count, values, failures, last):
-        frames = encode_results(values, failures, self.name())
+        """Send one RESULT."""
+        what = "a submitted call" if self.kind == b"calls" else describe(self.recipe.fn)
+        frames = encode_results(values, failures, what)
         self.node.send(b"RESULT", self.id, pack_int(lo), pack_int(count), pack_int(last), *frames)
-
-    def name(self):
-        """What it runs, for messages."""
-        return "a submitted call" if self.kind == b"calls" else describe(self.recipe.fn)
 
 
 class Pulled(Job):
@@ -1100,8 +1112,8 @@ class Pulled(Job):
             return rows, True
         return rows, len(rows) < want
 
-    def advance(self, count):
-        """The reader has taken results. One that takes a window in less than 0.1 s gets a wider one."""
+    def widen(self, count):
+        """The reader has taken so many results. One that takes a window in less than 0.1 s gets a wider one."""
         before, self.read = self.read, self.read + count
         if self.fixed is None and before // self.window != self.read // self.window:
             now = time.monotonic()
@@ -1143,7 +1155,7 @@ class Mapping(Pulled):
             return None
         values, failures = self.chunks.pop(self.position) if self.ordered else self.chunks.popitem()[1]
         self.position += len(values)
-        self.advance(len(values))
+        self.widen(len(values))
         return values, failures
 
     def results(self, deadline):
@@ -1591,43 +1603,36 @@ class Node:
                 os.write(self.wake_write, b"!")
 
     def serve(self, as_deputy=False):
-        """Handle what has come. One thread at a time; others return at once."""
+        """Handle what has come. One thread at a time; others return at once.
+
+        Results run code of the user (unpickling, callbacks), which may call us again and then goes on with
+        the next message; the deputy of a worker leaves them for who holds the baton."""
         if not self.serving.acquire(blocking=False):
             return
         try:
             self.looks += 1
-            while self.fetch():
-                self.handle_all(as_deputy)
-            self.handle_all(as_deputy)
+            if not as_deputy:
+                self.inbox.extendleft(reversed(self.mail))
+                self.mail.clear()
+            while self.inbox or self.fetch():
+                message = self.inbox.popleft()
+                if as_deputy and self.executes and message[0] in OWNERS_BUSINESS:
+                    self.mail.append(message)
+                else:
+                    self.HANDLERS[message[0]](self, *message[1:])
+            if self.wanted:
+                self.give()
         finally:
             self.serving.release()
         if as_deputy:
             self.rouse()
 
     def fetch(self):
-        """Move messages from the socket to the inbox; says whether there were any."""
-        count = 0
+        """Move what has come from the socket to the inbox; says whether there was anything."""
         with self.lock:
             while self.socket is not None and self.socket.get(zmq.EVENTS) & zmq.POLLIN:
                 self.inbox.append(receive(self.socket))
-                count += 1
-        return count
-
-    def handle_all(self, as_deputy):
-        """Handle the inbox; user code may call us again meanwhile, which then goes on with the next.
-
-        Results run code of the user (unpickling, callbacks), so the deputy of a worker leaves them."""
-        if not as_deputy and self.mail:
-            self.inbox.extendleft(reversed(self.mail))
-            self.mail.clear()
-        while self.inbox:
-            message = self.inbox.popleft()
-            if as_deputy and self.executes and message[0] in OWNERS_BUSINESS:
-                self.mail.append(message)
-            else:
-                self.HANDLERS[message[0]](self, *message[1:])
-        if self.wanted:
-            self.give()
+        return bool(self.inbox)
 
     def deputise(self):
         """The deputy: looks at the socket when nobody else has done so for a TICK."""
@@ -1730,15 +1735,19 @@ class Node:
 
     def drop(self, shipped=False):
         """Cancel what has not started; shipped: also calls that were sent to workers, started or not."""
-        with self.lock:
-            futures = [unit for unit in self.queue if isinstance(unit, Future)]
-            shipments = [shipment.span.job for shipment in self.away.values()]
-            jobs = {unit.job for unit in self.queue if isinstance(unit, Span)} | {*shipments, *self.sources}
+        futures, jobs = self.pending()
         for future in futures:
             future.cancel()
         for job in jobs:
             if shipped or not isinstance(job, Bundle):
                 job.cancel()
+
+    def pending(self):
+        """The futures that wait here, and the jobs that are not done."""
+        with self.lock:
+            futures = [unit for unit in self.queue if isinstance(unit, Future) and not unit.stale]
+            shipped = (shipment.span.job for shipment in self.away.values())
+            return futures, {unit.job for unit in self.queue if isinstance(unit, Span)}.union(shipped, self.sources)
 
     # -- what is given away
 
@@ -1885,17 +1894,13 @@ class Node:
 
     def blame(self, span, error):
         """CannotSend with the part of the arguments that cannot be pickled."""
-        row = [column[span.lo - span.base] for column in span.columns]
+        args, names = [column[span.lo - span.base] for column in span.columns], ()
         if span.job.kind == b"calls":
-            fn, args, kwargs = row[0]
-            where, row = f"the call of {describe(fn)}", [fn, *args, *kwargs.values()]
-            names = ["the callable", *(f"argument {i}" for i in range(1, len(args) + 1)),
-                     *(f"argument {key!r}" for key in kwargs)]
-        else:
-            where, names = f"item {span.lo} of the map of {describe(span.job.recipe.fn)}", \
-                [f"argument {i}" for i in range(1, len(row) + 1)]
-        reasons = [text for text in map_builtin(explain, row, names) if text] or [str(error)]
-        result = CannotSend(f"{where} cannot be sent to a worker: {reasons[0]}")
+            fn, args, kwargs = args[0]
+            args, names = [*args, fn, *kwargs.values()], ["the callable", *(f"argument {key!r}" for key in kwargs)]
+        names = [*(f"argument {i}" for i in range(1, len(args) - len(names) + 1)), *names]
+        reasons = [text for text in map_builtin(explain, args, names) if text] or [str(error)]
+        result = CannotSend(f"{span.job.title(span.lo)} cannot be sent to a worker: {reasons[0]}")
         result.__cause__ = error
         return result
 
@@ -1961,12 +1966,8 @@ class Node:
     def obituaries(self, job, item):
         """The text of WorkerLost."""
         deaths = job.deaths[item]
-        if job.kind == b"calls":
-            what = f"the call of {describe(job.futures[item]._call[0])}"
-        else:
-            what = f"item {item} of the {job.kind.decode()} of {describe(job.recipe.fn)}"
-        return (f"{what} killed {'its worker' if len(deaths) == 1 else f'{len(deaths)} workers, one after another'}"
-                f" (retries={self.retries}): {'; '.join(deaths)}. SIGKILL often means that memory ran out: "
+        return (f"{job.title(item)} killed {'its worker' if len(deaths) == 1 else f'{len(deaths)} workers in a row'} "
+                f"(retries={self.retries}): {'; '.join(deaths)}. SIGKILL often means that memory ran out: "
                 "see the kernel's log (dmesg), or run fewer workers (-n)")
 
     def on_CONST(self, name, *body):
@@ -1992,16 +1993,10 @@ class Node:
             if self.broken is not None:
                 return
             self.broken = error
-            shipped = [shipment.span for shipment in self.away.values()]
-            units = [unit for unit in self.queue if not unit.stale] + shipped
-            jobs = list(self.sources)
+            futures, jobs = self.pending()
             self.queue.clear()
-            self.away.clear()
-        for unit in units:
-            if isinstance(unit, Future):
-                unit._settle(FINISHED, None, error)
-            else:
-                unit.job.cancel()
+        for future in futures:
+            future._settle(FINISHED, None, error)
         for job in jobs:
             job.cancel()
         self.wake("const")
@@ -2091,9 +2086,8 @@ class Root(Node):
             keeper = subprocess.Popen(command, stdin=subprocess.PIPE)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        data = pickle.dumps(config, 5)
         with contextlib.suppress(BrokenPipeError):  # it died: wait_for will find out
-            keeper.stdin.write(struct.pack(">Q", len(data)) + data)
+            pickle.dump(config, keeper.stdin)
             keeper.stdin.flush()
         return keeper
 
@@ -2417,11 +2411,9 @@ class Worker(Node):
                 elif self.queue and self.queue[0] is what:
                     self.queue.popleft()
                 return what
-            spans = getattr(what, "spans", ())
-            while spans and spans[0].stale:
-                spans.popleft()
-            if spans:
-                return spans[0].claim()
+            piece = what.claim() if isinstance(what, Job) else None
+            if piece is not None:
+                return piece
             queue = self.queue
             while queue and queue[-1].stale:
                 queue.pop()
@@ -2598,9 +2590,8 @@ class Keeper:
         stdin = os.dup(0)
         with open(os.devnull) as null:
             os.dup2(null.fileno(), 0)
-        with open(stdin, "rb", buffering=0, closefd=False) as file:
-            size, = struct.unpack(">Q", read_exactly(file, 8))
-            config = pickle.loads(read_exactly(file, size))
+        with open(stdin, "rb", closefd=False) as file:
+            config = pickle.load(file)
         keeper = cls(config, stdin)
         try:
             keeper.prepare()
@@ -2722,17 +2713,6 @@ def run_worker(name, config, marker):
     this_worker.start()
 
 
-def read_exactly(file, count):
-    """Read so many bytes from a pipe. Raises EOFError if it ends before."""
-    data = b""
-    while len(data) < count:
-        more = file.read(count - len(data))
-        if not more:
-            raise EOFError("the pipe of the configuration ended early")
-        data += more
-    return data
-
-
 def tie_to(lifeline):
     """Have this process killed when the other end of a pipe is closed.
 
@@ -2786,10 +2766,7 @@ class Inline(Node):
     def sleep(self, ready, what, timeout):
         """Run a slice of what is waited for, or else leave it to other threads."""
         with self.lock:
-            spans = getattr(what, "spans", ())
-            while spans and spans[0].stale:
-                spans.popleft()
-            piece = spans[0].claim() if spans else None
+            piece = what.claim() if isinstance(what, Job) else None
         if piece is None:
             super().sleep(ready, what, timeout)
         else:
@@ -3124,9 +3101,10 @@ def make_parser():
         description="Run a Python program with a pool of worker processes behind its map and submit.",
         epilog=USAGE_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     program = parser.add_argument_group("program (everything after it belongs to the program)")
-    program.add_argument("program", nargs="?", metavar="script.py", help="a Python file")
-    program.add_argument("-m", dest="module", metavar="module", help="a module or package, as with python -m")
-    program.add_argument("-c", dest="code", metavar="code", help="Python code, as with python -c")
+    rest = {"nargs": argparse.REMAINDER, "default": []}
+    program.add_argument("script", metavar="script.py", help="a Python file", **rest)
+    program.add_argument("-m", dest="module", metavar="module", help="a module or package, as with python -m", **rest)
+    program.add_argument("-c", dest="code", metavar="code", help="Python code, as with python -c", **rest)
     pool = parser.add_argument_group("pool")
     pool.add_argument("-n", type=int, default=None, metavar="N", dest="workers",
                       help=f"number of workers; 0 runs everything inline (default: usable cores, here {usable_cores()})")
@@ -3141,30 +3119,11 @@ def make_parser():
     return parser
 
 
-def split_arguments(argv):
-    """(minscoop's arguments, the program's): the program's begin behind the script, module or code."""
-    takes_value = {"-n", "--retries", "--nice", "--profile"}
-    at = 0
-    while at < len(argv):
-        word = argv[at]
-        if word in ("-m", "-c"):
-            return argv[:at + 2], argv[at + 2:]
-        if word[:2] in ("-m", "-c") and not word.startswith("--"):
-            return argv[:at + 1], argv[at + 1:]
-        if word == "--":
-            return argv[:at + 2], argv[at + 2:]
-        if not word.startswith("-") or word == "-":
-            return argv[:at + 1], argv[at + 1:]
-        at += 2 if word in takes_value else 1
-    return argv, []
-
-
 def command_line(argv=None):
     """Run a program as the command line says; returns or raises SystemExit with its exit code."""
     parser = make_parser()
-    own, rest = split_arguments(sys.argv[1:] if argv is None else argv)
-    options = parser.parse_args(own)
-    if options.program is None and options.module is None and options.code is None:
+    options = parser.parse_args(argv)
+    if not (options.script or options.module or options.code):
         parser.error("no program: give a script, -m module or -c code")
     if options.workers is not None and options.workers < 0:
         parser.error(f"argument -n: a number from 0 on, not {options.workers}")
@@ -3173,7 +3132,7 @@ def command_line(argv=None):
     configure_logging(logging.ERROR if options.quiet else
                       (logging.WARNING, logging.INFO, logging.DEBUG)[min(options.verbose, 2)])
     try:
-        code = prepare_program(options, rest)
+        code = prepare_program(options)
     except (OSError, ImportError, SyntaxError, ValueError) as error:
         parser.exit(2, f"minscoop.py: cannot run the program: {first_line(error)}\n")
     run_program(code, options)
@@ -3188,24 +3147,26 @@ def first_line(error):
     return str(error).partition("\n")[0]
 
 
-def prepare_program(options, rest):
+def prepare_program(options):
     """Compile the program and set up sys.argv, sys.path and ``__main__`` as Python would; returns the code."""
     module = types.ModuleType("__main__")
     module.__builtins__ = __builtins__
-    if options.code is not None:
-        code, spec, argv0, path0 = compile(options.code, "<string>", "exec"), None, "-c", ""
-    elif options.module is not None:
+    words = options.code or options.module or options.script
+    name, *rest = words[words[0] == "--":]
+    if options.code:
+        code, argv0, sys.path[0] = compile(name, "<string>", "exec"), "-c", ""
+    elif options.module:
         sys.path[0] = os.getcwd()
-        code, spec = read_main(None, options.module)
-        module.__spec__, module.__package__, module.__file__ = spec, spec.parent, spec.origin
-        argv0, path0 = spec.origin, os.getcwd()
+        code, module.__spec__ = read_main(None, name)
+        module.__package__, module.__file__ = module.__spec__.parent, module.__spec__.origin
+        argv0 = module.__file__
     else:
-        path = module.__file__ = options.program
-        if os.path.isdir(path):
-            raise IsADirectoryError(21, "is a directory; for a package use -m", path)
-        code, spec = read_main(path)
-        argv0, path0 = path, os.path.dirname(os.path.abspath(path))
-    sys.argv, sys.path[0] = [argv0, *rest], path0
+        if os.path.isdir(name):
+            raise IsADirectoryError(21, "is a directory; for a package use -m", name)
+        code, _ = read_main(name)
+        argv0 = module.__file__ = name
+        sys.path[0] = os.path.dirname(os.path.abspath(name))
+    sys.argv = [argv0, *rest]
     sys.modules["__main__"] = sys.modules["__mp_main__"] = module
     return code
 
