@@ -232,14 +232,18 @@ def readable(timeout, *descriptors):
     return [descriptor for descriptor, _ in poll.poll(None if timeout is None else timeout * 1000)]
 
 
+def find_zmq():
+    """Raise PoolError if pyzmq is not installed."""
+    if importlib.util.find_spec("zmq") is None:
+        raise PoolError(f"minscoop needs pyzmq, which {sys.executable} does not have: "
+                        f"run '{sys.executable} -m pip install pyzmq'")
+
+
 def import_zmq():
     """Bind the module's global ``zmq``. Not done at the top: meanwhile the keeper starts."""
     global zmq
-    try:
-        import zmq
-    except ImportError:
-        raise PoolError(f"minscoop needs pyzmq, which {sys.executable} cannot import: "
-                        f"run '{sys.executable} -m pip install pyzmq'") from None
+    find_zmq()
+    import zmq
     if zmq.pyzmq_version_info() < (22,):
         raise PoolError(f"minscoop needs pyzmq 22 or newer, found {zmq.__version__}: "
                         f"run '{sys.executable} -m pip install --upgrade pyzmq'")
@@ -2061,6 +2065,7 @@ class Root(Node):
 
     def __init__(self, size, retries, options):
         super().__init__(b"0.root", size, retries)
+        find_zmq()
         self.closing = False
         self.directory = make_socket_directory()
         self.address = f"ipc://{self.directory}/broker"
@@ -2068,6 +2073,8 @@ class Root(Node):
             self.keeper = self.start_keeper(options)
             import_zmq()
             self.open(self.address, b"root")
+            logger.info("%d workers on this machine (keeper: pid %d), sockets in %s", size, self.keeper.pid,
+                        self.directory)
         except BaseException:
             self.abort()
             raise
@@ -2109,7 +2116,7 @@ class Root(Node):
 
     def patrol(self):
         """Notice that the keeper is gone; with it went everything else."""
-        if self.keeper.poll() is not None and self.broken is None and not self.stopped.is_set():
+        if self.keeper.poll() is not None and self.broken is None and not self.closing:
             code = self.keeper.returncode
             self.break_off(PoolError(f"the pool of this host ended unexpectedly (keeper, pid {self.keeper.pid}: "
                                      f"{status_text(code)}); what it printed above may say why"))
@@ -2147,7 +2154,7 @@ class Root(Node):
             self.closing = True
             self.send(b"STOP")
             while self.keeper.poll() is None and self.broken is None:
-                self.wait_for(lambda: self.keeper.poll() is not None, None, 0.01)
+                self.wait_for(lambda: self.keeper.poll() is not None, None, 0.002)
         finally:
             self.abort()
 
@@ -2240,6 +2247,7 @@ class Worker(Node):
                 self.fail(error)
         self.open(self.address, b"worker")
         self.marker[0] = 1  # ready
+        logger.info("worker %s is ready (pid %d)", self.name.decode(), os.getpid())
         self.work()
 
     def fail(self, error):
@@ -2602,11 +2610,9 @@ class Keeper:
 
     def prepare(self):
         """Import and set what all children share."""
-        config, this = self.config, sys.modules["minscoop"]
+        config = self.config
         sys.path[:], sys.argv = config["sys_path"], config["argv"]
-        for name in config["aliases"]:
-            sys.modules.setdefault(name, this)
-        install_scoop_names()
+        install_names(config["aliases"])
         configure_logging(config["log_level"])
         if config["nice"]:
             os.nice(config["nice"])
@@ -2892,7 +2898,7 @@ class Executor(Interface):
         if isinstance(size, bool) or not isinstance(size, int) or size < 0:
             raise ValueError(f"max_workers must be a number from 0 on, not {max_workers!r}")
         refuse_in_import()
-        self._down = False
+        self._down, self._pid = False, os.getpid()
         if profile:
             os.makedirs(profile, exist_ok=True)
         if this_worker is None:
@@ -2951,7 +2957,8 @@ this_worker = None   # in a worker process, its Worker
 def shut_down_all():
     """At the interpreter's end: wait for what was submitted, as ProcessPoolExecutor does."""
     for executor in list(executors):
-        executor.shutdown()
+        if executor._pid == os.getpid():  # not in a child that the program has forked
+            executor.shutdown()
 
 
 def check_map(fn, iterables, chunksize=None, buffersize=None):
@@ -3058,12 +3065,14 @@ def __getattr__(name):
             "worker": pool.name.decode() if pool else None}[name]
 
 
-def install_scoop_names():
-    """Let ``import scoop``, ``scoop.futures`` and ``scoop.shared`` mean this module, and minscoop's own."""
+SCOOP_NAMES = ("scoop", "scoop.futures", "scoop.shared", "minscoop.futures", "minscoop.shared")
+
+
+def install_names(names):
+    """Let these names of modules mean this one."""
     this = sys.modules["minscoop"]
     this.__path__ = []  # makes `import minscoop.futures` look into sys.modules
-    for name in ("scoop", "scoop.futures", "scoop.shared", "minscoop.futures", "minscoop.shared"):
-        sys.modules[name] = this
+    sys.modules.update(dict.fromkeys(names, this))
 
 
 def configure_logging(level):
@@ -3174,7 +3183,7 @@ def prepare_program(options):
 def run_program(code, options):
     """Execute the program with an Executor around it."""
     signal.signal(signal.SIGTERM, terminate)
-    install_scoop_names()
+    install_names(SCOOP_NAMES)
     try:
         executor = Executor(options.workers, retries=options.retries, nice=options.nice,
                             profile=options.profile, _eager=True)
