@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""minscoop: one Python file that turns processes and machines into one pool for ``map`` and ``submit``.
+"""minscoop: one Python file that puts a pool of worker processes behind ``map`` and ``submit``.
 
     python minscoop.py -n 4 script.py           # run a program on a pool of four workers
     with minscoop.Executor(4) as executor: ...  # or start a pool from any Python program
@@ -325,19 +325,23 @@ def global_names(code):
     return set(code.co_names).union(*map_builtin(global_names, nested))
 
 
+def shipped_globals(fn):
+    """The globals that a function takes along: those of the main module that workers do not have."""
+    if fn.__module__ not in ("__main__", "__mp_main__", None):
+        return {}
+    return {name: fn.__globals__[name] for name in global_names(fn.__code__)
+            if name in fn.__globals__ and main.by_value(name)}
+
+
 def reduce_function(fn):
     """Pickle a function by value: an empty one first, then its state, so that it may refer to itself."""
-    cells = fn.__closure__ or ()
-    module = fn.__module__ or "__main__"
-    shipped = {name: fn.__globals__[name] for name in global_names(fn.__code__)
-               if name in fn.__globals__ and module in ("__main__", "__mp_main__") and main.by_value(name)}
-    contents = []
+    cells, contents, shipped = fn.__closure__ or (), [], shipped_globals(fn)
     for cell in cells:
         with contextlib.suppress(ValueError):  # a cell that is still empty
             contents.append((cell, cell.cell_contents))
     state = (shipped, contents, fn.__defaults__, fn.__kwdefaults__, fn.__dict__, fn.__doc__,
              getattr(fn, "__annotations__", {}), fn.__qualname__)
-    return make_function, (fn.__code__, module, fn.__name__, cells), state, None, None, fill_function
+    return make_function, (fn.__code__, fn.__module__ or "__main__", fn.__name__, cells), state, None, None, fill_function
 
 
 def make_function(code, module, name, cells):
@@ -427,11 +431,14 @@ def parts_of(obj):
         return [(f"[{key!r}]", part) for key, part in obj.items()]
     if isinstance(obj, types.FunctionType):
         closure = zip(obj.__code__.co_freevars, obj.__closure__ or ())
-        return [(f", variable {name!r} of its closure", cell.cell_contents) for name, cell in closure]
+        return [*((f", variable {name!r} of its closure", cell.cell_contents) for name, cell in closure),
+                *((f", global variable {name!r}", value) for name, value in shipped_globals(obj).items())]
     if isinstance(obj, types.MethodType):
         return [(", the instance it is bound to", obj.__self__)]
     if isinstance(obj, functools.partial):
         return [(", its function", obj.func), (", its argument ", obj.args), (", its argument ", obj.keywords)]
+    if type(obj).__reduce__ is not object.__reduce__ or type(obj).__reduce_ex__ is not object.__reduce_ex__:
+        return []  # its own words are better than what we would find
     return [(f", attribute {name!r}", part) for name, part in getattr(obj, "__dict__", {}).items()]
 
 
@@ -443,8 +450,10 @@ def describe(fn):
 # Results travel as one pickle of (values, parts, failures): `values` when all are PLAIN, else `parts`,
 # a pickle for each, so that one that cannot be read does not harm the others.
 
-def encode_results(values, failures, origin):
-    """Frames for a slice of results. failures: {offset: exception}. A value that cannot be sent fails."""
+def encode_results(values, failures, title):
+    """Frames for a slice of results. failures: {offset: exception}. A value that cannot be sent fails.
+
+    title(offset): what a result is the result of, for the message then."""
     failures = {offset: encode_failure(error) for offset, error in failures.items()}
     if PLAIN.issuperset(map_builtin(type, values)):
         return [pickle.dumps((values, None, failures), 5)]
@@ -453,7 +462,7 @@ def encode_results(values, failures, origin):
         try:
             head, *more = dumps(value)
         except Exception as error:
-            why = explain(value, f"the result of {origin}") or str(error)
+            why = explain(value, f"the result of {title(offset)}") or str(error)
             failures[offset] = encode_failure(CannotSend(f"{why} (a result of type {type(value).__name__})"))
             head, more = None, ()
         parts.append((head, len(more)))
@@ -484,7 +493,7 @@ def decode_results(frames):
 
 def encode_failure(error):
     """(pickle or None, text) of an exception. Tried out here, where its text and traceback are known."""
-    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    text = traceback_text(error)
     try:
         blob = b"".join(dumps(error))
         if type(pickle.loads(blob)) is not type(error):
@@ -492,6 +501,13 @@ def encode_failure(error):
     except Exception:
         blob = None
     return blob, text
+
+
+def traceback_text(error):
+    """The traceback of an exception as Python prints it, without frames of this file."""
+    lines = traceback.TracebackException.from_exception(error)
+    lines.stack[:] = [frame for frame in lines.stack if frame.filename != __file__] or lines.stack
+    return "".join(lines.format())
 
 
 def decode_failure(blob, text):
@@ -994,9 +1010,14 @@ class Guest(Job):
         """Unpickle callable and arguments: the columns. Raises whatever unpickling raises."""
         recipe, *data = self.body
         self.body = None
-        columns = loads(data)
+        self.columns = loads(data)
         self.recipe = CALLS if self.kind == b"calls" else Recipe.decode(bytes(recipe))
-        return columns
+        return self.columns
+
+    def title(self, item):
+        if self.kind == b"calls":
+            return f"the call of {describe(self.columns[0][item - self.lo][0])}"
+        return super().title(item)
 
     def deliver(self, lo, count, values, failures):
         """Collect; send when the last one is in or FLUSH has passed."""
@@ -1048,8 +1069,7 @@ class Guest(Job):
 
     def send(self, lo, count, values, failures, last):
         """Send one RESULT."""
-        what = "a submitted call" if self.kind == b"calls" else describe(self.recipe.fn)
-        frames = encode_results(values, failures, what)
+        frames = encode_results(values, failures, lambda offset: self.title(lo + offset))
         self.node.send(b"RESULT", self.id, pack_int(lo), pack_int(count), pack_int(last), *frames)
 
 
@@ -1971,8 +1991,9 @@ class Node:
         """The text of WorkerLost."""
         deaths = job.deaths[item]
         return (f"{job.title(item)} killed {'its worker' if len(deaths) == 1 else f'{len(deaths)} workers in a row'} "
-                f"(retries={self.retries}): {'; '.join(deaths)}. SIGKILL often means that memory ran out: "
-                "see the kernel's log (dmesg), or run fewer workers (-n)")
+                f"(retries={self.retries}): {'; '.join(deaths)}" + (
+                    ". SIGKILL often means that memory ran out: see the kernel's log (dmesg), or run fewer "
+                    "workers (-n)" if "SIGKILL" in deaths[-1] else ""))
 
     def on_CONST(self, name, *body):
         self.consts[name.decode()] = Const(body)
@@ -2252,7 +2273,7 @@ class Worker(Node):
 
     def fail(self, error):
         """Tell the root that the script cannot be imported here, and end."""
-        text = "".join(traceback.format_exception(type(error), error, error.__traceback__.tb_next.tb_next))
+        text = traceback_text(error).rstrip()
         self.open(self.address, b"worker")
         self.send(b"FAILED", f"worker {self.name.decode()} (pid {os.getpid()}) cannot import the script "
                              f"{main.path}, as workers do to find its functions:\n{text}".encode())
@@ -2593,7 +2614,8 @@ class Keeper:
     @classmethod
     def main(cls):
         """The life of the keeper process: its configuration comes through stdin."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the root's business
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # these go to the whole process group, but are the
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # root's business; we end after it, and clean up
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         stdin = os.dup(0)
         with open(os.devnull) as null:
@@ -2642,6 +2664,7 @@ class Keeper:
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN, which programs started here inherit
             for descriptor in (self.stdin, self.lifeline, self.notices, self.signalled, self.signal_write):
                 os.close(descriptor)
@@ -3211,7 +3234,8 @@ def run_program(code, options):
 
 
 def terminate(*_):
-    """Handler of SIGTERM: end as the exit code that shells give to it says."""
+    """Handler of SIGTERM: end as the exit code that shells give to it says. A second one changes nothing."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise Terminated(128 + signal.SIGTERM)
 
 
