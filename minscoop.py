@@ -290,16 +290,17 @@ class Pickler(pickle.Pickler):
         if kind is types.FunctionType:
             return NotImplemented if found_by_name(obj) else reduce_function(obj)
         if isinstance(obj, type):
-            return NotImplemented if found_by_name(obj) else reduce_class(obj)
+            return NotImplemented if found_by_name(obj) or not obj.__flags__ & HEAP_TYPE else reduce_class(obj)
         reduce = REDUCERS.get(kind)
         return reduce(obj) if reduce else NotImplemented
 
 
+HEAP_TYPE = 1 << 9  # the flag of classes that a `class` statement made (Py_TPFLAGS_HEAPTYPE)
+
 REDUCERS = {  # types whose instances pickle does not take by itself, met inside functions and classes
-    types.CellType: lambda cell: (types.CellType, ()),  # filled by the function that closes over it
+    types.CellType: lambda cell: (make_cell, ()),  # filled by the function that closes over it
     types.ModuleType: lambda module: (importlib.import_module, (module.__name__,)),
     types.CodeType: lambda code: (marshal.loads, (marshal.dumps(code),)),
-    types.MappingProxyType: lambda proxy: (types.MappingProxyType, (dict(proxy),)),
     staticmethod: lambda method: (staticmethod, (method.__func__,)),
     classmethod: lambda method: (classmethod, (method.__func__,)),
     property: lambda p: (property, (p.fget, p.fset, p.fdel, p.__doc__)),
@@ -342,6 +343,11 @@ def reduce_function(fn):
     state = (shipped, contents, fn.__defaults__, fn.__kwdefaults__, fn.__dict__, fn.__doc__,
              getattr(fn, "__annotations__", {}), fn.__qualname__)
     return make_function, (fn.__code__, fn.__module__ or "__main__", fn.__name__, cells), state, None, None, fill_function
+
+
+def make_cell():
+    """An empty cell of a closure; its type has no name that pickle could find."""
+    return types.CellType()
 
 
 def make_function(code, module, name, cells):
@@ -2472,10 +2478,11 @@ class Worker(Node):
         """Run a slice and deliver its results."""
         job = piece.job
         if isinstance(job, Guest):
-            if job.body is not None and not self.unpack(piece):
-                return
-            if me.depth == 1:
-                self.note((job.id, piece.lo, piece.hi))
+            if job.body is not None:
+                self.note((job.id, job.lo, job.hi))  # unpickling is done for all at once, and may kill
+                if not self.unpack(piece):
+                    return
+            self.note((job.id, piece.lo, piece.hi))
         self.ask_early(piece)
         me.slices.append(piece)
         piece.run()
