@@ -129,6 +129,9 @@ def usable_cores():
 # 2  Errors
 
 
+FAULTS = (Exception, SystemExit, GeneratorExit)  # what an object may raise when pickled; Ctrl-C is not its own
+
+
 class MinscoopError(Exception):
     """Base of all errors that minscoop itself raises. What a task raises arrives as it was raised."""
 
@@ -232,18 +235,14 @@ def readable(timeout, *descriptors):
     return [descriptor for descriptor, _ in poll.poll(None if timeout is None else timeout * 1000)]
 
 
-def find_zmq():
-    """Raise PoolError if pyzmq is not installed."""
-    if importlib.util.find_spec("zmq") is None:
-        raise PoolError(f"minscoop needs pyzmq, which {sys.executable} does not have: "
-                        f"run '{sys.executable} -m pip install pyzmq'")
-
-
 def import_zmq():
     """Bind the module's global ``zmq``. Not done at the top: meanwhile the keeper starts."""
     global zmq
-    find_zmq()
-    import zmq
+    try:
+        import zmq
+    except ImportError as error:
+        raise PoolError(f"minscoop needs pyzmq, which {sys.executable} cannot import ({error}): "
+                        f"run '{sys.executable} -m pip install pyzmq'") from None
     if zmq.pyzmq_version_info() < (22,):
         raise PoolError(f"minscoop needs pyzmq 22 or newer, found {zmq.__version__}: "
                         f"run '{sys.executable} -m pip install --upgrade pyzmq'")
@@ -298,7 +297,8 @@ class Pickler(pickle.Pickler):
 HEAP_TYPE = 1 << 9  # the flag of classes that a `class` statement made (Py_TPFLAGS_HEAPTYPE)
 
 REDUCERS = {  # types whose instances pickle does not take by itself, met inside functions and classes
-    types.CellType: lambda cell: (make_cell, ()),  # filled by the function that closes over it
+    types.CellType: lambda cell: (make_unnamed, ("CellType",)),  # filled by the function that closes over it
+    types.MappingProxyType: lambda proxy: (make_unnamed, ("MappingProxyType", dict(proxy))),
     types.ModuleType: lambda module: (importlib.import_module, (module.__name__,)),
     types.CodeType: lambda code: (marshal.loads, (marshal.dumps(code),)),
     staticmethod: lambda method: (staticmethod, (method.__func__,)),
@@ -326,12 +326,19 @@ def global_names(code):
     return set(code.co_names).union(*map_builtin(global_names, nested))
 
 
+def home_of(fn):
+    """The name of the module whose globals a function has; None if they are of no module (exec, eval)."""
+    home = sys.modules.get(fn.__module__ or "__main__")
+    return home.__name__ if home is not None and home.__dict__ is fn.__globals__ else None
+
+
 def shipped_globals(fn):
-    """The globals that a function takes along: those of the main module that workers do not have."""
-    if fn.__module__ not in ("__main__", "__mp_main__", None):
+    """The globals that a function takes along: those that its module will not have where it goes."""
+    home = home_of(fn)
+    if home not in ("__main__", "__mp_main__", None):
         return {}
     return {name: fn.__globals__[name] for name in global_names(fn.__code__)
-            if name in fn.__globals__ and main.by_value(name)}
+            if name in fn.__globals__ and (home is None or main.by_value(name))}
 
 
 def reduce_function(fn):
@@ -341,36 +348,34 @@ def reduce_function(fn):
         with contextlib.suppress(ValueError):  # a cell that is still empty
             contents.append((cell, cell.cell_contents))
     state = (shipped, contents, fn.__defaults__, fn.__kwdefaults__, fn.__dict__, fn.__doc__,
-             getattr(fn, "__annotations__", {}), fn.__qualname__)
-    return make_function, (fn.__code__, fn.__module__ or "__main__", fn.__name__, cells), state, None, None, fill_function
+             getattr(fn, "__annotations__", {}), fn.__qualname__, fn.__module__)
+    return make_function, (fn.__code__, home_of(fn), fn.__name__, cells), state, None, None, fill_function
 
 
-def make_cell():
-    """An empty cell of a closure; its type has no name that pickle could find."""
-    return types.CellType()
+def make_unnamed(kind, *args):
+    """An instance of a type of the module ``types`` that has no name by which pickle could find it."""
+    return getattr(types, kind)(*args)
 
 
 def make_function(code, module, name, cells):
     """The first half of unpickling a function by value."""
-    try:
-        namespace = (main.load() if module in ("__main__", "__mp_main__")
-                     else importlib.import_module(module)).__dict__
-    except ImportError:
-        namespace = FOREIGN_NAMESPACES.setdefault(module, {"__name__": module, "__builtins__": __builtins__})
+    if module is None:
+        namespace = {"__builtins__": __builtins__}
+    else:
+        home = main.load() if module in ("__main__", "__mp_main__") else importlib.import_module(module)
+        namespace = home.__dict__
     return types.FunctionType(code, namespace, name, None, tuple(cells))
-
-
-FOREIGN_NAMESPACES = {}  # module name -> globals of functions whose module does not exist here
 
 
 def fill_function(fn, state):
     """The second half: globals, closure, defaults and attributes."""
-    shipped, contents, fn.__defaults__, fn.__kwdefaults__, attributes, fn.__doc__, annotations, qualname = state
+    (shipped, contents, fn.__defaults__, fn.__kwdefaults__, attributes, fn.__doc__, annotations, fn.__qualname__,
+     fn.__module__) = state
     fn.__globals__.update(shipped)
     for cell, value in contents:
         cell.cell_contents = value
     fn.__dict__.update(attributes)
-    fn.__annotations__, fn.__qualname__ = annotations, qualname
+    fn.__annotations__ = annotations
 
 
 CLASS_IDS = weakref.WeakKeyDictionary()     # class -> id: one that returns is the very class that went
@@ -388,7 +393,9 @@ def reduce_class(cls):
     attributes = {name: value for name, value in cls.__dict__.items() if name not in skip}
     head = {name: cls.__dict__[name] for name in ("__slots__",) if name in cls.__dict__}
     if type(cls).__name__ in ("EnumMeta", "EnumType"):
-        head, attributes = {member.name: member.value for member in cls}, {}
+        head = {name: member.value for name, member in cls.__members__.items()}
+        attributes = {name: value for name, value in attributes.items()
+                      if isinstance(value, (types.FunctionType, property, classmethod, staticmethod))}
     head.update(__module__=cls.__module__, __qualname__=cls.__qualname__)
     return (make_class, (ident, type(cls), cls.__name__, cls.__bases__, head), attributes, None, None, fill_class)
 
@@ -420,7 +427,7 @@ def explain(obj, where, depth=6):
     try:
         dumps(obj)
         return None
-    except Exception as error:
+    except FAULTS as error:
         complaint = f"{where}: {error}"
     for name, part in parts_of(obj) if depth else ():
         deeper = explain(part, f"{where}{name}", depth - 1)
@@ -467,7 +474,7 @@ def encode_results(values, failures, title):
     for offset, value in enumerate(values):
         try:
             head, *more = dumps(value)
-        except Exception as error:
+        except FAULTS as error:
             why = explain(value, f"the result of {title(offset)}") or str(error)
             failures[offset] = encode_failure(CannotSend(f"{why} (a result of type {type(value).__name__})"))
             head, more = None, ()
@@ -489,7 +496,7 @@ def decode_results(frames):
         if blob is not None:
             try:
                 value = loads([blob, *buffers])
-            except Exception as error:
+            except FAULTS as error:
                 failures[offset] = CannotSend(f"a result arrived but cannot be unpickled: "
                                               f"{type(error).__name__}: {error}")
                 failures[offset].__cause__ = error
@@ -504,7 +511,7 @@ def encode_failure(error):
         blob = b"".join(dumps(error))
         if type(pickle.loads(blob)) is not type(error):
             blob = None
-    except Exception:
+    except FAULTS:
         blob = None
     return blob, text
 
@@ -520,7 +527,7 @@ def decode_failure(blob, text):
     """The exception that ``encode_failure`` took, with the text of its traceback as its cause."""
     try:
         error = pickle.loads(blob) if blob else None
-    except Exception:
+    except FAULTS:
         error = None
     if error is None:
         error = TaskError("a task raised an exception that cannot be pickled: " + text.rstrip().rpartition("\n")[2])
@@ -546,7 +553,7 @@ class Main:
 
     def __init__(self, path=None, name=None):
         self.path, self.name = path, name  # a file; or a module's name, as in python -m
-        self.loaded = True
+        self.loaded, self.error, self.module = True, None, sys.modules["__main__"]
 
     @classmethod
     def of_this_process(cls):
@@ -572,7 +579,7 @@ class Main:
 
     def load(self):
         """The main module; in a worker it is imported first. Raises what the script raises."""
-        module = sys.modules["__main__"]
+        module = self.module
         with main_lock:
             if not self.loaded:
                 self.loaded = True
@@ -584,6 +591,9 @@ class Main:
                     importing_main = True
                     try:
                         exec(code, module.__dict__)
+                    except BaseException as error:
+                        self.error = error
+                        raise
                     finally:
                         importing_main = False
         return module
@@ -591,14 +601,14 @@ class Main:
     def adopt(self):
         """Let this process's own main module be the one; it is known under the workers' name for it, too."""
         global main
-        main = self
-        sys.modules["__mp_main__"] = sys.modules["__main__"]
+        main, self.module = self, sys.modules["__main__"]
+        sys.modules["__mp_main__"] = self.module
 
     def install(self):
         """Make this process's ``__main__`` a stand-in for the user's, to be loaded when needed."""
         global main
         main, self.loaded = self, False
-        sys.modules["__main__"] = sys.modules["__mp_main__"] = MainModule("__mp_main__")
+        self.module = sys.modules["__main__"] = sys.modules["__mp_main__"] = MainModule("__mp_main__")
 
 
 def bound_names(nodes):
@@ -801,7 +811,7 @@ class Recipe:
             try:
                 with_buffers = dumps((self.fn, self.op))
                 self.frames = pickle.dumps(with_buffers, 5)
-            except Exception as error:
+            except FAULTS as error:
                 why = explain(self.fn, f"the callable {describe(self.fn)}") or \
                     explain(self.op, f"the operation {describe(self.op)}")
                 raise CannotSend(f"cannot be sent to a worker: {why}") from error
@@ -1036,7 +1046,8 @@ class Guest(Job):
         """Send what was collected, if it is time: when nothing is left here, the last message says so."""
         with self.node.lock:
             now, last = time.monotonic(), self.left == 0
-            if self.cancelled or not last and (self.recipe.op or now - self.flushed < FLUSH):
+            if self.cancelled or not last and (
+                    not self.outcomes or self.recipe.op or now - self.flushed < FLUSH):
                 return
             outcomes, self.outcomes, self.flushed = self.outcomes, [], now
             if last:
@@ -1311,7 +1322,7 @@ class Broker:
                 self.ask_around()
             if self.stopping:
                 self.stop_if_quiet()
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             self.dropped += 1
             logger.debug("broker: dropped a message of %r: %s", sender, error)
         return out
@@ -1324,7 +1335,7 @@ class Broker:
     # -- who is there
 
     def on_HELLO(self, sender, role):
-        self.links[sender] = Link(sender, role)
+        self.links.setdefault(sender, Link(sender, role))
         for name, body in self.consts.items():
             self.send(sender, b"CONST", name, *body)
         if self.failure and role == b"root":
@@ -1862,7 +1873,7 @@ class Node:
         job, lo, hi = span.job, span.lo, span.hi
         try:
             frames = self.pack(span)
-        except Exception as error:
+        except FAULTS as error:
             self.keep(span, error)
             return False
         with self.lock:
@@ -1947,10 +1958,10 @@ class Node:
             fresh = shipment is not None and shipment.close(lo, lo + count)
             if fresh and not shipment.open:
                 del self.away[task_id]
-        if fresh and count:
-            shipment.span.job.deliver(lo, count, *decode_results(body))
-        elif last == b"0":
+        if not fresh and last == b"0":
             self.send(b"CANCEL", task_id)
+        elif fresh and count:
+            shipment.span.job.deliver(lo, count, *decode_results(body))
 
     def on_SPLIT(self, task_id, lo, hi, new):
         lo, hi = int(lo), int(hi)
@@ -2055,7 +2066,7 @@ class Node:
                 raise TypeError(f"the constant {name!r} exists already: constants are set once")
             try:
                 frames = dumps(value)
-            except Exception as error:
+            except FAULTS as error:
                 raise CannotSend(explain(value, f"the constant {name!r}") or str(error)) from error
             self.refused.discard(name)
             self.send(b"CONST", name.encode(), *frames)
@@ -2092,7 +2103,6 @@ class Root(Node):
 
     def __init__(self, size, retries, options):
         super().__init__(b"0.root", size, retries)
-        find_zmq()
         self.closing = False
         self.directory = make_socket_directory()
         self.address = f"ipc://{self.directory}/broker"
@@ -2244,6 +2254,9 @@ class Strand:
         self.worker.rouse()
 
 
+OUTSIDE = object()  # stands for the task of a thread that is not a worker's; nothing descends from it
+
+
 class Worker(Node):
     """Runs tasks: its own, and those that it asked for. One thread, the holder of the baton, at a time."""
 
@@ -2264,14 +2277,9 @@ class Worker(Node):
     # -- the baton
 
     def start(self):
-        """Import the script, join the pool, and work until told to stop."""
+        """Join the pool, and work until told to stop."""
         self.holder.ident = threading.get_ident()
         self.start_profile()
-        if self.config["eager"]:
-            try:
-                main.load()
-            except BaseException as error:
-                self.fail(error)
         self.open(self.address, b"worker")
         self.marker[0] = 1  # ready
         logger.info("worker %s is ready (pid %d)", self.name.decode(), os.getpid())
@@ -2280,7 +2288,6 @@ class Worker(Node):
     def fail(self, error):
         """Tell the root that the script cannot be imported here, and end."""
         text = traceback_text(error).rstrip()
-        self.open(self.address, b"worker")
         self.send(b"FAILED", f"worker {self.name.decode()} (pid {os.getpid()}) cannot import the script "
                              f"{main.path}, as workers do to find its functions:\n{text}".encode())
         self.leave()
@@ -2368,7 +2375,7 @@ class Worker(Node):
         first; never a stranger on this stack: for those, this thread parks and another goes on."""
         me = self.holder
         if me.ident != threading.get_ident():
-            return super().wait_for(ready, what, timeout)  # a thread of the user's code never has the baton
+            return super().wait_for(ready, what, timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         while not ready():
             if remaining(deadline) == 0:
@@ -2383,6 +2390,17 @@ class Worker(Node):
             else:
                 self.look_around(deadline)
         return True
+
+    def sleep(self, ready, what, timeout):
+        """Waiting in a thread that a task made: it never has the baton, but may run what it waits for itself."""
+        unit = self.take(what, OUTSIDE)
+        if unit is None:
+            self.serve()  # the task may be waiting for this thread, and not look at the socket
+            super().sleep(ready, what, min(timeout, TICK))
+        else:
+            unit.run()
+            if isinstance(unit, Slice):
+                unit.deliver()
 
     def look_around(self, deadline):
         """Nothing to run while a task waits: ask for work, and sleep until a message comes."""
@@ -2499,6 +2517,8 @@ class Worker(Node):
                 span.columns = columns
             return True
         except BaseException as error:
+            if main.error is not None:
+                self.fail(main.error)
             with self.lock:
                 span.lo = span.hi
             if job.left > 1:
@@ -2525,6 +2545,8 @@ class Worker(Node):
             piece.shorten()
         if piece.job.recipe.op is None:
             piece.deliver()
+        if isinstance(piece.job, Guest):
+            piece.job.flush()
 
     def note(self, mark):
         """Write down what is being run, where the keeper reads it if we die."""
@@ -2633,6 +2655,8 @@ class Keeper:
         try:
             keeper.prepare()
             keeper.run()
+        except PoolError:
+            keeper.exit_code = 1  # the root has the same reason, and says it
         finally:
             keeper.clean_up()
         os._exit(keeper.exit_code)
@@ -2816,7 +2840,7 @@ class Inline(Node):
 
     def finish(self):
         """Run the maps that nobody has begun to read."""
-        for job in self.sources:
+        for job in list(self.sources):
             while not job.begun and job.pull(beyond=True):
                 pass
         while self.queue:
@@ -2923,7 +2947,7 @@ class Executor(Interface):
     [1, 2, 3]
     """
 
-    def __init__(self, max_workers=None, *, retries=3, nice=0, profile=None, _eager=False):
+    def __init__(self, max_workers=None, *, retries=3, nice=0, profile=None):
         size = usable_cores() if max_workers is None else max_workers
         if isinstance(size, bool) or not isinstance(size, int) or size < 0:
             raise ValueError(f"max_workers must be a number from 0 on, not {max_workers!r}")
@@ -2934,8 +2958,7 @@ class Executor(Interface):
         if this_worker is None:
             Main.of_this_process().adopt()
         self._node = Inline() if size == 0 else Root(size, retries, {
-            "main": (main.path, main.name), "eager": _eager, "nice": nice,
-            "profile": profile and os.path.abspath(profile)})
+            "main": (main.path, main.name), "nice": nice, "profile": profile and os.path.abspath(profile)})
         executors.append(self)
 
     def _pool(self):
@@ -3146,7 +3169,7 @@ def make_parser():
     program.add_argument("-c", dest="code", metavar="code", help="Python code, as with python -c", **rest)
     pool = parser.add_argument_group("pool")
     pool.add_argument("-n", type=int, default=None, metavar="N", dest="workers",
-                      help=f"number of workers; 0 runs everything inline (default: usable cores, here {usable_cores()})")
+                      help=f"workers (default: usable cores, here {usable_cores()}); 0: run inline")
     pool.add_argument("--retries", type=int, default=3, metavar="N",
                       help="deaths of workers over one task after which it fails (default: %(default)s)")
     pool.add_argument("--nice", type=int, default=0, metavar="N", help="niceness of the workers (default: 0)")
@@ -3173,25 +3196,31 @@ def command_line(argv=None):
     try:
         code = prepare_program(options)
     except (OSError, ImportError, SyntaxError, ValueError) as error:
-        parser.exit(2, f"minscoop.py: cannot run the program: {first_line(error)}\n")
+        name = "the code" if options.code else program_words(options)[0]
+        parser.exit(2, f"minscoop.py: cannot run {name}: {first_line(error)}\n")
     run_program(code, options)
 
 
 def first_line(error):
     """An error in one line, with where it is."""
     if isinstance(error, SyntaxError):
-        return f"{error.filename}, line {error.lineno}: {type(error).__name__}: {error.msg}"
+        return f"{error.filename}, line {error.lineno}: {error.msg}" if error.lineno else error.msg
     if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}"
+        return error.strerror
     return str(error).partition("\n")[0]
+
+
+def program_words(options):
+    """The script, module or code, and its arguments; argparse takes what follows a -- for the script's."""
+    words = [*(options.code or options.module), *options.script]
+    return words[1:] if options.script[:1] == words[:1] == ["--"] else words
 
 
 def prepare_program(options):
     """Compile the program and set up sys.argv, sys.path and ``__main__`` as Python would; returns the code."""
     module = types.ModuleType("__main__")
     module.__builtins__ = __builtins__
-    words = options.code or options.module or options.script
-    name, *rest = words[words[0] == "--":]
+    name, *rest = program_words(options)
     if options.code:
         code, argv0, sys.path[0] = compile(name, "<string>", "exec"), "-c", ""
     elif options.module:
@@ -3203,7 +3232,7 @@ def prepare_program(options):
         if os.path.isdir(name):
             raise IsADirectoryError(21, "is a directory; for a package use -m", name)
         code, _ = read_main(name)
-        argv0 = module.__file__ = name
+        argv0, module.__file__ = name, name if sys.version_info < (3, 9) else os.path.join(os.getcwd(), name)
         sys.path[0] = os.path.dirname(os.path.abspath(name))
     sys.argv = [argv0, *rest]
     sys.modules["__main__"] = sys.modules["__mp_main__"] = module
@@ -3215,8 +3244,7 @@ def run_program(code, options):
     signal.signal(signal.SIGTERM, terminate)
     install_names(SCOOP_NAMES)
     try:
-        executor = Executor(options.workers, retries=options.retries, nice=options.nice,
-                            profile=options.profile, _eager=True)
+        executor = Executor(options.workers, retries=options.retries, nice=options.nice, profile=options.profile)
     except MinscoopError as error:
         sys.exit(f"minscoop: {error}")
     module = sys.modules["__main__"]

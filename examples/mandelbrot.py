@@ -1,4 +1,4 @@
-"""python minscoop.py -n 2 examples/mandelbrot.py [picture.png]
+"""python minscoop.py -n 2 examples/mandelbrot.py
 
 Work of uneven size: one call per row of a picture. Nobody chooses chunks; rows go to whoever is free.
 """

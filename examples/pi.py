@@ -1,4 +1,4 @@
-"""python minscoop.py -n 2 examples/pi.py [tries]
+"""python minscoop.py -n 2 examples/pi.py
 
 Monte Carlo: independent tasks, each with a random generator and a seed of its own.
 """
