@@ -429,10 +429,11 @@ def explain(obj, where, depth=6):
         return None
     except FAULTS as error:
         complaint = f"{where}: {error}"
-    for name, part in parts_of(obj) if depth else ():
-        deeper = explain(part, f"{where}{name}", depth - 1)
-        if deeper:
-            return deeper
+    with contextlib.suppress(Exception):  # an object whose parts cannot even be looked at
+        for name, part in parts_of(obj) if depth else ():
+            deeper = explain(part, f"{where}{name}", depth - 1)
+            if deeper:
+                return deeper
     return complaint
 
 
@@ -508,8 +509,8 @@ def encode_failure(error):
     """(pickle or None, text) of an exception. Tried out here, where its text and traceback are known."""
     text = traceback_text(error)
     try:
-        blob = b"".join(dumps(error))
-        if type(pickle.loads(blob)) is not type(error):
+        blob = pickle.dumps(dumps(error), 5)
+        if type(loads(pickle.loads(blob))) is not type(error):
             blob = None
     except FAULTS:
         blob = None
@@ -526,7 +527,7 @@ def traceback_text(error):
 def decode_failure(blob, text):
     """The exception that ``encode_failure`` took, with the text of its traceback as its cause."""
     try:
-        error = pickle.loads(blob) if blob else None
+        error = loads(pickle.loads(blob)) if blob else None
     except FAULTS:
         error = None
     if error is None:
@@ -659,7 +660,7 @@ map_builtin = map  # the module's own `map`, below, takes the name
 # What is RUNNING cannot be cancelled. A shipped call stays RUNNING, also while it waits in a taker's queue.
 
 DONE = frozenset((CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED))
-birth = threading.Lock()  # guards the lazy attributes of futures against being created twice
+birth = threading.RLock()  # guards the lazy attributes of futures against being created twice
 
 
 class Future(concurrent.futures.Future):
@@ -698,9 +699,12 @@ class Future(concurrent.futures.Future):
     def cancel(self):
         """Cancel the call if it has neither started nor been sent to a worker; says whether."""
         with self._node.lock:
-            if self._state == PENDING:
-                self._settle(CANCELLED_AND_NOTIFIED)
-        return self.cancelled()
+            mine = self._state == PENDING
+            if mine:
+                self._state = RUNNING  # from here on nobody else takes it
+        if mine:
+            self._settle(CANCELLED_AND_NOTIFIED)
+        return self._state == CANCELLED_AND_NOTIFIED
 
     def result(self, timeout=None):
         """The value that the call returned; blocks until it is there.
@@ -752,7 +756,10 @@ class Future(concurrent.futures.Future):
         if self._node.parked:
             self._node.wake(self)
         if "_done_callbacks" in self.__dict__:
-            self._invoke_callbacks()
+            try:
+                self._invoke_callbacks()
+            except (SystemExit, GeneratorExit):
+                logger.exception("a callback of %r", self)
 
 
 class Waiters(list):
@@ -1021,6 +1028,7 @@ class Guest(Job):
         self.left = hi - lo           # items whose results are to be sent by this node
         self.outcomes = []            # (lo, count, values, failures) not yet sent
         self.flushed = time.monotonic()
+        self.flushing = threading.RLock()  # so that the last message is the last
 
     def open(self):
         """Unpickle callable and arguments: the columns. Raises whatever unpickling raises."""
@@ -1044,6 +1052,11 @@ class Guest(Job):
 
     def flush(self):
         """Send what was collected, if it is time: when nothing is left here, the last message says so."""
+        with self.flushing:
+            self.flush_in_turn()
+
+    def flush_in_turn(self):
+        """The same, while no other thread does it."""
         with self.node.lock:
             now, last = time.monotonic(), self.left == 0
             if self.cancelled or not last and (
@@ -1134,7 +1147,8 @@ class Pulled(Job):
                 self.push(tuple(zip(*rows)), lo, lo, self.pulled, parent=self._parent)
             if ended:
                 self.exhausted = True
-                self.node.sources.remove(self)
+                with contextlib.suppress(ValueError):  # it was cancelled meanwhile
+                    self.node.sources.remove(self)
                 self.node.wake(self)
             return bool(rows)
         finally:
@@ -1239,7 +1253,7 @@ class Reduction(Pulled):
         if failures:
             self.error = self.error or next(iter(failures.values()))
         self.parts[lo] = count, values[0]
-        self.read += count
+        self.widen(count)
         self.node.wake(self)
 
     @property
@@ -1446,6 +1460,8 @@ class Broker:
         return name
 
     def on_SPLIT(self, sender, task_id, lo, hi, new):
+        self.placed[new] = sender  # until its TASK comes: if the sender dies before, this part is lost too
+        self.links[sender].held.add(new)
         self.send(owner_of(task_id), b"SPLIT", task_id, lo, hi, new)
 
     def on_SINGLY(self, sender, task_id):
@@ -1564,6 +1580,7 @@ class Node:
         self.lock, self.serving = threading.RLock(), threading.RLock()
         self.queue = collections.deque()
         self.sources = []                 # jobs whose inputs are not all pulled
+        self.in_hand = []                 # jobs of spans that are just being pickled, to be shipped
         self.away = {}                    # task id -> Shipment
         self.guests = {}                  # task id -> Guest
         self.parked = {}                  # what is waited for -> Events and Strands to be set
@@ -1626,7 +1643,7 @@ class Node:
                 os.close(end)
 
     def attend(self, timeout):
-        """Sleep until a message comes, somebody calls ``rouse``, or the time is over; then serve."""
+        """Sleep until a message comes, somebody calls ``rouse``, or the time is over. `attending` is held."""
         with self.lock:
             if self.socket is None:
                 return
@@ -1635,7 +1652,6 @@ class Node:
             if self.wake_read in readable(timeout, self.wake_read, self.descriptor):
                 with contextlib.suppress(BlockingIOError):
                     os.read(self.wake_read, 4096)
-        self.serve()
 
     def rouse(self):
         """Wake the thread that sleeps in ``attend``, if there is one."""
@@ -1788,7 +1804,8 @@ class Node:
         with self.lock:
             futures = [unit for unit in self.queue if isinstance(unit, Future) and not unit.stale]
             shipped = (shipment.span.job for shipment in self.away.values())
-            return futures, {unit.job for unit in self.queue if isinstance(unit, Span)}.union(shipped, self.sources)
+            return futures, {unit.job for unit in self.queue if isinstance(unit, Span)}.union(
+                shipped, self.sources, self.in_hand)
 
     # -- what is given away
 
@@ -1805,9 +1822,14 @@ class Node:
                         self.send(b"DRY")
                     return
                 self.wanted -= 1
-            if not self.ship(span):
+                self.in_hand.append(span.job)
+            shipped = False
+            try:
+                shipped = self.ship(span)
+            finally:
                 with self.lock:
-                    self.wanted += 1
+                    self.in_hand.remove(span.job)
+                    self.wanted += not shipped
 
     def spare(self, reserve):
         """Take the oldest work off the queue, as a span; None if there is none beyond the reserve."""
@@ -2149,6 +2171,7 @@ class Root(Node):
         finally:
             self.attendant = None
             self.attending.release()
+        self.serve()
         self.patrol()
 
     def patrol(self):
@@ -2176,7 +2199,7 @@ class Root(Node):
         with self.lock:
             while self.queue and self.queue[0].stale:
                 self.queue.popleft()
-            return not self.queue and not self.away and all(job.begun for job in self.sources)
+            return not (self.queue or self.in_hand or self.away) and all(job.begun for job in self.sources)
 
     def drain(self):
         """Wait until all that was submitted is done."""
@@ -2198,6 +2221,7 @@ class Root(Node):
     def abort(self):
         """End the pool now, whatever is under way. Waits for it, at most GRACE seconds."""
         self.closing = True
+        self.break_off(PoolError("the pool was shut down"))
         self.stopped.set()
         if self.keeper is not None:
             with contextlib.suppress(OSError):
@@ -2209,7 +2233,6 @@ class Root(Node):
                 self.keeper.wait()
         self.close()
         shutil.rmtree(self.directory, ignore_errors=True)
-        self.break_off(PoolError("the pool was shut down"))
 
 
 def make_socket_directory():
@@ -2327,12 +2350,17 @@ class Worker(Node):
         self.ask()
         sys.stdout.flush()
         with self.lock:
-            if not (self.idle or self.waiting or self.away or self.queue):
+            if not (self.idle or self.waiting or self.away or self.in_hand or self.queue):
                 self.idle = True
                 self.send(b"IDLE", pack_int(self.received))
+        self.doze(PATROL)
+
+    def doze(self, timeout):
+        """Sleep until a message comes, or another thread has work for us; then serve."""
         with self.attending:
-            if not self.queue:
-                self.attend(PATROL)
+            if not (self.queue or self.resumable):
+                self.attend(timeout)
+        self.serve()
 
     def ask(self):
         """Say HUNGRY, unless that was said and stays said."""
@@ -2410,9 +2438,7 @@ class Worker(Node):
             return
         self.ask()
         left = remaining(deadline)
-        with self.attending:
-            if not self.queue:
-                self.attend(PATROL if left is None else min(left, PATROL))
+        self.doze(PATROL if left is None else min(left, PATROL))
 
     def park(self, me, ready, what, deadline):
         """Give the baton away until `what` changes or the deadline comes."""
@@ -2424,6 +2450,7 @@ class Worker(Node):
                 self.parked[what].remove(me)
                 return
             self.waiting += 1
+        serving = self.serving._is_owned() and self.serving._release_save()  # a callback waits, amid a message
         self.pass_baton()
         left = remaining(deadline)
         if not me.gate.acquire(timeout=-1 if left is None else left):
@@ -2433,6 +2460,8 @@ class Worker(Node):
                     strands.remove(me)
                     me.set()
             me.gate.acquire()
+        if serving:
+            self.serving._acquire_restore(serving)
         self.waiting -= 1
         self.note(me.mark)
 
@@ -2444,6 +2473,8 @@ class Worker(Node):
 
     def push(self, unit):
         with self.lock:
+            while self.queue and self.queue[-1].stale:  # done by those who waited for them
+                self.queue.pop()
             self.queue.append(unit)
             self.idle = False
             give = self.wanted and len(self.queue) > 1
@@ -2614,7 +2645,9 @@ def descends(unit, task):
 # ---------------------------------------------------------------------------------------------------
 # 11  Keeper
 
-BOOT = """import importlib.util as u, sys
+BOOT = """import sys
+sys.path[:] = [path for path in sys.path if path]  # the working directory may have a tempfile.py of its own
+import importlib.util as u
 spec = u.spec_from_file_location('minscoop', sys.argv[1])
 module = sys.modules['minscoop'] = u.module_from_spec(spec)
 spec.loader.exec_module(module)
@@ -2668,7 +2701,8 @@ class Keeper:
         install_names(config["aliases"])
         configure_logging(config["log_level"])
         if config["nice"]:
-            os.nice(config["nice"])
+            with contextlib.suppress(PermissionError):  # only root may be less nice
+                os.nice(config["nice"])
         Main(*config["main"]).install()
         import_zmq()
 
@@ -2804,6 +2838,8 @@ class Inline(Node):
 
     def push(self, unit):
         if isinstance(unit, Span):
+            while self.queue and self.queue[-1].stale:
+                self.queue.pop()
             self.queue.append(unit)
         else:
             unit._state = RUNNING
@@ -3245,7 +3281,7 @@ def run_program(code, options):
     install_names(SCOOP_NAMES)
     try:
         executor = Executor(options.workers, retries=options.retries, nice=options.nice, profile=options.profile)
-    except MinscoopError as error:
+    except (MinscoopError, OSError) as error:
         sys.exit(f"minscoop: {error}")
     module = sys.modules["__main__"]
     try:
