@@ -179,8 +179,7 @@ class RemoteTraceback(Exception):
 #   RESULT   holder → owner     id lo n last body           n results from lo on; `last` of this task
 #   CANCEL   owner → holder     id                          nobody wants the rest of it any more
 #   LOST     broker → owner     id lo hi obituary           its holder died, while it ran lo..hi (or nothing)
-#   CONST    node → broker → *  name body                   a shared constant
-#   REFUSED  broker → node      name                        that constant existed already
+#   CONST    node → broker → *  name setter body            a shared constant; the first of its name holds
 #   FAILED   worker → root      reason                      it cannot start, nor can any other
 #   DIED     keeper → broker    name id lo hi obituary      a worker process has ended
 #   STOP     root → broker → *                              end when all is done
@@ -573,10 +572,16 @@ class Main:
     def guarded(self):
         """Names that only ``if __name__ == "__main__"`` binds."""
         import ast
+        import dis
         with open(self.path, "rb") as file:
             body = ast.parse(file.read(), self.path).body
         guards = [node for node in body if isinstance(node, ast.If) and "__name__" in ast.dump(node.test)]
-        return bound_names(guards) - bound_names(node for node in body if node not in guards)
+        others = [node for node in body if node not in guards]
+
+        def bound(nodes):
+            code = compile(ast.Module(nodes, []), self.path, "exec", dont_inherit=True)
+            return {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_NAME"}
+        return bound(guards) - bound(others)
 
     def load(self):
         """The main module; in a worker it is imported first. Raises what the script raises."""
@@ -610,22 +615,6 @@ class Main:
         global main
         main, self.loaded = self, False
         self.module = sys.modules["__main__"] = sys.modules["__mp_main__"] = MainModule("__mp_main__")
-
-
-def bound_names(nodes):
-    """The names that these syntax nodes bind in their own scope."""
-    import ast
-    names = set()
-    for node in nodes:
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            names.add(node.name)
-            continue
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-        elif isinstance(node, ast.alias):
-            names.add((node.asname or node.name).partition(".")[0])
-        names |= bound_names(ast.iter_child_nodes(node))
-    return names
 
 
 main = Main()            # this process's; the root's Executor and the keeper set it
@@ -913,14 +902,7 @@ class Slice:
         if self.hi - self.lo == count:
             recipe.learn(count, time.perf_counter() - start)
         if recipe.op is not None and not self.failures:
-            self.reduce(recipe.op)
-
-    def reduce(self, op):
-        """Leave one value: that of the operation over all."""
-        try:
-            self.values = [functools.reduce(op, self.values)]
-        except BaseException as error:
-            self.values, self.failures = [None], {0: error}
+            self.values, self.failures = reduced(recipe.op, values)
 
     def shorten(self):
         """While an item takes long: give the items behind it back to the queue. Called with the lock held.
@@ -948,6 +930,14 @@ class Slice:
             failures = {i - first: error for i, error in dict(self.failures).items() if first <= i < self.sent}
         if count:
             self.job.deliver(self.lo + first, count, values[:1 if whole else count], failures)
+
+
+def reduced(op, values):
+    """Values and failures of a reduction: one value, that of the operation over all, or its exception."""
+    try:
+        return [functools.reduce(op, values)], {}
+    except BaseException as error:
+        return [None], {0: error}
 
 
 class Job:
@@ -1082,20 +1072,13 @@ class Guest(Job):
             if joined and sum(joined[-1][:2]) == lo:
                 first, before, head, failed = joined.pop()
                 failed = {**failed, **{len(head) + i: error for i, error in failures.items()}}
+                values = head + values
                 if self.recipe.op and not failed:
-                    head, values = [], self.combine(head + values, failed)
-                joined.append((first, before + count, head + values, failed))
+                    values, failed = reduced(self.recipe.op, values)
+                joined.append((first, before + count, values, failed))
             else:
                 joined.append((lo, count, values, failures))
         return joined
-
-    def combine(self, values, failed):
-        """One value of two neighbours in a reduction; a failure of the operation goes to `failed`."""
-        try:
-            return [functools.reduce(self.recipe.op, values)]
-        except BaseException as error:
-            failed[0] = error
-            return [None]
 
     def send(self, lo, count, values, failures, last):
         """Send one RESULT."""
@@ -1103,15 +1086,16 @@ class Guest(Job):
         self.node.send(b"RESULT", self.id, pack_int(lo), pack_int(count), pack_int(last), *frames)
 
 
-class Pulled(Job):
-    """A map of this node: its inputs, pulled as they are needed, and its results so far.
+class Mapping(Job):
+    """A map of this node: its inputs, pulled as they are needed, and its results, for who reads them.
 
     Inputs that have a length are known at once. Others, or all if there is a buffersize, are pulled in
     the threads of the user, at most `window` items ahead of who reads the results."""
 
-    def __init__(self, node, recipe, iterables, buffersize=None, parent=None):
+    def __init__(self, node, recipe, iterables, ordered=True, buffersize=None, parent=None):
         super().__init__(node)
-        self.recipe = recipe
+        self.recipe, self.kind, self.ordered = recipe, b"reduce" if recipe.op else b"map", ordered
+        self.chunks = {}                # first item -> (count, values, failures), not yet read
         self.pulled = self.read = 0     # items; the span of what is under way or unread
         self.exhausted = self.begun = self.abandoned = False
         self.inputs_error = None
@@ -1177,22 +1161,14 @@ class Pulled(Job):
                 self.window *= 2
             self.doubled = now
 
-
-class Mapping(Pulled):
-    """A map whose results are read by an iterator, in order or as they come."""
-
-    def __init__(self, node, recipe, iterables, ordered=True, **kwargs):
-        self.chunks, self.position, self.ordered = {}, 0, ordered
-        super().__init__(node, recipe, iterables, **kwargs)
-
     def deliver(self, lo, count, values, failures):
         if not self.abandoned:
-            self.chunks[lo] = values, failures
+            self.chunks[lo] = count, values, failures
         self.node.wake(self)
 
     def available(self):
         """Whether the reader can go on: there is a chunk for it, or there never will be."""
-        return bool(self.cancelled or (self.position in self.chunks if self.ordered else self.chunks)
+        return bool(self.cancelled or (self.read in self.chunks if self.ordered else self.chunks)
                     or self.exhausted and self.read >= self.pulled)
 
     def next_chunk(self, deadline):
@@ -1208,9 +1184,8 @@ class Mapping(Pulled):
             if self.inputs_error is not None:
                 raise self.inputs_error
             return None
-        values, failures = self.chunks.pop(self.position) if self.ordered else self.chunks.popitem()[1]
-        self.position += len(values)
-        self.widen(len(values))
+        count, values, failures = self.chunks.pop(self.read) if self.ordered else self.chunks.popitem()[1]
+        self.widen(count)
         return values, failures
 
     def results(self, deadline):
@@ -1223,13 +1198,10 @@ class Mapping(Pulled):
                 if chunk is None:
                     return
                 values, failures = chunk
-                if not failures:
-                    yield from values
-                    continue
-                for i, value in enumerate(values):
-                    if i in failures:
-                        raise failures.pop(i)
-                    yield value
+                first = min(failures, default=len(values))
+                yield from values[:first]
+                if failures:
+                    raise failures.pop(first)
         finally:
             self.cancel()
 
@@ -1238,43 +1210,6 @@ class Mapping(Pulled):
         if not self.begun:
             self.abandoned = True
             self.chunks.clear()
-
-
-class Reduction(Pulled):
-    """A map whose results are combined where they are made; here only the combinations arrive."""
-
-    kind = b"reduce"
-
-    def __init__(self, node, recipe, iterables, parent=None):
-        self.parts, self.error = {}, None  # first item -> (count, value)
-        super().__init__(node, recipe, iterables, parent=parent)
-
-    def deliver(self, lo, count, values, failures):
-        if failures:
-            self.error = self.error or next(iter(failures.values()))
-        self.parts[lo] = count, values[0]
-        self.widen(count)
-        self.node.wake(self)
-
-    @property
-    def finished(self):
-        """Whether every item is in one of the parts, or one has failed."""
-        return bool(self.error or self.cancelled or self.exhausted and self.read >= self.pulled)
-
-    def result(self):
-        """The value of the reduction. Blocks."""
-        try:
-            while not self.finished:
-                if not self.pull():
-                    self.node.wait_for(lambda: self.finished or self.read >= self.pulled, self)
-            if self.error or self.inputs_error:
-                raise self.error or self.inputs_error
-            if self.cancelled:
-                raise self.node.broken or CancelledError()
-            return functools.reduce(self.recipe.op, (value for _, (_, value) in sorted(
-                self.parts.items(), key=operator.itemgetter(0))))
-        finally:
-            self.cancel()
 
 
 def remaining(deadline):
@@ -1481,12 +1416,10 @@ class Broker:
     # -- constants
 
     def on_CONST(self, sender, name, *body):
-        if name in self.consts:
-            self.send(sender, b"REFUSED", name)
-            return
-        self.consts[name] = body
-        for receiver in self.links:
-            self.send(receiver, b"CONST", name, *body)
+        if name not in self.consts:  # the first one holds; everybody sees whose it is
+            self.consts[name] = body
+            for receiver in self.links:
+                self.send(receiver, b"CONST", name, *body)
 
     # -- the end
 
@@ -1559,7 +1492,7 @@ class Shipment:
         return False
 
 
-OWNERS_BUSINESS = frozenset((b"RESULT", b"SPLIT", b"SINGLY", b"LOST", b"REFUSED"))
+OWNERS_BUSINESS = frozenset((b"RESULT", b"SPLIT", b"SINGLY", b"LOST"))
 
 
 class Node:
@@ -1584,7 +1517,7 @@ class Node:
         self.away = {}                    # task id -> Shipment
         self.guests = {}                  # task id -> Guest
         self.parked = {}                  # what is waited for -> Events and Strands to be set
-        self.consts, self.refused = {}, set()
+        self.consts = {}                  # name -> (who set it, function that returns the value)
         self.wanted = 0                   # tasks that others would take from here
         self.rich = False                 # we told the broker that there is more
         self.serial = itertools.count()
@@ -2034,12 +1967,9 @@ class Node:
                     ". SIGKILL often means that memory ran out: see the kernel's log (dmesg), or run fewer "
                     "workers (-n)" if "SIGKILL" in deaths[-1] else ""))
 
-    def on_CONST(self, name, *body):
-        self.consts[name.decode()] = Const(body)
-        self.wake("const")
-
-    def on_REFUSED(self, name):
-        self.refused.add(name.decode())
+    def on_CONST(self, name, setter, *frames):
+        value = functools.lru_cache(None)(lambda: loads(frames))  # unpickled when first asked for, once
+        self.consts.setdefault(name.decode(), (setter, value))
         self.wake("const")
 
     def on_CANCEL(self, task_id):
@@ -2067,19 +1997,14 @@ class Node:
 
     # -- what the interface is made of
 
-    def map(self, fn, iterables, kwargs, timeout=None, buffersize=None, ordered=True):
-        """See ``Interface.map``."""
+    def map(self, fn, iterables, kwargs, timeout=None, buffersize=None, ordered=True, op=None):
+        """See ``Interface.map``. op: that of a reduction; the results are then those of its parts, in order."""
         deadline = None if timeout is None else time.monotonic() + timeout
         fn = functools.partial(fn, **kwargs) if kwargs else fn
-        job = Mapping(self, Recipe(fn), iterables, ordered, buffersize=buffersize, parent=self.current_task())
+        job = Mapping(self, Recipe(fn, op), iterables, ordered, buffersize=buffersize, parent=self.current_task())
         results = job.results(deadline)
         weakref.finalize(results, job.abandon).atexit = False
         return results
-
-    def map_reduce(self, fn, op, iterables, kwargs):
-        """See ``Interface.map_reduce``."""
-        fn = functools.partial(fn, **kwargs) if kwargs else fn
-        return Reduction(self, Recipe(fn, op), iterables, self.current_task()).result()
 
     def set_const(self, constants):
         """See ``Interface.set_const``."""
@@ -2090,30 +2015,17 @@ class Node:
                 frames = dumps(value)
             except FAULTS as error:
                 raise CannotSend(explain(value, f"the constant {name!r}") or str(error)) from error
-            self.refused.discard(name)
-            self.send(b"CONST", name.encode(), *frames)
-            self.wait_for(lambda: name in self.consts or name in self.refused or self.broken, "const")
+            setter = b"%s:%d" % (self.name, next(self.serial))
+            self.send(b"CONST", name.encode(), setter, *frames)
+            self.wait_for(lambda: name in self.consts or self.broken, "const")
             self.check_open()
-            if name in self.refused:
+            if self.consts[name][0] != setter:  # another was quicker
                 raise TypeError(f"the constant {name!r} exists already: constants are set once")
 
     def get_const(self, name, timeout):
         """See ``Interface.get_const``."""
-        self.wait_for(lambda: name in self.consts, "const", timeout)
-        return self.consts[name].value if name in self.consts else None
-
-
-class Const:
-    """A shared constant; unpickled when it is first asked for."""
-
-    def __init__(self, frames):
-        self.frames = frames
-
-    @functools.cached_property
-    def value(self):
-        """The object, one and the same for all who ask in this process."""
-        frames, self.frames = self.frames, None
-        return loads(frames)
+        self.wait_for(lambda: name in self.consts or self.broken, "const", timeout)
+        return self.consts[name][1]() if name in self.consts else None
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -2769,10 +2681,10 @@ class Keeper:
         ready, length = struct.unpack(">BH", marker[:3])
         task_id, lo, hi = struct.unpack(f">{length}sQQ", marker[3:19 + length])
         marker.close()
-        if ready == LEAVING:
-            return
         obituary = f"{name.decode()} (host {os.uname().nodename}, pid {pid}) {status_text(code)}"
         self.notify(b"DIED", name, task_id, pack_int(lo), pack_int(hi), obituary.encode())
+        if ready == LEAVING:
+            return
         logger.warning("worker %s", obituary)
         self.startup_deaths = 0 if ready else self.startup_deaths + 1
         if self.startup_deaths < STARTUP_DEATHS:
@@ -2938,7 +2850,7 @@ class Interface(concurrent.futures.Executor):
         6
         """
         check_map(map_fn, iterables)
-        return self._pool().map_reduce(map_fn, reduce_fn, iterables, kwargs)
+        return functools.reduce(reduce_fn, self._pool().map(map_fn, iterables, kwargs, op=reduce_fn))
 
     def map_scan(self, map_fn, reduce_fn, *iterables, **kwargs):
         """An iterator over the running reductions of map_fn(*row, **kwargs), as itertools.accumulate gives.
