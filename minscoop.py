@@ -167,22 +167,25 @@ class RemoteTraceback(Exception):
 # A message is a list of frames: its name, then the fields below, numbers as decimal digits; `body` is
 # the rest, opaque to every broker. "Node" is the root or a worker. Each has one handler, on_<NAME>.
 #
-#   name     from → to          fields                      why it is sent
-#   HELLO    node → broker      role                        it is there; the broker answers with CONSTs
-#   HUNGRY   both ways          count                       the sender would take that many tasks; said once
-#   DRY      node → broker                                  asked, but none to spare after all; will remember
-#   IDLE     worker → broker     tasks                   nothing queued, waiting or away after so many TASKs
-#   TASK     giver → taker      id avoid more kind lo hi    the items lo..hi of a job, to be run; `avoid` is a
-#                               singly body                 host where it failed, `more` says there is more
-#   SPLIT    holder → owner     id lo hi new                it gave the items lo..hi away, as task `new`
-#   SINGLY   holder → owner     id                          cannot be unpickled as a whole: send item by item
-#   RESULT   holder → owner     id lo n last body           n results from lo on; `last` of this task
-#   CANCEL   owner → holder     id                          nobody wants the rest of it any more
-#   LOST     broker → owner     id lo hi obituary           its holder died, while it ran lo..hi (or nothing)
-#   CONST    node → broker → *  name setter body            a shared constant; the first of its name holds
-#   FAILED   worker → root      reason                      it cannot start, nor can any other
-#   DIED     keeper → broker    name id lo hi obituary      a worker process has ended
-#   STOP     root → broker → *                              end when all is done
+#   name     from → to           fields                     why it is sent
+#   HELLO    node → broker       role                       it is there; answered by CONSTs, FAILED or STOP
+#   HUNGRY   both ways           count                      the sender would take that many tasks; said once
+#   DRY      node → broker                                  it said it had more, but has none; will remember
+#   IDLE     worker → broker     tasks                      nothing queued, waiting or away after so many TASKs
+#   TASK     giver → taker       id avoid more kind lo hi   the items lo..hi of a job, to be run; `avoid`: the
+#                                singly body                host where it failed; `more`: the giver has more
+#   SPLIT    holder → owner      id lo hi new               it gives the items lo..hi away, as task `new`
+#   SINGLY   holder → owner      id                         cannot be unpickled as a whole: send item by item
+#   RESULT   holder → owner      id lo count last body      results from lo on; `last`: it holds no more of it
+#   CANCEL   owner → holder      id                         nobody wants the rest; from the broker: the owner died
+#   LOST     broker → owner      id lo hi obituary          its holder died, running lo..hi; no obituary: there
+#                                                           is nobody to give it to
+#   CONST    node → broker → *   name setter body           a shared constant; the first of its name holds
+#   FAILED   worker, keeper      reason                     no worker can start, or import the script
+#            → broker → root
+#   DIED     keeper → broker     name id lo hi obituary     a worker process has ended, running lo..hi of a task
+#   STOP     root → broker →                                end when all is done
+#            workers
 #   BYE      worker → broker                                its last word
 #
 # The id of a task is `owner:serial/lo`: serial counts what the owner shipped, lo is the first item. Parts
@@ -642,11 +645,13 @@ map_builtin = map  # the module's own `map`, below, takes the name
 #
 # States of a call, as concurrent.futures names them, with the legal moves:
 #
-#   PENDING    in the queue of its owner           → RUNNING (taken), CANCELLED (cancel)
-#   RUNNING    on a stack here, or shipped away    → FINISHED; lost with its holder: shipped again
-#   CANCELLED_AND_NOTIFIED, FINISHED               final
+#   PENDING    in the queue of its owner          → RUNNING (taken), CANCELLED_AND_NOTIFIED (cancel),
+#                                                   FINISHED (the pool broke)
+#   RUNNING    on a stack here, or shipped away   → FINISHED; CANCELLED_AND_NOTIFIED (the program ends by an
+#                                                   error); stays RUNNING when lost and shipped again
+#   CANCELLED_AND_NOTIFIED, FINISHED                final
 #
-# What is RUNNING cannot be cancelled. A shipped call stays RUNNING, also while it waits in a taker's queue.
+# `cancel` does not reach what is RUNNING: a shipped call is, also while it waits in its taker's queue.
 
 DONE = frozenset((CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED))
 birth = threading.RLock()  # guards the lazy attributes of futures against being created twice
@@ -1221,6 +1226,7 @@ def remaining(deadline):
 #
 # States of a link to a worker, as the broker sees it, with the messages that move it:
 #
+#   (none)   → IDLE on HELLO
 #   BUSY     → HUNGRY on HUNGRY; → IDLE on IDLE
 #   HUNGRY   → BUSY on a TASK for it; → IDLE on IDLE (then it is both)
 #   IDLE     → BUSY on a TASK for it
@@ -1499,7 +1505,8 @@ class Node:
     """A process that creates tasks. Base of Root and Worker; see there who runs what.
 
     `lock` guards queue, records and socket; no user code runs under it. Messages are handled by one
-    thread at a time, which holds `serving`, in the order in which they came."""
+    thread at a time, which holds `serving`, in the order in which they came. `attending` is held by the
+    thread that sleeps on the socket; nobody handles messages while holding it."""
 
     executes = False  # whether tasks are run here
     attendant = None  # ident of the thread that sleeps on the socket
@@ -1713,7 +1720,7 @@ class Node:
             raise self.broken
 
     def forget(self, job):
-        """A job was cancelled: drop its spans here and those that were shipped."""
+        """A job was cancelled: its spans here are stale and go when they are met; recall what was shipped."""
         with self.lock:
             ids = [task_id for task_id, shipment in self.away.items() if shipment.span.job is job]
             for task_id in ids:

@@ -1,0 +1,3232 @@
+"""Tests of minscoop, in the order of the module.
+
+    python -m pytest -q test_minscoop.py
+
+Nothing here measures time: timeouts only end what hangs. A test that hangs for BOUND seconds has every
+process print its stacks, and fails; the run ends if that does not end it. A test that leaves a process, a thread, a socket directory or
+shared memory behind fails. Set CI to make the tests that need a network fail without one, not skip.
+"""
+import ast
+import asyncio
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import enum
+import faulthandler
+import functools
+import gc
+import importlib
+import io
+import itertools
+import json
+import math
+import operator
+import os
+import pathlib
+import pickle
+import pstats
+import random
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+import textwrap
+import threading
+import time
+import types
+import weakref
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError, TimeoutError
+
+import pytest
+
+import minscoop
+from minscoop import CannotSend, MinscoopError, PoolError, TaskError, WorkerLost
+
+try:
+    import numpy
+except ImportError:
+    numpy = None
+
+HERE = pathlib.Path(__file__).resolve().parent
+MINSCOOP = HERE / "minscoop.py"
+BOUND = 60     # s that one test may take
+WAIT = 30      # s that one result may take, or the end of one process
+LINUX = sys.platform.startswith("linux")
+linux_only = pytest.mark.skipif(not LINUX, reason="looks into /proc")
+
+
+# ---------------------------------------------------------------------------------------------------
+# What the tests are made of: who is left, guards, pools, programs
+
+
+def stat_of(pid):
+    """(state, parent, start time) of a process, from /proc; None if it is gone."""
+    with contextlib.suppress(OSError):
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return fields[0], int(fields[1]), int(fields[19])
+    return None
+
+
+def all_pids():
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()] if LINUX else []
+
+
+def processes_of(marker):
+    """The living processes, this one apart, that were started with MINSCOOP_TEST=marker."""
+    wanted, found = f"MINSCOOP_TEST={marker}".encode(), []
+    for pid in all_pids():
+        with contextlib.suppress(OSError):
+            if pid != os.getpid() and wanted in pathlib.Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                found.append(pid)
+    return found
+
+
+def children_of(parent):
+    """The children of a process, oldest first; zombies too."""
+    stats = [(stat_of(pid), pid) for pid in all_pids()]
+    return [pid for stat, pid in sorted((stat[2], pid) for stat, pid in stats if stat and stat[1] == parent)
+            for pid in [pid]]
+
+
+def zombies():
+    return [pid for pid in children_of(os.getpid()) if (stat_of(pid) or "?")[0] == "Z"]
+
+
+def kill_all(pids, signum=signal.SIGKILL):
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signum)
+
+
+def eventually(condition, timeout=WAIT):
+    """Wait until condition() is true; returns what it returned last."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value or time.monotonic() > deadline:
+            return value
+        time.sleep(0.01)
+
+
+def two_seconds():
+    """Two seconds, or more where more processes want to run than there are cores."""
+    return 2 * max(1, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+@contextlib.contextmanager
+def environment(marker, directory):
+    """A temporary directory and a marker for what is started meanwhile."""
+    patch = pytest.MonkeyPatch()
+    for name, value in dict(TMPDIR=directory, MINSCOOP_TEST=marker, PYTHONFAULTHANDLER="1").items():
+        patch.setenv(name, value)
+    patch.delenv("PYTHONUNBUFFERED", raising=False)
+    patch.setattr(tempfile, "tempdir", directory)
+    try:
+        yield directory
+    finally:
+        patch.undo()
+
+
+@contextlib.contextmanager
+def short_directory():
+    """A directory whose path is short enough for sockets; pytest's own are not."""
+    directory = tempfile.mkdtemp(prefix="mt-", dir="/tmp")
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def abort(executor):
+    """End an Executor at once, as Ctrl-C in its block does."""
+    executor.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+
+
+SHARED = f"{os.getpid()}-shared"  # the marker of the pool that tests share
+
+
+class SharedPool:
+    """The pool of two workers for the tests that leave it whole; one that a test has harmed is replaced."""
+
+    def __init__(self, directory):
+        self.executor, self.directory = None, directory
+
+    def ensure(self):
+        if self.executor is None:
+            with environment(SHARED, self.directory):
+                self.executor = minscoop.Executor(2, retries=2)
+                self.executor.submit(os.getpid).result(WAIT)
+
+    def check(self):
+        """Drop the pool if it is broken, or if something of the latest test still runs there."""
+        node = self.executor and self.executor._node
+        if node and (not eventually(node.quiet, 5) or node.broken):
+            self.drop()
+
+    def drop(self):
+        executor, self.executor = self.executor, None
+        if executor is not None:
+            abort(executor)
+
+
+@pytest.fixture(scope="module")
+def shared_pool():
+    with short_directory() as directory:
+        shared = SharedPool(directory)
+        yield shared
+        if shared.executor is not None:
+            shared.executor.shutdown()
+        assert not eventually_none(lambda: processes_of(SHARED) + os.listdir(directory))
+
+
+@pytest.fixture(scope="session")
+def terminal(request, tmp_path_factory):
+    """The descriptor of the real stderr, which pytest captures."""
+    tmp_path_factory.getbasetemp()  # now, while the temporary directory is nobody's own
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        return os.dup(2)
+
+
+def eventually_none(found, timeout=5):
+    """Wait until found() is empty; returns what is left then."""
+    eventually(lambda: not found(), timeout)
+    return found()
+
+
+def print_stacks(marker, terminal):
+    """Have all processes of a test that hangs print their stacks, this one too."""
+    for pid in processes_of(marker) + processes_of(SHARED):
+        kill_all([pid], signal.SIGABRT)
+        time.sleep(0.2)  # one after the other
+    with contextlib.suppress(OSError):
+        os.write(terminal, os.pread(2, 1 << 20, 0))  # what was captured so far
+    faulthandler.dump_traceback(terminal)
+
+
+@pytest.fixture(autouse=True)
+def guard(request, shared_pool, terminal):
+    """Ends a hang; fails the test that leaves something behind."""
+    def hang(*_):
+        print_stacks(marker, terminal)
+        pytest.fail(f"no end after {BOUND} s")
+    marker = f"{os.getpid()}-{request.node.name}"[:200]
+    faulthandler.dump_traceback_later(BOUND + 20, exit=True, file=terminal)  # should that not help
+    signal.signal(signal.SIGALRM, hang)
+    signal.alarm(BOUND)
+    if {"pool", "any_pool"} & set(request.fixturenames):
+        shared_pool.ensure()
+    threads, executors, shm = foreign_threads(), list(minscoop.executors), shared_memory()
+    with short_directory() as directory, environment(marker, directory):
+        yield directory
+        signal.alarm(0)
+        shared_pool.check()
+        left = {"processes": eventually_none(lambda: processes_of(marker)),
+                "zombies": eventually_none(zombies),
+                "threads": eventually_none(lambda: foreign_threads() - threads),
+                "sockets": eventually_none(lambda: list(pathlib.Path(directory).glob("minscoop-*"))),
+                "shared memory": eventually_none(lambda: shared_memory() - shm)}
+        commands = [command_of(pid) for pid in left["processes"]]
+        kill_all(left["processes"])
+        for executor in set(minscoop.executors) - set(executors):
+            abort(executor)
+    faulthandler.cancel_dump_traceback_later()
+    assert not any(left.values()), f"left behind: {left} {commands}"
+
+
+def foreign_threads():
+    """All threads but the one that pyzmq keeps for ever after the first message sent without a copy."""
+    return {thread for thread in threading.enumerate() if type(thread).__name__ != "GarbageCollectorThread"}
+
+
+def shared_memory():
+    return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+
+
+def command_of(pid):
+    with contextlib.suppress(OSError):
+        return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()[:80]
+
+
+@pytest.fixture
+def pool(guard, shared_pool):
+    """An Executor of two workers that other tests use too."""
+    return shared_pool.executor
+
+
+def workers_of(executor):
+    """Pids of the workers of an Executor; the keeper's first child is the broker."""
+    return children_of(executor._node.keeper.pid)[1:]
+
+
+def finish(process, stdin=None, timeout=WAIT):
+    """Wait for a Popen; one that does not end prints the stacks of all its processes."""
+    try:
+        out, err = process.communicate(stdin, timeout)
+    except subprocess.TimeoutExpired:
+        kill_all(processes_of(os.environ["MINSCOOP_TEST"]), signal.SIGABRT)
+        out, err = process.communicate(timeout=10)
+        pytest.fail(f"{process.args} did not end within {timeout} s\n{out}\n{err}")
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def start(*args, **kwargs):
+    """A Python with these arguments, in a session of its own as a shell's job would be."""
+    kwargs = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **kwargs}
+    return subprocess.Popen([sys.executable, *map(str, args)], start_new_session=True, **kwargs)
+
+
+def python(*args, stdin="", timeout=WAIT, **kwargs):
+    """Run a Python with these arguments to its end."""
+    return finish(start(*args, **kwargs), stdin, timeout)
+
+
+def launch(*args, **kwargs):
+    """Run `python minscoop.py` with these arguments to its end."""
+    return python(MINSCOOP, *args, **kwargs)
+
+
+def output_of(*args, **kwargs):
+    """What a program prints under minscoop that has to end well and to say nothing on stderr."""
+    done = launch(*args, **kwargs)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    return done.stdout
+
+
+@pytest.fixture
+def script(tmp_path):
+    """A function that writes a program to a file and returns its path."""
+    def write(text, name="program.py"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+        return path
+    return write
+
+
+# Functions for tasks. They find each other through files, since a task has nothing else in common
+# with the test.
+
+def identity(value):
+    return value
+
+
+def left(a, b):
+    return a
+
+
+def append(path, text="x"):
+    """Note in a file that this was called."""
+    with open(path, "a") as file:
+        file.write(f"{text}\n")
+    return text
+
+
+def lines_of(path):
+    path = pathlib.Path(path)
+    return path.read_text().split() if path.exists() else []
+
+
+def touch(path, value=None):
+    pathlib.Path(path).touch()
+    return value
+
+
+def await_file(path, value=None, then=None):
+    """Block until another process makes this file, and make one in turn; returns `value`."""
+    if then is not None:
+        touch(then)
+    if not eventually(lambda: os.path.exists(path)):
+        raise TimeoutError(f"nobody has made {path}")
+    return value
+
+
+def meet(directory, me, other):
+    """Two calls of this can only end if they run at the same time."""
+    touch(f"{directory}/{me}")
+    return await_file(f"{directory}/{other}", me)
+
+
+def divide(a, b=0):
+    return a / b
+
+
+def die(code=9):
+    os._exit(code)
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_once(path, how=kill, value="survived"):
+    """Kills its worker when it is called for the first time."""
+    if not os.path.exists(path):
+        touch(path)
+        how()
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------
+# 0  The document
+
+
+def sections():
+    """The module's text by section: {title: text}."""
+    parts = re.split(r"^# -{90,}\n# +\d+  (.+)\n", MINSCOOP.read_text(), flags=re.M)
+    return dict(zip(parts[1::2], parts[2::2]))
+
+
+def test_the_index_names_the_banners_when_the_docstring_is_read():
+    """The index in the module's docstring has the sections' names in their order."""
+    index = {int(number): title.strip() for number, title in
+             re.findall(r"(\d+)  ([A-Z][\w' ]+?)(?=   |$)", minscoop.__doc__.split("Sections")[1], flags=re.M)}
+    assert [index[number] for number in sorted(index)] == list(sections())
+
+
+@pytest.mark.parametrize("name", minscoop.__all__)
+def test_a_public_name_explains_itself_when_asked_for_help(name):
+    """Each public name is there, and has a docstring of its own, as have its public methods."""
+    value = getattr(minscoop, name)
+    if getattr(value, "__module__", None) == "minscoop":
+        members = vars(value).items() if isinstance(value, type) else ()
+        assert value.__doc__
+        assert [key for key, member in members if callable(member) and not key.startswith("_")
+                and not (member.__doc__ or "").strip()] == []
+
+
+@pytest.mark.parametrize("name", ["abs", "shutil", "sys"])
+def test_modules_and_builtins_stay_private_when_names_are_imported(name):
+    """`from minscoop import *` brings the interface and nothing else."""
+    assert name not in minscoop.__all__
+
+
+# ---------------------------------------------------------------------------------------------------
+# 1  Tunables
+
+
+@linux_only
+def test_the_number_of_cores_shrinks_when_the_affinity_does():
+    """Only CPUs that the process may use count."""
+    code = "import os, minscoop; os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1]); " \
+           "print(minscoop.usable_cores())"
+    assert python("-c", code, cwd=HERE).stdout == "1\n"
+
+
+@pytest.mark.parametrize("quota, cores", [("max 100000", 64), ("200000 100000", 2), ("50000 100000", 1), ("?", 64)])
+def test_the_number_of_cores_follows_the_quota_when_a_cgroup_has_one(monkeypatch, quota, cores):
+    """A container's share of CPUs counts as whole cores, at least one."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(64), raising=False)
+    monkeypatch.setattr(minscoop, "open", lambda *args: io.StringIO(quota), raising=False)
+    assert minscoop.usable_cores() == cores
+
+
+# ---------------------------------------------------------------------------------------------------
+# 2  Errors
+
+ERRORS = [CannotSend, TaskError, WorkerLost, PoolError]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_an_error_keeps_type_and_text_when_it_travels(error):
+    """minscoop's own errors have one base, say when they are raised, and can be pickled."""
+    assert issubclass(error, MinscoopError) and error.__doc__
+    copy = pickle.loads(pickle.dumps(error("why")))
+    assert type(copy) is error and str(copy) == "why"
+
+
+def test_errors_of_the_standard_library_are_caught_when_ours_are_raised():
+    """Programs written for concurrent.futures and pickle catch what they are used to."""
+    assert issubclass(WorkerLost, concurrent.futures.BrokenExecutor)
+    assert issubclass(PoolError, concurrent.futures.BrokenExecutor)
+    assert issubclass(CannotSend, pickle.PicklingError)
+    for name in ("TimeoutError", "CancelledError", "FIRST_COMPLETED", "FIRST_EXCEPTION", "ALL_COMPLETED"):
+        assert getattr(minscoop, name) is getattr(concurrent.futures, name)
+
+
+# ---------------------------------------------------------------------------------------------------
+# 3  Messages
+
+
+def message_table():
+    """(name, from, to) of the table in the module."""
+    return re.findall(r"^#   ([A-Z]+) +([a-z]+(?: ways)?)(?: → ([a-z *→]+?))?  ", sections()["Messages"], flags=re.M)
+
+
+def test_every_message_has_its_handlers_when_the_table_is_read():
+    """A message that the table has is handled by whom it goes to, and no handler is without an entry."""
+    table = message_table()
+    names = {name for name, _, _ in table}
+    nodes = {*minscoop.Root.HANDLERS, *minscoop.Worker.HANDLERS}
+    assert len(names) == len(table) > 10
+    for name, sender, receiver in table:
+        ends = [end.strip() for end in receiver.split("→")]
+        assert name.encode() in minscoop.Broker.HANDLERS or "broker" == sender
+        if ends[-1] != "broker":
+            assert name.encode() in nodes
+    assert {name.decode() for name in nodes | set(minscoop.Broker.HANDLERS)} == names
+
+
+def test_names_tell_owner_and_host_when_a_task_is_routed():
+    """A task's id begins with its owner's name, a node's name with its host's."""
+    assert minscoop.owner_of(b"0.root:17/3") == b"0.root"
+    assert minscoop.host_of(b"4.2") == b"4"
+    assert minscoop.pack_int(120) == b"120"
+
+
+# ---------------------------------------------------------------------------------------------------
+# 4  Sending objects
+
+
+def there_and_back(obj):
+    return minscoop.loads(minscoop.dumps(obj))
+
+
+def make_counter(start):
+    def count():
+        nonlocal start
+        start += 1
+        return start
+    return count
+
+
+def make_factorial():
+    def factorial(n):
+        return 1 if n < 2 else n * factorial(n - 1)
+    return factorial
+
+
+def make_mutual():
+    def even(n):
+        return n == 0 or odd(n - 1)
+
+    def odd(n):
+        return n > 0 and even(n - 1)
+    return even
+
+
+def doubled(fn):
+    @functools.wraps(fn)
+    def wrapper(*args, **kwargs):
+        return 2 * fn(*args, **kwargs)
+    return wrapper
+
+
+@doubled
+def decorated(value):
+    """Sends under its own name."""
+    return value + 1
+
+
+class Adder:
+    def __init__(self, value):
+        self.value = value
+
+    def add(self, other):
+        return self.value + other
+
+    __call__ = add
+
+    @classmethod
+    def of(cls, other):
+        return cls(1).add(other)
+
+    @staticmethod
+    def plain(other):
+        return other + 1
+
+
+def make_function_with_attributes():
+    def fn(value, *rest, factor=3, **more):
+        """Text."""
+        return fn.offset + value * factor
+    fn.offset = 2
+    return fn
+
+
+def make_local_classes():
+    class Base:
+        kind = "base"
+
+        def who(self):
+            return f"{self.kind} {self.size}"
+
+    class Derived(Base):
+        __slots__ = ("size",)
+        kind = "derived"
+
+        def __init__(self, size):
+            super().__init__()
+            self.size = size
+
+        @property
+        def double(self):
+            return 2 * self.size
+
+        @classmethod
+        def make(cls):
+            return cls(3)
+
+        @staticmethod
+        def plain():
+            return "plain"
+
+        def twin(self):
+            return Derived(self.size)
+    return Derived
+
+
+def make_enum():
+    class Colour(enum.Enum):
+        RED = 1
+        BLUE = "b"
+
+        def shout(self):
+            return self.name + "!"
+    return Colour
+
+
+def make_flag():
+    class Mode(enum.IntFlag):
+        READ = 1
+        WRITE = 2
+    return Mode
+
+
+def make_dataclass():
+    @dataclasses.dataclass(frozen=True, order=True)
+    class Point:
+        x: int
+        y: list = dataclasses.field(default_factory=list)
+    return Point
+
+
+def make_namedtuple():
+    return collections.namedtuple("Pair", "left right")
+
+
+def make_error():
+    class LocalError(ValueError):
+        pass
+    return LocalError
+
+
+def make_generator_function():
+    def generate(n):
+        for i in range(n):
+            yield i * i
+    return lambda n: list(generate(n))
+
+
+CALLABLES = {  # name -> (callable, argument, result)
+    "builtin": (abs, -3, 3),
+    "lambda": (lambda x: x + 1, 1, 2),
+    "lambda with a default": (lambda x, y=[4]: x + y[0], 1, 5),
+    "lambda over a global": (lambda x: math.floor(x) + len(CALLABLES["builtin"]), 1.5, 4),
+    "nested lambda": ((lambda k: lambda x: (lambda y: x + y + k)(1))(5), 1, 7),
+    "closure": (functools.partial(make_counter(5).__call__), (), 6),
+    "recursive closure": (make_factorial(), 5, 120),
+    "mutually recursive closures": (make_mutual(), 10, True),
+    "keyword only and attributes": (make_function_with_attributes(), 4, 14),
+    "generator function": (make_generator_function(), 4, [0, 1, 4, 9]),
+    "decorated function": (decorated, 4, 10),
+    "decorated lambda": (doubled(lambda x: x), 4, 8),
+    "partial": (functools.partial(pow, 2), 5, 32),
+    "partial of a lambda": (functools.partial(lambda a, b: a - b, 1), 2, -1),
+    "bound method": (Adder(2).add, 3, 5),
+    "bound method of a builtin": ("a-b".split, "-", ["a", "b"]),
+    "callable instance": (Adder(2), 3, 5),
+    "class method": (Adder.of, 3, 4),
+    "static method": (Adder.plain, 3, 4),
+    "class": (Adder, 3, None),
+    "callable of a local class": (make_local_classes()(4).who, (), "derived 4"),
+    "operator": (operator.itemgetter(1), "ab", "b"),
+    "numpy-like attribute": (operator.attrgetter("real"), 2, 2),
+}
+
+
+def call_with(fn, argument):
+    return fn() if argument == () else fn(argument)
+
+
+@pytest.mark.parametrize("name", CALLABLES)
+def test_a_callable_does_the_same_when_it_was_sent(pool, name):
+    """Whatever can be called can be sent, by value where its name leads nowhere; also from a task."""
+    fn, argument, expected = CALLABLES[name]
+    here, there = call_with(there_and_back(fn), argument), pool.submit(call_with, fn, argument).result(WAIT)
+    if expected is not None:
+        assert (here, there) == (expected, expected)
+    assert type(here) is type(there)
+
+
+def test_a_function_keeps_its_looks_when_it_travels_by_value():
+    """Name, text, defaults, annotations and attributes belong to a function."""
+    def fn(a: int, b=2, *, c=3) -> str:
+        """Text."""
+    fn.mark = 1
+    copy = there_and_back(fn)
+    for name in ("__name__", "__qualname__", "__module__", "__doc__", "__defaults__", "__kwdefaults__",
+                 "__annotations__", "__dict__"):
+        assert getattr(copy, name) == getattr(fn, name)
+
+
+def test_a_shared_variable_stays_shared_when_two_closures_travel_together():
+    """Two functions over one variable still have one between them."""
+    def pair():
+        value = 0
+
+        def add():
+            nonlocal value
+            value += 1
+
+        return add, lambda: value
+    add, get = there_and_back(pair())
+    add()
+    assert get() == 1
+
+
+def use_local_class(cls):
+    obj = cls.make()
+    return obj.who(), obj.double, cls.plain(), type(obj.twin()) is cls, isinstance(obj, cls.__mro__[1])
+
+
+def test_a_local_class_works_when_a_worker_uses_it(pool):
+    """Methods, properties, super(), slots and inheritance arrive with a class that has no name to import."""
+    expected = ("derived 3", 6, "plain", True, True)
+    assert use_local_class(make_local_classes()) == expected
+    assert pool.submit(use_local_class, make_local_classes()).result(WAIT) == expected
+
+
+@pytest.mark.parametrize("make", [make_local_classes, make_enum, make_flag, make_dataclass, make_namedtuple,
+                                  make_error], ids=lambda make: make.__name__)
+def test_a_local_class_is_itself_when_it_returns(pool, make):
+    """A class that went to a worker and comes back is the very same."""
+    cls = make()
+    assert there_and_back(cls) is cls
+    assert pool.submit(identity, cls).result(WAIT) is cls
+
+
+MEMBERS = {
+    "instance": (lambda: make_local_classes()(2), lambda obj: obj.size == 2),
+    "enum member": (lambda: make_enum().RED, lambda obj: obj.shout() == "RED!" and obj is type(obj).RED),
+    "flag member": (lambda: make_flag().WRITE, lambda obj: obj == 2 and obj.name == "WRITE"),
+    "dataclass instance": (lambda: make_dataclass()(1, [2]), lambda obj: obj == type(obj)(1, [2]) and obj < type(obj)(2)),
+    "named tuple": (lambda: make_namedtuple()(1, 2), lambda obj: obj.right == 2 and obj._replace(left=0) == (0, 2)),
+    "exception": (lambda: make_error()("why"), lambda obj: isinstance(obj, ValueError) and str(obj) == "why"),
+}
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_an_instance_has_its_class_when_it_returns(pool, name):
+    """isinstance, ==, and is mean the same after a journey, and on the other side."""
+    make, check = MEMBERS[name]
+    obj = make()
+    copy, works = pool.submit(lambda obj: (obj, check(obj)), obj).result(WAIT)
+    assert type(copy) is type(obj) and check(copy) and works
+    assert isinstance(obj, type(copy)) and not isinstance(obj, enum.Enum) or copy is obj
+
+
+class LargeBytes(bytearray):
+    """Gives its memory to pickle protocol 5 as arrays do."""
+
+    def __reduce_ex__(self, protocol):
+        return LargeBytes, (pickle.PickleBuffer(self),)
+
+
+def test_large_memory_travels_in_frames_of_its_own_when_pickled():
+    """Buffers from OUT_OF_BAND bytes on are not copied into the pickle, and are a snapshot of the moment."""
+    data = LargeBytes(b"a" * minscoop.OUT_OF_BAND)
+    pickled, buffer = minscoop.dumps([data])
+    data[0] = 0
+    assert len(pickled) < 200 and len(buffer) == minscoop.OUT_OF_BAND
+    assert minscoop.loads([pickled, buffer])[0][:2] == b"aa"
+    assert len(minscoop.dumps([LargeBytes(b"a" * 1000)])) == 1
+
+
+def test_large_bytes_are_right_when_they_come_and_go(pool):
+    """10 MB there and back, as bytes and as a buffer out of band; what arrives can be written to."""
+    data = os.urandom(10_000_000)
+    assert pool.submit(identity, data).result(WAIT) == data
+    for copy in pool.map(identity, [LargeBytes(data)] * 3, timeout=WAIT):
+        assert type(copy) is LargeBytes and copy == data
+        copy[0] = 1
+
+
+@pytest.mark.skipif(numpy is None, reason="no numpy")
+def test_an_array_can_be_written_to_when_it_arrives(pool):
+    """Arrays are writable on the worker and back here, whatever their size."""
+    def fill(array):
+        array += 1
+        return array, array.flags.writeable
+    for size in (10, 1_000_000):
+        array = numpy.zeros(size)
+        for copy, writable in [pool.submit(fill, array).result(WAIT), *pool.map(fill, [array] * 4, timeout=WAIT)]:
+            copy[0] += 1
+            assert writable and copy[0] == 2 and copy[-1] == 1 and array[0] == 0
+
+
+@pytest.mark.skipif(numpy is None, reason="no numpy")
+def test_an_array_is_mapped_by_rows_when_it_is_an_iterable(pool):
+    """map takes an array as any sequence."""
+    table = numpy.arange(12.0).reshape(4, 3)
+    assert list(pool.map(numpy.sum, table, timeout=WAIT)) == [3, 12, 21, 30]
+
+
+class Holder:
+    def __init__(self, value):
+        self.value = value
+
+    def method(self, *args):
+        return args
+
+
+LOCK = threading.Lock()
+CULPRITS = {
+    "item of a list": (lambda: [1, LOCK], "[1]"),
+    "value of a dict": (lambda: {"a": 1, "b": LOCK}, "['b']"),
+    "deep inside": (lambda: {"a": [0, (LOCK,)]}, "['a'][1][0]"),
+    "attribute": (lambda: Holder(LOCK), "'value'"),
+    "variable of a closure": (lambda: (lambda lock: lambda: lock)(LOCK), "'lock' of its closure"),
+    "instance of a bound method": (lambda: Holder(LOCK).method, "instance it is bound to"),
+    "argument of a partial": (lambda: functools.partial(identity, LOCK), "its argument [0]"),
+    "function of a partial": (lambda: functools.partial((lambda lock: lambda: lock)(LOCK)), "its function"),
+}
+
+
+@pytest.mark.parametrize("name", CULPRITS)
+def test_the_culprit_is_named_when_something_cannot_be_sent(name):
+    """explain() says which part of an object is to blame, and why."""
+    make, where = CULPRITS[name]
+    text = minscoop.explain(make(), "the thing")
+    assert text.startswith("the thing") and where in text and "lock" in text
+
+
+def test_nothing_is_explained_when_an_object_can_be_sent():
+    """No culprit, no text."""
+    assert minscoop.explain([1, {"a": identity}], "the thing") is None
+
+
+def test_an_object_that_contains_itself_is_explained_when_it_cannot_be_sent():
+    """The search for the culprit ends also in a circle."""
+    circle = [LOCK]
+    circle.append(circle)
+    assert "lock" in minscoop.explain(circle, "the thing")
+
+
+class Unreadable:
+    """Can be pickled, and not unpickled."""
+
+    def __reduce__(self):
+        return divide, (1,)
+
+
+class Picky(Exception):
+    """An exception whose arguments pickle does not know: the usual mistake."""
+
+    def __init__(self, first, second):
+        super().__init__(f"{first} and {second}")
+
+
+class Locked(Exception):
+    """An exception that carries something that cannot be pickled."""
+
+    def __init__(self, text):
+        super().__init__(text, threading.Lock())
+
+
+def test_results_keep_their_places_when_some_cannot_be_sent():
+    """One result that cannot be pickled, or unpickled, is a failure at its own place only."""
+    values = [0, LOCK, "two", Unreadable(), LargeBytes(b"4" * 100_000)]
+    got, failures = minscoop.decode_results(minscoop.encode_results(values, {}, "item {} of work".format))
+    assert (got[0], got[2], got[4]) == (0, "two", values[4])
+    assert sorted(failures) == [1, 3] and {type(error) for error in failures.values()} == {CannotSend}
+    assert "the result of item 1 of work" in str(failures[1]) and "lock" in str(failures[1])
+    assert "ZeroDivisionError" in str(failures[3])
+
+
+@pytest.mark.parametrize("error, type_, text", [
+    (KeyError("k"), KeyError, "'k'"), (Picky(1, 2), TaskError, "Picky: 1 and 2"),
+    (Locked("shut"), TaskError, "shut"), (SystemExit(3), SystemExit, "3"), (make_error()("w"), ValueError, "w")],
+    ids=lambda value: getattr(value, "__name__", None))
+def test_an_exception_keeps_text_and_traceback_when_it_travels(error, type_, text):
+    """The exception itself if pickle takes it, else a TaskError with its type and text; never less."""
+    try:
+        raise error
+    except BaseException as raised:
+        (blob, remote), = [minscoop.encode_failure(raised)]
+    copy = minscoop.decode_failure(blob, remote)
+    assert isinstance(copy, type_) and text in str(copy)
+    assert isinstance(copy.__cause__, minscoop.RemoteTraceback) and "test_minscoop.py" in str(copy.__cause__)
+
+
+GUARDED = """
+import os
+both = here = 0
+def top(): local = 1
+if __name__ == "__main__":
+    import json, os.path as p
+    from math import cos as cosine, sin
+    both = 1
+    def inside(): hidden = 1
+    class Inner: attribute = 1
+    for loop in (): pass
+    with open(__file__) as handle: pass
+    a, (b, *c) = 1, (2, 3)
+    total: int = 0
+else:
+    elsewhere = 1
+if here: other = 1
+"""
+
+
+def test_names_travel_by_value_when_only_the_guard_binds_them(script):
+    """What stands under `if __name__ == "__main__"` is unknown to workers, everything else is not."""
+    main = minscoop.Main(str(script(GUARDED)))
+    assert {"json", "p", "cosine", "sin", "inside", "Inner", "loop", "handle", "a", "b", "c", "total"} <= main.guarded
+    assert not {"os", "both", "here", "top", "other", "local", "hidden", "attribute"} & main.guarded
+
+
+SENDING = """
+import enum, functools, operator, sys
+from minscoop import futures
+import minscoop
+
+FACTOR = 10
+class Point:
+    def __init__(self, x): self.x = x
+    def shifted(self, by): return Point(self.x + by)
+    def __eq__(self, other): return type(other) is Point and self.x == other.x
+class Colour(enum.Enum):
+    RED = 1
+def timed(fn):
+    @functools.wraps(fn)
+    def wrapper(*args): return fn(*args)
+    return wrapper
+@timed
+def scale(x): return x * FACTOR
+def is_point(x): return isinstance(x, Point), type(x) is Point, x.__class__.__module__
+def nested(n): return 1 if n == 0 else sum(futures.map(nested, [n - 1] * 2))
+def raises(x): raise CustomError(x)
+class CustomError(Exception): pass
+
+if __name__ == "__main__":
+    import math
+    offset = 5
+    class Late(Point):
+        def late(self): return self.x + offset
+    def guarded(x): return math.floor(x) + offset + (guarded(0) if x else 0)
+    def use(late): return late.late(), isinstance(late, Point), Late(1).late()
+    def once(fn, *args):
+        kept, = futures.map(fn, *[[arg] for arg in args])
+        return kept
+    assert once(scale, 2) == 20
+    assert once(lambda x: x * FACTOR + offset, 2) == 25
+    assert once(guarded, 2.5) == 12
+    assert once(Point(1).shifted, 2) == Point(3)
+    assert isinstance(once(Point, 4), Point) and type(once(Point, 4)) is Point
+    assert once(is_point, Point(1))[:2] == (True, True)
+    assert once(use, Late(1)) == (6, True, 6)
+    assert type(once(Late, 1)) is Late
+    assert once(lambda c: (c is Colour.RED, c), Colour.RED) == (True, Colour.RED)
+    assert once(functools.partial(operator.add, 1), 2) == 3
+    assert once(nested, 3) == 8
+    try: once(raises, 1)
+    except CustomError as error: assert error.args == (1,)
+    print("done")
+"""
+
+
+@pytest.mark.parametrize("how", ["script", "-m", "-c", "-n 0", "executor", "stdin"])
+def test_the_programs_own_objects_work_when_it_runs_in_any_way(script, tmp_path, how):
+    """Functions and classes of the main module keep one identity, also those under its guard."""
+    path = script(SENDING)
+    plain = SENDING.replace("assert once(scale", "minscoop.Executor(2)\n    assert once(scale")
+    if how == "executor":
+        done = python(script(plain), env=dict(os.environ, PYTHONPATH=str(HERE)))
+    elif how == "stdin":
+        done = python("-", stdin=plain, env=dict(os.environ, PYTHONPATH=str(HERE)))
+    else:
+        args = {"script": [path], "-m": ["-m", "program"], "-c": ["-c", SENDING], "-n 0": [path]}[how]
+        done = launch("-n", 0 if how == "-n 0" else 2, *args, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+# ---------------------------------------------------------------------------------------------------
+# 5  Futures
+
+
+@pytest.fixture(params=["pool", "inline"])
+def any_pool(request, guard):
+    """A pool of processes, and the one that works inline."""
+    if request.param == "pool":
+        yield request.getfixturevalue("shared_pool").executor
+    else:
+        with minscoop.Executor(0) as executor:
+            yield executor
+
+
+def test_a_future_has_the_result_when_the_call_returns(any_pool):
+    """result(), exception(), done(), cancelled() and running() of PEP 3148."""
+    future = any_pool.submit(pow, 2, 5, mod=7)
+    assert isinstance(future, concurrent.futures.Future) and isinstance(future, minscoop.Future)
+    assert future.result(WAIT) == 4 and future.exception(WAIT) is None
+    assert future.done() and not future.cancelled() and not future.running() and not future.cancel()
+    assert "finished" in repr(future)
+
+
+def test_a_future_has_the_exception_when_the_call_raises(any_pool):
+    """The same exception each time, and as a value from exception()."""
+    future = any_pool.submit(divide, 1)
+    with pytest.raises(ZeroDivisionError):
+        future.result(WAIT)
+    assert isinstance(future.exception(WAIT), ZeroDivisionError) and future.done()
+
+
+def test_the_traceback_of_the_worker_is_the_cause_when_a_call_raises(pool):
+    """As concurrent.futures does: the remote traceback is chained, with the function where it happened."""
+    for error in (pool.submit(divide, 1).exception(WAIT),
+                  pytest.raises(ZeroDivisionError, list, pool.map(divide, [1])).value):
+        assert isinstance(error.__cause__, minscoop.RemoteTraceback)
+        assert "in divide" in str(error.__cause__) and "ZeroDivisionError" in str(error.__cause__)
+
+
+def test_waiting_ends_when_the_timeout_is_over(pool, tmp_path):
+    """Every timeout is real: result, exception, wait, as_completed, map and map_as_completed."""
+    future = pool.submit(await_file, tmp_path / "go", 1)
+    try:
+        for call in (future.result, future.exception):
+            with pytest.raises(TimeoutError):
+                call(timeout=0.02)
+            with pytest.raises(TimeoutError):
+                call(0)
+        for module in (minscoop, concurrent.futures):
+            assert module.wait([future], timeout=0.02) == (set(), {future})
+            with pytest.raises(TimeoutError):
+                list(module.as_completed([future], timeout=0.02))
+        for mapping in (pool.map, pool.map_as_completed):
+            with pytest.raises(TimeoutError):
+                list(mapping(await_file, [tmp_path / "go"], timeout=0.02))
+        assert not future.done()
+    finally:
+        touch(tmp_path / "go")
+    assert future.result(WAIT) == 1
+
+
+def test_a_call_never_runs_when_it_was_cancelled_in_time(guard, tmp_path):
+    """cancel() takes what is queued here; result() then raises CancelledError; waiters are told."""
+    with minscoop.Executor(1) as executor:
+        blocker = executor.submit(await_file, tmp_path / "go", then=tmp_path / "started")
+        await_file(tmp_path / "started")
+        futures = [executor.submit(append, tmp_path / "ran", i) for i in range(50)]
+        called = []
+        futures[-1].add_done_callback(called.append)
+        cancelled = {future for future in futures if future.cancel()}
+        assert futures[-1] in cancelled and futures[-1].cancel() and called == [futures[-1]]
+        assert all(future.cancelled() and future.done() for future in cancelled)
+        with pytest.raises(CancelledError):
+            futures[-1].result(WAIT)
+        with pytest.raises(CancelledError):
+            futures[-1].exception(WAIT)
+        assert cancelled <= set(minscoop.as_completed(list(cancelled), timeout=WAIT))
+        touch(tmp_path / "go")
+        blocker.result(WAIT)
+    assert {int(line) for line in lines_of(tmp_path / "ran")} == \
+        {i for i, future in enumerate(futures) if future not in cancelled}
+
+
+def test_callbacks_are_called_once_when_a_future_is_done(any_pool):
+    """Those added before and after; one that raises is reported and harms neither the others nor the pool."""
+    called, gate = [], threading.Event()
+    future = any_pool.submit(identity, 5)
+    for i in range(3):
+        future.add_done_callback(lambda future, i=i: called.append((i, future.result())))
+    future.add_done_callback(divide)
+    future.add_done_callback(lambda future: gate.set())
+    assert gate.wait(WAIT) and future.result(WAIT) == 5
+    future.add_done_callback(lambda future: called.append("late"))
+    assert called == [(0, 5), (1, 5), (2, 5), "late"]
+    assert any_pool.submit(identity, 6).result(WAIT) == 6
+
+
+def test_a_callback_may_use_the_pool_when_it_is_called(any_pool):
+    """Submitting and waiting are allowed in a callback."""
+    results, gate = [], threading.Event()
+
+    def follow(future):
+        results.append(any_pool.submit(identity, future.result() + 1).result(WAIT))
+        gate.set()
+    any_pool.submit(identity, 1).add_done_callback(follow)
+    assert gate.wait(WAIT) and results == [2]
+
+
+@pytest.mark.parametrize("module", [minscoop, concurrent.futures], ids=lambda module: module.__name__)
+def test_wait_returns_in_time_when_it_is_told_what_for(pool, tmp_path, module):
+    """FIRST_COMPLETED, FIRST_EXCEPTION and ALL_COMPLETED of ours and of the standard library."""
+    late = pool.submit(await_file, tmp_path / "go", "late")
+    early, wrong = pool.submit(identity, "early"), pool.submit(divide, 1)
+    try:
+        done, pending = module.wait([early, late], WAIT, FIRST_COMPLETED)
+        assert (done, pending) == ({early}, {late})
+        done, pending = module.wait([wrong, late], WAIT, FIRST_EXCEPTION)
+        assert (done, pending) == ({wrong}, {late})
+        assert next(module.as_completed([late, early], WAIT)) is early
+    finally:
+        touch(tmp_path / "go")
+    assert module.wait([early, late, wrong], WAIT, ALL_COMPLETED) == ({early, late, wrong}, set())
+    assert set(module.as_completed([late, early, late], WAIT)) == {early, late}
+    assert module.wait([], WAIT) == (set(), set())
+
+
+def test_futures_of_two_libraries_are_waited_for_when_mixed(pool):
+    """The standard library's wait takes ours beside its own."""
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        mixed = [pool.submit(identity, 1), threads.submit(identity, 2)]
+        assert concurrent.futures.wait(mixed, WAIT).not_done == set()
+        assert sorted(future.result() for future in concurrent.futures.as_completed(mixed, WAIT)) == [1, 2]
+
+
+def test_results_arrive_when_asyncio_awaits_them(any_pool):
+    """asyncio.wrap_future and run_in_executor take our futures and executors."""
+    async def main():
+        loop = asyncio.get_running_loop()
+        wrapped = [asyncio.wrap_future(any_pool.submit(identity, i)) for i in range(20)]
+        ran = [loop.run_in_executor(any_pool, identity, i) for i in range(20)]
+        wrong = asyncio.wrap_future(any_pool.submit(divide, 1))
+        results = await asyncio.wait_for(asyncio.gather(*wrapped, *ran, wrong, return_exceptions=True), WAIT)
+        assert results[:-1] == [*range(20)] * 2 and isinstance(results[-1], ZeroDivisionError)
+    asyncio.run(main())
+
+
+def test_every_thread_gets_the_result_when_several_wait(pool, tmp_path):
+    """Any number of threads may wait for one future."""
+    future, got = pool.submit(await_file, tmp_path / "go", 7), []
+    threads = [threading.Thread(target=lambda: got.append(future.result(WAIT))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    touch(tmp_path / "go")
+    for thread in threads:
+        thread.join(WAIT)
+    assert got == [7] * 8
+
+
+def test_threads_do_not_disturb_each_other_when_all_use_the_pool(pool):
+    """The methods of an Executor may be called from any thread."""
+    def use(k):
+        assert sum(pool.map(identity, range(200), timeout=WAIT)) == 19900
+        assert [pool.submit(identity, (k, i)).result(WAIT) for i in range(20)] == [(k, i) for i in range(20)]
+        assert pool.map_reduce(str, operator.add, range(10)) == "0123456789"
+        return k
+    with concurrent.futures.ThreadPoolExecutor(6) as threads:
+        assert list(threads.map(use, range(12), timeout=WAIT)) == list(range(12))
+
+
+def test_a_future_stays_at_home_when_it_is_an_argument(pool):
+    """A future means nothing elsewhere, and says so."""
+    with pytest.raises(TypeError, match="result"):
+        pickle.dumps(pool.submit(identity, 1))
+    with pytest.raises(CannotSend, match=r"argument 1\[0\].*result\(\)"):
+        pool.submit(identity, [pool.submit(identity, 1)]).result(WAIT)
+
+
+def test_arguments_are_released_when_the_call_is_done(pool):
+    """A future keeps its result, not what led to it."""
+    argument = Holder(1)
+    alive = weakref.ref(argument)
+    future = pool.submit(identity, argument)
+    future.result(WAIT)
+    del argument
+    gc.collect()
+    assert eventually(lambda: alive() is None), future
+
+
+# ---------------------------------------------------------------------------------------------------
+# 6  Jobs and spans
+
+
+class HandNode(minscoop.Node):
+    """A node without a socket: what it would send is written down."""
+
+    def __init__(self, name=b"0.root", size=2, retries=3):
+        self.sent = []
+        super().__init__(name, size, retries)
+
+    def send(self, *frames):
+        self.sent.append(frames)
+
+    def named(self, name):
+        """The messages of this name so far, without it."""
+        return [frames[1:] for frames in self.sent if frames[0] == name]
+
+
+class HandJob(minscoop.Job):
+    """A job that collects its results: {item: result or error}."""
+
+    def __init__(self, fn, *columns, op=None, node=None):
+        super().__init__(node or HandNode())
+        self.recipe = minscoop.Recipe(fn, op)
+        self.got, self.parts = {}, []
+        self.span = minscoop.Span(self, columns, 0, 0, len(columns[0]))
+
+    def deliver(self, lo, count, values, failures):
+        self.parts.append((lo, count, values, failures))
+        if self.recipe.op is None:
+            assert not self.got.keys() & range(lo, lo + count), "an item has two results"
+            self.got.update((lo + i, failures.get(i, value)) for i, value in enumerate(values))
+
+    def run_all(self):
+        """Run slice after slice until nothing is queued."""
+        self.node.queue.append(self.span)
+        while self.node.queue:
+            if self.node.queue[-1].stale:
+                self.node.queue.pop()
+                continue
+            piece = self.node.queue[-1].claim()
+            self.piece = piece
+            piece.run()
+            piece.deliver()
+
+
+def fails_on(*wrong, error=ValueError):
+    def fn(x):
+        if x in wrong:
+            raise error(x)
+        return x * 10
+    return fn
+
+
+@pytest.mark.parametrize("error", [ValueError, StopIteration, SystemExit, KeyboardInterrupt, GeneratorExit])
+@pytest.mark.parametrize("wrong", [(), (0,), (4,), (1, 2), (0, 1, 2, 3, 4)])
+def test_an_exception_belongs_to_its_item_when_a_slice_runs(error, wrong):
+    """Whatever one item raises, StopIteration too, the others have their results."""
+    job = HandJob(fails_on(*wrong, error=error), range(5))
+    job.run_all()
+    assert {i for i, value in job.got.items() if isinstance(value, error)} == set(wrong)
+    assert {i: value for i, value in job.got.items() if i not in wrong} == {i: i * 10 for i in range(5) if i not in wrong}
+
+
+def test_rows_are_made_of_all_columns_when_a_slice_runs():
+    """Several iterables are zipped; the part of a span begins at its base."""
+    job = HandJob(pow, [2, 3, 4], (5, 2, 1))
+    job.run_all()
+    assert job.got == {0: 32, 1: 9, 2: 4}
+    job = HandJob(str, "abcdef")
+    part = minscoop.Span(job, ["cdef"], 2, 3, 5)
+    assert [list(column) for column in part.items(part.lo, part.hi)] == [["d", "e"]]
+
+
+class Unsliceable:
+    """A sequence that breaks when a slice of it is taken."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, key):
+        raise IndexError("no such luck")
+
+
+def test_every_item_fails_when_the_arguments_cannot_be_had():
+    """An error of the input itself is every item's."""
+    job = HandJob(str, Unsliceable())
+    job.run_all()
+    assert [type(value) for value in job.got.values()] == [IndexError] * 3
+
+
+def test_a_reduction_leaves_one_value_when_its_slices_are_run():
+    """The values of a slice are reduced in order; an error of the operation is the slice's."""
+    job = HandJob(str, range(7), op=operator.add)
+    job.recipe.grain = 7
+    job.run_all()
+    assert job.parts == [(0, 7, ["0123456"], {})]
+    job = HandJob(str, range(3), op=operator.sub)
+    job.recipe.grain = 3
+    job.run_all()
+    (lo, count, values, failures), = job.parts
+    assert (lo, count, len(values)) == (0, 3, 1) and isinstance(failures[0], TypeError)
+
+
+@pytest.mark.parametrize("at", [0, 3, 4, 9])
+def test_the_items_behind_a_long_one_go_back_when_a_slice_is_shortened(at):
+    """What is not begun returns to the queue, for others to take; what is running stays."""
+    job = HandJob(None, range(10))
+    shortened = []
+
+    def fn(x):
+        if x == at:
+            job.piece.shorten()
+            shortened.append((job.piece.hi, [(span.lo, span.hi) for span in job.node.queue if not span.stale]))
+        return x
+    job.recipe.fn, job.recipe.grain = fn, 5
+    job.run_all()
+    assert job.got == {x: x for x in range(10)}
+    hi, queued = shortened[0]
+    end = 5 if at < 5 else 10
+    assert at < hi <= min(at + 2, end) and sum(b - a for a, b in queued) == 10 - hi
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_item_runs_once_when_slices_are_shortened_at_random(seed):
+    """Whenever and by whichever thread a slice is cut, no item is lost and none runs twice."""
+    chance, count, ran, stop = random.Random(seed), 400, collections.Counter(), threading.Event()
+    job = HandJob(None, list(range(count)), [1] * count)
+
+    def fn(x, one):
+        ran[x] += one
+        if chance.random() < 0.1:
+            job.piece.shorten()
+        job.recipe.grain = chance.randrange(1, 40)
+        if x % 17 == 3:
+            raise ValueError(x)
+        return x
+
+    def disturb():
+        while not stop.is_set():
+            with job.node.lock:
+                if getattr(job, "piece", None) is not None:
+                    job.piece.shorten()
+    job.recipe.fn = fn
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        job.run_all()
+    finally:
+        stop.set()
+        thread.join()
+    assert set(ran.values()) == {1} and len(ran) == count
+    assert {x for x, value in job.got.items() if value == x} == {x for x in range(count) if x % 17 != 3}
+
+
+def test_a_slice_grows_at_most_fourfold_when_items_are_fast():
+    """The size of slices follows the measured pace, carefully."""
+    recipe = minscoop.Recipe(abs)
+    recipe.learn(1, 1e-6)
+    assert recipe.grain == 4
+    recipe.learn(1000, 1000 * minscoop.SLICE)
+    assert recipe.grain == 1
+    recipe.learn(1, 0)
+    assert recipe.grain >= 1
+
+
+def test_a_recipe_is_opened_once_when_its_pickle_comes_again():
+    """Many tasks of one map share the callable, and what was learnt about it."""
+    frame = minscoop.Recipe(identity, operator.add).encode()
+    recipe = minscoop.Recipe.decode(frame)
+    assert minscoop.Recipe.decode(bytes(frame)) is recipe
+    assert (recipe.fn, recipe.op) == (identity, operator.add)
+    with pytest.raises(CannotSend, match="the operation.*lock"):
+        minscoop.Recipe(abs, functools.partial(left, LOCK)).encode()
+
+
+@pytest.mark.parametrize("op, values", [(None, [list(range(10))]), (operator.add, ["0123456789"])])
+@pytest.mark.parametrize("seed", range(5))
+def test_results_are_joined_in_order_when_they_go_back(seed, op, values):
+    """A task of another node answers for each item once, neighbours together, and says which is the last."""
+    node = HandNode(b"0.1")
+    guest = node.guests[b"0.root:0/0"] = minscoop.Guest(node, b"0.root:0/0", b"map", 0, 10, None)
+    guest.recipe = minscoop.Recipe(str, op)
+    cuts = [0, *sorted(random.Random(seed).sample(range(1, 10), 4)), 10]
+    parts = list(zip(cuts, cuts[1:]))
+    random.Random(seed).shuffle(parts)
+    for lo, hi in parts:
+        items = [*range(lo, hi)] if op is None else ["".join(map(str, range(lo, hi)))]
+        guest.deliver(lo, hi - lo, items, {})
+    covered, merged = [], {}
+    for task_id, lo, count, last, *body in node.named(b"RESULT"):
+        assert task_id == b"0.root:0/0"
+        covered += range(int(lo), int(lo) + int(count))
+        merged[int(lo)] = minscoop.decode_results(body)[0]
+    assert sorted(covered) == list(range(10)) and last == b"1" and not node.guests
+    assert [message[3] for message in node.named(b"RESULT")].count(b"1") == 1
+    assert functools.reduce(operator.add, (merged[lo] for lo in sorted(merged))) == values[0] or op is not None \
+        and "".join("".join(merged[lo]) for lo in sorted(merged)) == values[0]
+
+
+# ---------------------------------------------------------------------------------------------------
+# 7  Broker
+
+
+class Desk:
+    """A Broker driven by hand, with neither socket nor clock.
+
+    A message is written as `sender NAME field field`, the keeper as `keeper`, an empty field as `-`.
+    The same for what comes out, with the receiver first."""
+
+    def __init__(self, workers=2):
+        self.broker = minscoop.Broker()
+        self("0.root HELLO root")
+        for number in range(1, workers + 1):
+            self(f"0.{number} HELLO worker")
+
+    def __call__(self, line):
+        sender, *frames = [b"" if field in ("-", "keeper") else field.encode() for field in line.split(" ")]
+        return self.say(sender, *frames)
+
+    def say(self, sender, *frames):
+        out = self.broker.handle(sender, list(frames), 0.0)
+        return [" ".join(bytes(field).decode("latin-1") or "-" for field in (receiver, *answer)) for receiver, answer in out]
+
+
+TASK = "0.root:0/0 - 0 map 0 9 0 body"
+
+
+def test_the_hungry_gets_the_task_when_somebody_gives_one():
+    """HUNGRY asks who may have work; a TASK goes to whoever is hungry longest."""
+    desk = Desk()
+    assert "0.root HUNGRY 1" in desk("0.2 HUNGRY 1")
+    assert "0.root HUNGRY 1" in desk("0.1 HUNGRY 1")
+    assert desk(f"0.root TASK {TASK}") == [f"0.2 TASK {TASK}"]
+    assert desk(f"0.root TASK {TASK.replace(':0', ':1')}") == [f"0.1 TASK {TASK.replace(':0', ':1')}"]
+
+
+def test_nobody_is_asked_twice_when_one_is_hungry():
+    """Hungry is said once and stays said: an answer that is due is not asked for again."""
+    desk = Desk()
+    assert sorted(desk("0.1 HUNGRY 1")) == ["0.2 HUNGRY 1", "0.root HUNGRY 1"]
+    assert desk("0.root DRY") == [] and desk("0.2 DRY") == []
+
+
+def test_nobody_asks_the_hungry_themselves_when_all_are_hungry():
+    """A request goes to those that may have something, which its sender has not."""
+    desk = Desk(1)
+    assert desk("0.1 HUNGRY 1") == ["0.root HUNGRY 1"]
+
+
+def test_a_late_owner_is_asked_when_workers_are_hungry_already():
+    """Workers may be there before the root, which hears of their hunger when it comes."""
+    desk = Desk(0)
+    desk.broker = minscoop.Broker()
+    desk("0.1 HELLO worker")
+    desk("0.1 HUNGRY 1")
+    assert desk("0.root HELLO root") == ["0.root HUNGRY 1"]
+
+
+def test_the_rich_are_asked_first_when_they_said_that_there_is_more():
+    """Who gave a task and has more is asked for all that is wanted, the others are left in peace."""
+    desk = Desk(3)
+    desk("0.1 HUNGRY 1")
+    desk("0.root TASK 0.root:0/0 - 1 map 0 9 0 body")
+    assert desk("0.2 HUNGRY 1") == ["0.root HUNGRY 1"]
+    assert desk("0.3 HUNGRY 1") == ["0.root HUNGRY 1"]
+    assert "0.1 HUNGRY 1" in desk("0.root DRY")
+
+
+def test_a_task_goes_to_another_host_when_it_failed_on_one():
+    """`avoid` names the host where it was lost; that one is taken only if it is the only one."""
+    desk = Desk(0)
+    for name in ("4.1", "4.2", "5.1"):
+        desk(f"{name} HELLO worker")
+        desk(f"{name} HUNGRY 1")
+    assert desk("0.root TASK 0.root:0/0 4 0 map 0 9 0 x") == ["5.1 TASK 0.root:0/0 4 0 map 0 9 0 x"]
+    assert desk("0.root TASK 0.root:1/0 4 0 map 0 9 0 x")[0].startswith("4.1 TASK")
+
+
+def test_a_task_goes_to_who_holds_least_when_nobody_is_hungry():
+    """What was given for one that has died meanwhile still finds a place, rather not its giver's."""
+    desk = Desk(2)
+    desk("0.1 HUNGRY 1")
+    assert desk("0.root TASK 0.root:0/0 - 0 map 0 9 0 x")[0].startswith("0.1 TASK")
+    assert desk("0.root TASK 0.root:1/0 - 0 map 0 9 0 x")[0].startswith("0.2 TASK")
+    assert desk("0.2 TASK 0.2:0/0 - 0 map 0 9 0 x")[0].startswith("0.1 TASK")
+
+
+def test_a_task_returns_unblamed_when_there_is_no_worker():
+    """LOST without items: nobody died over it, and its owner queues it again."""
+    assert Desk(0)(f"0.root TASK {TASK}") == ["0.root LOST 0.root:0/0 0 0 -"]
+
+
+def test_a_body_passes_untouched_when_a_task_is_routed():
+    """Payload frames are opaque to a broker: it neither copies nor opens them."""
+    desk, body = Desk(1), [object(), object()]
+    out = desk.broker.handle(b"0.root", [b"TASK", b"0.root:0/0", b"", b"0", b"map", b"0", b"9", b"0", *body], 0)
+    assert out[0][1][-2:] == body
+    out = desk.broker.handle(b"0.1", [b"RESULT", b"0.root:0/0", b"0", b"9", b"1", *body], 0)
+    assert out[0][0] == b"0.root" and out[0][1][-2:] == body
+
+
+def test_results_go_to_the_owner_when_a_worker_has_some():
+    """The id of a task names its owner. After the last result nobody holds it any more."""
+    desk = Desk()
+    desk(f"0.root TASK {TASK}")
+    assert desk("0.1 RESULT 0.root:0/0 0 4 0 x") == ["0.root RESULT 0.root:0/0 0 4 0 x"]
+    assert desk.broker.placed
+    assert desk("0.1 RESULT 0.root:0/0 4 5 1 x") == ["0.root RESULT 0.root:0/0 4 5 1 x"]
+    assert not desk.broker.placed and not desk.broker.links[b"0.1"].held
+
+
+def test_the_owner_is_told_when_a_holder_splits_a_task():
+    """SPLIT goes to the owner ahead of the new task's results; the part is held by whom it went to."""
+    desk = Desk()
+    desk(f"0.root TASK {TASK}")
+    desk("0.2 HUNGRY 1")
+    assert desk("0.1 SPLIT 0.root:0/0 5 9 0.root:0/5") == ["0.root SPLIT 0.root:0/0 5 9 0.root:0/5"]
+    assert desk("0.1 TASK 0.root:0/5 - 0 map 5 9 0 x") == ["0.2 TASK 0.root:0/5 - 0 map 5 9 0 x"]
+    assert desk.broker.placed == {b"0.root:0/0": b"0.1", b"0.root:0/5": b"0.2"}
+
+
+def test_the_owner_sends_items_singly_when_a_holder_cannot_open_a_task():
+    """SINGLY goes to the owner, and the task is held no more."""
+    desk = Desk()
+    desk(f"0.root TASK {TASK}")
+    assert desk("0.1 SINGLY 0.root:0/0") == ["0.root SINGLY 0.root:0/0"] and not desk.broker.placed
+
+
+def test_the_holder_is_told_when_a_task_is_cancelled():
+    """CANCEL goes to whoever holds the task now; for one that nobody holds it is void."""
+    desk = Desk()
+    desk(f"0.root TASK {TASK}")
+    assert desk("0.root CANCEL 0.root:0/0") == ["0.1 CANCEL 0.root:0/0"]
+    assert desk("0.root CANCEL 0.root:0/0") == []
+
+
+def test_everybody_has_a_constant_when_it_was_set():
+    """CONST goes to all, its setter too, and to those that come later; the first of a name holds."""
+    desk = Desk()
+    assert sorted(desk("0.1 CONST pi 3.14")) == ["0.1 CONST pi 3.14", "0.2 CONST pi 3.14", "0.root CONST pi 3.14"]
+    assert desk("0.2 CONST pi 4") == []
+    assert desk("0.9 HELLO worker") == ["0.9 CONST pi 3.14"]
+
+
+def test_owners_hear_of_a_death_when_they_lose_tasks():
+    """LOST with the items that were being run, for the one task that ran; without any for those that waited."""
+    desk = Desk()
+    desk(f"0.root TASK {TASK}")
+    desk("0.root TASK 0.root:1/0 - 0 map 0 9 0 x")
+    desk("0.2 TASK 0.2:7/0 - 0 map 0 3 0 x")
+    assert {desk.broker.placed[key] for key in (b"0.root:0/0", b"0.2:7/0")} == {b"0.1"}
+    assert sorted(desk("keeper DIED 0.1 0.root:0/0 2 4 gone")) == \
+        ["0.2 LOST 0.2:7/0 0 0 gone", "0.root LOST 0.root:0/0 2 4 gone"]
+    assert b"0.1" not in desk.broker.links and set(desk.broker.placed) == {b"0.root:1/0"}
+    assert desk("keeper DIED 0.1 - 0 0 gone") == []
+
+
+def test_orphans_are_cancelled_when_their_owner_dies():
+    """Nobody waits any more for what a dead worker had shipped."""
+    desk = Desk()
+    desk("0.1 TASK 0.1:0/0 - 0 map 0 9 0 x")
+    assert desk("keeper DIED 0.1 - 0 0 gone") == ["0.2 CANCEL 0.1:0/0"] and not desk.broker.placed
+
+
+def test_the_dead_get_nothing_when_they_were_hungry():
+    """A request ends with its sender, and what arrives for the dead has no reader."""
+    desk = Desk()
+    desk("0.1 HUNGRY 3")
+    desk("keeper DIED 0.1 - 0 0 gone")
+    assert desk(f"0.root TASK {TASK}") == [f"0.2 TASK {TASK}"]
+    assert desk("0.2 RESULT 0.1:0/0 0 1 1 x") == []
+
+
+def test_the_root_hears_it_when_no_worker_can_start():
+    """FAILED goes to the root, also when that comes later."""
+    desk = Desk(1)
+    assert desk("0.1 FAILED why") == ["0.root FAILED why"]
+    assert "0.root FAILED why" in desk("0.root HELLO root")
+
+
+def test_workers_are_stopped_when_all_is_quiet():
+    """STOP waits for tasks that are held, and for workers that have not said IDLE after their last TASK."""
+    desk = Desk()
+    for name in ("0.1", "0.2"):
+        desk(f"{name} IDLE 0")
+    desk(f"0.root TASK {TASK}")
+    assert desk("0.root STOP") == []
+    assert desk("0.1 RESULT 0.root:0/0 0 9 1 x") == ["0.root RESULT 0.root:0/0 0 9 1 x"]
+    assert desk("0.1 IDLE 0") == []
+    assert sorted(desk("0.1 IDLE 1")) == ["0.1 STOP", "0.2 STOP"]
+    assert desk("0.1 BYE") == [] and not desk.broker.finished
+    assert desk("0.2 BYE") == [] and desk.broker.finished
+
+
+def test_the_pool_ends_when_its_last_worker_dies_while_stopping():
+    """Who dies need not say BYE."""
+    desk = Desk()
+    for name in ("0.1", "0.2"):
+        desk(f"{name} IDLE 0")
+    desk("0.root STOP")
+    desk("0.1 BYE")
+    desk("keeper DIED 0.2 - 0 0 gone")
+    assert desk.broker.finished
+
+
+def test_a_worker_that_comes_late_is_stopped_when_the_end_was_said():
+    """A replacement that joins during the end is told at once."""
+    desk = Desk(1)
+    desk("0.1 IDLE 0")
+    desk("0.root STOP")
+    assert desk("0.2 HELLO worker") == ["0.2 STOP"]
+
+
+def test_nothing_is_forgotten_when_a_node_says_hello_again():
+    """What a node holds does not depend on how often it introduces itself."""
+    desk = Desk(1)
+    desk(f"0.root TASK {TASK}")
+    desk("0.1 HELLO worker")
+    assert desk("keeper DIED 0.1 - 0 0 gone") == ["0.root LOST 0.root:0/0 0 0 gone"]
+
+
+NONSENSE = ["0.root", "0.root -", "0.root NONSENSE", "0.root hello root", "0.1 HELLO", "0.1 HELLO worker extra",
+            "0.1 HUNGRY", "0.1 HUNGRY many", "0.1 HUNGRY 1 2", "0.1 HUNGRY -", "0.1 IDLE", "0.1 IDLE no", "0.1 TASK",
+            "0.1 TASK 0.root:0/0", "0.1 SPLIT 0.root:0/0 1", "0.1 RESULT 0.root:0/0", "0.1 SINGLY", "0.1 CANCEL",
+            "0.1 CONST", "0.1 STOP now", "0.1 BYE bye", "0.1 REFUSED pi", "0.1 LOST 0.root:0/0 0 1 gone",
+            "0.1 DIED 0.2 - 0 0 gone", "0.root DIED 0.1 - 0 0 gone", "9.9 DIED 0.1 - 0 0 gone", "keeper DIED",
+            "keeper DIED 0.1", "9.9 HUNGRY 1", "9.9 STOP", "9.9 TASK 0.root:0/0 - 0 map 0 9 0 x", "9.9 BYE", "9.9 CONST pi 3",
+            "9.9 RESULT 0.root:0/0 0 9 1 x", "keeper STOP", "keeper HUNGRY 1"]
+
+
+@pytest.mark.parametrize("line", NONSENSE)
+def test_nonsense_is_dropped_and_counted_when_it_arrives(line):
+    """What makes no sense, or comes from whom it may not come, changes nothing, and the rest goes on."""
+    desk = Desk()
+    assert desk(line) == []
+    assert desk.broker.dropped == 1 and not desk.broker.placed and not desk.broker.consts
+    assert set(desk.broker.links) == {b"0.root", b"0.1", b"0.2"} and not desk.broker.stopping
+    desk("0.1 HUNGRY 1")
+    assert desk(f"0.root TASK {TASK}") == [f"0.1 TASK {TASK}"]
+
+
+@pytest.mark.parametrize("frames", [["TASK", "id", "", "0", "map", "0", "9", "0", "x"], ["RESULT", "id", "0", "1", "1"],
+                                    ["SPLIT", "id", "0", "1", "new"], ["SINGLY", "id"], ["CANCEL", "id"]],
+                         ids=lambda frames: frames[0])
+def test_large_fields_are_dropped_when_a_stranger_sends_them(frames):
+    """A field as large as a body reaches the broker as a zmq.Frame, and does it no harm."""
+    zmq = pytest.importorskip("zmq")
+    desk = Desk()
+    frames = [zmq.Frame(b"0.root" + b":" * 70_000) if field == "id" else field.encode() for field in frames]
+    desk.broker.handle(b"0.1", frames, 0.0)
+    assert "TASK" in desk("0.root TASK 0.root:0/0 - 0 map 0 9 0 x")[0]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_broker_keeps_its_books_when_anything_happens(seed):
+    """Sound and unsound messages in any order: records agree, and nobody unknown is spoken to."""
+    chance, desk = random.Random(seed), Desk(3)
+    names, serial = ["0.root", "0.1", "0.2", "0.3", "0.4", "7.1"], itertools.count()
+    ids = ["0.root:0/0", "nobody:1/2"]
+
+    def step():
+        name, task = chance.choice(names), chance.choice(ids)
+        fresh = f"{name}:{next(serial)}/0"
+        return chance.choice([
+            f"0.{10 + next(serial)} HELLO worker", f"{name} HUNGRY {chance.randrange(-1, 3)}", f"{name} DRY",
+            f"{name} IDLE {chance.randrange(9)}", f"{name} TASK {fresh} - {chance.randrange(2)} map 0 9 0 x",
+            f"{name} TASK {task} 0 0 map 0 9 0 x", f"{name} SPLIT {task} 3 4 {fresh}", f"{name} SINGLY {task}",
+            f"{name} RESULT {task} 0 1 {chance.randrange(2)} x", f"{name} CANCEL {task}", f"{name} BYE",
+            f"{name} CONST c{chance.randrange(4)} x", f"keeper DIED {name} {task} 0 1 gone", chance.choice(NONSENSE)])
+    for _ in range(500):
+        line, known = step(), set(desk.broker.links)
+        out = desk(line)
+        names.extend({link.decode() for link in desk.broker.links} - set(names))
+        ids.extend(word for word in line.split() if ":" in word and word not in ids)
+        broker = desk.broker
+        assert {entry.split()[0].encode() for entry in out} <= known | set(broker.links)
+        assert broker.placed == {task: name for name, link in broker.links.items() for task in link.held}
+        assert set(broker.hungry) == {name for name, link in broker.links.items() if link.demand > 0}
+
+
+# ---------------------------------------------------------------------------------------------------
+# 8  Node
+
+
+@pytest.mark.parametrize("open_, lo, hi, closed, left_", [
+    ([(0, 9)], 0, 9, True, []), ([(0, 9)], 0, 3, True, [(3, 9)]), ([(0, 9)], 3, 9, True, [(0, 3)]),
+    ([(0, 9)], 3, 5, True, [(0, 3), (5, 9)]), ([(0, 3), (5, 9)], 5, 6, True, [(0, 3), (6, 9)]),
+    ([(0, 3), (5, 9)], 2, 6, False, None), ([(0, 3)], 3, 4, False, None), ([], 0, 1, False, None)])
+def test_a_shipment_forgets_what_has_come_when_results_arrive(open_, lo, hi, closed, left_):
+    """Each item is closed once; what overlaps something that was closed before is refused as a whole."""
+    shipment = minscoop.Shipment(None, 0, 0)
+    shipment.open = list(open_)
+    assert shipment.close(lo, hi) is closed
+    assert shipment.open == (open_ if left_ is None else left_)
+
+
+def given(job, wanted=1):
+    """Queue a job's span at its node, of which others want so much; returns the TASKs given."""
+    job.node.queue.append(job.span)
+    job.node.on_HUNGRY(b"%d" % wanted)
+    job.node.give()
+    return job.node.named(b"TASK")
+
+
+def results(values, failures=None):
+    return minscoop.encode_results(values, failures or {}, str)
+
+
+def test_a_map_is_given_in_parts_when_others_are_hungry():
+    """The first item alone, which tells its size; then shares of what is left, in order."""
+    job = HandJob(identity, list(range(100)))
+    spans = [(int(task[4]), int(task[5])) for task in given(job, 5)]
+    assert spans[0] == (0, 1) and [lo for lo, _ in spans[1:]] == [hi for _, hi in spans[:-1]]
+    assert spans[1][1] > 20 and job.span.lo == spans[-1][1] < 100
+
+
+def test_a_small_part_is_given_when_items_are_large():
+    """MAX_BODY bounds one message, unless one item is larger than that."""
+    job = HandJob(identity, [bytes(minscoop.MAX_BODY // 3 + i) for i in range(20)])
+    assert all(int(task[5]) - int(task[4]) <= 3 for task in given(job, 6))
+
+
+def test_a_result_counts_once_when_it_comes_twice():
+    """After a task was lost and run again, its first holder may still answer."""
+    job = HandJob(identity, [5])
+    (task_id, *_), = given(job)
+    job.node.on_RESULT(task_id, b"0", b"1", b"1", *results([5]))
+    job.node.on_RESULT(task_id, b"0", b"1", b"1", *results([6]))
+    assert job.got == {0: 5} and not job.node.away
+
+
+def test_nothing_is_missing_when_a_task_was_split_and_split_again():
+    """The owner learns of each part, and takes the results of all, in any order."""
+    job = HandJob(identity, list(range(9)))
+    job.item_bytes = 1
+    job.node.size = 0.5  # all in one go
+    (task_id, *_), = given(job)
+    parts = {task_id: (0, 9)}
+    for new, (lo, hi), holder in [(b"0.root:0/5", (5, 9), task_id), (b"0.root:0/7", (7, 9), b"0.root:0/5")]:
+        job.node.on_SPLIT(holder, b"%d" % lo, b"%d" % hi, new)
+        parts[holder], parts[new] = (parts[holder][0], lo), (lo, hi)
+    for part, (lo, hi) in reversed(list(parts.items())):
+        job.node.on_RESULT(part, b"%d" % lo, b"%d" % (hi - lo), b"1", *results(list(range(lo, hi))))
+    assert job.got == {i: i for i in range(9)} and not job.node.away
+
+
+def test_who_runs_something_unwanted_is_told_when_it_reports():
+    """A part of a task that is no longer known is cancelled, and so is one that still sends results."""
+    node = HandNode()
+    node.on_SPLIT(b"0.root:3/0", b"4", b"9", b"0.root:3/4")
+    node.on_RESULT(b"0.root:5/0", b"0", b"1", b"0", *results([0]))
+    assert node.named(b"CANCEL") == [(b"0.root:3/4",), (b"0.root:5/0",)]
+
+
+def test_only_what_was_lost_runs_again_when_a_holder_dies():
+    """Results that are in stay; the items that ran are sent singly, and avoid the host."""
+    job = HandJob(identity, list(range(9)))
+    job.item_bytes, job.node.size = 1, 0.5
+    (task_id, *_), = given(job)
+    job.node.on_RESULT(task_id, b"0", b"4", b"0", *results([0, 1, 2, 3]))
+    job.node.on_LOST(task_id, b"4", b"6", b"7.1 (host h, pid 1) killed")
+    again = {(span.lo, span.hi): (span.singly, span.avoid) for span in job.node.queue if not span.stale}
+    assert sorted(again) == [(4, 9)] and set(again.values()) == {(True, b"7")}
+
+
+def test_an_item_fails_alone_when_it_has_killed_enough_workers():
+    """The error names the item, and every worker that died over it; the others go on."""
+    job = HandJob(identity, list(range(3)))
+    job.item_bytes, job.node.size = 1, 0.5
+    given(job, 1)
+    for death in range(3):
+        tasks = {int(task[4]): task[0] for task in job.node.named(b"TASK")}
+        for item, task_id in tasks.items():
+            if task_id in job.node.away and job.node.away[task_id].open[0][0] <= 1 < job.node.away[task_id].open[0][1]:
+                job.node.on_LOST(task_id, b"1", b"2", b"0.%d (host h, pid 4711) exit code 9" % death)
+                break
+        job.node.on_HUNGRY(b"3")
+        job.node.give()
+    assert list(job.got) == [1] and isinstance(job.got[1], WorkerLost)
+    text = str(job.got[1])
+    assert "item 1" in text and "identity" in text and text.count("pid 4711") == 3 and "exit code 9" in text
+
+
+def test_the_innocent_are_not_blamed_when_they_only_waited():
+    """A task that was lost while it waited in a queue may be lost any number of times."""
+    job = HandJob(identity, [5])
+    given(job)
+    for _ in range(10):
+        job.node.on_LOST(job.node.named(b"TASK")[-1][0], b"0", b"0", b"0.1 (host h, pid 1) killed")
+        job.node.on_HUNGRY(b"1")
+        job.node.give()
+    assert job.got == {} and len(job.node.away) == 1
+
+
+# ---------------------------------------------------------------------------------------------------
+# 9  Root, 10  Worker: real pools
+
+
+SIZES = [0, 1, 2, 3, 7, 100, 1001]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_results_come_in_order_when_a_map_is_read(any_pool, size):
+    """map has the results of the built-in one: of sequences, generators, several iterables, any number."""
+    for items in (range(size), list(range(size)), iter(range(size)), (i for i in range(size)), set(range(size)),
+                  collections.deque(range(size)), dict.fromkeys(range(size))):
+        expected = [(i, i + 1) for i in range(size)]
+        assert list(any_pool.map(lambda i: (i, i + 1), items, timeout=WAIT)) == expected
+    assert list(any_pool.map(pow, range(size), itertools.repeat(2), timeout=WAIT)) == [i * i for i in range(size)]
+    assert list(any_pool.map(left, range(size), "abc", timeout=WAIT)) == list(range(min(3, size)))
+    assert sorted(any_pool.map_as_completed(abs, range(-size, 0), timeout=WAIT)) == list(range(1, size + 1))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_reduction_is_right_when_the_operation_does_not_commute(any_pool, size):
+    """map_reduce equals the serial reduction for any associative function; of nothing it is a TypeError."""
+    text = "".join(map(str, range(size)))
+    for make in (list, iter):
+        if size:
+            assert any_pool.map_reduce(str, operator.add, make(range(size))) == text
+            assert any_pool.map_reduce(lambda *row: row, operator.add, make(range(size)), "ab") == \
+                tuple(itertools.chain.from_iterable(zip(range(size), "ab")))
+        else:
+            pytest.raises(TypeError, any_pool.map_reduce, str, operator.add, make(range(size)))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_scan_is_right_when_it_is_read(any_pool, size):
+    """map_scan gives what itertools.accumulate does."""
+    assert list(any_pool.map_scan(str, operator.add, range(size))) == \
+        list(itertools.accumulate(map(str, range(size)), operator.add))
+
+
+def test_the_pool_works_in_parallel_when_there_is_work_for_all(pool, tmp_path):
+    """Two calls that need each other meet: two submits, two items of a map, two children of a task."""
+    def family(directory):
+        return [future.result(WAIT) for future in
+                [minscoop.submit(meet, directory, 5, 6), minscoop.submit(meet, directory, 6, 5)]]
+    assert [future.result(WAIT) for future in
+            [pool.submit(meet, tmp_path, 1, 2), pool.submit(meet, tmp_path, 2, 1)]] == [1, 2]
+    assert list(pool.map(meet, [tmp_path] * 2, [3, 4], [4, 3], timeout=WAIT)) == [3, 4]
+    assert pool.submit(family, tmp_path).result(WAIT) == [5, 6]
+
+
+def test_input_is_pulled_as_needed_when_it_never_ends(any_pool):
+    """An endless map ends with its reader, and does not run far ahead (point 3 of the issue)."""
+    pulled = itertools.count()
+    items = (next(pulled) for _ in itertools.count())
+    results = any_pool.map(abs, items)
+    assert list(itertools.islice(results, 1000)) == list(range(1000))
+    results.close()
+    assert next(pulled) < 200_000
+    assert list(itertools.islice(any_pool.map(pow, itertools.count(), itertools.repeat(2)), 5)) == [0, 1, 4, 9, 16]
+
+
+def test_no_more_is_pulled_than_allowed_when_there_is_a_buffersize(any_pool):
+    """buffersize bounds the inputs that are ahead of the reader, from one on."""
+    for size in (1, 3):
+        pulled = []
+        results = any_pool.map(identity, (pulled.append(i) or i for i in range(50)), buffersize=size)
+        for i in range(20):
+            assert next(results) == i
+            assert len(pulled) <= i + 1 + size
+        results.close()
+
+
+@pytest.mark.parametrize("make", [
+    lambda pool: pool.map(abs), lambda pool: pool.map(5, [1]), lambda pool: pool.map(abs, 5),
+    lambda pool: pool.map(abs, [1], chunksize="a"), lambda pool: pool.map(abs, [1], buffersize=1.5),
+    lambda pool: pool.submit(5), lambda pool: pool.submit(), lambda pool: pool.map_reduce(abs, operator.add),
+    lambda pool: pool.map_as_completed(abs)])
+def test_bad_arguments_are_refused_when_the_call_is_made(any_pool, make):
+    """TypeError at once, not at the result."""
+    with pytest.raises(TypeError):
+        make(any_pool)
+
+
+@pytest.mark.parametrize("arguments", [{"chunksize": 0}, {"buffersize": 0}, {"buffersize": -1}])
+def test_numbers_are_refused_when_they_cannot_be_meant(any_pool, arguments):
+    """ValueError, as the standard library has it."""
+    with pytest.raises(ValueError):
+        any_pool.map(abs, [1], **arguments)
+
+
+def test_a_chunksize_is_accepted_when_old_programs_give_one(any_pool):
+    """It is only a hint."""
+    assert list(any_pool.map(abs, range(-10, 0), chunksize=3)) == list(range(10, 0, -1))
+
+
+def test_keywords_go_to_the_callable_when_map_does_not_know_them(any_pool):
+    """As SCOOP's map has it."""
+    def fn(value, *, factor, offset=0):
+        return value * factor + offset
+    assert list(any_pool.map(fn, [1, 2], factor=3)) == [3, 6]
+    assert sorted(any_pool.map_as_completed(fn, [1, 2], factor=3, offset=1)) == [4, 7]
+    assert any_pool.map_reduce(fn, operator.add, [1, 2], factor=3) == 9
+    assert list(any_pool.map_scan(fn, operator.add, [1, 2], factor=3)) == [3, 9]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_the_work_is_done_when_nobody_reads_a_map(guard, tmp_path, workers):
+    """Leaving the Executor waits for what was never asked for: maps of sequences and generators, submits."""
+    with minscoop.Executor(workers) as executor:
+        executor.map(append, [tmp_path / "list"] * 100, range(100))
+        executor.map(append, itertools.repeat(tmp_path / "generator"), (i for i in range(100)))
+        kept = executor.map(append, (tmp_path / "kept" for _ in range(50)))
+        for _ in range(20):
+            executor.submit(append, tmp_path / "submit")
+    counts = [len(lines_of(tmp_path / name)) for name in ("list", "generator", "kept", "submit")]
+    assert counts == [100, 100, 50, 20] and kept is not None
+
+
+def test_unread_work_inside_a_task_is_done_when_the_task_has_ended(guard, tmp_path):
+    """A map or a submit whose task did not wait for it is done before the pool ends."""
+    def leave_behind(path):
+        minscoop.map(append, [path] * 50)
+        minscoop.map(append, (path for _ in range(50)))
+        for _ in range(10):
+            minscoop.submit(append, path)
+    with minscoop.Executor(2) as executor:
+        executor.submit(leave_behind, tmp_path / "ran").result(WAIT)
+    assert len(lines_of(tmp_path / "ran")) == 110
+
+
+@pytest.mark.parametrize("how", ["close", "drop", "exception"])
+def test_the_rest_is_cancelled_when_a_begun_map_is_left(guard, tmp_path, how):
+    """Closing, dropping or breaking off an iterator cancels what has not started; the pool goes on."""
+    def work(i):
+        append(tmp_path / "ran")
+        if i:
+            await_file(tmp_path / "go")
+        if how == "exception":
+            raise ValueError
+        return i
+    with minscoop.Executor(2) as executor:
+        results = executor.map(work, range(1000))
+        if how == "exception":
+            pytest.raises(ValueError, next, results)
+        else:
+            assert next(results) == 0
+            results.close() if how == "close" else None
+        del results
+        gc.collect()
+        touch(tmp_path / "go")
+        assert executor.submit(identity, 1).result(WAIT) == 1
+    assert len(lines_of(tmp_path / "ran")) < 900
+
+
+@pytest.mark.parametrize("kind", ["map", "map_as_completed", "submit", "as_completed"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_early_results_arrive_when_later_calls_take_long(guard, tmp_path, workers, kind):
+    """What is done is delivered, whatever its neighbours do; with another worker, those behind a long one too."""
+    def work(path, i):
+        return await_file(path, i) if i == 2 else i
+    with minscoop.Executor(workers) as executor:
+        try:
+            if "map" in kind:
+                results = getattr(executor, kind)(work, [tmp_path / "go"] * 4, range(4), timeout=WAIT)
+            else:
+                futures = [executor.submit(work, tmp_path / "go", i) for i in range(4)]
+                results = (future.result(WAIT) for future in
+                           (futures if kind == "submit" else minscoop.as_completed(futures, WAIT)))
+            early = {next(results), next(results)}
+            if workers == 2 and kind.endswith("as_completed"):
+                early.add(next(results))
+            assert early == {0, 1, 3} if len(early) == 3 else early == {0, 1} or kind == "as_completed" and 2 not in early
+        finally:
+            touch(tmp_path / "go")
+        assert early | {*results} == {0, 1, 2, 3}
+
+
+def test_a_short_call_overtakes_when_a_long_one_holds_a_worker(pool, tmp_path):
+    """Work queued behind a long call is run elsewhere: the one worker left does a hundred."""
+    long = pool.submit(await_file, tmp_path / "go")
+    try:
+        assert [pool.submit(identity, i).result(WAIT) for i in range(100)] == list(range(100))
+        assert list(pool.map(identity, range(1000), timeout=WAIT)) == list(range(1000))
+    finally:
+        touch(tmp_path / "go")
+    long.result(WAIT)
+
+
+def burn(path):
+    """Compute, and never look up, until the file is there."""
+    deadline = time.monotonic() + WAIT
+    while not os.path.exists(path):
+        sum(range(1000))
+        if time.monotonic() > deadline:
+            raise TimeoutError
+    return True
+
+
+@pytest.mark.parametrize("kind", ["submit", "map", "map of a generator"])
+def test_children_run_elsewhere_when_their_parent_computes(pool, tmp_path, kind):
+    """A worker deep in a long call still gives away what it has queued (rule 6)."""
+    def parent(path):
+        if kind == "submit":
+            minscoop.submit(touch, path)
+            minscoop.submit(identity, 1)
+        else:
+            minscoop.map(touch, iter([path]) if "generator" in kind else [path])
+        return burn(path)
+    assert pool.submit(parent, tmp_path / "go").result(WAIT)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("wait_for", [
+    lambda fs: [f.result() for f in fs], lambda fs: [f.result() for f in reversed(fs)],
+    lambda fs: minscoop.wait(fs), lambda fs: concurrent.futures.wait(fs), lambda fs: list(minscoop.as_completed(fs)),
+    lambda fs: list(concurrent.futures.as_completed(fs)), lambda fs: [f.exception() for f in fs]],
+    ids=["result", "reversed", "wait", "std wait", "as_completed", "std as_completed", "exception"])
+def test_a_task_waits_in_any_way_when_it_has_children(guard, workers, wait_for):
+    """Also with one worker, which has to run the children itself meanwhile."""
+    def family(depth):
+        futures = [minscoop.submit(family, depth - 1) for _ in range(3)] if depth else []
+        wait_for(futures)
+        return 1 + sum(future.result() for future in futures)
+    with minscoop.Executor(workers) as executor:
+        assert executor.submit(family, 3).result(WAIT) == 40
+
+
+def test_a_parked_task_goes_on_when_what_it_waits_for_is_there(guard, tmp_path):
+    """One worker runs a stranger while a task waits, and never on top of its stack."""
+    def waits():
+        later = minscoop.submit(identity, 1)
+        time.sleep(0.1)  # so that the other worker takes it
+        return later.result(WAIT)
+    with minscoop.Executor(2) as executor:
+        futures = [executor.submit(waits) for _ in range(20)]
+        assert [future.result(WAIT) for future in futures] == [1] * 20
+
+
+def test_timeouts_are_real_when_a_task_waits(pool, tmp_path):
+    """Inside a task as well as in the root."""
+    def impatient(path):
+        future = minscoop.submit(await_file, path)
+        time.sleep(0.1)  # let the other worker have it
+        try:
+            future.result(0.05)
+        except TimeoutError:
+            return len(minscoop.wait([future], 0.05).not_done)
+    try:
+        assert pool.submit(impatient, tmp_path / "go").result(WAIT) == 1
+    finally:
+        touch(tmp_path / "go")
+
+
+def test_tasks_may_have_threads_when_these_use_the_pool(pool):
+    """A thread that a task starts may submit and wait."""
+    def threaded():
+        with concurrent.futures.ThreadPoolExecutor(4) as threads:
+            return list(threads.map(lambda i: minscoop.submit(identity, i).result(WAIT), range(8)))
+    assert pool.submit(threaded).result(WAIT) == list(range(8))
+
+
+def test_programs_run_when_a_task_starts_them(pool):
+    """Subprocesses of a task work as anywhere, with their signals and exit codes."""
+    def program(code):
+        return subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, timeout=WAIT).returncode
+    assert list(pool.map(program, ["import os, sys; sys.exit(7)", "import os; os.kill(os.getpid(), 2)"])) in \
+        ([7, -2], [7, 1])
+
+
+def test_user_code_is_not_interrupted_when_tasks_share_a_process(guard):
+    """One thread of a worker at a time runs user code; it changes hands only where a task waits."""
+    def careful(i):
+        before = CAREFUL[0] = i
+        for _ in range(20000):
+            pass
+        if CAREFUL[0] != before:
+            return False
+        return i == 0 or all(minscoop.map(careful, [i - 1] * 3))
+    with minscoop.Executor(2) as executor:
+        assert all(executor.map(careful, [4] * 4, timeout=WAIT))
+
+
+CAREFUL = [None]
+
+
+def test_constants_are_everywhere_when_they_were_set_once(guard, tmp_path):
+    """In the root, in tasks, and on workers that join later; functions and lambdas included."""
+    with minscoop.Executor(2) as executor:
+        executor.set_const(number=3, fn=lambda x: x + FOUR)
+        assert executor.get_const("number") == 3 and executor.get_const("fn")(1) == 5
+        use = lambda i: minscoop.get_const("fn")(minscoop.get_const("number", timeout=WAIT)) + i
+        assert list(executor.map(use, range(20), timeout=WAIT)) == [7 + i for i in range(20)]
+        executor.submit(kill_once, tmp_path / "killed").result(WAIT)
+        executor.submit(kill_once, tmp_path / "killed too").result(WAIT)
+        assert list(executor.map(use, range(20), timeout=WAIT)) == [7 + i for i in range(20)]
+        executor.submit(minscoop.set_const, late="by a task").result(WAIT)
+        assert executor.get_const("late", timeout=WAIT) == "by a task"
+
+
+FOUR = 4
+
+
+def test_a_constant_is_refused_when_it_exists(any_pool):
+    """TypeError for the second of a name, wherever it is set; None for one that nobody sets."""
+    name = f"once{random.random()}"
+    any_pool.set_const(**{name: 1})
+    with pytest.raises(TypeError, match="once"):
+        any_pool.set_const(**{name: 2})
+    with pytest.raises(TypeError, match="once"):
+        any_pool.submit(minscoop.set_const if any_pool._node.size else any_pool.set_const, **{name: 3}).result(WAIT)
+    assert any_pool.get_const(name) == 1
+    assert any_pool.get_const("nobody", timeout=0.01) is None
+
+
+def test_a_constant_that_cannot_be_sent_is_refused_when_it_is_set(pool):
+    """CannotSend, with the culprit."""
+    with pytest.raises(CannotSend, match="constant 'bad'.*lock"):
+        pool.set_const(bad=[LOCK])
+
+
+# -- What goes wrong: who dies, and what then happens
+
+
+def test_a_lost_task_runs_again_when_its_worker_is_killed(guard, tmp_path):
+    """Submits, items of a map and of a reduction, and children, wherever the worker dies."""
+    def nested(path):
+        return minscoop.submit(kill_once, path).result(WAIT)
+    with minscoop.Executor(2) as executor:
+        assert executor.submit(kill_once, tmp_path / "a").result(WAIT) == "survived"
+        assert executor.submit(kill_once, tmp_path / "b", die).result(WAIT) == "survived"
+        assert set(executor.map(kill_once, [tmp_path / "c"] * 50, timeout=WAIT)) == {"survived"}
+        assert executor.map_reduce(kill_once, left, [tmp_path / "d"] * 50) == "survived"
+        assert executor.submit(nested, tmp_path / "e").result(WAIT) == "survived"
+        assert list(executor.map(identity, range(100), timeout=WAIT)) == list(range(100))
+
+
+def test_a_task_fails_when_it_has_killed_as_many_workers_as_allowed(guard, tmp_path):
+    """After `retries` deaths its future says what ran, where, and how it died; it ran no more often."""
+    def deadly(path):
+        append(path)
+        kill()
+    for retries in (1, 3):
+        with minscoop.Executor(1, retries=retries) as executor:
+            with pytest.raises(WorkerLost) as caught:
+                executor.submit(deadly, tmp_path / str(retries)).result(WAIT)
+            assert executor.submit(identity, 1).result(WAIT) == 1
+        text = str(caught.value)
+        assert "deadly" in text and text.count("SIGKILL") >= retries and text.count("pid ") == retries
+        assert os.uname().nodename in text and len(lines_of(tmp_path / str(retries))) == retries
+
+
+def test_the_neighbours_have_their_results_when_a_task_kills_its_workers(guard):
+    """Only the guilty call fails, among those submitted and mapped at the same time."""
+    def maybe(i):
+        return die() if i == 13 else i
+    with minscoop.Executor(2) as executor:
+        futures = [executor.submit(maybe, i) for i in range(30)]
+        got = {i: future.exception(WAIT) or future.result() for i, future in enumerate(futures)}
+        assert isinstance(got.pop(13), WorkerLost) and got == {i: i for i in range(30) if i != 13}
+        results = executor.map(maybe, range(30), timeout=WAIT)
+        assert [next(results) for _ in range(13)] == list(range(13))
+        with pytest.raises(WorkerLost, match="item 13 of the map"):
+            next(results)
+
+
+@linux_only
+def test_results_are_right_when_workers_are_killed_at_random(guard):
+    """Whatever a worker was doing: the same results, each once."""
+    def tree(depth):
+        time.sleep(0.001)
+        return 1 if depth == 0 else 1 + sum(minscoop.map(tree, [depth - 1] * 2))
+
+    def slow(i):
+        time.sleep(0.002)
+        return i
+    chance, stop = random.Random(1), threading.Event()
+
+    def murder(executor):
+        while not stop.wait(0.15):
+            workers = workers_of(executor)
+            kill_all(chance.sample(workers, min(1, len(workers))))
+    with minscoop.Executor(3, retries=1000) as executor:
+        thread = threading.Thread(target=murder, args=(executor,))
+        thread.start()
+        try:
+            assert list(executor.map(slow, range(1000), timeout=WAIT)) == list(range(1000))
+            assert executor.map_reduce(slow, operator.add, range(300)) == 44850
+            assert [future.result(WAIT) for future in [executor.submit(slow, i) for i in range(300)]] == list(range(300))
+            assert executor.submit(tree, 4).result(WAIT) == 31
+        finally:
+            stop.set()
+            thread.join()
+
+
+@linux_only
+@pytest.mark.parametrize("victim", ["keeper", "broker"])
+def test_nothing_waits_for_ever_when_the_machinery_is_killed(guard, tmp_path, victim):
+    """Without broker or keeper a call has its result all the same, or a PoolError that says what happened."""
+    executor = minscoop.Executor(2)
+    waiting = executor.submit(await_file, tmp_path / "go", "done", tmp_path / "started")
+    await_file(tmp_path / "started")
+    keeper = executor._node.keeper.pid
+    kill_all([keeper] if victim == "keeper" else children_of(keeper)[:1])
+    touch(tmp_path / "go")
+    error = waiting.exception(WAIT)
+    assert error is None or isinstance(error, PoolError) and str(keeper) in str(error)
+    with contextlib.suppress(PoolError):
+        executor.submit(identity, 1).result(WAIT)
+    abort(executor)
+
+
+def test_the_pool_stays_whole_when_an_idle_worker_dies(guard, tmp_path):
+    """A fresh worker replaces one that nobody needed."""
+    with minscoop.Executor(2) as executor:
+        executor.submit(identity, 1).result(WAIT)
+        if LINUX:
+            eventually(lambda: len(workers_of(executor)) == 2)
+            before = workers_of(executor)
+            kill_all(before)
+            assert eventually(lambda: len(set(workers_of(executor)) - set(before)) == 2)
+        pair = [executor.submit(meet, tmp_path, 1, 2), executor.submit(meet, tmp_path, 2, 1)]
+        assert [future.result(WAIT) for future in pair] == [1, 2]
+
+
+@linux_only
+@pytest.mark.parametrize("noise", [[b""], [b"", b"", b""], [b"HELLO"], [b"TASK", b"x"], [b"HELLO", b"root", b"more"],
+                                   [pickle.dumps(SystemExit)], [b"RESULT", b"0.root:0/0", b"0", b"1", b"1", b"x"],
+                                   [b"DIED", b"0.1", b"", b"0", b"0", b"x"], [b"STOP"], [b"BYE"], [b"x" * 1_000_000],
+                                   [b"HUNGRY", b"99"]], ids=lambda noise: repr(noise)[:30])
+def test_a_stranger_is_ignored_when_it_talks_to_the_broker(pool, noise):
+    """Bytes from a process that is not of the pool are dropped; the pool goes on."""
+    zmq = pytest.importorskip("zmq")
+    with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
+        stranger.linger = 1000
+        stranger.connect(pool._node.address)
+        stranger.send_multipart(noise)
+        time.sleep(0.05)
+    with socket.socket(socket.AF_UNIX) as raw:
+        raw.connect(pool._node.address[len("ipc://"):])
+        raw.send(b"GET / HTTP/1.0\r\n\r\n" + bytes(1000))
+        assert list(pool.map(identity, range(50), timeout=WAIT)) == list(range(50))
+
+
+# -- Saboteurs: what they do, at which stage, crossed with how they are called
+
+
+class At:
+    """Does something when it is pickled, or when it is unpickled."""
+
+    def __init__(self, pickling=None, unpickling=None):
+        self.pickling, self.unpickling = pickling, unpickling
+
+    def __reduce__(self):
+        if self.pickling:
+            self.pickling()
+        return call, (self.unpickling,)
+
+
+def call(fn):
+    return fn()
+
+
+def sabotage():
+    raise ValueError("sabotage")
+
+
+def raise_(error, *args):
+    raise error(*args)
+
+
+def interrupt():
+    raise KeyboardInterrupt("sabotage")
+
+
+def recurse(x=None):
+    return recurse(x)
+
+
+def make_lock(_):
+    return threading.Lock()
+
+
+def make_nest(_=None):
+    """A list in a list in a list..., too deep for pickle."""
+    nest = []
+    for _ in range(100_000):
+        nest = [nest]
+    return nest
+
+
+def make_at(pickling=None, unpickling=None):
+    return lambda _: At(pickling, unpickling)
+
+
+ANY = (Exception, SystemExit, KeyboardInterrupt)
+SABOTEURS = {  # what goes wrong -> (callable, how its argument is made, the error, its text)
+    "callable cannot be pickled": (lambda x, lock=LOCK: x, int, CannotSend, "lock"),
+    "callable object cannot be pickled": (functools.partial(left, LOCK), int, CannotSend, "lock"),
+    "callable raises at unpickling": (functools.partial(left, At(unpickling=sabotage)), int, CannotSend, "sabotage"),
+    "argument cannot be pickled": (identity, lambda: threading.Lock(), CannotSend, "argument 1.*lock"),
+    "argument raises at pickling": (identity, lambda: At(pickling=sabotage), CannotSend, "sabotage"),
+    "argument exits at pickling": (identity, lambda: At(pickling=sys.exit), ANY, ""),
+    "argument is nested too deep": (identity, make_nest, ANY, "recursion|depth"),
+    "argument raises at unpickling": (identity, lambda: At(unpickling=sabotage), CannotSend, "sabotage"),
+    "argument exits at unpickling": (identity, lambda: At(unpickling=sys.exit), ANY, ""),
+    "argument interrupts at unpickling": (identity, lambda: At(unpickling=interrupt), ANY, ""),
+    "argument recurses at unpickling": (identity, lambda: At(unpickling=recurse), CannotSend, "recursion"),
+    "argument ends the process at unpickling": (identity, lambda: At(unpickling=die), WorkerLost, "exit code 9"),
+    "argument kills the process at unpickling": (identity, lambda: At(unpickling=kill), WorkerLost, "SIGKILL"),
+    "call raises": (divide, lambda: 1, ZeroDivisionError, "division"),
+    "call exits": (lambda x: sys.exit(x), lambda: 7, SystemExit, "7"),
+    "call interrupts": (lambda x: interrupt(), int, KeyboardInterrupt, "sabotage"),
+    "call stops an iteration": (lambda x: raise_(StopIteration, "early"), int, (StopIteration, RuntimeError), ""),
+    "call exits a generator": (lambda x: raise_(GeneratorExit, "early"), int, GeneratorExit, "early"),
+    "call recurses without end": (recurse, int, RecursionError, "recursion"),
+    "call ends its process": (lambda x: die(x), lambda: 9, WorkerLost, "exit code 9"),
+    "call ends its process well": (lambda x: die(x), lambda: 0, WorkerLost, "exit code 0"),
+    "call kills its process": (lambda x: kill(), int, WorkerLost, "SIGKILL"),
+    "exception cannot be pickled": (lambda x: raise_(Locked, "sabotage"), int, TaskError, "Locked.*sabotage"),
+    "exception cannot be unpickled": (lambda x: raise_(Picky, 1, 2), int, TaskError, "Picky.*1 and 2"),
+    "exception carries something bad": (lambda x: raise_(ValueError, "bad", At(pickling=sabotage)), int, TaskError, "bad"),
+    "result cannot be pickled": (make_lock, int, CannotSend, "result.*lock"),
+    "result raises at pickling": (make_at(pickling=sabotage), int, CannotSend, "sabotage"),
+    "result exits at pickling": (make_at(pickling=sys.exit), int, ANY, ""),
+    "result is nested too deep": (make_nest, int, ANY, "recursion|depth"),
+    "result raises at unpickling": (make_at(unpickling=sabotage), int, CannotSend, "sabotage"),
+    "result exits at unpickling": (make_at(unpickling=sys.exit), int, ANY, ""),
+    "result ends the process at pickling": (make_at(pickling=die), int, WorkerLost, "exit code 9"),
+    "result is a generator": (lambda x: (i for i in range(x)), int, CannotSend, "result.*generator"),
+    "result is a future": (lambda x: minscoop.submit(identity, x), int, CannotSend, "result"),
+}
+
+
+def run_child(name, wait=0, many=False):
+    """Runs where it was made, so that nothing need be pickled to go there, unless others have time to take it."""
+    fn, make, _, _ = SABOTEURS[name]
+    if many:
+        result = list(minscoop.map(fn, [make()] * 3))
+    else:
+        future = minscoop.submit(fn, make())
+        eventually(future.done, wait)
+        result = future.result(WAIT)
+    return result if name.startswith("result") else "harmless"
+
+
+WAYS = {
+    "submit": lambda pool, name, fn, make: pool.submit(fn, make()).result(WAIT),
+    "map": lambda pool, name, fn, make: list(pool.map(fn, [make()] * 3, timeout=WAIT)),
+    "map_reduce": lambda pool, name, fn, make: pool.map_reduce(fn, left, [make()] * 3),
+    "nested": lambda pool, name, fn, make: pool.submit(run_child, name).result(WAIT),
+    "nested, elsewhere": lambda pool, name, fn, make: pool.submit(run_child, name, wait=0.15).result(WAIT),
+    "nested map": lambda pool, name, fn, make: pool.submit(run_child, name, many=True).result(WAIT),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", SABOTEURS)
+def test_the_right_error_is_at_the_right_future_when_something_is_sabotaged(pool, name, way):
+    """That error at that future, before, beside and after which all goes well (point 7 of the issue).
+
+    A child may run where it was made: what is wrong with pickling it, or its result, then does no harm
+    there, but still where the parent hands the result on."""
+    fn, make, error, text = SABOTEURS[name]
+    beside = [pool.submit(identity, i) for i in range(4)]
+    try:
+        result = WAYS[way](pool, name, fn, make)
+    except error as caught:
+        assert re.search(text, f"{caught}\n{caught.__cause__}", re.S) and not isinstance(caught, TimeoutError)
+    else:
+        assert result == "harmless" and name.startswith(("callable", "argument"))
+    assert [future.result(WAIT) for future in beside] == [0, 1, 2, 3]
+    assert list(pool.map(identity, range(10), timeout=WAIT)) == list(range(10))
+
+
+VANDALS = {  # what a task does to its process -> code of it
+    "closes stdout": "sys.stdout.close()",
+    "closes stdin, stdout and stderr": "[os.close(i) for i in range(3)]",
+    "deletes stdout": "sys.stdout = sys.stderr = None",
+    "blocks signals": "signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))",
+    "ignores signals": "[signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]",
+    "leaves a thread": "threading.Thread(target=time.sleep, args=(1000,)).start()",
+    "leaves an exit handler": "import atexit; atexit.register(time.sleep, 1000)",
+    "changes directory": "os.chdir('/')",
+    "forgets modules": "sys.modules.pop('minscoop', None); sys.modules.pop('zmq', None)",
+    "switches off collection": "gc.disable()",
+    "leaves the process group": "os.setsid()",
+    "sets an alarm": "signal.alarm(1); time.sleep(1.2)",
+    "changes the environment": "os.environ.clear()",
+    "closes every file": "os.closerange(3, 1000)",
+    "lowers the recursion limit": "sys.setrecursionlimit(60)",
+    "leaves a child": "subprocess.Popen(['sleep', '0.5'])",
+}
+
+VANDALISM = """
+import gc, os, signal, subprocess, sys, threading, time
+from minscoop import futures
+
+def vandalise(code):
+    exec(code)
+    return "done"
+
+def fine(x):
+    return x
+
+if __name__ == "__main__":
+    future = futures.submit(vandalise, sys.argv[1])
+    print(type(future.exception(20)).__name__)
+    print(sum(futures.map(fine, range(100), timeout=20)))
+"""
+
+
+@pytest.mark.parametrize("name", VANDALS)
+def test_the_program_ends_well_when_a_task_spoils_its_process(script, name):
+    """Whatever a task does to the process that it runs in: a result or an error, and a clean end."""
+    done = launch("-n", 2, "-q", script(VANDALISM), VANDALS[name], timeout=25)
+    outcome, total = done.stdout.split()
+    assert (total, done.returncode) == ("4950", 0) and outcome in ("NoneType", "WorkerLost", "TaskError", "RecursionError")
+
+
+# ---------------------------------------------------------------------------------------------------
+# 11  Keeper: what is left, what is open
+
+
+@linux_only
+def test_no_port_is_open_when_a_pool_runs(pool):
+    """All sockets of all processes are local, and have a name in the pool's own directory or none."""
+    pool.submit(identity, 1).result(WAIT)
+    inodes = set()
+    for pid in [os.getpid(), *processes_of(SHARED)]:
+        for link in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                inodes.update(re.findall(r"socket:\[(\d+)\]", os.readlink(link)))
+    assert len(inodes) >= 4
+    for table in ("tcp", "tcp6", "udp", "udp6"):
+        with contextlib.suppress(FileNotFoundError):
+            rows = [line.split() for line in pathlib.Path(f"/proc/net/{table}").read_text().splitlines()[1:]]
+            assert not inodes & {row[9] for row in rows}
+    rows = [line.split() for line in pathlib.Path("/proc/net/unix").read_text().splitlines()[1:]]
+    names = {row[7] for row in rows if row[6] in inodes and len(row) > 7}
+    assert names == {pool._node.address[len("ipc://"):]}
+
+
+def test_nobody_else_can_read_the_sockets_when_a_pool_runs(pool):
+    """The directory has mode 0700 and belongs to the user."""
+    directory = os.path.dirname(pool._node.address[len("ipc://"):])
+    status = os.stat(directory)
+    assert status.st_mode & 0o777 == 0o700 and status.st_uid == os.getuid()
+
+
+def test_a_pool_starts_when_the_temporary_directory_has_a_long_path(tmp_path, monkeypatch):
+    """A socket's path may have 108 bytes; another directory is taken where that is not enough."""
+    long = tmp_path / ("x" * 120)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with minscoop.Executor(1) as executor:
+        directory = os.path.dirname(executor._node.address[len("ipc://"):])
+        assert executor.submit(identity, 1).result(WAIT) == 1
+    assert not os.path.exists(directory)
+
+
+def test_descriptors_are_given_back_when_executors_end(guard):
+    """A program may open pools as often as it likes."""
+    def use():
+        with minscoop.Executor(1) as executor:
+            executor.submit(identity, 1).result(WAIT)
+
+    def count():
+        gc.collect()
+        return len(os.listdir("/dev/fd"))
+    use()
+    before = count()
+    for _ in range(3):
+        use()
+    assert count() <= before
+
+
+WORK = """
+import re, sys, time
+from minscoop import futures
+
+def sleep(path): touch(path); time.sleep(1000)
+def compute(path):
+    touch(path)
+    while True: pass
+def hold(path):  # a call into C that keeps the interpreter's lock
+    touch(path); re.match("(a*)*b", "a" * 40)
+def touch(path): open(path, "w").close()
+def nested(path):
+    return [f.result() for f in [futures.submit(sleep, path), futures.submit(time.sleep, 1000)]]
+def unread(path):
+    futures.map(sleep, [path] * 100)
+
+if __name__ == "__main__":
+    kind, path = sys.argv[1:3]
+    if len(sys.argv) > 3:
+        touch(path); exec(sys.argv[3])
+    else:
+        futures.submit(globals()[kind], path).result()
+"""
+
+
+@linux_only
+@pytest.mark.parametrize("victim, kind", [
+    *(("root", kind) for kind in ("sleep", "compute", "hold", "nested", "unread")),
+    *itertools.product(["keeper", "broker"], ["sleep", "hold"])])
+def test_nothing_is_left_when_a_process_is_killed(guard, script, tmp_path, kind, victim):
+    """kill -9 of the root, whatever the workers do: no process, file or socket after two seconds.
+
+    Without its keeper or broker the program either goes on or ends with a message."""
+    process = start(MINSCOOP, "-n", 2, script(WORK), kind, tmp_path / "working")
+    await_file(tmp_path / "working")
+    keeper, = children_of(process.pid)
+    pid = {"root": process.pid, "keeper": keeper, "broker": children_of(keeper)[0]}[victim]
+    os.kill(pid, signal.SIGKILL)
+    if victim != "root" and not eventually(lambda: process.poll() is not None, 5):
+        os.kill(process.pid, signal.SIGKILL)  # it goes on, with another
+    left = eventually_none(lambda: [p for p in processes_of(os.environ["MINSCOOP_TEST"]) if p != process.pid or
+                                    process.poll() is None], two_seconds())
+    commands = [command_of(pid) for pid in left]
+    kill_all(left)
+    done = finish(process)
+    assert not left, commands
+    assert not os.listdir(guard)
+    if victim == "root":
+        assert done.returncode == -signal.SIGKILL
+    elif done.returncode != -signal.SIGKILL:
+        assert done.returncode == 1 and done.stderr.count("Traceback") <= 1 and str(keeper) in done.stderr
+
+
+WAITS = {
+    "map": "list(futures.map(time.sleep, [1000] * 9))",
+    "result": "futures.submit(time.sleep, 1000).result()",
+    "wait": "futures.wait([futures.submit(time.sleep, 1000)])",
+    "std wait": "import concurrent.futures; concurrent.futures.wait([futures.submit(time.sleep, 1000)])",
+    "reduction": "futures.map_reduce(time.sleep, max, [1000] * 9)",
+    "sleep": "f = futures.submit(hold, path); time.sleep(1000)",
+    "loop": "f = futures.submit(compute, path)\nwhile True: pass",
+    "the end": "futures.submit(time.sleep, 1000)",
+    "the end of a map": "futures.map(time.sleep, [1000] * 9)",
+}
+
+
+@pytest.mark.parametrize("where", WAITS)
+def test_nothing_is_left_when_ctrl_c_ends_a_program(guard, script, tmp_path, where):
+    """KeyboardInterrupt wherever the script is, one traceback, the exit code of SIGINT, nothing left."""
+    process = start(MINSCOOP, "-n", 2, script(WORK), "", tmp_path / "working", WAITS[where])
+    await_file(tmp_path / "working")
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGINT)  # to all of them, as a terminal does
+    done = finish(process)
+    assert done.returncode == -signal.SIGINT and done.stderr.count("Traceback") <= 1, done.stderr
+    if "end" not in where:
+        assert done.stderr.rstrip().endswith("KeyboardInterrupt") and "program.py" in done.stderr
+    assert not eventually_none(lambda: processes_of(os.environ["MINSCOOP_TEST"]), two_seconds())
+    assert not os.listdir(guard)
+
+
+def test_the_program_goes_on_when_it_catches_ctrl_c(script, tmp_path):
+    """The script may handle KeyboardInterrupt, and use the pool afterwards."""
+    process = start(MINSCOOP, "-n", 2, script(WORK), "", tmp_path / "working", """
+try:
+    list(futures.map(time.sleep, [0.5] * 100))
+except KeyboardInterrupt:
+    print(sum(futures.map(abs, range(-10, 0))))
+""")
+    await_file(tmp_path / "working")
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGINT)
+    done = finish(process)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "55\n", "")
+
+
+@pytest.mark.parametrize("signum, code", [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGHUP, -signal.SIGHUP)])
+def test_nothing_is_left_when_another_signal_ends_a_program(guard, script, tmp_path, signum, code):
+    """SIGTERM as batch systems send it, SIGHUP as a closing terminal does."""
+    process = start(MINSCOOP, "-n", 2, script(WORK), "sleep", tmp_path / "working")
+    await_file(tmp_path / "working")
+    os.kill(process.pid, signum)
+    done = finish(process)
+    assert done.returncode in (code, -signum) and "Traceback" not in done.stderr
+    assert not eventually_none(lambda: processes_of(os.environ["MINSCOOP_TEST"]), two_seconds())
+    assert eventually(lambda: not os.listdir(guard), two_seconds())
+
+
+# ---------------------------------------------------------------------------------------------------
+# 12  Executor
+
+
+@pytest.mark.parametrize("workers", [-1, 1.5, "2", True])
+def test_a_number_of_workers_is_refused_when_it_makes_no_sense(workers):
+    """ValueError, and nothing is started."""
+    with pytest.raises(ValueError, match="max_workers"):
+        minscoop.Executor(workers)
+
+
+def test_several_executors_live_when_a_program_has_several(guard):
+    """Each runs its own; the module's functions use the latest."""
+    with minscoop.Executor(1) as first, minscoop.Executor(1) as second:
+        pids = [executor.submit(os.getpid).result(WAIT) for executor in (first, second)]
+        assert pids[0] != pids[1] and minscoop.submit(os.getpid).result(WAIT) == pids[1]
+        second.shutdown()
+        assert minscoop.submit(os.getpid).result(WAIT) == pids[0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_nothing_can_be_submitted_when_an_executor_is_down(guard, workers):
+    """RuntimeError, as PEP 3148 has it; shutting down twice is allowed."""
+    executor = minscoop.Executor(workers)
+    future = executor.submit(identity, 1)
+    executor.shutdown()
+    executor.shutdown()
+    assert future.result(0) == 1
+    for use in (lambda: executor.submit(identity, 1), lambda: executor.map(identity, [1]),
+                lambda: executor.map_reduce(identity, left, [1])):
+        pytest.raises(RuntimeError, use)
+
+
+def test_the_end_is_left_to_a_thread_when_shutdown_does_not_wait(guard, tmp_path):
+    """What was submitted is finished all the same."""
+    executor = minscoop.Executor(1)
+    future = executor.submit(await_file, tmp_path / "go", 5)
+    executor.shutdown(wait=False)
+    assert not future.done()
+    touch(tmp_path / "go")
+    assert future.result(WAIT) == 5
+
+
+def test_what_has_not_started_is_cancelled_when_shutdown_says_so(guard, tmp_path):
+    """cancel_futures drops the queue; what runs is finished."""
+    executor = minscoop.Executor(1)
+    running = executor.submit(await_file, tmp_path / "go", 5, tmp_path / "started")
+    await_file(tmp_path / "started")
+    queued = [executor.submit(append, tmp_path / "ran", i) for i in range(100)]
+    thread = threading.Thread(target=executor.shutdown, kwargs={"cancel_futures": True})
+    thread.start()
+    assert eventually(queued[-1].cancelled)
+    touch(tmp_path / "go")
+    thread.join(WAIT)
+    assert running.result(0) == 5 and all(future.done() for future in queued)
+    assert len(lines_of(tmp_path / "ran")) == sum(not future.cancelled() for future in queued) < 50
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit(3)])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_queue_is_dropped_when_the_block_ends_with_an_exception(guard, tmp_path, workers, error):
+    """An exception leaves the block as it is, and nothing new is begun."""
+    def work(path):
+        append(path)
+        time.sleep(0.05)
+    with pytest.raises(type(error) if isinstance(error, SystemExit) else error):
+        with minscoop.Executor(workers) as executor:
+            executor.map(work, [tmp_path / "ran"] * 1000)
+            raise error
+    assert len(lines_of(tmp_path / "ran")) < 500
+
+
+def test_futures_are_settled_when_the_pool_is_aborted(guard, tmp_path):
+    """Ctrl-C in the block ends the workers; who waits for a future hears of it."""
+    with pytest.raises(KeyboardInterrupt):
+        with minscoop.Executor(1) as executor:
+            futures = [executor.submit(await_file, tmp_path / "never") for _ in range(5)]
+            executor.submit(append, tmp_path / "ran")
+            raise KeyboardInterrupt
+    assert all(isinstance(future.exception(WAIT), PoolError) for future in futures if not future.cancelled())
+
+
+def test_a_program_ends_well_when_it_forgets_its_executor(script):
+    """At the interpreter's end the pool finishes what was submitted, and is gone."""
+    done = python(script("""
+        import minscoop
+        def say(text):
+            print(text, flush=True)
+        if __name__ == "__main__":
+            executor = minscoop.Executor(2)
+            executor.submit(say, "done")
+    """), env=dict(os.environ, PYTHONPATH=str(HERE)))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+def test_a_program_without_a_guard_is_told_what_to_do_when_it_makes_an_executor(script):
+    """Workers that import the script do not start pools of their own, again and again."""
+    done = python(script("""
+        import minscoop
+        def work(x): return x
+        with minscoop.Executor(2) as executor:
+            print(list(executor.map(work, range(5))))
+    """), env=dict(os.environ, PYTHONPATH=str(HERE)))
+    assert done.returncode == 0 and done.stdout == "[0, 1, 2, 3, 4]\n" or \
+        done.returncode == 1 and '__name__ == "__main__"' in done.stderr
+
+
+def test_doctests_hold_when_they_are_tried(pool):
+    """The examples in docstrings are right."""
+    import doctest
+    failed, tried = doctest.testmod(minscoop)
+    assert tried >= 4 and not failed
+
+
+DEEP = """
+import sys, threading, time
+from minscoop import futures
+
+def same(x): return x
+def tree(n):
+    if n == 0: return 1
+    return sum(f.result() for f in [futures.submit(tree, n - 1), futures.submit(tree, n - 1)])
+def maps(n):
+    return 1 if n == 0 else sum(futures.map(maps, [n - 1] * 2))
+def chain(n):
+    if n == 0: return 0, threading.active_count()
+    length, threads = futures.submit(chain, n - 1).result()
+    return length + 1, max(threads, threading.active_count())
+def fan(n): return sum(f.result() for f in [futures.submit(same, i) for i in range(n)])
+def fan_in(n): return sum(f.result() for f in futures.as_completed([futures.submit(same, i) for i in range(n)]))
+
+if __name__ == "__main__":
+    what = sys.argv[1]
+    if what == "chain":
+        length, threads = chain(3000)
+        print(length, threads <= 400 or threads)
+    else:
+        n = int(sys.argv[2])
+        print(globals()[what](n), futures.submit(globals()[what], n).result())
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+@pytest.mark.parametrize("what, answer", [
+    ("tree 12", "4096 4096"), ("maps 12", "4096 4096"), ("chain", "3000 True"), ("fan 100000", "4999950000 4999950000"),
+    ("fan_in 20000", "199990000 199990000")])
+def test_deep_and_wide_programs_end_when_there_are_few_workers(script, workers, what, answer):
+    """A recursion of 8190 futures, a chain of 3000, a fan of 100000: right with any number of workers,
+    without a deadlock and with a few hundred threads at most (point 2 of the issue)."""
+    assert output_of("-n", workers, script(DEEP), *what.split(), timeout=50).strip() == answer
+
+
+@linux_only
+def test_a_queued_future_is_small_when_there_are_many(script, tmp_path):
+    """Less than 2 KB each, in the root and in a task, while the workers are busy."""
+    assert output_of("-n", 2, script("""
+        import os, sys
+        from minscoop import futures
+        def memory():
+            with open("/proc/self/statm") as file:
+                return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        def busy(path):
+            while not os.path.exists(path): sum(range(10000))
+        def same(x): return x
+        def measure(count):
+            before = memory()
+            futures_ = [futures.submit(same, i) for i in range(count)]
+            each = (memory() - before) / count
+            [future.cancel() for future in futures_]
+            return each
+        if __name__ == "__main__":
+            blockers = [futures.submit(busy, sys.argv[1]) for _ in range(2)]
+            while not all(blocker.running() for blocker in blockers): pass
+            print(measure(100_000) < 2048)
+            open(sys.argv[1], "w").close()
+            print(futures.submit(measure, 100_000).result() < 2048)
+    """), tmp_path / "go", timeout=50) == "True\nTrue\n"
+
+
+# ---------------------------------------------------------------------------------------------------
+# 13  Module functions
+
+
+def test_everything_works_serially_when_there_is_no_pool(script):
+    """Without launcher and Executor, map warns once, and all functions work in this process."""
+    done = python(script("""
+        import operator, os
+        import minscoop
+        from minscoop import futures, shared
+        here = lambda x: os.getpid() == me
+        me = os.getpid()
+        assert list(futures.map(here, [1, 2])) == [True, True]
+        assert list(minscoop.map(pow, [2, 3], [5, 2])) == [32, 9]
+        assert futures.submit(here, 1).result() is True
+        assert sorted(futures.map_as_completed(abs, [-1, -2])) == [1, 2]
+        assert futures.mapReduce(str, operator.add, [1, 2]) == "12"
+        assert futures.mapScan(str, operator.add, [1, 2]) == ["1", "12"]
+        shared.setConst(a=1)
+        assert shared.getConst("a") == 1 and shared.getConst("b") is None
+        done, pending = futures.wait([futures.submit(here, 1)], timeout=-1)
+        assert len(done) == 1 and not pending
+        assert list(futures.as_completed(done)) == list(done)
+        def nested(n): return 1 if n == 0 else sum(futures.map(nested, [n - 1] * 2))
+        assert nested(8) == 256
+        assert (minscoop.IS_RUNNING, minscoop.SIZE) == (False, 0)
+        futures.shutdown()
+        print("done")
+    """), env=dict(os.environ, PYTHONPATH=str(HERE)))
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    assert done.stderr.count("RuntimeWarning") == 1 and "minscoop.py script.py" in done.stderr
+
+
+def test_an_exception_is_the_calls_when_there_is_no_pool(script):
+    """Serial work has the errors of the pool's: at result(), and not at submit()."""
+    done = python("-W", "ignore", script("""
+        import minscoop
+        def wrong(x): raise KeyError(x)
+        future = minscoop.submit(wrong, 1)
+        assert isinstance(future.exception(), KeyError)
+        try: list(minscoop.map(wrong, [2]))
+        except KeyError as error: print(error)
+    """), env=dict(os.environ, PYTHONPATH=str(HERE)))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "2\n", "")
+
+
+def test_a_task_cannot_end_the_pool_when_it_runs_there(pool):
+    """shutdown() belongs to the root."""
+    with pytest.raises(RuntimeError, match="shut"):
+        pool.submit(minscoop.shutdown).result(WAIT)
+
+
+def test_the_modules_functions_can_be_sent_when_programs_pass_them_on(pool):
+    """`toolbox.register("map", futures.map)`: the function that maps may itself be an argument."""
+    def use(map_, items):
+        return list(map_(abs, items))
+    assert pool.submit(use, minscoop.map, [-1, 2]).result(WAIT) == [1, 2]
+    assert pool.submit(functools.partial(minscoop.map_reduce, abs, operator.add), [-1, 2]).result(WAIT) == 3
+
+
+# ---------------------------------------------------------------------------------------------------
+# 14  SCOOP's names
+
+IMPORTS = ["from {0} import futures; m = futures.map", "import {0}; m = {0}.futures.map", "import {0}.futures; m = {0}.futures.map",
+           "from {0}.futures import map as m", "import {0}.futures as f; m = f.map", "from {0}.futures import map, submit; m = map",
+           "import {0}.shared; m = {0}.shared.futures.map", "from {0} import futures as f, shared; m = f.map",
+           "import importlib; m = importlib.import_module('{0}.futures').map"]
+
+
+@pytest.mark.parametrize("name", ["scoop", "minscoop"])
+def test_every_form_of_import_is_this_module_when_a_program_runs_under_it(script, name):
+    """In the root and on workers, where the same lines run; it is one module, whatever its name."""
+    lines = [line.format(name) for line in IMPORTS]
+    output = output_of("-n", 1, script(f"""
+        import minscoop
+        def check(line):
+            names = {{}}
+            exec(line, names)
+            return names["m"] == minscoop.map and names["m"].__module__ == "minscoop"
+        if __name__ == "__main__":
+            import {name}
+            lines = {lines!r}
+            print([line for line in lines if not check(line)], {name} is minscoop)
+            print([line for line, good in zip(lines, minscoop.map(check, lines)) if not good])
+    """))
+    assert output == "[] True\n[]\n"
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_scoops_variables_are_right_when_they_are_asked_for(script, workers):
+    """IS_RUNNING, IS_ORIGIN, SIZE, DEBUG, BROKER, worker and logger, in the root and in tasks."""
+    output = output_of("-n", workers, script("""
+        import logging, scoop
+        from scoop import futures
+        def facts():
+            return [scoop.IS_RUNNING, scoop.IS_ORIGIN, scoop.SIZE, scoop.DEBUG, type(scoop.worker).__name__,
+                    isinstance(scoop.logger, logging.Logger)]
+        if __name__ == "__main__":
+            print(facts())
+            print(futures.submit(facts).result())
+            print(scoop.worker != futures.submit(lambda: scoop.worker).result(), bool(scoop.BROKER))
+    """)).splitlines()
+    assert output[0] == f"[True, True, {workers}, False, 'str', True]"
+    assert output[1] == f"[True, {not workers}, {workers}, False, 'str', True]"
+    assert workers == 0 or output[2] == "True True"
+
+
+def test_scoops_spellings_work_when_old_programs_use_them(script):
+    """mapReduce, mapScan, setConst, getConst, wait(timeout=-1), shutdown."""
+    assert output_of("-n", 2, script("""
+        import operator, scoop
+        from scoop import futures, shared
+        from scoop.futures import FIRST_COMPLETED, TimeoutError, CancelledError
+        def double(x, by=2): return x * by
+        def const(name): return shared.getConst(name, timeout=5)
+        if __name__ == "__main__":
+            print(futures.mapReduce(double, operator.add, range(10)), futures.mapScan(double, operator.add, range(4)))
+            shared.setConst(a=1, b=[2])
+            print(list(futures.map(const, "ab")), shared.getConst("c"))
+            try: shared.setConst(a=2)
+            except TypeError: print("TypeError")
+            done, pending = futures.wait([futures.submit(double, 1)], timeout=-1, return_when=futures.ALL_COMPLETED)
+            print([f.result() for f in done], list(futures.map(double, [1, 2], by=5)))
+            futures.shutdown()
+    """)) == "90 [0, 2, 6, 12]\n[1, [2]] None\nTypeError\n[2] [5, 10]\n"
+
+
+SCOOP_EXAMPLES = {  # name -> what the whole output matches
+    "map_doc": "".join(f"Hello World from Future #{i}\n" for i in range(16)),
+    "callback": r"(Done: \d\n){5}", "conditional_execution": r"Hello( Parallel)? World\n", "except_example": r"",
+    "full_tree": r"76153\n", "lambda": r"\[0, 2, .*, 18\]\n\[1.0, 0.54.*\]\n\[1, 2, .*, 10\]\n",
+    "map_as_completed": r"Execution of map\(\):\n(Hello from #\d!\n){10}.*:\n(Hello from #\d!\n){10}",
+    "map_reduce": r"(Executed \w+ in: .*s with result: 332833500\n){2}",
+    "map_scan": r"(Executed \w+ in: .*s with result: \[0, 1, 5, 14, 30, 55, 91, 140, 204, 285\]\n){2}",
+    "object": r"\[(<__main__.myClass object at 0x\w+>(, )?){20}\]\n\[(6(, )?){20}\]\n",
+    "pi_calc": r"pi = 3.1[34]\d+\ntotal time: .*\n", "recurse": r"2\^12 = 4096\n",
+    "shared_example": r"(Hello World from .*|Second element|\n)+\n\[1, 2, 3, 4, 5, 6, 7, 8, 9, 10\]\n",
+    "shared_example_doc": r"English.*\n(Player \d played words: .*\n){4}Player 0: 102\nPlayer 1: 122\nPlayer 2: 74\nPlayer 3: 145\n",
+    "sorting": r"Parallel time: .*s\nSerial time: .*s\n", "sum_multiples": r"Serial time: .* s\nParallel time: .* s\n",
+    "tree_traversal": r"Beginning.*\nTree generation done.\nParallel result: 40\nSerial result:   40\nParallel.*\nSerial.*\n",
+}
+
+
+@pytest.fixture(scope="module")
+def scoop_examples(tmp_path_factory):
+    """The examples in the source distribution of SCOOP, or None."""
+    directory = tmp_path_factory.mktemp("scoop")
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", "scoop", "scoop==0.7.2.0"]
+    with contextlib.suppress(subprocess.SubprocessError, OSError):
+        subprocess.run(command, cwd=directory, timeout=50, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for archive in directory.glob("scoop-*.tar.gz"):
+        with tarfile.open(archive) as tar:
+            tar.extractall(directory)
+        return next(directory.glob("scoop-*/examples"))
+    return None
+
+
+@pytest.mark.parametrize("name", SCOOP_EXAMPLES)
+def test_scoops_examples_give_the_right_result_when_they_run_unmodified(scoop_examples, name):
+    """Those that need nothing but the standard library; the one that fails on purpose exits with 1 (point 1)."""
+    if scoop_examples is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("cannot download scoop 0.7.2.0")
+    done = launch("-n", 2, f"{name}.py", cwd=scoop_examples, timeout=50)
+    assert re.fullmatch(SCOOP_EXAMPLES[name], done.stdout), done
+    if name == "except_example":
+        assert done.returncode == 1 and done.stderr.rstrip().endswith("Exception: This exception is normal")
+    else:
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+# ---------------------------------------------------------------------------------------------------
+# 15  Command line
+
+FACTS = '''
+"""Text."""
+import json, os, sys
+if __name__ == "__main__": print(json.dumps({
+    "argv": sys.argv, "path": sys.path, "cwd": os.getcwd(), "stdin": sys.stdin.read(), "name": __name__,
+    "file": globals().get("__file__"), "package": __package__, "spec": __spec__ and __spec__.name, "doc": __doc__,
+    "main": sys.modules["__main__"].__dict__ is globals(), "tty": sys.stdin.isatty(), "flags": list(sys.flags),
+    "builtins": __builtins__ is __import__("builtins")}))
+'''
+
+
+@pytest.mark.parametrize("args", [
+    ["facts.py"], ["facts.py", "-n", "9", "--help", "x y"], ["sub/facts.py", "a"], ["./facts.py"], ["-m", "facts", "-x"],
+    ["-m", "sub.facts", "a", "-m", "b"], ["-m", "sub", "--", "c"], ["-c", FACTS, "-c", "a"]], ids=lambda args: " ".join(args)[:25])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_program_sees_what_it_would_see_when_python_ran_it(script, tmp_path, args, workers):
+    """sys.argv, sys.path, directory, stdin, and its own module: as without minscoop."""
+    for name in ("facts.py", "sub/facts.py", "sub/__main__.py"):
+        script(FACTS, name)
+    script("", "sub/__init__.py")
+    bare = python(*args, stdin="input", cwd=tmp_path)
+    ours = launch("-n", workers, *args, stdin="input", cwd=tmp_path)
+    assert (ours.returncode, ours.stderr, bare.returncode) == (0, "", 0)
+    assert json.loads(ours.stdout) == json.loads(bare.stdout)
+
+
+@pytest.mark.parametrize("args", [["-n2", "-cprint(2)"], ["-n", "2", "-c", "print(2)"], ["-q", "-c", "print(2)"],
+                                  ["-n", "2", "--", "two.py"], ["-mtwo"], ["--retries", "2", "two.py"],
+                                  ["--retries=2", "--nice=1", "two.py"]])
+def test_options_are_taken_when_written_in_any_usual_way(script, tmp_path, args):
+    """Joined, apart, with = and after --."""
+    script("if __name__ == '__main__': print(2)", "two.py")
+    done = launch(*args, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "2\n", "")
+
+
+def test_the_programs_terminal_is_its_own_when_there_is_one(script):
+    """stdin and stdout are the script's, as terminals too."""
+    master, slave = os.openpty()
+    path = script("import os, sys; print([os.isatty(i) for i in range(3)], input())")
+    process = start(MINSCOOP, "-n", 1, path, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
+    os.write(master, b"typed\n")
+    assert eventually(lambda: process.poll() is not None) and process.returncode == 0
+    assert b"[True, True, True] typed" in os.read(master, 1000)
+    os.close(master)
+
+
+@pytest.mark.parametrize("end, code, stderr", [
+    ("pass", 0, ""), ("sys.exit()", 0, ""), ("sys.exit(0)", 0, ""), ("sys.exit(7)", 7, ""), ("sys.exit('text')", 1, "text\n"),
+    ("sys.exit([1])", 1, "[1]\n"), ("raise SystemExit", 0, ""), ("os._exit(5)", 5, ""), ("raise KeyError('k')", 1, None),
+    ("1/0", 1, None), ("raise BaseException", 1, None), ("os.kill(os.getpid(), 9)", -9, ""), ("os.abort()", -6, None),
+    ("import atexit; atexit.register(print, 'at exit')", 0, ""), ("list(futures.map(wrong, [1]))", 1, None)])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_exit_code_is_the_programs_when_it_ends(script, workers, end, code, stderr):
+    """sys.exit, exceptions and signals: the same code and text as from python itself, a traceback once."""
+    text = "import os, sys\nfrom minscoop import futures\ndef wrong(x): raise ValueError(x)\n" \
+           f"if __name__ == '__main__':\n    futures.submit(abs, 1).result()\n    print('before')\n    {end}\n"
+    done = launch("-n", workers, script(text))
+    assert done.returncode == code and ("before" in done.stdout or code == 5 or code < 0)
+    if stderr is not None:
+        assert done.stderr == stderr
+    elif code == 1:
+        bare = python("-W", "ignore", script(text), env=dict(os.environ, PYTHONPATH=str(HERE)))
+        assert done.stderr.splitlines()[-1] == bare.stderr.splitlines()[-1]
+        assert done.stderr.count("program.py\", line 7") == 1
+        if "map" not in end:
+            assert done.stderr == bare.stderr and "minscoop.py" not in done.stderr
+
+
+def test_the_body_runs_once_when_workers_import_the_script(script, tmp_path):
+    """What stands under the guard runs in the root only; workers import the script under another name, once."""
+    output_of("-n", 3, script("""
+        import os, sys
+        from minscoop import futures
+        def note(name, text):
+            with open(os.path.join(sys.argv[1], name), "a") as file: file.write(text + "\\n")
+        note("imports", __name__)
+        def work(i): note("work", __name__)
+        if __name__ == "__main__":
+            note("body", __name__)
+            list(futures.map(work, range(300)))
+    """), tmp_path)
+    assert lines_of(tmp_path / "body") == ["__main__"]
+    imports = collections.Counter(lines_of(tmp_path / "imports"))
+    assert imports.pop("__main__") == 1 and set(imports) == {"__mp_main__"} and imports["__mp_main__"] <= 3
+    assert set(lines_of(tmp_path / "work")) == {"__mp_main__"}
+
+
+def test_everything_runs_in_the_root_when_there_are_no_workers(script):
+    """-n 0, for pdb and teaching: one process, one import of the script, whatever is called."""
+    assert output_of("-n", 0, script("""
+        import os
+        from minscoop import futures
+        print("import", __name__)
+        def here(x): return os.getpid()
+        def tree(n): return 1 if n == 0 else sum(futures.map(tree, [n - 1] * 2))
+        if __name__ == "__main__":
+            assert {*futures.map(here, range(10)), futures.submit(here, 1).result()} == {os.getpid()}
+            print(tree(10), list(futures.map(lambda x: x + 1, [1])))
+    """)) == "import __main__\n1024 [2]\n"
+
+
+def test_output_appears_at_once_when_a_worker_prints(script, tmp_path):
+    """Although stdout is a pipe, and the task that printed goes on."""
+    process = start(MINSCOOP, "-n", 1, script("""
+        import os, sys, time
+        from minscoop import futures
+        def work(path):
+            print("working")
+            while not os.path.exists(path): time.sleep(0.01)
+        if __name__ == "__main__":
+            futures.submit(work, sys.argv[1]).result()
+    """), tmp_path / "go")
+    try:
+        assert process.stdout.readline() == "working\n"
+    finally:
+        touch(tmp_path / "go")
+    assert finish(process).returncode == 0
+
+
+def test_no_output_is_lost_when_the_program_ends(script):
+    """Whole lines of all workers, and of the root, have come out at the end."""
+    output = output_of("-n", 2, script("""
+        from minscoop import futures
+        def say(i): print(f"line {i}")
+        if __name__ == "__main__":
+            print("root")
+            futures.map(say, range(2000))
+    """)).splitlines()
+    assert sorted(output) == sorted(["root", *(f"line {i}" for i in range(2000))])
+
+
+REFUSED = [  # arguments, what stderr says
+    (["no_such.py"], "no_such.py"), (["-m", "no_such_module"], "no_such_module"), (["-m", "json.no_such"], "no_such"), (["."], "directory"),
+    (["--no-such-option", "good.py"], "--no-such-option"), (["-x", "good.py"], "-x"), (["-n", "-3", "good.py"], "-3"), (["-n-3", "good.py"], "-3"),
+    (["-n", "many", "good.py"], "many"), (["-n", "1.5", "good.py"], "1.5"), ([], "no program"), (["-n", "2"], "no program"),
+    (["-n"], "-n"), (["-c"], "-c"), (["-m"], "-m"), (["syntax.py"], "syntax.py, line 2"), (["--nice", "x", "good.py"], "x"),
+    (["--retries", "-1", "good.py"], "-1"), (["-c", "1 +"], "syntax"), (["binary.py"], "binary.py"), (["unreadable.py"], "unreadable.py"),
+    (["-m", "broken_package"], "broken")]
+
+
+@pytest.mark.parametrize("args, text", REFUSED, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_a_clear_message_is_given_when_the_command_line_makes_no_sense(script, tmp_path, args, text):
+    """One message with what was wrong, exit code 2 (or 1), no traceback of ours, nothing done."""
+    script("open('ran', 'w')", "good.py")
+    script("good = 1\nbad = = 2\n", "syntax.py")
+    script("raise ImportError('broken')", "broken_package/__init__.py")
+    (tmp_path / "binary.py").write_bytes(bytes(range(256)))
+    os.symlink("no/where", tmp_path / "unreadable.py")
+    done = launch(*args, cwd=tmp_path)
+    assert done.returncode in (1, 2) and text.lower() in done.stderr.lower(), done.stderr
+    assert "Traceback" not in done.stderr and "minscoop.py\", line" not in done.stderr
+    assert done.stdout == "" and not (tmp_path / "ran").exists()
+
+
+CANNOT_IMPORT = {
+    "raises": ("if __name__ != '__main__':\n    raise RuntimeError('not here')\n", "not here"),
+    "exits": ("import sys\nif __name__ != '__main__':\n    sys.exit('not here')\n", "not here"),
+    "ends": ("import os\nif __name__ != '__main__':\n    os._exit(3)\n", "exit code 3"),
+    "is killed": ("import os\nif __name__ != '__main__':\n    os.kill(os.getpid(), 9)\n", "SIGKILL"),
+}
+
+
+@pytest.mark.parametrize("how", CANNOT_IMPORT)
+def test_a_clear_message_is_given_when_workers_cannot_import_the_script(script, how):
+    """One message that says why, a non-zero exit, and no endless respawning."""
+    head, text = CANNOT_IMPORT[how]
+    done = launch("-n", 2, "-q", script(head + """
+from minscoop import futures
+def work(x): return x
+if __name__ == "__main__":
+    print(list(futures.map(work, range(10))))
+"""))
+    assert done.returncode == 1 and text in done.stderr and done.stdout == ""
+    assert done.stderr.count("minscoop: ") == 1 or "WorkerLost: " in done.stderr and how in ("ends", "is killed")
+    assert done.stderr.count(text) <= 4
+
+
+def test_a_clear_message_is_given_when_the_script_has_no_guard(script):
+    """A script that computes at its top level is told about `if __name__ == "__main__"`."""
+    path = script("""
+        from minscoop import futures
+        def work(x): return x
+        print(list(futures.map(work, range(5))))
+    """)
+    done = launch("-n", 2, path)
+    assert done.returncode == 1 and 'if __name__ == "__main__"' in done.stderr and done.stderr.count("minscoop: ") == 1
+    assert output_of("-n", 0, path) == "[0, 1, 2, 3, 4]\n"
+
+
+@pytest.mark.parametrize("zmq, text", [("raise ImportError('no zmq here')", "-m pip install pyzmq"),
+                                       ("__version__ = '21.0'\ndef pyzmq_version_info(): return 21, 0", "--upgrade pyzmq")])
+def test_the_remedy_is_named_when_pyzmq_is_missing(script, tmp_path, zmq, text):
+    """One message with the command to run, from the launcher and from an Executor; no traceback of ours."""
+    script(zmq, "fake/zmq.py")
+    environ = dict(os.environ, PYTHONPATH=f"{tmp_path / 'fake'}{os.pathsep}{HERE}")
+    done = launch("-n", 2, "-c", "print(1)", env=environ)
+    assert done.returncode == 1 and done.stderr.count(text) == 1 and "Traceback" not in done.stderr
+    done = python("-c", "import minscoop; minscoop.Executor(2)", env=environ)
+    assert done.returncode == 1 and text in done.stderr.splitlines()[-1] and done.stderr.count("Traceback") == 1
+
+
+def test_help_helps_when_a_newcomer_asks():
+    """Groups, defaults and examples."""
+    text = output_of("--help")
+    assert text.count("\n\n") >= 4 and max(map(len, text.splitlines())) <= 120
+    text = " ".join(text.split())
+    for part in ("usage:", "-n N", "default: usable cores", "-m module", "-c code", "--retries", "default: 3", "--nice",
+                 "--profile", "--version", "-q", "examples:", "futures.map", 'if __name__ == "__main__"'):
+        assert part in text
+
+
+def test_examples_of_the_help_run_when_they_are_pasted():
+    """The line with -c in the help does what it says."""
+    line = next(line for line in output_of("--help").splitlines() if " -c '" in line)
+    words = shlex.split(line)
+    assert words[:2] == ["python", "minscoop.py"] and output_of(*words[2:]) == "[1, 2]\n"
+
+
+def test_the_version_is_said_when_asked():
+    """--version, and nothing else."""
+    assert output_of("--version") == f"minscoop {minscoop.__version__}\n"
+
+
+@pytest.mark.parametrize("option, level", [("-q", 40), (None, 30), ("-v", 20), ("-vv", 10)])
+def test_the_logger_says_as_much_as_wanted_when_there_is_an_option(script, option, level):
+    """-q, nothing, -v, -vv: in the root and on workers."""
+    done = launch("-n", 1, *([option] if option else []), script("""
+        import scoop
+        from scoop import futures
+        def level(): return scoop.logger.getEffectiveLevel(), scoop.DEBUG
+        if __name__ == "__main__":
+            print(level(), futures.submit(level).result())
+    """))
+    assert (done.returncode, done.stdout) == (0, "{0} {0}\n".format((level, level == 10)))
+    assert level < 30 or done.stderr == ""
+
+
+def test_a_death_is_mentioned_when_it_is_not_told_to_be_quiet(script, tmp_path):
+    """A warning names the worker and how it ended; -q keeps it back."""
+    path = script("""
+        import os, sys
+        from minscoop import futures
+        def die_once(path):
+            if not os.path.exists(path):
+                open(path, "w").close()
+                os._exit(9)
+        if __name__ == "__main__":
+            futures.submit(die_once, sys.argv[1]).result()
+    """)
+    loud, quiet = launch("-n", 1, path, tmp_path / "one"), launch("-n", 1, "-q", path, tmp_path / "two")
+    assert "exit code 9" in loud.stderr and loud.stderr.count("\n") == 1 and (loud.returncode, quiet.returncode) == (0, 0)
+    assert quiet.stderr == ""
+
+
+def test_workers_are_nice_when_told_to_be(script):
+    """--nice counts for the workers, not for the root."""
+    path = script("""
+        import os
+        from minscoop import futures
+        def niceness(): return os.nice(0)
+        if __name__ == "__main__":
+            print(niceness(), futures.submit(niceness).result())
+    """)
+    before = os.nice(0)
+    assert output_of("-n", 1, "--nice", "5", path) == f"{before} {min(19, before + 5)}\n"
+
+
+def test_every_worker_leaves_a_profile_when_told_to(script, tmp_path):
+    """--profile DIR: a file for pstats per worker, with what ran there."""
+    output_of("-n", 2, "--profile", tmp_path / "profiles", script("""
+        from minscoop import futures
+        def spin_for_a_while(i): return sum(range(200000))
+        if __name__ == "__main__":
+            list(futures.map(spin_for_a_while, range(100)))
+    """))
+    files = [path for path in (tmp_path / "profiles").iterdir()]
+    names = {name for path in files for _, _, name in pstats.Stats(str(path)).stats}
+    assert len(files) == 2 and "spin_for_a_while" in names
+
+
+def test_breakpoints_work_when_there_are_no_workers(script):
+    """-n 0: pdb steps through a task, with the terminal of the program."""
+    done = launch("-n", 0, script("""
+        from minscoop import futures
+        def work(x):
+            breakpoint()
+            return x
+        if __name__ == "__main__":
+            print("result", futures.submit(work, 5).result())
+    """), stdin="p x * 11\nc\n")
+    assert done.returncode == 0 and "55" in done.stdout and "result 5" in done.stdout
+
+
+# ---------------------------------------------------------------------------------------------------
+# The examples, and the file itself
+
+
+def run_line(path):
+    """The command in the docstring of an example."""
+    lines = [line.strip().lstrip("$ ") for line in (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()]
+    return next((line for line in lines if re.match(r"(\w+=\S* )*python3? ", line)), None)
+
+
+@pytest.mark.parametrize("path", sorted((HERE / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_runs_when_its_line_is_pasted(tmp_path, path):
+    """Each opens with its run line, which works in a fresh copy, and says something."""
+    shutil.copy(MINSCOOP, tmp_path)
+    shutil.copytree(HERE / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+    line = run_line(path)
+    assert line, "no run line in its docstring"
+    command = re.sub(r"\bpython3?(?= )", shlex.quote(sys.executable), re.sub(r" \[.*?\]", "", line), count=1)
+    process = subprocess.Popen(["bash", "-c", command], cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+    done = finish(process)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout
+
+
+def test_scoops_hello_world_works_when_either_name_is_imported(script):
+    """As it stands in the documentation, with `scoop` as with `minscoop`."""
+    for name in ("minscoop", "scoop"):
+        assert output_of(script(f"""
+            from {name} import futures
+
+            def hello(value):
+                return f"Hello World from Future #{{value}}"
+
+            if __name__ == "__main__":
+                for line in futures.map(hello, range(16)):
+                    print(line)
+        """)) == "".join(f"Hello World from Future #{i}\n" for i in range(16))
+
+
+def test_a_vendored_copy_works_when_it_lies_in_a_package(script, tmp_path):
+    """`from package import minscoop`: one file, copied beside other modules."""
+    shutil.copy(MINSCOOP, script("", "package/__init__.py").parent)
+    script("def work(x):\n    from package import minscoop\n    return sum(minscoop.map(abs, [x] * 3))\n", "package/tasks.py")
+    done = python(script("""
+        from package import minscoop
+        from package.tasks import work
+        def own(x): return minscoop.submit(work, x).result()
+        if __name__ == "__main__":
+            with minscoop.Executor(2) as executor:
+                print(list(executor.map(work, range(3))), list(executor.map(own, range(3))))
+                try: executor.submit(int, "x").result()
+                except ValueError as error: print(type(error.__cause__).__name__)
+    """))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[0, 3, 6] [0, 3, 6]\nRemoteTraceback\n", "")
+
+
+def test_names_match_when_a_module_is_looked_up():
+    """`import minscoop` is one module, however often it is imported."""
+    assert importlib.import_module("minscoop") is minscoop and isinstance(minscoop, types.ModuleType)
