@@ -181,11 +181,10 @@ class RemoteTraceback(Exception):
 #   LOST     broker → owner      id lo hi obituary          its holder died, running lo..hi; no obituary: there
 #                                                           is nobody to give it to
 #   CONST    node → broker → *   name setter body           a shared constant; the first of its name holds
-#   FAILED   worker, keeper      reason                     no worker can start, or import the script
-#            → broker → root
+#   FAILED   worker → root       reason                     no worker can start (the keeper says so), or import
+#                                                           the script
 #   DIED     keeper → broker     name id lo hi obituary     a worker process has ended, running lo..hi of a task
-#   STOP     root → broker →                                end when all is done
-#            workers
+#   STOP     root → worker                                  end when all is done
 #   BYE      worker → broker                                its last word
 #
 # The id of a task is `owner:serial/lo`: serial counts what the owner shipped, lo is the first item. Parts
