@@ -617,6 +617,7 @@ class Main:
         global main
         main, self.loaded = self, False
         self.module = sys.modules["__main__"] = sys.modules["__mp_main__"] = MainModule("__mp_main__")
+        self.module.__builtins__ = __builtins__  # for functions that come by value; until 3.9 nothing adds it
 
 
 main = Main()            # this process's; the root's Executor and the keeper set it
@@ -2532,7 +2533,7 @@ class Worker(Node):
         with self.lock:
             self.asked = self.idle = False
             self.received += 1
-            self.queue.append(Span(guest, None, lo, lo, hi, None, singly == b"1", avoid))
+            self.queue.appendleft(Span(guest, None, lo, lo, hi, None, singly == b"1", avoid))  # first come, first run
 
     def on_STOP(self):
         self.stopped.set()
