@@ -767,6 +767,7 @@ class Waiters(list):
         self.node = node
 
     def append(self, waiter):
+        """Register a waiter, whose Event becomes one of ours."""
         if not isinstance(waiter.event, Event):
             waiter.event = Event(self.node)
         super().append(waiter)
@@ -780,9 +781,11 @@ class Event(threading.Event):
         self.node = node
 
     def wait(self, timeout=None):
+        """As ``threading.Event.wait``; other tasks run meanwhile."""
         return self.is_set() or self.node.wait_for(self.is_set, self, timeout)
 
     def set(self):
+        """As ``threading.Event.set``."""
         super().set()
         if self.node.parked:
             self.node.wake(self)
@@ -999,14 +1002,17 @@ class Bundle(Job):
         self.columns = ([future._call for future in futures],)
 
     def title(self, item):
+        """What an item is, for messages."""
         fn = self.columns[0][item][0]
         return f"the call of {describe(fn)}"
 
     def deliver(self, lo, count, values, failures):
+        """Settle the futures of these calls."""
         for future, value, i in zip(self.futures[lo:lo + count], values, range(count)):
             future._settle(FINISHED, value, failures.get(i))
 
     def cancel(self):
+        """Cancel the calls, also those that may have started: the program ends by an error."""
         super().cancel()
         for future in self.futures:
             if not future.done():
@@ -1034,6 +1040,7 @@ class Guest(Job):
         return self.columns
 
     def title(self, item):
+        """What an item is, for messages."""
         if self.kind == b"calls":
             return f"the call of {describe(self.columns[0][item - self.lo][0])}"
         return super().title(item)
@@ -1167,6 +1174,7 @@ class Mapping(Job):
             self.doubled = now
 
     def deliver(self, lo, count, values, failures):
+        """Keep results for the reader, unless there can be none."""
         if not self.abandoned:
             self.chunks[lo] = count, values, failures
         self.node.wake(self)
@@ -1290,6 +1298,7 @@ class Broker:
     # -- who is there
 
     def on_HELLO(self, sender, role):
+        """A node is there: tell it what it missed."""
         self.links.setdefault(sender, Link(sender, role))
         for name, body in self.consts.items():
             self.send(sender, b"CONST", name, *body)
@@ -1299,9 +1308,11 @@ class Broker:
             self.send(sender, b"STOP")
 
     def on_BYE(self, sender):
+        """A worker has ended as it was told."""
         self.remove(sender)
 
     def on_DIED(self, sender, name, task_id, lo, hi, obituary):
+        """A worker's process has ended: tell the owners of what it held, and drop what it owned."""
         if sender:
             raise ValueError("only the keeper knows of deaths")
         link = self.links.get(name)
@@ -1315,6 +1326,7 @@ class Broker:
         self.remove(name)
 
     def on_FAILED(self, sender, reason):
+        """No worker can work: tell the root, now or when it comes."""
         self.failure = bytes(reason)
         for link in self.links.values():
             if link.role == b"root":
@@ -1330,15 +1342,18 @@ class Broker:
     # -- who wants work, and who has some
 
     def on_HUNGRY(self, sender, count):
+        """A node would take tasks."""
         link = self.links[sender]
         link.demand += int(count)
         if link.demand > 0:
             self.hungry.setdefault(sender)
 
     def on_DRY(self, sender):
+        """A node has no more, after all."""
         self.links[sender].rich = False
 
     def on_IDLE(self, sender, tasks):
+        """A worker has nothing to do; out of date if a TASK has been sent to it since."""
         link = self.links[sender]
         link.idle = int(tasks) == link.tasks
 
@@ -1365,6 +1380,7 @@ class Broker:
     # -- tasks and results
 
     def on_TASK(self, sender, task_id, avoid, more, *rest):
+        """Pass a task on to one who takes it, and remember who that is."""
         giver = self.links[sender]
         giver.asked = max(0, giver.asked - 1)
         giver.rich = more == b"1"
@@ -1401,20 +1417,24 @@ class Broker:
         return name
 
     def on_SPLIT(self, sender, task_id, lo, hi, new):
+        """Pass the news of a split on to the owner."""
         self.placed[new] = sender  # until its TASK comes: if the sender dies before, this part is lost too
         self.links[sender].held.add(new)
         self.send(owner_of(task_id), b"SPLIT", task_id, lo, hi, new)
 
     def on_SINGLY(self, sender, task_id):
+        """A holder cannot read a task: the owner has it back."""
         self.lift(task_id)
         self.send(owner_of(task_id), b"SINGLY", task_id)
 
     def on_RESULT(self, sender, task_id, lo, count, last, *body):
+        """Pass results on to the owner."""
         if last == b"1":
             self.lift(task_id)
         self.send(owner_of(task_id), b"RESULT", task_id, lo, count, last, *body)
 
     def on_CANCEL(self, sender, task_id):
+        """Tell the holder of a task that it is not wanted."""
         holder = self.lift(task_id)
         if holder is not None:
             self.send(holder, b"CANCEL", task_id)
@@ -1422,6 +1442,7 @@ class Broker:
     # -- constants
 
     def on_CONST(self, sender, name, *body):
+        """Keep a constant for those who come later, and pass it on to everybody."""
         if name not in self.consts:  # the first one holds; everybody sees whose it is
             self.consts[name] = body
             for receiver in self.links:
@@ -1430,6 +1451,7 @@ class Broker:
     # -- the end
 
     def on_STOP(self, sender):
+        """The root has no more to do."""
         self.stopping = True
 
     def stop_if_quiet(self):
@@ -1910,10 +1932,12 @@ class Node:
     # -- messages
 
     def on_HUNGRY(self, count):
+        """Others would take tasks from here; remembered until they are given."""
         with self.lock:
             self.wanted += int(count)
 
     def on_RESULT(self, task_id, lo, count, last, *body):
+        """Results of what we shipped; those that nobody waits for are dropped, and no more wanted."""
         lo, count = int(lo), int(count)
         with self.lock:
             shipment = self.away.get(task_id)
@@ -1926,6 +1950,7 @@ class Node:
             shipment.span.job.deliver(lo, count, *decode_results(body))
 
     def on_SPLIT(self, task_id, lo, hi, new):
+        """What we shipped is now in two hands."""
         lo, hi = int(lo), int(hi)
         with self.lock:
             shipment = self.away.get(task_id)
@@ -1937,9 +1962,11 @@ class Node:
                 del self.away[task_id]
 
     def on_SINGLY(self, task_id):
+        """A holder cannot unpickle what we shipped: have it run item by item."""
         self.take_back(task_id)
 
     def on_LOST(self, task_id, lo, hi, obituary):
+        """The holder of what we shipped died; one item too many times, and the item fails."""
         lo, hi = int(lo), int(hi)
         shipment = self.away.get(task_id)
         if shipment is None:
@@ -1975,17 +2002,20 @@ class Node:
                     "workers (-n)" if "SIGKILL" in deaths[-1] else ""))
 
     def on_CONST(self, name, setter, *frames):
-        value = functools.lru_cache(None)(lambda: loads(frames))  # unpickled when first asked for, once
+        """A shared constant; unpickled, once, when it is first asked for."""
+        value = functools.lru_cache(None)(lambda: loads(frames))
         self.consts.setdefault(name.decode(), (setter, value))
         self.wake("const")
 
     def on_CANCEL(self, task_id):
+        """The owner of a task that we hold does not want it any more."""
         with self.lock:
             guest = self.guests.pop(task_id, None)
             if guest is not None:
                 guest.cancelled = True
 
     def on_FAILED(self, reason):
+        """No worker can work."""
         self.break_off(PoolError(bytes(reason).decode()))
 
     def break_off(self, error):
@@ -2101,10 +2131,12 @@ class Root(Node):
                                      f"{status_text(code)}); what it printed above may say why"))
 
     def stand_in(self):
+        """One look by the deputy, who also notices that the keeper is gone."""
         super().stand_in()
         self.patrol()
 
     def check_open(self):
+        """Raise if no more work can be taken."""
         super().check_open()
         if self.closing:
             raise RuntimeError("cannot schedule new futures after shutdown")
@@ -2387,10 +2419,12 @@ class Worker(Node):
     # -- what to run
 
     def current_task(self):
+        """What the calling thread is running, if it has the baton."""
         me = self.holder
         return me.task if me.ident == threading.get_ident() else None
 
     def push(self, unit):
+        """Queue a Future or a Span; if others wait, give away what is older."""
         with self.lock:
             while self.queue and self.queue[-1].stale:  # done by those who waited for them
                 self.queue.pop()
@@ -2512,6 +2546,7 @@ class Worker(Node):
         return any([job.pull(beyond=True) for job in list(self.sources) if not job.begun])
 
     def stand_in(self):
+        """One look by the deputy; a slice that takes long is shortened, so that others can have the rest."""
         if self.looks_stuck():
             for piece in list(self.holder.slices):
                 self.shorten(piece)
@@ -2528,6 +2563,7 @@ class Worker(Node):
     # -- messages
 
     def on_TASK(self, task_id, avoid, more, kind, lo, hi, singly, *body):
+        """Work has come. First come, first run."""
         lo, hi = int(lo), int(hi)
         guest = self.guests[task_id] = Guest(self, task_id, kind, lo, hi, body)
         with self.lock:
@@ -2536,6 +2572,7 @@ class Worker(Node):
             self.queue.appendleft(Span(guest, None, lo, lo, hi, None, singly == b"1", avoid))  # first come, first run
 
     def on_STOP(self):
+        """All is done."""
         self.stopped.set()
 
     def leave(self):
@@ -2756,6 +2793,7 @@ class Inline(Node):
         self.depth = threading.local()
 
     def push(self, unit):
+        """Run a call at once; queue a map."""
         if isinstance(unit, Span):
             while self.queue and self.queue[-1].stale:
                 self.queue.pop()
@@ -3010,6 +3048,7 @@ class Here(Interface):
         return self.inline
 
     def map(self, fn, *iterables, **kwargs):
+        """See ``Interface.map``."""
         if self._pool() is self.inline and not self.warned:
             self.warned = True
             warnings.warn("minscoop works serially, for there is no pool. Run 'python minscoop.py script.py', or "
