@@ -2857,7 +2857,7 @@ def scoop_examples(tmp_path_factory):
         subprocess.run(command, cwd=directory, timeout=50, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for archive in directory.glob("scoop-*.tar.gz"):
         with tarfile.open(archive) as tar:
-            tar.extractall(directory)
+            tar.extractall(directory, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
         return next(directory.glob("scoop-*/examples"))
     return None
 
