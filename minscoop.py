@@ -2304,12 +2304,14 @@ class Worker(Node):
             if not (self.idle or self.waiting or self.away or self.in_hand or self.queue):
                 self.idle = True
                 self.send(b"IDLE", pack_int(self.received))
-        self.doze(PATROL)
+        self.doze(self.stopped.is_set, PATROL)
 
-    def doze(self, timeout):
-        """Sleep until a message comes, or another thread has work for us; then serve."""
+    def doze(self, ready, timeout):
+        """Sleep until a message comes, or another thread has work for us; then serve.
+
+        What to wake for is looked at once more: the deputy may have been quicker, and not have seen us."""
         with self.attending:
-            if not (self.queue or self.resumable):
+            if not (self.queue or self.resumable or ready()):
                 self.attend(timeout)
         self.serve()
 
@@ -2367,7 +2369,7 @@ class Worker(Node):
             elif self.resumable or self.queue:
                 self.park(me, ready, what, deadline)
             else:
-                self.look_around(deadline)
+                self.look_around(ready, deadline)
         return True
 
     def sleep(self, ready, what, timeout):
@@ -2381,7 +2383,7 @@ class Worker(Node):
             if isinstance(unit, Slice):
                 unit.deliver()
 
-    def look_around(self, deadline):
+    def look_around(self, ready, deadline):
         """Nothing to run while a task waits: ask for work, and sleep until a message comes."""
         for piece in self.holder.slices:
             self.shorten(piece)
@@ -2389,7 +2391,7 @@ class Worker(Node):
             return
         self.ask()
         left = remaining(deadline)
-        self.doze(PATROL if left is None else min(left, PATROL))
+        self.doze(ready, PATROL if left is None else min(left, PATROL))
 
     def park(self, me, ready, what, deadline):
         """Give the baton away until `what` changes or the deadline comes."""
