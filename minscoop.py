@@ -33,16 +33,18 @@ one range that is split on demand (Tzannes, Caragea, Barua, Vishkin, "Lazy binar
 Licence: MIT, (c) 2026 the minscoop authors. Needs CPython 3.8 or newer, pyzmq 22 or newer, Linux or macOS.
 
 Sections, in reading order:
-     1  Tunables                   6  Jobs and spans           11  Keeper
-     2  Errors                     7  Broker                   12  Executor
-     3  Messages                   8  Node                     13  Module functions
-     4  Sending objects            9  Root                     14  SCOOP's names
-     5  Futures                   10  Worker                   15  Command line
+     1  Tunables                   7  Broker                   13  Lists of hosts
+     2  Errors                     8  Node                     14  Executor
+     3  Messages                   9  Root                     15  Module functions
+     4  Sending objects           10  Worker                   16  SCOOP's names
+     5  Futures                   11  Keeper                   17  Command line
+     6  Jobs and spans            12  Other hosts
 """
 _AS_SCRIPT = __name__ == "__main__"
 if _AS_SCRIPT:  # classes defined below must pickle under a name that every process can import
     __name__ = "minscoop"
 
+import array
 import atexit
 import collections
 import concurrent.futures
@@ -50,6 +52,7 @@ import contextlib
 import fcntl
 import functools
 import importlib
+import importlib.machinery
 import importlib.util
 import io
 import itertools
@@ -60,9 +63,13 @@ import mmap
 import operator
 import os
 import pickle
+import re
+import secrets
 import select
 import shutil
+import shlex
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -73,6 +80,7 @@ import traceback
 import types
 import warnings
 import weakref
+import zlib
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError, TimeoutError
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 
@@ -109,6 +117,15 @@ MAX_BODY = 4 << 20   # bytes of arguments sent in one message, if that is more t
 OUT_OF_BAND = 1 << 16  # bytes from which a buffer travels in a frame of its own, without a copy
 READ_AHEAD = 4       # inputs of unknown number pulled ahead of the reader, per worker, at first
 MAX_READ_AHEAD = 1 << 16  # and at most, when the reader takes them fast
+OUTPUT_AHEAD = 1 << 20  # bytes that a host's workers print ahead of the root's screen. Smaller: they wait for a
+                     # round trip; larger: memory of the root, if it is slow
+HEARTBEAT = 3.0      # s between signs of life of two brokers. Smaller: messages for nothing; larger: see SILENCE
+SILENCE = 12.0       # s without any sign after which a host is lost. Smaller: a busy network loses hosts; larger:
+                     # its tasks start again that much later
+TCP_PATIENCE = 1.0   # s in which a TCP address of the root has to answer, or the remote command carries the data
+LOGIN_PATIENCE = 60.0  # s that a remote command may take until Python answers (a batch system may be slow)
+LOGINS = 8           # at a time; sshd begins to refuse at 10 (MaxStartups)
+JOIN_PATIENCE = 600.0  # s that --join waits for its file, since jobs start in any order
 STARTUP_DEATHS = 3   # deaths in a row before a worker got ready, after which none is started any more
 
 
@@ -118,10 +135,17 @@ def usable_cores():
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS
         cores = os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        with open("/sys/fs/cgroup/cpu.max") as file:
-            quota, period = file.read().split()
-        cores = min(cores, max(1, int(quota) // int(period)))  # "max" is no number: no quota
+    with contextlib.suppress(OSError):
+        with open("/proc/self/cgroup") as file:
+            group = file.read().rpartition("::")[2].strip()
+        while True:  # the quotas of the groups around this one hold, too
+            with contextlib.suppress(OSError, ValueError):  # "max" is no number: no quota
+                with open(f"/sys/fs/cgroup{group.rstrip('/')}/cpu.max") as file:
+                    quota, period = file.read().split()
+                cores = min(cores, max(1, int(quota) // int(period)))
+            if group in ("", "/"):
+                break
+            group = os.path.dirname(group)
     return cores
 
 
@@ -168,7 +192,7 @@ class RemoteTraceback(Exception):
 # the rest, opaque to every broker. "Node" is the root or a worker. Each has one handler, on_<NAME>.
 #
 #   name     from → to           fields                     why it is sent
-#   HELLO    node → broker       role                       it is there; answered by CONSTs, FAILED or STOP
+#   HELLO    node → broker       role facts                 it is there; answered by CONSTs, FAILED or STOP
 #   HUNGRY   both ways           count                      the sender would take that many tasks; said once
 #   DRY      node → broker                                  it said it had more, but has none; will remember
 #   IDLE     worker → broker     tasks                      nothing queued, waiting or away after so many TASKs
@@ -183,9 +207,20 @@ class RemoteTraceback(Exception):
 #   CONST    node → broker → *   name setter body           a shared constant; the first of its name holds
 #   FAILED   worker → root       reason                     no worker can start (the keeper says so), or import
 #                                                           the script
-#   DIED     keeper → broker     name id lo hi obituary     a worker process has ended, running lo..hi of a task
+#   DIED     keeper → broker     name id lo hi obituary     a worker process has ended, running lo..hi of a task;
+#                                                           or a host is gone
 #   STOP     root → worker                                  end when all is done
-#   BYE      worker → broker                                its last word
+#   BYE      worker → broker → root                         its last word
+#   HOST     keeper → root       facts                      a host is there, or why it is not (JSON)
+#   SIZE     broker → node       workers                    of the whole pool, whenever that changes
+#   PROBE    broker → broker     anything                   echoed by the upper one: is this way open
+#   FETCH    worker → root       path                       wanted: a source file, or the names in a directory/
+#   FILE     root → worker       path body                  here it is, or nothing; kept by brokers on the way
+#   OUTPUT   broker → root       worker stream text         lines that a worker has printed
+#   SHOWN    root → broker       host count                 so many characters of them are on the screen
+#
+# Brokers form a tree: the root's one at the top, one per further host below. To each, the other is a node
+# that wants work and has some; what is for a node elsewhere goes by the host in its name.
 #
 # The id of a task is `owner:serial/lo`: serial counts what the owner shipped, lo is the first item. Parts
 # that are split off keep owner and serial, so that ids are unique without asking anybody.
@@ -216,16 +251,21 @@ def receive(socket):
             return frames
 
 
-def connect(address, name):
-    """A context and a DEALER socket of this name, connected to a broker. Does not wait for it."""
-    context = zmq.Context()
-    socket = context.socket(zmq.DEALER)
-    socket.linger = 0
-    socket.sndhwm = socket.rcvhwm = 0  # a mark would drop or block; demand bounds what is under way
-    socket.reconnect_ivl = 5           # ms; the broker may be born after us
-    socket.identity = name
-    socket.connect(address)
-    return context, socket
+def connect(context, address, name, keys=None):
+    """A DEALER socket of this name, connected to a broker. Does not wait for it.
+
+    keys: those of CURVE, for TCP: the server's public one, our public one, our secret one."""
+    dealer = context.socket(zmq.DEALER)
+    dealer.linger = 0
+    dealer.sndhwm = dealer.rcvhwm = 0  # a mark would drop or block; demand bounds what is under way
+    dealer.reconnect_ivl = 5           # ms; the broker may be born after us
+    dealer.identity = name
+    if keys:
+        dealer.ipv6 = True
+        dealer.reconnect_ivl_max = 1000
+        dealer.curve_serverkey, dealer.curve_publickey, dealer.curve_secretkey = (key.encode() for key in keys)
+    dealer.connect(address)
+    return dealer
 
 
 def readable(timeout, *descriptors):
@@ -342,8 +382,19 @@ def shipped_globals(fn):
             if name in fn.__globals__ and (home is None or main.by_value(name))}
 
 
+by_name_only = False  # hosts of several Python versions take part, and none reads the others' code
+
+
+def refuse_by_value(obj):
+    """Raise for what would have to travel by value, if that is not possible."""
+    if by_name_only:
+        raise pickle.PicklingError(f"{describe(obj)} would travel by value, which --mixed rules out: define it at the "
+                                   "top level of a module")
+
+
 def reduce_function(fn):
     """Pickle a function by value: an empty one first, then its state, so that it may refer to itself."""
+    refuse_by_value(fn)
     cells, contents, shipped = fn.__closure__ or (), [], shipped_globals(fn)
     for cell in cells:
         with contextlib.suppress(ValueError):  # a cell that is still empty
@@ -385,6 +436,7 @@ CLASSES = weakref.WeakValueDictionary()     # id -> class
 
 def reduce_class(cls):
     """Pickle a class by value, with an identity that survives the journey there and back."""
+    refuse_by_value(cls)
     ident = CLASS_IDS.get(cls)
     if ident is None:
         ident = CLASS_IDS[cls] = f"{os.getpid()}-{id(cls)}-{time.monotonic_ns()}"
@@ -508,6 +560,9 @@ def decode_results(frames):
 
 def encode_failure(error):
     """(pickle or None, text) of an exception. Tried out here, where its text and traceback are known."""
+    if isinstance(error, ModuleNotFoundError) and this_worker is not None and this_worker.config["below"]:
+        error.msg = f"{error.msg} (on host {this_worker.config['name']}, for {sys.executable}: install it there)"
+        error.args = (error.msg,)
     text = traceback_text(error)
     try:
         blob = pickle.dumps(dumps(error), 5)
@@ -628,8 +683,11 @@ importing_main = False   # then map and submit have no business
 def read_main(path, name=None):
     """(code, spec) of a script or, if it has a name, of a module."""
     if name is None:
-        with io.open_code(path) as file:
-            return compile(file.read(), path, "exec"), None
+        source = this_worker.fetch_file(path) if this_worker is not None and this_worker.config["below"] else None
+        if source is None:
+            with io.open_code(path) as file:
+                source = file.read()
+        return compile(source, path, "exec"), None
     spec = importlib.util.find_spec(name)
     if spec is not None and spec.submodule_search_locations is not None:
         spec = importlib.util.find_spec(name + ".__main__")
@@ -1232,7 +1290,7 @@ def remaining(deadline):
 # ---------------------------------------------------------------------------------------------------
 # 7  Broker
 #
-# States of a link to a worker, as the broker sees it, with the messages that move it:
+# States of a link to a worker, or to a broker below, as the broker sees it, with the messages that move it:
 #
 #   (none)   → IDLE on HELLO
 #   BUSY     → HUNGRY on HUNGRY; → IDLE on IDLE
@@ -1240,18 +1298,27 @@ def remaining(deadline):
 #   IDLE     → BUSY on a TASK for it
 #   any      → gone on BYE or DIED
 
+ROOT = b"0.root"
+UP = b"up"  # how a broker calls the one above
+
 
 class Link:
-    """What a broker knows of one node."""
+    """What a broker knows of one node, or of another broker: the nodes behind that are then one."""
 
-    def __init__(self, name, role):
-        self.name, self.role = name, role
+    def __init__(self, name, role, facts=None):
+        self.name, self.role, self.facts = name, role, facts
+        self.size = facts["workers"] if facts else 1
+        self.heard = None    # when it last said something
         self.demand = 0      # tasks that it would take
         self.asked = 0       # tasks that it was asked for and has not given
         self.rich = False    # it said that it has more
         self.tasks = 0       # sent to it so far
         self.idle = True     # it said so after the last of these
         self.held = set()    # ids of the tasks that it holds
+
+
+MAY_SAY = {b"stranger": (b"HELLO", b"PROBE"), b"keeper": (b"DIED", b"FAILED", b"HOST", b"OUTPUT")}
+MAY_NOT_SAY = (b"LOST", b"SIZE", b"HOST", b"DIED", b"OUTPUT")  # root and workers; brokers may say anything
 
 
 class Broker:
@@ -1261,76 +1328,153 @@ class Broker:
     The policy: a HUNGRY node is answered by one that said it has more, else everybody is asked once;
     who has nothing remembers it. A task for which nobody is hungry any more goes to who holds least."""
 
-    def __init__(self):
-        self.links = {}                         # name -> Link
+    def __init__(self, host=b"0", size=0, below=False):
+        self.host, self.below = host, below     # below: there is a broker above this one
+        self.links = {UP: Link(UP, b"broker", {"workers": 0})} if below else {}  # name -> Link
         self.hungry = collections.OrderedDict()  # name -> None, in the order in which they got hungry
-        self.placed = {}                        # task id -> name of who holds it
+        self.placed = {}                        # task id -> name of who holds it, if its results come by here
         self.consts = {}                        # name -> body
+        self.files = {}                         # path -> what FILE said of it
+        self.fetching = {}                      # path -> names of who waits for it
+        self.news = []                          # what HOST said
         self.failure = None                     # why no worker can start
+        self.own_size, self.size = size, None   # workers of this host; of the pool, if that was told
+        self.received = 0                       # TASKs from above
+        self.told = None                        # how many there were when we said IDLE to the one above
+        self.printing = 0                       # characters of OUTPUT from here that are not yet SHOWN
         self.stopping = False
         self.finished = False                   # nobody is left: the loop may end
         self.dropped = 0                        # messages that made no sense
-        self.out = []
+        self.out, self.now = [], 0.0
 
     def handle(self, sender, frames, now):
-        """Take a message; return the messages it leads to. Nonsense is dropped and counted."""
+        """Take a message; return the messages it leads to. Nonsense is dropped and counted.
+
+        The keeper's notices have no sender: b""."""
         self.out = out = []
+        self.now = now
         handler = self.HANDLERS.get(frames[0] if frames else None)
-        known = sender in self.links or frames[:1] in ([b"HELLO"], [b"FAILED"], [b"DIED"])
+        link = self.links.get(sender)
         try:
-            if handler is None or not known:
-                raise ValueError("no such message, or nobody knows the sender")
+            role = link.role if link is not None else b"stranger" if sender else b"keeper"
+            if handler is None or (frames[0] not in MAY_SAY[role] if role in MAY_SAY else
+                                   role != b"broker" and frames[0] in MAY_NOT_SAY):
+                raise ValueError(f"no such message, or not from a {role.decode()}")
+            if link is not None:
+                link.heard = now
             handler(self, sender, *frames[1:])
             if self.hungry:
                 self.ask_around()
             if self.stopping:
                 self.stop_if_quiet()
+            elif self.below:
+                self.tell_if_quiet()
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             self.dropped += 1
             logger.debug("broker: dropped a message of %r: %s", sender, error)
         return out
 
+    def tick(self, now):
+        """Once in a HEARTBEAT: show that we live, and notice other brokers that do not. Returns messages."""
+        self.out = out = []
+        self.now = now
+        for link in [link for link in self.links.values() if link.role == b"broker"]:
+            if link.heard is None:
+                link.heard = now
+            elif now - link.heard > SILENCE:
+                if link.name == UP:
+                    self.finished = True
+                    return []
+                reason = f"host {link.facts['host']} has not been heard of for {SILENCE:.0f} s"
+                self.on_HOST(b"", json.dumps({**link.facts, "state": "lost", "reason": reason}).encode())
+                self.on_DIED(b"", link.name, b"", b"0", b"0", reason.encode())
+        if self.below:
+            self.send(UP, b"PROBE")
+        return out
+
     def send(self, name, *frames):
         """Say something to a node; what is for one that is gone has no reader any more."""
+        way = self.way_to(name)
+        if way is not None:
+            self.out.append((way, list(frames)))
+
+    def way_to(self, name):
+        """The link that leads to a node: its own, that of its host's broker, or the one up."""
         if name in self.links:
-            self.out.append((name, list(frames)))
+            return name
+        host = host_of(name)
+        return None if host == self.host else host if host in self.links else UP if self.below else None
 
     # -- who is there
 
-    def on_HELLO(self, sender, role):
+    def on_HELLO(self, sender, role, facts=b""):
         """A node is there: tell it what it missed."""
-        self.links.setdefault(sender, Link(sender, role))
+        if (role == b"broker") != bool(facts):
+            raise ValueError("a broker says what it has, and nobody else")
+        if sender not in self.links:
+            self.links[sender] = Link(sender, role, json.loads(bytes(facts)) if facts else None)
+            self.links[sender].heard = self.now
+        if role == b"root":
+            for news in self.news:
+                self.send(sender, b"HOST", news)
+            if self.failure:
+                self.send(sender, b"FAILED", self.failure)
         for name, body in self.consts.items():
             self.send(sender, b"CONST", name, *body)
-        if self.failure and role == b"root":
-            self.send(sender, b"FAILED", self.failure)
+        if role == b"broker":
+            self.on_HOST(sender, facts)
+            self.resize()
+        elif self.size is not None:
+            self.send(sender, b"SIZE", pack_int(self.size))
         if self.stopping:
             self.send(sender, b"STOP")
 
     def on_BYE(self, sender):
-        """A worker has ended as it was told."""
+        """A worker, or a broker below, has ended as it was told."""
         self.remove(sender)
 
     def on_DIED(self, sender, name, task_id, lo, hi, obituary):
-        """A worker's process has ended: tell the owners of what it held, and drop what it owned."""
-        if sender:
-            raise ValueError("only the keeper knows of deaths")
+        """A process or a host has ended: tell the owners of what it held, and drop what it owned."""
+        if sender and host_of(name) != sender:
+            raise ValueError("only a keeper knows of deaths, and of those of its host")
         link = self.links.get(name)
-        if link is None:
-            return
-        for held in list(link.held):
+        for held in list(link.held) if link else ():
             span = (lo, hi) if held == task_id else (b"0", b"0")
             self.send(owner_of(held), b"LOST", held, *span, obituary)
-        for orphan in [task for task in self.placed if owner_of(task) == name]:
+        for orphan in [task for task in self.placed if name in (owner_of(task), host_of(owner_of(task)))]:
             self.on_CANCEL(name, orphan)
-        self.remove(name)
+        if link:
+            self.remove(name)
+        if self.below:
+            self.send(UP, b"DIED", name, b"", b"0", b"0", obituary)
 
     def on_FAILED(self, sender, reason):
         """No worker can work: tell the root, now or when it comes."""
         self.failure = bytes(reason)
-        for link in self.links.values():
-            if link.role == b"root":
-                self.send(link.name, b"FAILED", self.failure)
+        self.send(ROOT, b"FAILED", self.failure)
+
+    def on_HOST(self, sender, facts):
+        """A host is there, or is not to come, or is lost: tell the root, now or when it comes."""
+        self.news.append(bytes(facts))
+        self.send(ROOT, b"HOST", facts)
+
+    def on_SIZE(self, sender, count):
+        """The pool has grown or shrunk: tell everybody."""
+        self.size = int(count)
+        for name in self.links:
+            if name != UP:
+                self.send(name, b"SIZE", count)
+
+    def resize(self):
+        """Count the workers of the pool anew."""
+        if not self.below:
+            size = self.own_size + sum(link.size for link in self.links.values() if link.role == b"broker")
+            self.on_SIZE(b"", pack_int(size))
+
+    def on_PROBE(self, sender, *body):
+        """A broker below asks whether we are there. The answer of the one above needs none."""
+        if sender != UP:
+            self.out.append((sender, [b"PROBE", *body]))
 
     def remove(self, name):
         """Forget a node, and what it held."""
@@ -1338,6 +1482,8 @@ class Broker:
         self.hungry.pop(name, None)
         for task_id in link.held:
             del self.placed[task_id]
+        if link.role == b"broker":
+            self.resize()
 
     # -- who wants work, and who has some
 
@@ -1351,6 +1497,8 @@ class Broker:
     def on_DRY(self, sender):
         """A node has no more, after all."""
         self.links[sender].rich = False
+        if self.below and not any(link.rich for link in self.links.values()):
+            self.send(UP, b"DRY")
 
     def on_IDLE(self, sender, tasks):
         """A worker has nothing to do; out of date if a TASK has been sent to it since."""
@@ -1368,7 +1516,7 @@ class Broker:
                 wanted = 0
         if not rich:
             for link in self.links.values():
-                enough = wanted - link.demand if link.role == b"root" else 1
+                enough = 1 if link.role == b"worker" else wanted - link.demand
                 if link.asked < enough and wanted > link.demand:
                     self.ask(link, enough - link.asked)
 
@@ -1383,7 +1531,8 @@ class Broker:
         """Pass a task on to one who takes it, and remember who that is."""
         giver = self.links[sender]
         giver.asked = max(0, giver.asked - 1)
-        giver.rich = more == b"1"
+        giver.rich = more == b"1" and sender != UP  # one above that has more may have it for others only
+        self.received += sender == UP
         self.lift(task_id)
         taker = self.choose(sender, avoid)
         if taker is None:
@@ -1394,20 +1543,23 @@ class Broker:
             self.hungry.pop(taker.name, None)
         taker.idle = False
         taker.tasks += 1
-        taker.held.add(task_id)
-        self.placed[task_id] = taker.name
+        self.place(task_id, taker)
         self.send(taker.name, b"TASK", task_id, avoid, more, *rest)
 
     def choose(self, giver, avoid):
-        """Who gets a task: the longest hungry, on another host than `avoid` if there is one."""
-        others = [name for name in self.hungry if name != giver]
-        for name in others:
-            if host_of(name) != avoid:
-                return self.links[name]
-        if others:
-            return self.links[others[0]]
-        workers = [link for link in self.links.values() if link.role == b"worker"]
-        return min(workers, key=lambda link: (link.name == giver, len(link.held)), default=None)
+        """Who gets a task: the longest hungry; if possible another host than `avoid`, and rather here than above."""
+        name = min((name for name in self.hungry if name != giver),
+                   key=lambda name: (host_of(name) == avoid, name == UP), default=None)
+        if name is not None:
+            return self.links[name]
+        takers = [link for link in self.links.values() if link.role != b"root" and link.name != UP and link.size]
+        return min(takers, key=lambda link: (link.name == giver, len(link.held) / link.size), default=None)
+
+    def place(self, task_id, link):
+        """Remember who holds a task, unless its owner is on the same side of us: then we hear no more of it."""
+        if self.way_to(owner_of(task_id)) != link.name:
+            self.placed[task_id] = link.name
+            link.held.add(task_id)
 
     def lift(self, task_id):
         """Forget who holds a task; returns who did."""
@@ -1418,8 +1570,7 @@ class Broker:
 
     def on_SPLIT(self, sender, task_id, lo, hi, new):
         """Pass the news of a split on to the owner."""
-        self.placed[new] = sender  # until its TASK comes: if the sender dies before, this part is lost too
-        self.links[sender].held.add(new)
+        self.place(new, self.links[sender])  # until its TASK comes: if the sender dies before, this is lost too
         self.send(owner_of(task_id), b"SPLIT", task_id, lo, hi, new)
 
     def on_SINGLY(self, sender, task_id):
@@ -1433,70 +1584,280 @@ class Broker:
             self.lift(task_id)
         self.send(owner_of(task_id), b"RESULT", task_id, lo, count, last, *body)
 
+    def on_LOST(self, sender, task_id, *fields):
+        """Another broker's news, on their way to the owner."""
+        self.lift(task_id)
+        self.send(owner_of(task_id), b"LOST", task_id, *fields)
+
     def on_CANCEL(self, sender, task_id):
         """Tell the holder of a task that it is not wanted."""
         holder = self.lift(task_id)
         if holder is not None:
             self.send(holder, b"CANCEL", task_id)
 
-    # -- constants
+    # -- what everybody may ask for, and what they print
 
     def on_CONST(self, sender, name, *body):
-        """Keep a constant for those who come later, and pass it on to everybody."""
-        if name not in self.consts:  # the first one holds; everybody sees whose it is
+        """Keep a constant for those who come later, and pass it on to everybody. The top decides whose it is."""
+        if self.below and sender != UP:
+            self.send(UP, b"CONST", name, *body)
+        elif name not in self.consts:  # the first one holds; everybody sees whose it is
             self.consts[name] = body
             for receiver in self.links:
-                self.send(receiver, b"CONST", name, *body)
+                if receiver != UP:
+                    self.send(receiver, b"CONST", name, *body)
+
+    def on_FETCH(self, sender, path):
+        """A worker needs a file of the root's: give what we have, or ask for it once."""
+        if path in self.files:
+            self.send(sender, b"FILE", path, *self.files[path])
+            return
+        waiting = self.fetching.setdefault(path, [])
+        waiting.append(sender)
+        if len(waiting) == 1:
+            self.send(ROOT, b"FETCH", path)
+
+    def on_FILE(self, sender, path, *body):
+        """The root's answer, for all who asked so far and for those who will."""
+        self.files[path] = body
+        for name in self.fetching.pop(path, ()):
+            self.send(name, b"FILE", path, *body)
+
+    def on_OUTPUT(self, sender, *fields):
+        """Pass on what a worker printed."""
+        self.send(ROOT, b"OUTPUT", *fields)
+
+    def on_SHOWN(self, sender, host, count):
+        """The root has shown output; so the broker of that host reads on."""
+        if host == self.host:
+            self.printing -= int(count)
+        else:
+            self.send(host, b"SHOWN", host, count)
 
     # -- the end
 
     def on_STOP(self, sender):
         """The root has no more to do."""
-        self.stopping = True
+        self.stopping = self.stopping or True
+
+    def quiet(self):
+        """Whether nothing is held or queued anywhere behind our links."""
+        return not self.placed and all(link.idle for link in self.links.values()
+                                       if link.role != b"root" and link.name != UP)
+
+    def tell_if_quiet(self):
+        """Say IDLE to the broker above as a worker does: what we received is done."""
+        told, self.told = self.told, self.received if self.quiet() else None
+        if self.told not in (None, told):
+            self.send(UP, b"IDLE", pack_int(self.told))
 
     def stop_if_quiet(self):
         """Once nothing is held or queued anywhere, say STOP; once all have said BYE, be finished."""
-        workers = [link for link in self.links.values() if link.role == b"worker"]
-        if self.stopping is True and not self.placed and all(link.idle for link in workers):
+        others = [link for link in self.links.values() if link.role != b"root" and link.name != UP]
+        if self.stopping is True and (self.below or self.quiet()):
             self.stopping = "said"
-            for link in workers:
+            for link in others:
                 self.send(link.name, b"STOP")
-        self.finished = self.stopping == "said" and not workers
+        self.finished = self.stopping == "said" and not others
 
 
 Broker.HANDLERS = {name[3:].encode(): handler for name, handler in vars(Broker).items()
                    if name.startswith("on_")}
 
 
-def run_broker(address, notices):
-    """The loop around a ``Broker``: a ROUTER socket for the nodes, a pipe for the keeper's notices."""
-    import_zmq()
-    router = zmq.Context().socket(zmq.ROUTER)
-    router.linger = 0
-    router.sndhwm = router.rcvhwm = 0  # a ROUTER drops silently at its mark
-    router.router_mandatory = True     # and what it cannot route, unless told to complain
-    router.bind(address)
-    broker, poller, pending = Broker(), zmq.Poller(), b""
-    poller.register(router, zmq.POLLIN)
-    poller.register(notices, zmq.POLLIN)
-    while not broker.finished:
-        for source, _ in poller.poll():
-            if source is router:
-                sender, *frames = receive(router)
-                deliver_all(router, broker.handle(sender, frames, time.monotonic()))
-                continue
-            *lines, pending = (pending + os.read(notices, 1 << 16)).split(b"\n")
-            for line in lines:
-                frames = [frame.encode("latin-1") for frame in json.loads(line)]
-                deliver_all(router, broker.handle(b"", frames, time.monotonic()))
-    router.close(linger=1000)
+class Switchboard:
+    """The loop around a ``Broker``: its sockets, the notices of the keeper, and what workers print."""
+
+    def __init__(self, config, notices, listener):
+        import_zmq()
+        self.config, self.notices, self.context = config, notices, zmq.Context()
+        self.broker = Broker(config["host"].encode(), config["size"], below=config["below"])
+        self.sources = {}    # socket or file descriptor -> what reads it
+        self.routes = {}     # name -> the socket by which it came
+        self.prints = {}     # file descriptor -> [worker, stream, beginning of a line]
+        self.printers = {}   # worker -> its file descriptors
+        self.paused = []     # those of them that are not read, for the root is slow
+        self.poller = zmq.Poller()
+        self.watch(notices, self.take_notice)
+        self.local = self.router(config["address"])
+        if listener is not None:
+            self.let_in(listener)
+
+    def watch(self, source, reader):
+        """Have reader(source) called when something is there."""
+        self.sources[source if isinstance(source, (int, zmq.Socket)) else source.fileno()] = reader
+        self.poller.register(source, zmq.POLLIN)
+
+    def router(self, address, **options):
+        """A ROUTER socket for nodes, or for brokers below."""
+        router = self.context.socket(zmq.ROUTER)
+        router.linger = 0
+        router.sndhwm = router.rcvhwm = 0  # a ROUTER drops silently at its mark
+        router.router_mandatory = True     # and what it cannot route, unless told to complain
+        router.router_handover = True      # who connects anew goes on under its name
+        for name, value in options.items():
+            setattr(router, name, value)
+        router.bind(address)
+        self.watch(router, self.take)
+        return router
+
+    def run(self):
+        """Take messages and send those to which they lead, until nobody is left."""
+        if self.broker.below:
+            self.connect_up()
+        alone = not (self.broker.below or self.config["listens"])
+        due = time.monotonic()
+        while not self.broker.finished:
+            for source, _ in self.poller.poll(None if alone else HEARTBEAT * 1000):
+                self.sources[source](source)
+            while self.paused and self.broker.printing <= OUTPUT_AHEAD:
+                self.poller.register(self.paused.pop(), zmq.POLLIN)
+            if not alone and time.monotonic() >= due:
+                due = time.monotonic() + HEARTBEAT
+                self.deliver(self.broker.tick(time.monotonic()))
+        for descriptor in list(self.prints):
+            self.read_prints(descriptor)
+        self.deliver([(UP if self.broker.below else ROOT, [b"BYE"])])
+        self.context.destroy(linger=1000)
+
+    def take(self, router):
+        """A message of a node, or of a broker below."""
+        sender, *frames = receive(router)
+        if router is not self.local or sender in self.routes:
+            self.routes[sender] = router
+        if frames[:1] == [b"RESULT"]:  # what a task printed is shown before its result
+            for descriptor in tuple(self.printers.get(sender, ())):
+                self.read_prints(descriptor)
+        self.handle(sender, frames)
+
+    def handle(self, sender, frames):
+        """Let the broker handle a message, and send what it says to that."""
+        self.deliver(self.broker.handle(sender, frames, time.monotonic()))
+
+    def deliver(self, messages):
+        """Send what the broker returned. A receiver that is gone is the keeper's matter."""
+        for name, frames in messages:
+            with contextlib.suppress(zmq.ZMQError):
+                if name == UP:
+                    self.up.send_multipart(frames, zmq.NOBLOCK, copy=False)
+                else:
+                    self.routes.get(name, self.local).send_multipart([name, *frames], zmq.NOBLOCK, copy=False)
+
+    def take_notice(self, _):
+        """A notice of the keeper: JSON; with it come the ends of pipes into which a new worker prints."""
+        with contextlib.suppress(BlockingIOError):
+            data, ancillary, _, _ = self.notices.recvmsg(1 << 18, socket.CMSG_SPACE(2 * 4))
+            frames = [frame.encode("latin-1") for frame in json.loads(data)]
+            for _, _, descriptors in ancillary:
+                for stream, descriptor in zip((b"out", b"err"), array.array("i", descriptors)):
+                    os.set_blocking(descriptor, False)
+                    self.prints[descriptor] = [frames[1], stream, b""]
+                    self.printers.setdefault(frames[1], []).append(descriptor)
+                    self.watch(descriptor, self.read_prints)
+            if frames[0] != b"PRINTS":
+                self.handle(b"", frames)
+
+    def read_prints(self, descriptor):
+        """Send whole lines of what a worker printed to the root; wait while that does not keep up."""
+        worker, stream, rest = self.prints[descriptor]
+        if self.broker.printing > OUTPUT_AHEAD and not self.broker.finished:
+            if descriptor not in self.paused:
+                self.poller.unregister(descriptor)
+                self.paused.append(descriptor)
+            return
+        try:
+            data = os.read(descriptor, 1 << 16)
+        except BlockingIOError:
+            return
+        lines, newline, rest = (rest + data).rpartition(b"\n")
+        if not data or len(rest) > OUT_OF_BAND:
+            lines, newline, rest = lines + newline + rest, b"", b""
+        self.prints[descriptor][2] = rest
+        if lines:
+            self.broker.printing += len(lines + newline)
+            self.handle(b"", [b"OUTPUT", worker, stream, lines + newline])
+        if not data:
+            self.poller.unregister(descriptor)
+            self.printers[worker].remove(descriptor)
+            del self.prints[descriptor], self.sources[descriptor]
+            os.close(descriptor)
+        elif self.broker.finished:
+            self.read_prints(descriptor)
+
+    # -- the way in for hosts, and the way up
+
+    def let_in(self, listener):
+        """Take connections by TCP from who has a key of this run, encrypted by CURVE (RFC 26)."""
+        self.guard = self.context.socket(zmq.REP)
+        self.guard.bind("inproc://zeromq.zap.01")  # libzmq asks here, before it lets anybody in (RFC 27)
+        self.watch(self.guard, self.admit)
+        self.router(f"tcp://*:{listener.getsockname()[1]}", ipv6=listener.family == socket.AF_INET6, use_fd=os.dup(
+            listener.fileno()), curve_server=True, curve_secretkey=self.config["server_keys"][1].encode())
+
+    def admit(self, guard):
+        """Say whether a client is known by its key."""
+        from zmq.utils import z85
+        version, request, _, _, _, mechanism, *credentials = guard.recv_multipart()
+        known = mechanism == b"CURVE" and z85.encode(credentials[0]).decode() in self.config["client_keys"]
+        guard.send_multipart([version, request, *((b"200", b"OK") if known else (b"400", b"no")), b"", b""])
+
+    def connect_up(self):
+        """Find the way to the broker above, and say HELLO: by TCP if one of its addresses answers, else by tunnel."""
+        config = self.config
+        name, keys, addresses = config["host"].encode(), config["keys"], config["addresses"]
+        address = self.first_answer(addresses, name, keys)
+        if address is None and (config["transport"] == "tcp" or not config["tunnel"]):
+            raise PoolError(f"the root's broker does not answer by TCP at {' or '.join(addresses)}: a firewall, or "
+                            f"an address that means nothing here; see --external-hostname, --transport stdio")
+        self.up = connect(self.context, address or config["tunnel"], name, address and keys)
+        facts = dict(about_this_machine(), host=config["name"], number=config["host"], workers=config["size"],
+                     state="ready", pyzmq=zmq.__version__, transport="tcp" if address else "stdio",
+                     address=address, login=config.get("login"), **(self.measure() if config["check"] else {}))
+        self.deliver([(UP, [b"HELLO", b"broker", json.dumps(facts).encode()])])
+        self.watch(self.up, lambda up: self.handle(UP, receive(up)))
+
+    def first_answer(self, addresses, name, keys):
+        """The first of some TCP addresses by which an echo comes back in time."""
+        trials, poller = {}, zmq.Poller()
+        for i, address in enumerate(addresses):
+            with contextlib.suppress(zmq.ZMQError):  # a name that is none
+                trial = connect(self.context, address, b"%s?%d" % (name, i), keys)
+                trial.send(b"PROBE")
+                poller.register(trial, zmq.POLLIN)
+                trials[trial] = address
+        answered = [trials[trial] for trial, _ in poller.poll(TCP_PATIENCE * 1000)] if trials else []
+        for trial in trials:
+            trial.close()
+        return answered[0] if answered else None
+
+    def measure(self):
+        """Round trip and bandwidth of the way up."""
+        def echo(body):
+            start = time.perf_counter()
+            self.up.send_multipart([b"PROBE", body])
+            if not self.up.poll(SILENCE * 1000):
+                raise PoolError("the root's broker has stopped answering")
+            receive(self.up)
+            return time.perf_counter() - start
+        round_trip = min(echo(b"") for _ in range(5))
+        for size in (1 << 20, 1 << 23, 1 << 26):
+            seconds = echo(os.urandom(size))
+            if seconds > 0.2:
+                break
+        return {"round_trip": round_trip, "bandwidth": 2 * size / seconds}
 
 
-def deliver_all(router, messages):
-    """Send what ``handle`` returned. A receiver that is gone is the keeper's matter."""
-    for name, frames in messages:
-        with contextlib.suppress(zmq.ZMQError):
-            router.send_multipart([name, *frames], zmq.NOBLOCK, copy=False)
+def run_broker(config, notices, listener):
+    """The life of a broker process."""
+    Switchboard(config, notices, listener).run()
+
+
+def about_this_machine():
+    """Facts of this host, as --check shows them: cores, bytes of memory, load, Python."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {"node": os.uname().nodename, "cores": usable_cores(), "memory": pages, "load": os.getloadavg()[0],
+            "python": ".".join(map_builtin(str, sys.version_info[:3])), "executable": sys.executable}
+
 
 # ---------------------------------------------------------------------------------------------------
 # 8  Node
@@ -1564,7 +1925,8 @@ class Node:
 
     def open(self, address, role):
         """Connect to the broker and say HELLO; start the deputy."""
-        self.context, self.socket = connect(address, self.name)
+        self.context = zmq.Context()
+        self.socket = connect(self.context, address, self.name)
         self.descriptor = self.socket.fd
         self.wake_read, self.wake_write = os.pipe()  # to wake who sleeps on the socket
         os.set_blocking(self.wake_read, False)
@@ -2014,6 +2376,10 @@ class Node:
             if guest is not None:
                 guest.cancelled = True
 
+    def on_SIZE(self, workers):
+        """The pool has grown or shrunk."""
+        self.size = int(workers)
+
     def on_FAILED(self, reason):
         """No worker can work."""
         self.break_off(PoolError(bytes(reason).decode()))
@@ -2072,17 +2438,19 @@ class Node:
 class Root(Node):
     """The process of the user: starts the keeper of this host, creates tasks and runs none."""
 
-    def __init__(self, size, retries, options):
-        super().__init__(b"0.root", size, retries)
-        self.closing = False
+    def __init__(self, options):
+        super().__init__(ROOT, options["total"], options["retries"])
+        self.options, self.closing, self.ended = options, False, False
+        self.hosts = {options["host"]: {"state": "ready"}}   # number -> facts, of those that are to come, too
+        self.hosts.update((number, {"host": name}) for number, name, _ in options["hosts"])
         self.directory = make_socket_directory()
         self.address = f"ipc://{self.directory}/broker"
         try:
             self.keeper = self.start_keeper(options)
             import_zmq()
             self.open(self.address, b"root")
-            logger.info("%d workers on this machine (keeper: pid %d), sockets in %s", size, self.keeper.pid,
-                        self.directory)
+            logger.info("%d workers on this machine (keeper: pid %d), sockets in %s", options["size"],
+                        self.keeper.pid, self.directory)
         except BaseException:
             self.abort()
             raise
@@ -2091,10 +2459,7 @@ class Root(Node):
 
     def start_keeper(self, options):
         """Start the keeper, a fresh interpreter: this process may have threads, which no fork survives."""
-        this = sys.modules["minscoop"]
-        config = dict(options, directory=self.directory, address=self.address, size=self.size,
-                      retries=self.retries, sys_path=sys.path, argv=sys.argv, log_level=logger.level,
-                      aliases=[name for name, module in list(sys.modules.items()) if module is this])
+        config = dict(options, directory=self.directory, address=self.address)
         command = [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", BOOT, os.path.abspath(__file__)]
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until it has its own handler
         try:
@@ -2102,7 +2467,7 @@ class Root(Node):
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         with contextlib.suppress(BrokenPipeError):  # it died: wait_for will find out
-            pickle.dump(config, keeper.stdin)
+            keeper.stdin.write(json.dumps(config).encode() + b"\n")
             keeper.stdin.flush()
         return keeper
 
@@ -2164,8 +2529,8 @@ class Root(Node):
             self.drain()
             self.closing = True
             self.send(b"STOP")
-            while self.keeper.poll() is None and self.broken is None:
-                self.wait_for(lambda: self.keeper.poll() is not None, None, 0.002)
+            while not self.ended and self.keeper.poll() is None and self.broken is None:
+                self.wait_for(lambda: self.ended or self.keeper.poll() is not None, None, 0.01)
         finally:
             self.abort()
 
@@ -2186,6 +2551,62 @@ class Root(Node):
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
+    # -- messages
+
+    def on_BYE(self):
+        """The broker has ended, after everybody else; all that was printed is here."""
+        self.ended = True
+
+    def on_HOST(self, facts):
+        """A host is there, or not. The first time that it is not, that is said, and how to mend it."""
+        facts = json.loads(bytes(facts))
+        before = self.hosts.get(facts["number"], {})
+        self.hosts[facts["number"]] = {**before, **facts}
+        if facts["state"] == "ready":
+            logger.info("host %s: Python %s, %d workers, data by %s%s", facts["host"], facts["python"], facts["workers"],
+                        facts["transport"], f" ({facts['address']})" if facts["address"] else "")
+        elif not self.closing and before.get("state") != facts["state"]:
+            lost = "lost: " if before.get("state") == "ready" else ""
+            text = f"host {facts['host']}: {lost}{facts['reason']}"
+            if self.options["all_hosts"]:
+                self.break_off(PoolError(f"{text}; and all hosts were asked for"))
+            elif not self.options["check"]:
+                logger.warning("%s; going on without it", text)
+        self.wake("hosts")
+
+    def on_FETCH(self, path):
+        """A worker elsewhere imports a module: its source, or the names in a directory/."""
+        name, body = path.decode(), []
+        beside = any(name.startswith(entry.rstrip("/") + "/") for entry in own_path()) or name == main.path
+        with contextlib.suppress(OSError):
+            if beside and name.endswith("/"):
+                with os.scandir(name) as entries:
+                    names = [entry.name + "/" * entry.is_dir() for entry in entries]
+                body = [json.dumps([entry for entry in names if entry.endswith(("/", ".py"))]).encode()]
+            elif beside and name.endswith(".py"):
+                with open(name, "rb") as file:
+                    body = [file.read()]
+        self.send(b"FILE", path, *body)
+
+    def on_OUTPUT(self, worker, stream, lines):
+        """Show what a worker has printed, and let its host's broker know."""
+        file, text = sys.stdout if stream == b"out" else sys.stderr, bytes(lines).decode(errors="replace")
+        if self.options["tag_output"]:
+            host = self.hosts.get(host_of(worker).decode(), {}).get("host") or os.uname().nodename
+            text = "".join(f"{host} {worker.decode()}: {line}" for line in text.splitlines(True))
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or full: as print, but not to the task
+            file.write(text)
+            file.flush()
+        self.send(b"SHOWN", host_of(worker), pack_int(len(lines)))
+
+
+def own_path():
+    """Those directories of sys.path that are the program's own: neither Python's nor of installed packages."""
+    standard = os.path.dirname(os.__file__)
+    return [entry for entry in map_builtin(os.path.abspath, sys.path) if os.path.isdir(entry)
+            and not (entry + "/").startswith(standard + "/") and not entry.endswith(("-packages", ".zip"))]
+
+
 def make_socket_directory():
     """A fresh directory of mode 0700 whose path is short enough for a socket's name (108 bytes)."""
     for parent in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
@@ -2193,6 +2614,11 @@ def make_socket_directory():
             return tempfile.mkdtemp(prefix="minscoop-", dir=parent)
     raise PoolError(f"no directory for sockets: {tempfile.gettempdir()} and /tmp are too long or not writable; "
                     "set TMPDIR to a writable directory with a short path")
+
+
+def label(config, name, pid):
+    """A worker, for messages."""
+    return f"{name.decode()} (host {config['name'] or os.uname().nodename}, pid {pid})"
 
 
 def status_text(code):
@@ -2237,8 +2663,9 @@ class Worker(Node):
     executes = True
 
     def __init__(self, name, config, mark):
-        super().__init__(name, config["size"], config["retries"])
+        super().__init__(name, config["total"], config["retries"])
         self.config, self.marker, self.address = config, mark, config["address"]
+        self.label = label(config, name, os.getpid())
         self.holder = Strand(self)
         self.resumable = collections.deque()
         self.spare_strands = []
@@ -2247,6 +2674,7 @@ class Worker(Node):
         self.asked = False     # HUNGRY was said and not answered
         self.idle = False      # IDLE was said and holds
         self.received = 0      # TASKs
+        self.files = {}        # path -> content; None: there is no such file
 
     # -- the baton
 
@@ -2255,15 +2683,14 @@ class Worker(Node):
         self.holder.ident = threading.get_ident()
         self.start_profile()
         self.open(self.address, b"worker")
-        self.marker[0] = 1  # ready
-        logger.info("worker %s is ready (pid %d)", self.name.decode(), os.getpid())
+        logger.debug("worker %s is ready", self.label)
         self.work()
 
     def fail(self, error):
         """Tell the root that the script cannot be imported here, and end."""
         text = traceback_text(error).rstrip()
-        self.send(b"FAILED", f"worker {self.name.decode()} (pid {os.getpid()}) cannot import the script "
-                             f"{main.path}, as workers do to find its functions:\n{text}".encode())
+        self.send(b"FAILED", f"worker {self.label} cannot import the script {main.path}, as workers do to find "
+                             f"its functions:\n{text}".encode())
         self.leave()
 
     def work(self):
@@ -2298,6 +2725,7 @@ class Worker(Node):
 
     def rest(self):
         """Nothing to run: say so, and sleep until a message comes."""
+        self.marker[0] = 1  # it works
         self.ask()
         sys.stdout.flush()
         with self.lock:
@@ -2512,8 +2940,8 @@ class Worker(Node):
                 self.guests.pop(job.id, None)
                 self.send(b"SINGLY", job.id)
                 return False
-            failure = CannotSend(f"the callable or an argument cannot be unpickled on worker "
-                                 f"{self.name.decode()}: {type(error).__name__}: {error}")
+            failure = CannotSend(f"the callable or an argument cannot be unpickled on worker {self.label}: "
+                                 f"{type(error).__name__}: {error}")
             failure.__cause__ = error
             job.deliver(piece.lo, 1, [None], {0: failure})
             return False
@@ -2577,6 +3005,27 @@ class Worker(Node):
         """All is done."""
         self.stopped.set()
 
+    # -- modules that are on the root's machine only
+
+    def fetch_file(self, path):
+        """A source file of the root's, or None. Blocks, and runs nothing else meanwhile: imports hold locks."""
+        if path not in self.files:
+            self.send(b"FETCH", path.encode())
+        while path not in self.files:
+            if self.attending.acquire(timeout=TICK):
+                try:
+                    if path not in self.files:
+                        self.attend(PATROL)
+                finally:
+                    self.attending.release()
+            self.serve()
+        return self.files[path]
+
+    def on_FILE(self, path, *body):
+        """What ``fetch_file`` waits for."""
+        self.files[path.decode()] = bytes(body[0]) if body else None
+        self.wake(path.decode())
+
     def leave(self):
         """Say BYE and end this process."""
         self.marker[0] = LEAVING
@@ -2616,59 +3065,103 @@ class Keeper:
     """Starts the processes of a host and stays clean itself: one thread, no socket, no code of the user.
 
     Everything it forks holds the read end of its lifeline, and is killed by the kernel when this process
-    is gone. It is itself told by its stdin, which ends with the root."""
+    is gone. It is itself told by its stdin, which ends with the root. The root's one starts the launchers
+    of the other hosts, too."""
 
     def __init__(self, config, stdin):
         self.config, self.stdin = config, stdin
         self.lifeline_read, self.lifeline = os.pipe()
-        self.notices_read, self.notices = os.pipe()
+        self.notices_read, self.notices = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.signalled, self.signal_write = os.pipe()
         os.set_blocking(self.signal_write, False)
         os.set_blocking(self.signalled, False)
-        self.broker = None
+        self.broker = self.listener = None
         self.workers = {}          # pid -> (name, marker page)
+        self.launchers = {}        # pid -> number of its host
         self.numbers = itertools.count(1)
         self.startup_deaths = 0
         self.exit_code = None
 
     @classmethod
     def main(cls):
-        """The life of the keeper process: its configuration comes through stdin."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # these go to the whole process group, but are the
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # root's business; we end after it, and clean up
+        """The life of the keeper process beside the root: its configuration comes through stdin."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         stdin = os.dup(0)
         with open(os.devnull) as null:
             os.dup2(null.fileno(), 0)
         with open(stdin, "rb", closefd=False) as file:
-            config = pickle.load(file)
-        keeper = cls(config, stdin)
+            config = json.loads(file.readline())
+        cls(config, stdin).live()
+
+    def live(self):
+        """Prepare, start and supervise until the end; never returns."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # these go to the whole process group, but
+            signal.signal(number, signal.SIG_IGN)                      # are the root's business; we end after it
         try:
-            keeper.prepare()
-            keeper.run()
-        except PoolError:
-            keeper.exit_code = 1  # the root has the same reason, and says it
+            self.prepare()
+            self.run()
+        except PoolError as error:
+            self.exit_code = 1
+            if self.config["below"]:  # else the root has the same reason, and says it
+                print(f"minscoop: {error}", file=sys.stderr)
         finally:
-            keeper.clean_up()
-        os._exit(keeper.exit_code)
+            self.clean_up()
+            os._exit(1 if self.exit_code is None else self.exit_code)
 
     def prepare(self):
         """Import and set what all children share."""
         config = self.config
-        sys.path[:], sys.argv = config["sys_path"], config["argv"]
+        sys.path[:], sys.argv = config["sys_path"] or find_modules(config), config["argv"]
         install_names(config["aliases"])
         configure_logging(config["log_level"])
         if config["nice"]:
             with contextlib.suppress(PermissionError):  # only root may be less nice
                 os.nice(config["nice"])
+        global by_name_only
+        by_name_only = config["mixed"]
         Main(*config["main"]).install()
         import_zmq()
+        if config["size"] is None:
+            config["size"] = usable_cores()
+        if config["listens"]:
+            self.make_keys()
+
+    def make_keys(self):
+        """A TCP port for hosts, and keys: the server's, and one for every client there may be."""
+        dual = socket.has_dualstack_ipv6()
+        self.listener = socket.create_server(("", 0), family=socket.AF_INET6 if dual else socket.AF_INET,
+                                             dualstack_ipv6=dual)
+        config, port = self.config, self.listener.getsockname()[1]
+        if not zmq.has("curve"):
+            raise PoolError("this pyzmq has no CURVE, without which nothing goes over the network: reinstall it "
+                            "from PyPI, or use --transport stdio")
+        config["server_keys"] = [key.decode() for key in zmq.curve_keypair()]
+        names = [number for number, _, _ in config["hosts"]] + ["join"] * bool(config["listen"])
+        self.keys = {name: [key.decode() for key in zmq.curve_keypair()] for name in names}
+        config["client_keys"] = [public for public, _ in self.keys.values()]
+        config["addresses"] = [f"tcp://{address}:{port}" for address in own_addresses(config)]
+        if config["listen"]:
+            write_private(config["listen"], json.dumps(self.config_for("join", None, None)))
+
+    def config_for(self, number, name, size):
+        """The configuration of the keeper of another host."""
+        config = self.config
+        keys = [config["server_keys"][0], *self.keys[number]] if config["listens"] else None
+        return dict(config, host=number, name=name, size=0 if config["check"] else size, below=True, hosts=[],
+                    keys=keys, server_keys=None, client_keys=None, listens=False, listen=None, sys_path=None, piped=True,
+                    directory=None, program=source_check())
 
     def run(self):
-        """Fork the broker and the workers; then reap and replace until the broker or the root ends."""
+        """Fork broker, workers and launchers; then reap and replace until the broker or the root ends."""
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self.signal_write, warn_on_full_buffer=False)
-        self.broker = self.fork(run_broker, self.config["address"], self.notices_read)
+        self.broker = self.fork(run_broker, self.config, self.notices_read, self.listener)
+        tokens = os.pipe()
+        os.write(tokens[1], b"." * LOGINS)
+        for number, name, size in self.config["hosts"]:
+            launcher = Launcher(self.config_for(number, name, size), self.notify, tokens, self.lifeline_read)
+            self.launchers[self.fork(launcher.run, tied=False)] = number
         for _ in range(self.config["size"]):
             self.start_worker()
         while self.exit_code is None:
@@ -2679,8 +3172,8 @@ class Keeper:
             if self.stdin in ready and not os.read(self.stdin, 4096):
                 self.exit_code = 0
 
-    def fork(self, target, *args):
-        """Run target(*args) in a child process; returns its pid."""
+    def fork(self, target, *args, tied=True):
+        """Run target(*args) in a child process; returns its pid. tied: the kernel kills it when we are gone."""
         pid = os.fork()
         if pid:
             return pid
@@ -2688,13 +3181,17 @@ class Keeper:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
             signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN, which programs started here inherit
-            for descriptor in (self.stdin, self.lifeline, self.notices, self.signalled, self.signal_write):
+            for descriptor in (self.stdin, self.lifeline, self.signalled, self.signal_write):
                 os.close(descriptor)
             sys.stdin = open(os.devnull)
-            tie_to(self.lifeline_read)
+            if tied:
+                tie_to(self.lifeline_read)
             target(*args)
             os._exit(0)
+        except PoolError as error:
+            print(f"minscoop: {error}", file=sys.stderr)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -2702,8 +3199,14 @@ class Keeper:
 
     def start_worker(self):
         """Fork one worker. It writes what it is running to a page of memory that we share."""
-        name, marker = b"0.%d" % next(self.numbers), mmap.mmap(-1, 4096)
-        self.workers[self.fork(run_worker, name, self.config, marker)] = name, marker
+        name, marker = f"{self.config['host']}.{next(self.numbers)}".encode(), mmap.mmap(-1, 4096)
+        pipes = [os.pipe(), os.pipe()] if self.config["piped"] else []
+        pid = self.fork(run_worker, name, self.config, marker, [end for _, end in pipes])
+        self.workers[pid] = name, marker
+        if pipes:
+            self.notify(b"PRINTS", name, descriptors=[end for end, _ in pipes])
+        for descriptor in itertools.chain(*pipes):
+            os.close(descriptor)
 
     def reap(self):
         """Take note of the children that have ended."""
@@ -2717,8 +3220,11 @@ class Keeper:
             code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
             if pid == self.broker:
                 self.exit_code = code if code >= 0 else 1
-                if code:
+                if code and not self.config["below"]:
                     print(f"minscoop: the broker (pid {pid}) ended: {status_text(code)}", file=sys.stderr)
+            elif pid in self.launchers:
+                self.notify(b"DIED", self.launchers.pop(pid).encode(), b"", b"0", b"0", b"")
+                self.give_up_if_alone("no host is left")
             else:
                 self.bury(pid, code, *self.workers.pop(pid))
 
@@ -2727,7 +3233,7 @@ class Keeper:
         ready, length = struct.unpack(">BH", marker[:3])
         task_id, lo, hi = struct.unpack(f">{length}sQQ", marker[3:19 + length])
         marker.close()
-        obituary = f"{name.decode()} (host {os.uname().nodename}, pid {pid}) {status_text(code)}"
+        obituary = f"{label(self.config, name, pid)} {status_text(code)}"
         self.notify(b"DIED", name, task_id, pack_int(lo), pack_int(hi), obituary.encode())
         if ready == LEAVING:
             return
@@ -2735,29 +3241,44 @@ class Keeper:
         self.startup_deaths = 0 if ready else self.startup_deaths + 1
         if self.startup_deaths < STARTUP_DEATHS:
             self.start_worker()
-        elif not self.workers:
-            self.notify(b"FAILED", f"no worker can start; the last one: {obituary}".encode())
+        else:
+            self.give_up_if_alone(f"no worker can start; the last one: {obituary}")
 
-    def notify(self, *frames):
-        """Write a notice to the broker's pipe: a line of JSON."""
-        line = json.dumps([frame.decode("latin-1") for frame in frames]) + "\n"
-        with contextlib.suppress(BrokenPipeError):
-            os.write(self.notices, line.encode())
+    def give_up_if_alone(self, reason):
+        """Without any worker, or a host that may bring some, the pool ends; a host ends for itself."""
+        if self.workers or self.launchers or self.config["listen"] or self.config["check"]:
+            return
+        if self.config["below"]:
+            raise PoolError(reason)
+        self.notify(b"FAILED", reason.encode())
+
+    def notify(self, *frames, descriptors=()):
+        """Send a notice to the broker: JSON in a datagram, and file descriptors with it."""
+        data = json.dumps([frame.decode("latin-1") for frame in frames]).encode()
+        with contextlib.suppress(OSError):
+            self.notices.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+                                 if descriptors else [])
 
     def clean_up(self):
-        """Kill what is left, and remove the sockets."""
+        """Kill what is left, and remove the sockets. Launchers end by themselves, when the lifeline does."""
         for pid in [self.broker, *self.workers]:
             if pid:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         shutil.rmtree(self.config["directory"], ignore_errors=True)
+        if self.config["listen"]:
+            with contextlib.suppress(OSError):
+                os.unlink(self.config["listen"])
 
 
 LEAVING = 2  # first byte of a marker page: 0 starting, 1 ready, 2 leaving as it was told
 
 
-def run_worker(name, config, marker):
-    """The life of a worker process."""
+def run_worker(name, config, marker, pipes):
+    """The life of a worker process. pipes: to print into, if it is not to print where the root does."""
+    for descriptor, end in enumerate(pipes, 1):
+        os.dup2(end, descriptor)
+        os.close(end)
     with contextlib.suppress(AttributeError, ValueError):  # what a task prints appears at once
         sys.stdout.reconfigure(line_buffering=True)
     global this_worker
@@ -2782,7 +3303,662 @@ def tie_to(lifeline):
 
 
 # ---------------------------------------------------------------------------------------------------
-# 12  Executor
+# 12  Other hosts
+#
+# A launcher, one per host, runs the remote command. Its life, step by step, with what travels:
+#
+#   login     →  a few lines for `sh`, which find Python and hand over to it   (no quoting: they go by stdin)
+#             ←  after whatever login files print: a token, and facts of that Python
+#   hand over →  this file, the configuration with the keys, pyzmq if it is missing
+#   carry     ↔  blocks of bytes between the broker there and the one here, if TCP does not work
+#
+# On the other side the same process becomes the agent: it forks a keeper, like the root here, and carries
+# the blocks. When the remote command ends, by whatever, its stdin is at its end, and the keeper's is then, too.
+
+
+class HostError(MinscoopError):
+    """A host cannot take part; the text says why, and what to do."""
+
+
+SSH_OPTIONS = [
+    "-T",                            # no terminal, which would change bytes
+    "-x",                            # nothing to show: do not wait for X11
+    "-oBatchMode=yes",               # ask nothing: nobody would answer
+    "-oConnectTimeout=10",           # s
+    "-oServerAliveInterval=4",       # s between questions whether the host is there;
+    "-oServerAliveCountMax=3",       # so many unanswered, and it is lost: see SILENCE
+    "-oControlMaster=no",            # use a connection that is shared already, but leave none behind
+    "-oClearAllForwardings=yes",     # the user's forwarded ports are taken, maybe by the user's own login
+    "-oRemoteCommand=none",          # ours is the command
+]
+
+# By what ssh says: why a host cannot be reached, and what to do.
+SSH_SAYS = [
+    ("could not resolve hostname", "unknown name", "check the spelling, or add it to ~/.ssh/config"),
+    ("connection refused", "connection refused", "is sshd running there, on that port?"),
+    ("timed out", "no answer in time", "is it switched on, and does a firewall let ssh through?"),
+    ("no route to host|network is unreachable", "no route to it", "is it switched on, and in your network?"),
+    ("remote host identification has changed", "its host key has changed",
+     "if you know why, remove the old one with 'ssh-keygen -R {host}'"),
+    ("host key verification failed", "its host key is unknown", "run 'ssh {host}' once by hand, and accept it"),
+    ("permission denied|too many authentication failures", "no key was accepted",
+     "run 'ssh-copy-id {host}', or load your key with ssh-add"),
+    ("kex_exchange_identification|connection reset|connection closed", "it closed the connection during login",
+     "too many logins at a time (MaxStartups), or sshd's log there knows why"),
+]
+
+FIND_PYTHON = """\
+PROLOG={prolog}
+if [ -n "$PROLOG" ]; then
+    if [ -r "$PROLOG" ]; then . "$PROLOG" </dev/null; else echo; echo '{token} {{"error": "prolog"}}'; exit 1; fi
+fi
+PYTHON={python}
+if [ -z "$PYTHON" ]; then PYTHON={here}; [ -x "$PYTHON" ] || PYTHON=python3; fi
+command -v "$PYTHON" >/dev/null 2>&1 || {{ echo; echo '{token} {{"error": "python"}}'; exit 1; }}
+exec "$PYTHON" -c '{boot}' {token}
+"""
+
+BOOT_THERE = """\
+import sys
+sys.path[:] = [path for path in sys.path if path]
+import json, os, types
+facts = {"python": list(sys.version_info[:3]), "executable": sys.executable, "machine": os.uname()[4],
+         "platform": sys.platform}
+try:
+    import zmq
+    facts["pyzmq"] = zmq.__version__
+except Exception:
+    facts["pyzmq"] = None
+sys.stdout.write("\\n%s %s\\n" % (sys.argv[1], json.dumps(facts)))
+sys.stdout.flush()
+with os.fdopen(os.dup(0), "rb") as stdin:
+    text, config, library = [stdin.read(int(size)) for size in stdin.readline().split()]
+config = json.loads(config.decode())
+module = sys.modules["minscoop"] = types.ModuleType("minscoop")
+module.__file__ = config["source"]
+exec(compile(text, module.__file__, "exec"), module.__dict__)
+module.run_agent(config, library)
+"""
+
+
+class Launcher:
+    """Brings one host into the pool, and keeps it there. A process of its own beside the root's keeper."""
+
+    def __init__(self, config, notify, tokens, lifeline):
+        self.config, self.notify, self.tokens, self.lifeline = config, notify, tokens, lifeline
+        self.host = config["name"]
+        self.process = None
+        self.complaints = collections.deque(maxlen=50)  # what the remote command has said on stderr
+        self.up = False                                 # the other side runs
+
+    def run(self):
+        """From login to the end. However it ends, the root is told."""
+        threading.Thread(target=self.watch_lifeline, daemon=True).start()
+        try:
+            os.read(self.tokens[0], 1)
+            start = time.monotonic()
+            try:
+                self.start()
+                there = self.log_in()
+            finally:
+                os.write(self.tokens[1], b".")
+            self.config["login"] = time.monotonic() - start
+            self.hand_over(there)
+            tunnel = Tunnel(self.process.stdout, self.process.stdin.fileno(), self.open_connection)
+            tunnel.pour()
+            raise HostError(self.diagnose("the connection has ended"))
+        except (HostError, OSError) as error:
+            facts = {"host": self.host, "number": self.config["host"], "state": "gone", "reason": str(error)}
+            self.notify(b"HOST", json.dumps(facts).encode())
+        self.end()
+
+    def start(self):
+        """Run the remote command, with a thread that reads what it complains about."""
+        command = remote_command(self.config["rsh"], self.host)
+        try:
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                            stderr=subprocess.PIPE, start_new_session=True)
+        except OSError as error:
+            raise HostError(f"cannot run {command[0]!r}: {error.strerror}: install it, or name another remote "
+                            f"command with --rsh") from None
+        self.ears = threading.Thread(target=self.listen, daemon=True)
+        self.ears.start()
+
+    def listen(self):
+        """Read stderr, always, lest the other side blocks; once the host is in the pool, show it."""
+        for line in self.process.stderr:
+            text = line.decode(errors="replace").rstrip()
+            self.complaints.append(text)
+            if self.up and text:
+                print(f"{self.host}: {text}", file=sys.stderr, flush=True)
+
+    def log_in(self):
+        """Have a Python run there; returns the facts that it tells. Raises HostError."""
+        token = "minscoop-" + secrets.token_hex(8)
+        config, quote = self.config, shlex.quote
+        script = FIND_PYTHON.format(prolog=quote(config["prolog"] or ""), python=quote(config["python"] or ""),
+                                    here=quote(sys.executable), boot=BOOT_THERE, token=token)
+        self.send(script.encode())
+        deadline, seen = time.monotonic() + LOGIN_PATIENCE, b""
+        while True:
+            if not readable(max(0, deadline - time.monotonic()), self.process.stdout):
+                raise HostError(self.diagnose(f"no Python answers within {LOGIN_PATIENCE:.0f} s", wait=False))
+            data = os.read(self.process.stdout.fileno(), 1 << 16)
+            seen = (seen + data)[-(1 << 16):]
+            _, found, rest = seen.partition(token.encode() + b" ")
+            if found and b"\n" in rest:
+                return self.check(json.loads(rest.partition(b"\n")[0]))
+            if not data:
+                raise HostError(self.diagnose("the remote command ended before Python ran"))
+
+    def send(self, data):
+        """Write to the remote command's stdin; that it has ended is found out by reading."""
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(data)
+            self.process.stdin.flush()
+
+    def check(self, there):
+        """The facts, if they are fit; else HostError."""
+        config = self.config
+        if there.get("error") == "python":
+            raise HostError(f"no Python there ({config['python'] or 'python3'}): install it, or say where it is "
+                            "with --python or --prolog")
+        if there.get("error"):
+            raise HostError(f"cannot read the prolog {config['prolog']}: the file has to exist there")
+        version, here = tuple(there["python"]), sys.version_info[:2]
+        found = f"Python {'.'.join(map_builtin(str, version))} ({there['executable']})"
+        if version < (3, 8):
+            raise HostError(f"has {found}, and 3.8 is the oldest that works: name another with --python")
+        if version[:2] != here and not config["mixed"]:
+            raise HostError(f"has {found}, and this is {here[0]}.{here[1]}: functions travel by value only between equal "
+                            "ones. Name another with --python, or use --mixed if your program needs none by value")
+        return there
+
+    def hand_over(self, there):
+        """Send this program, its configuration and, where it is missing, pyzmq."""
+        config, library = self.config, b""
+        if there["pyzmq"] is None:
+            here = (list(sys.version_info[:2]), sys.platform, os.uname().machine)
+            if (there["python"][:2], there["platform"], there["machine"]) != here:
+                raise HostError(f"pyzmq is missing there, and the one of here does not fit {there['platform']} "
+                                f"{there['machine']}: run '{there['executable']} -m pip install pyzmq' there")
+            library = pack_pyzmq()
+        with open(__file__, "rb") as file:
+            program = file.read()
+        settings = json.dumps(config).encode()
+        self.send(b"%d %d %d\n%s%s%s" % (len(program), len(settings), len(library), program, settings, library))
+        self.up = True
+
+    def diagnose(self, otherwise, wait=True):
+        """Why the remote command has failed, in one line, with what to do."""
+        if wait:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(1)
+            self.ears.join(1)
+        words = "\n".join(self.complaints)
+        for pattern, reason, remedy in SSH_SAYS if not self.up else ():
+            if re.search(pattern, words, re.IGNORECASE):
+                return f"{reason}: {remedy.format(host=self.host)}"
+        last = next((line for line in reversed(self.complaints) if line), "")
+        code = self.process.poll()
+        return otherwise + (f" ({status_text(code)})" if code else "") + (f": {last}" if last else "")
+
+    def open_connection(self):
+        """A connection to the broker here, for the bytes of the one there."""
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(self.config["address"][len("ipc://"):])
+        return connection
+
+    def watch_lifeline(self):
+        """A thread's job: end with the keeper."""
+        os.read(self.lifeline, 1)
+        self.end()
+
+    def end(self):
+        """End the remote command: it may end by itself at the end of its input, but not for long. Then us."""
+        if self.process is not None:
+            with contextlib.suppress(OSError):
+                os.close(self.process.stdin.fileno())
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(GRACE / 2)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+        os._exit(0)
+
+
+def remote_command(rsh, host):
+    """The words of the command that runs `sh` on a host. {host} stands for it, or it comes last."""
+    words = shlex.split(rsh)
+    if not any("{host}" in word for word in words):
+        words.append("{host}")
+    if os.path.basename(words[0]) == "ssh":
+        at = next(i for i, word in enumerate(words) if "{host}" in word)
+        words[at:at] = SSH_OPTIONS  # behind the user's own: of two, ssh takes the first
+    return [*(word.replace("{host}", host) for word in words), "sh"]
+
+
+class Tunnel:
+    """Carries the bytes of one local connection at a time through a pair of pipes: blocks, with a serial
+    number of the connection and their length in front. An empty block: that connection was closed."""
+
+    def __init__(self, source, sink, connect=None):
+        self.source, self.sink, self.connect = source, sink, connect
+        self.connection, self.serial = None, 0
+        self.writing = threading.Lock()
+
+    def write(self, serial, data):
+        """Write a block; blocks until the pipe has taken it."""
+        view = memoryview(struct.pack(">II", serial, len(data)) + data)
+        with self.writing:
+            while view:
+                view = view[os.write(self.sink, view):]
+
+    def drain(self, connection, serial):
+        """From a connection into the pipe, until one of them is closed."""
+        with contextlib.suppress(OSError):
+            for data in iter(lambda: connection.recv(1 << 16), b""):
+                self.write(serial, data)
+        with contextlib.suppress(OSError):
+            self.write(serial, b"")
+
+    def accept(self, server):
+        """On the side of the broker below: take its connections, one after the other. Never returns."""
+        for serial in itertools.count(1):
+            connection, _ = server.accept()
+            self.connection, self.serial = connection, serial
+            self.drain(connection, serial)
+            connection.close()
+
+    def pour(self):
+        """From the pipe into the connection, until the pipe ends. On the upper side, a new number opens a new one."""
+        while True:
+            head = self.source.read(8)
+            if len(head) < 8:
+                return
+            serial, size = struct.unpack(">II", head)
+            data = self.source.read(size)
+            if serial > self.serial and self.connect:
+                self.serial, self.connection = serial, self.connect()
+                threading.Thread(target=self.drain, args=(self.connection, serial), daemon=True).start()
+            if serial == self.serial:
+                with contextlib.suppress(OSError):
+                    if data:
+                        self.connection.sendall(data)
+                    else:
+                        self.connection.shutdown(socket.SHUT_RDWR)
+
+
+def run_agent(config, library=b""):
+    """The life of the first process on another host: a keeper's parent, as the root is at home.
+
+    It ends with its stdin, unless there is none (--join), and with its keeper. Never returns."""
+    source, sink, null = os.dup(0), os.dup(1), os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(2, 1)  # nothing but blocks goes where these went
+    directory = config["directory"] = make_socket_directory()
+    config.update(address=f"ipc://{directory}/broker", tunnel=config["tunnel"] and f"ipc://{directory}/up")
+    if library:
+        unpack_pyzmq(library, directory)
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(f"{directory}/up")
+    server.listen()
+    stdin, lifeline = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        for descriptor in (source, sink, lifeline):
+            os.close(descriptor)
+        server.close()
+        Keeper(config, stdin).live()
+
+    def end_with_keeper():
+        _, status = os.waitpid(pid, 0)
+        shutil.rmtree(directory, ignore_errors=True)
+        os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 1)
+    threading.Thread(target=end_with_keeper, daemon=True).start()
+    if config["tunnel"]:
+        tunnel = Tunnel(open(source, "rb"), sink)
+        threading.Thread(target=tunnel.accept, args=(server,), daemon=True).start()
+        tunnel.pour()
+    else:
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+    os.close(lifeline)
+    time.sleep(GRACE)  # the keeper's end is ours
+
+
+def pack_pyzmq():
+    """This machine's pyzmq, as the bytes of a zip file."""
+    import zipfile
+    package = os.path.dirname(zmq.__file__)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for top in (package, os.path.join(os.path.dirname(package), "pyzmq.libs")):
+            for folder, folders, names in os.walk(top):
+                folders[:] = [name for name in folders if name not in ("__pycache__", "tests")]
+                for name in names:
+                    path = os.path.join(folder, name)
+                    archive.write(path, os.path.relpath(path, os.path.dirname(package)))
+    return buffer.getvalue()
+
+
+def unpack_pyzmq(library, directory):
+    """Make the pyzmq that was sent importable, until the directory goes."""
+    import zipfile
+    with zipfile.ZipFile(io.BytesIO(library)) as archive:
+        archive.extractall(f"{directory}/library")
+    sys.path.append(f"{directory}/library")
+
+
+def own_addresses(config):
+    """Host names and addresses by which other hosts may reach this one. What works is tried from there."""
+    if config["external_hostname"]:
+        return [config["external_hostname"]]
+    addresses = [os.uname().nodename]
+    for name in ["192.0.2.1", *{name.rpartition("@")[2] for _, name, _ in config["hosts"]}]:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((name, 9))  # sends nothing: only asks which address of ours leads there
+            addresses.append(probe.getsockname()[0])
+    return list(dict.fromkeys(address for address in addresses if not address.startswith("127.")))
+
+
+def find_modules(config):
+    """On another host: set the working directory; return the sys.path on which the root's modules come first."""
+    path = config["path"] or config["cwd"]
+    try:
+        os.chdir(path)
+    except OSError as error:
+        if config["path"]:
+            raise PoolError(f"cannot work in {path} (--path): {error.strerror}") from None
+        os.chdir(config["directory"])
+    sys.path_hooks.insert(0, functools.partial(RootFinder, tuple(config["own_path"])))
+    sys.path_importer_cache.clear()
+    return [*filter(None, config["pythonpath"].split(os.pathsep)), *config["own_path"], *sys.path]
+
+
+class RootFinder:
+    """Finds modules that are beside the program on the root's machine, for one entry of sys.path (PEP 302).
+
+    The root's file comes before one of the same name here: the same program runs everywhere."""
+
+    def __init__(self, tops, entry):
+        if not any((entry + "/").startswith(top.rstrip("/") + "/") for top in tops):
+            raise ImportError("not the root's business")
+        self.entry, self.local, self.names = entry, None, None
+        if os.path.isdir(entry):
+            self.local = importlib.machinery.FileFinder(entry, (
+                importlib.machinery.ExtensionFileLoader, importlib.machinery.EXTENSION_SUFFIXES), (
+                importlib.machinery.SourceFileLoader, importlib.machinery.SOURCE_SUFFIXES))
+
+    def listing(self, path):
+        """The names in a directory of the root's."""
+        names = this_worker.fetch_file(path + "/")
+        return json.loads(names) if names else ()
+
+    def find_spec(self, fullname, target=None):
+        """See importlib.abc.PathEntryFinder."""
+        if self.names is None and this_worker is not None:
+            self.names = frozenset(self.listing(self.entry))
+        path = os.path.join(self.entry, fullname.rpartition(".")[2])
+        name = os.path.basename(path)
+        if this_worker is None:  # the keeper has nobody to ask
+            return self.local and self.local.find_spec(fullname, target)
+        if name + "/" in self.names and "__init__.py" in self.listing(path):
+            return importlib.util.spec_from_file_location(
+                fullname, path + "/__init__.py", loader=RootLoader(fullname, path + "/__init__.py"),
+                submodule_search_locations=[path])
+        if name + ".py" in self.names:
+            return importlib.util.spec_from_file_location(
+                fullname, path + ".py", loader=RootLoader(fullname, path + ".py"))
+        spec = self.local.find_spec(fullname, target) if self.local else None
+        if spec is None and name + "/" in self.names:  # a namespace package (PEP 420)
+            spec = importlib.machinery.ModuleSpec(fullname, None)
+            spec.submodule_search_locations = [path]
+        return spec
+
+
+class RootLoader(importlib.machinery.SourceFileLoader):
+    """Loads a module from source that the root sends."""
+
+    def get_data(self, path):
+        """The bytes of a file."""
+        source = this_worker.fetch_file(path)
+        if source is None:
+            raise OSError(f"{path} is not on the root's machine any more")
+        return source
+
+    def path_stats(self, path):
+        """Nothing is known that would let bytecode be kept."""
+        raise OSError
+
+
+def write_private(path, text):
+    """Write a file that only its owner may read, at once as a whole."""
+    descriptor, temporary = tempfile.mkstemp(prefix=".minscoop-", dir=os.path.dirname(os.path.abspath(path)))
+    with open(descriptor, "w") as file:
+        file.write(text)
+    os.replace(temporary, path)
+
+
+def source_check():
+    """A number that tells two versions of this file apart."""
+    with open(__file__, "rb") as file:
+        return zlib.crc32(file.read())
+
+
+def join(path, size):
+    """Add this host's workers to the pool that a connection file describes. Never returns; raises PoolError."""
+    deadline = time.monotonic() + JOIN_PATIENCE
+    while not os.path.exists(path):
+        if time.monotonic() > deadline:
+            raise PoolError(f"{path} has not appeared within {JOIN_PATIENCE:.0f} s: is the pool started with "
+                            f"--listen {path}, on a file system that this host sees?")
+        time.sleep(0.2)
+    try:
+        with open(path) as file:
+            config = json.load(file)
+        program, python = config["program"], config["main_python"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PoolError(f"{path} is not a connection file of minscoop: {error}") from None
+    if program != source_check():
+        raise PoolError(f"{path} belongs to another version of minscoop.py: use the same file on both sides")
+    if python != list(sys.version_info[:2]) and not config["mixed"]:
+        raise PoolError(f"the pool of {path} runs Python {python[0]}.{python[1]}, this is "
+                        f"{sys.version_info[0]}.{sys.version_info[1]}: use the same, or --mixed on the root's side")
+    run_agent(dict(config, host="j" + secrets.token_hex(4), name=os.uname().nodename, tunnel=None,
+                   transport="tcp", size=size))
+
+
+# ---------------------------------------------------------------------------------------------------
+# 13  Lists of hosts
+
+
+MAX_HOSTS = 100_000  # in one list: a bracket form can name more than there are
+
+
+def expand(text):
+    """The names for which a bracket form stands, as Slurm writes them: n[1,5-9], a[1-2]b[03-04]."""
+    match = re.search(r"\[([^\[\]]*)\]", text)
+    if match is None or ":" in match[1]:  # the latter is an IPv6 address
+        if re.search(r"[\[\]]", text) and match is None:
+            raise ValueError(f"{text!r} has a bracket without its partner")
+        return [text]
+    names = []
+    for part in match[1].split(","):
+        lo, dash, hi = part.strip().partition("-")
+        hi = hi if dash else lo
+        if not (lo.isdigit() and hi.isdigit() and int(lo) <= int(hi)):
+            raise ValueError(f"{part!r} in {text!r} is not a number or a range such as 01-16")
+        if int(hi) - int(lo) + len(names) >= MAX_HOSTS:
+            raise ValueError(f"{text!r} names more than {MAX_HOSTS} hosts")
+        names += [text[:match.start()] + str(number).zfill(len(lo)) + text[match.end():]
+                  for number in range(int(lo), int(hi) + 1)]
+    if "[" in names[0]:
+        names = [name for form in names for name in expand(form)]
+    return names
+
+
+def split_list(text):
+    """The items of a list with commas or blanks between them, except inside brackets."""
+    return [item for item in re.split(r"[,\s](?![^\[]*\])", text) if item]
+
+
+HOST = re.compile(r"((?:[^\s:@\[\]-][^\s:@\[\]]*@)?(?:\[[0-9a-fA-F:.%\w]+\]|[^\s:@\[\]=-][^\s:@\[\]=]*))"
+                  r"(?:(?::|\s+(?:slots=)?)(\d+))?")
+
+
+def parse_host(text):
+    """(name, workers or None) pairs of one item: name, name:4, user@name:4, node[01-16]:8, [IPv6]:4, name 4."""
+    pairs = []
+    for name in expand(text):
+        match = HOST.fullmatch(name)
+        if match is None:
+            raise ValueError(f"{text!r} is not a host, such as name, user@name, name:4 or node[01-16]:8")
+        pairs.append((match[1].strip("[]"), match[2] and int(match[2])))
+    return pairs
+
+
+def parse_hosts(source):
+    """[(name, workers)] of the name of a file, a list in a string, or a sequence of strings.
+
+    workers: None for one per core. A name that occurs again and again adds up, one worker each time if no
+    number is given. Raises ValueError, with the line of a file."""
+    pairs = []
+    if isinstance(source, str) and (os.path.exists(source) or "/" in source or source.endswith(".txt")):
+        try:
+            with open(source) as file:
+                lines = file.read().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"cannot read the hosts file {source!r}: {error}") from None
+        for number, line in enumerate(lines, 1):
+            line = line.partition("#")[0].strip()
+            try:
+                pairs += parse_host(line) if line else ()
+            except ValueError as error:
+                raise ValueError(f"{source}, line {number}: {error}") from None
+    else:
+        for item in split_list(source) if isinstance(source, str) else source:
+            pairs += parse_host(item) if isinstance(item, str) else [tuple(item)]
+    if not pairs or len(pairs) > MAX_HOSTS:
+        raise ValueError(f"{'more than ' + str(MAX_HOSTS) if pairs else 'no'} hosts in {source!r}")
+    return add_up(pairs)
+
+
+def add_up(pairs):
+    """Each host once, in the order in which they first occur."""
+    numbers = {}
+    for name, workers in pairs:
+        numbers.setdefault(name, []).append(workers)
+    return [(name, found[0] if len(found) == 1 else sum(1 if n is None else n for n in found))
+            for name, found in numbers.items()]
+
+
+def deal(hosts, total):
+    """The hosts with `total` workers in all, as SCOOP deals them: hosts are filled in their order; what is
+    more than they have is dealt in turns. A host without a number counts as one worker."""
+    dealt, left = [], total
+    for name, workers in hosts:
+        dealt.append([name, min(left, 1 if workers is None else workers)])
+        left -= dealt[-1][1]
+    for entry in itertools.cycle(dealt):
+        if left <= 0:
+            break
+        entry[1] += 1
+        left -= 1
+    return [(name, workers) for name, workers in dealt if workers]
+
+
+def is_local(name):
+    """Whether a name means this machine. Asks no name server."""
+    node = os.uname().nodename
+    return name in ("localhost", "127.0.0.1", "::1", node, os.environ.get("SLURMD_NODENAME")) \
+        or "." not in name and name == node.partition(".")[0]
+
+
+def counts(text):
+    """The numbers of Slurm's list of counts: 2(x3),1 is 2, 2, 2, 1."""
+    numbers = []
+    for item in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", item.strip())
+        if match is None or int(match[2] or 1) > MAX_HOSTS:
+            raise ValueError(f"{item!r} in {text!r} is not a count such as 2 or 2(x3)")
+        numbers += [int(match[1])] * int(match[2] or 1)
+    return numbers
+
+
+def slurm_hosts(env):
+    """Tasks per node, or CPUs per node where there is not more than one task per node."""
+    names = [name for item in split_list(env["SLURM_JOB_NODELIST"]) for name in expand(item)]
+    tasks = counts(env.get("SLURM_TASKS_PER_NODE") or f"1(x{len(names)})")
+    cpus = counts(env.get("SLURM_JOB_CPUS_PER_NODE") or f"1(x{len(names)})")
+    for numbers in (tasks, cpus):
+        if len(numbers) != len(names):
+            raise ValueError(f"{len(names)} nodes in SLURM_JOB_NODELIST, but {len(numbers)} counts for them")
+    return list(zip(names, cpus if max(tasks) == 1 else tasks))
+
+
+def node_file_hosts(variable):
+    """A reader of a file with a line per worker, as PBS, Torque and OAR write it."""
+    def read(env):
+        with open(env[variable]) as file:
+            hosts = add_up((name, 1) for name in file.read().split())
+        if all(workers == 1 for _, workers in hosts) and env.get("NCPUS", "").isdigit():
+            return [(name, int(env["NCPUS"])) for name, _ in hosts]  # PBS: select=2:ncpus=8 has one line per chunk
+        return hosts
+    return read
+
+
+def sge_hosts(env):
+    """Lines of name, slots and more in a file; a job without a parallel environment has none."""
+    if "PE_HOSTFILE" not in env:
+        return [("localhost", int(env["NSLOTS"]))]
+    with open(env["PE_HOSTFILE"]) as file:
+        return add_up((line.split()[0], int(line.split()[1])) for line in file if line.strip())
+
+
+def lsf_hosts(env):
+    """Names and counts in turns; or a name per worker."""
+    words = env.get("LSB_MCPU_HOSTS", "").split()
+    if words:
+        return add_up(zip(words[::2], map_builtin(int, words[1::2])))
+    return add_up((name, 1) for name in env["LSB_HOSTS"].split())
+
+
+BATCH_SYSTEMS = [  # name, a variable that tells it is there, its hosts, the remote command
+    ("Slurm", "SLURM_JOB_NODELIST", slurm_hosts, "srun --nodes=1 --ntasks=1 --nodelist={host} --overlap --unbuffered "
+     "--cpu-bind=none --export=ALL"),
+    ("PBS", "PBS_NODEFILE", node_file_hosts("PBS_NODEFILE"), "ssh"),
+    ("SGE", "PE_HOSTFILE", sge_hosts, "ssh"),
+    ("LSF", "LSB_MCPU_HOSTS", lsf_hosts, "ssh"),
+    ("LSF", "LSB_HOSTS", lsf_hosts, "ssh"),
+    ("OAR", "OAR_NODEFILE", node_file_hosts("OAR_NODEFILE"), "ssh"),
+    ("OAR", "OAR_NODE_FILE", node_file_hosts("OAR_NODE_FILE"), "ssh"),
+]
+
+
+def allocation(env=os.environ):
+    """What a batch job was given, as arguments of an Executor: {"hosts": ..., "rsh": ...}; {} outside of a job.
+
+    Reads the variables and files of Slurm, PBS, Torque, SGE, LSF and OAR; runs no program. Raises ValueError
+    if they make no sense.
+
+    >>> with Executor(**allocation()) as executor:
+    ...     executor.submit(abs, -1).result()
+    1
+    """
+    for system, variable, hosts, rsh in BATCH_SYSTEMS:
+        if env.get(variable):
+            try:
+                found = hosts(env)
+            except (OSError, ValueError, LookupError) as error:
+                raise ValueError(f"the hosts of this {system} job cannot be told from {variable}={env[variable]!r}: "
+                                 f"{error}; name them with --hosts") from None
+            logger.info("%s job, by %s: %s", system, variable, ", ".join(f"{name}:{workers}" for name, workers in found))
+            return {"hosts": found, "rsh": rsh}
+    return {}
+
+
+# ---------------------------------------------------------------------------------------------------
+# 14  Executor
 
 
 class Inline(Node):
@@ -2848,7 +4024,7 @@ class Inline(Node):
 
 
 class Interface(concurrent.futures.Executor):
-    """What an Executor can do, and the module itself: its functions are these methods (see section 13)."""
+    """What an Executor can do, and the module itself: its functions are these methods (see section 15)."""
 
     def _pool(self):
         """The node that does it. Raises RuntimeError after shutdown."""
@@ -2922,13 +4098,18 @@ class Interface(concurrent.futures.Executor):
 
 
 class Executor(Interface):
-    """A pool of worker processes on this machine, as a PEP 3148 executor and context manager.
+    """A pool of worker processes on this and other machines, as a PEP 3148 executor and context manager.
 
-    max_workers: number of worker processes; None for one per usable core, 0 to run everything inline in
-        the calling thread (for debuggers).
+    max_workers: number of worker processes in all; None for one per usable core, or as the hosts say; 0 to
+        run everything inline in the calling thread (for debuggers).
     retries: a task over which this many workers have died fails with WorkerLost; 0 is like 1.
     nice: niceness added to the workers' (see nice(1)).
     profile: a directory, to which every worker writes a file for ``pstats``.
+    hosts: where to run them: the name of a file, "a,b:4,user@c,node[01-16]:8,localhost", or a sequence of such
+        items or of (name, workers) pairs. None for this machine only. See also ``allocation``.
+    listen: a file to be written (mode 0600) with which `python minscoop.py --join FILE` adds further hosts.
+    **options: how to reach hosts, named as on the command line, with its defaults: rsh, python, prolog,
+        pythonpath, path, transport, external_hostname, mixed, all_hosts, tag_output.
 
     Starts at once and does not wait for the workers. Raises ValueError for bad arguments, PoolError if
     the pool cannot start. While it lives, the module's functions use it (the one made last). Its
@@ -2942,18 +4123,20 @@ class Executor(Interface):
     [1, 2, 3]
     """
 
-    def __init__(self, max_workers=None, *, retries=3, nice=0, profile=None):
-        size = usable_cores() if max_workers is None else max_workers
-        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+    def __init__(self, max_workers=None, *, retries=3, nice=0, profile=None, hosts=None, listen=None, **options):
+        size = max_workers
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 0):
             raise ValueError(f"max_workers must be a number from 0 on, not {max_workers!r}")
         refuse_in_import()
         self._down, self._pid = False, os.getpid()
         if profile:
             os.makedirs(profile, exist_ok=True)
+        options = plan(size, hosts, listen, options)
         if this_worker is None:
             Main.of_this_process().adopt()
-        self._node = Inline() if size == 0 else Root(size, retries, {
-            "main": (main.path, main.name), "nice": nice, "profile": profile and os.path.abspath(profile)})
+        self._node = Inline() if size == 0 else Root(dict(
+            options, retries=retries, nice=nice, profile=profile and os.path.abspath(profile),
+            main=(main.path, main.name), listen=listen and os.path.abspath(listen)))
         executors.append(self)
 
     def _pool(self):
@@ -2991,6 +4174,34 @@ class Executor(Interface):
         else:
             self._node.drop(shipped=True)
             self.shutdown()
+
+
+OPTIONS = {"rsh": "ssh", "python": None, "prolog": None, "pythonpath": "", "path": None, "transport": "auto",
+           "external_hostname": None, "mixed": False, "all_hosts": False, "tag_output": False, "check": False}
+
+
+def plan(size, hosts, listen, options):
+    """The configuration of a pool: what its keeper, and the keepers of other hosts, have to know."""
+    unknown = set(options).difference(OPTIONS)
+    if unknown:
+        raise TypeError(f"Executor has no option {', '.join(sorted(unknown))}; it has {', '.join(OPTIONS)}")
+    options = {**OPTIONS, **options}
+    if options["transport"] not in ("auto", "tcp", "stdio"):
+        raise ValueError(f"transport must be 'auto', 'tcp' or 'stdio', not {options['transport']!r}")
+    pairs = [("localhost", size)] if hosts is None else parse_hosts(hosts)
+    if hosts is not None and size:
+        pairs = deal(pairs, size)
+    here = [usable_cores() if workers is None else workers for name, workers in pairs if is_local(name)]
+    others = [(name, workers) for name, workers in pairs if not is_local(name)]
+    this = sys.modules["minscoop"]
+    return dict(
+        options, host="0", name=None, size=0 if options["check"] else sum(here),
+        total=sum(here) + sum(1 if workers is None else workers for _, workers in others),
+        hosts=[(str(number), name, workers) for number, (name, workers) in enumerate(others, 1)],
+        listens=bool(listen or others and options["transport"] != "stdio"), below=False, tunnel=True, addresses=[],
+        piped=options["tag_output"], sys_path=sys.path, own_path=own_path(), cwd=os.getcwd(), argv=sys.argv,
+        log_level=logger.level, main_python=sys.version_info[:2], source=os.path.abspath(__file__),
+        aliases=[name for name, module in list(sys.modules.items()) if module is this])
 
 
 class Terminated(SystemExit):
@@ -3031,7 +4242,7 @@ def refuse_in_import():
 
 
 # ---------------------------------------------------------------------------------------------------
-# 13  Module functions
+# 15  Module functions
 
 
 class Here(Interface):
@@ -3090,7 +4301,7 @@ def as_completed(fs, timeout=None):
 
 
 # ---------------------------------------------------------------------------------------------------
-# 14  SCOOP's names
+# 16  SCOOP's names
 #
 # `from minscoop import futures, shared`, and the same from `scoop`, while a program runs under minscoop.
 
@@ -3135,7 +4346,7 @@ def configure_logging(level):
 
 
 # ---------------------------------------------------------------------------------------------------
-# 15  Command line
+# 17  Command line
 
 USAGE_EXAMPLES = """\
 examples:
@@ -3143,6 +4354,9 @@ examples:
   python minscoop.py -n 4 -m package.module       as python -m, on four workers
   python minscoop.py -n 2 -c 'from minscoop import futures; print(list(futures.map(abs, [-1, 2])))'
   python minscoop.py -n 0 script.py               everything in this process: for pdb, and for teaching
+  python minscoop.py --hosts a,b:4,localhost script.py       on three machines: those of ssh, and this one
+  python minscoop.py --check --hosts hosts.txt               are they fit for it?
+  srun, qsub, bsub: in a batch job, 'python minscoop.py script.py' uses what was allocated
 
 In the program:
   from minscoop import futures
@@ -3165,13 +4379,41 @@ def make_parser():
     program.add_argument("-c", dest="code", metavar="code", help="Python code, as with python -c", **rest)
     pool = parser.add_argument_group("pool")
     pool.add_argument("-n", type=int, default=None, metavar="N", dest="workers",
-                      help=f"workers (default: usable cores, here {usable_cores()}); 0: run inline")
+                      help=f"workers in all (default: usable cores, here {usable_cores()}, or as the hosts say); "
+                           "0: run inline")
     pool.add_argument("--retries", type=int, default=3, metavar="N",
                       help="deaths of workers over one task after which it fails (default: %(default)s)")
     pool.add_argument("--nice", type=int, default=0, metavar="N", help="niceness of the workers (default: 0)")
+    where = parser.add_argument_group("hosts (default: those of the batch job, if this is one; else this machine)")
+    where.add_argument("--hosts", "--host", "--hostfile", metavar="HOSTS", action="append",
+                       help="a file with lines 'name [workers]', or a list: a,b:4,user@c,node[01-16]:8,localhost")
+    where.add_argument("--all-hosts", action="store_true", help="a host that cannot be had is an error, no warning")
+    where.add_argument("--check", action="store_true", help="say of each host whether it is fit, and run nothing")
+    where.add_argument("--listen", metavar="FILE", help="write FILE, with which --join adds hosts to this run")
+    where.add_argument("--join", metavar="FILE", help="add this machine's workers (or -n N) to the run that wrote FILE")
+    reach = parser.add_argument_group("how hosts are reached")
+    reach.add_argument("-e", "--rsh", "--ssh-executable", metavar="COMMAND", default=None,
+                       help="the remote command; {host} stands for the host, else it comes last (default: ssh; in "
+                            "Slurm jobs srun)")
+    reach.add_argument("--python", "--python-interpreter", metavar="PATH",
+                       help="interpreter there (default: the path of this one if it exists there, else python3)")
+    reach.add_argument("--prolog", metavar="FILE", help="a shell script that exists there, sourced first")
+    reach.add_argument("--pythonpath", metavar="PATH", default=os.environ.get("PYTHONPATH", ""),
+                       help="directories there, in which modules are looked for first (default: PYTHONPATH)")
+    reach.add_argument("--path", "-p", metavar="DIR",
+                       help="working directory there (default: as here, where it exists; else a temporary one)")
+    reach.add_argument("--mixed", action="store_true",
+                       help="let hosts with other versions of Python take part; then functions travel by name only")
+    reach.add_argument("--transport", choices=("auto", "tcp", "stdio"), default="auto",
+                       help="how data goes: by encrypted TCP, through the remote command's stdin and stdout, or as "
+                            "is found to work (default)")
+    reach.add_argument("--tunnel", dest="transport", action="store_const", const="stdio",
+                       help="the same as --transport stdio")
+    reach.add_argument("--external-hostname", metavar="ADDRESS", help="this machine's address, for other hosts")
     output = parser.add_argument_group("output")
     output.add_argument("-v", "--verbose", action="count", default=0, help="say what happens; -vv: everything")
     output.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+    output.add_argument("--tag-output", action="store_true", help="host and worker before each line that tasks print")
     output.add_argument("--profile", metavar="DIR", help="write a cProfile file per worker to this directory")
     output.add_argument("--version", action="version", version=f"minscoop {__version__}")
     return parser
@@ -3180,8 +4422,8 @@ def make_parser():
 def command_line(argv=None):
     """Run a program as the command line says; returns or raises SystemExit with its exit code."""
     parser = make_parser()
-    options = parser.parse_args(argv)
-    if not (options.script or options.module or options.code):
+    options = parser.parse_args(join_hosts(parser, sys.argv[1:] if argv is None else argv))
+    if not (options.script or options.module or options.code or options.check or options.join):
         parser.error("no program: give a script, -m module or -c code")
     if options.workers is not None and options.workers < 0:
         parser.error(f"argument -n: a number from 0 on, not {options.workers}")
@@ -3190,11 +4432,73 @@ def command_line(argv=None):
     configure_logging(logging.ERROR if options.quiet else
                       (logging.WARNING, logging.INFO, logging.DEBUG)[min(options.verbose, 2)])
     try:
+        pool = pool_options(options)
+        if options.join:
+            join(options.join, options.workers)
+        if options.check:
+            sys.exit(check_hosts(pool))
+    except (ValueError, PoolError) as error:
+        parser.exit(2, f"minscoop.py: {error}\n")
+    try:
         code = prepare_program(options)
     except (OSError, ImportError, SyntaxError, ValueError) as error:
         name = "the code" if options.code else program_words(options)[0]
         parser.exit(2, f"minscoop.py: cannot run {name}: {first_line(error)}\n")
-    run_program(code, options)
+    run_program(code, pool)
+
+
+def join_hosts(parser, words):
+    """The words of the command line, with those of `--host a a b script.py` joined as `--host a,a,b`."""
+    valued = {option for action in parser._actions if action.nargs is None for option in action.option_strings}
+    joined, words = [], collections.deque(words)
+    while words and words[0].startswith("-") and words[0] not in ("-m", "-c", "--"):
+        joined.append(words.popleft())
+        if joined[-1] in ("--host", "--hosts", "--hostfile") and words:
+            hosts = [words.popleft()]
+            while words and not (words[0].startswith("-") or words[0].endswith(".py") or os.path.exists(words[0])):
+                hosts.append(words.popleft())
+            joined.append(hosts[0] if len(hosts) == 1 else ",".join(hosts))
+        elif joined[-1] in valued and words:
+            joined.append(words.popleft())
+    return [*joined, *words]
+
+
+def pool_options(options):
+    """The arguments of the Executor that the command line describes. Raises ValueError."""
+    found = {name: getattr(options, name) for name in OPTIONS if getattr(options, name) is not None}
+    hosts = options.hosts and [pair for source in options.hosts for pair in parse_hosts(source)]
+    if not (hosts or options.join or options.workers == 0):
+        found = {**allocation(), **found}
+    else:
+        found["hosts"] = hosts
+    return dict(found, max_workers=options.workers, retries=options.retries, nice=options.nice,
+                profile=options.profile, listen=options.listen)
+
+
+def check_hosts(options):
+    """Try every host and print a table; returns the exit code: 0 only if all are fit."""
+    with Executor(**options) as executor:
+        root = executor._node
+        root.wait_for(lambda: root.broken or all("state" in facts for facts in root.hosts.values()), "hosts")
+        if root.broken:
+            raise root.broken
+        local = dict(about_this_machine(), host="(here)", state="ready", pyzmq=zmq.__version__, transport="ipc")
+        every = [local, *(facts for number, facts in root.hosts.items() if number != "0")]
+    rows = [("HOST", "LOGIN", "PYTHON", "PYZMQ", "CORES", "MEMORY", "LOAD", "DATA", "ROUND TRIP", "BANDWIDTH")]
+    for facts in every:
+        if facts["state"] != "ready":
+            rows.append((facts["host"], facts["reason"]))
+            continue
+        timed = "round_trip" in facts
+        rows.append((facts["host"], f"{facts['login']:.2f} s" if "login" in facts else "-", facts["python"],
+                     facts["pyzmq"], str(facts["cores"]), f"{facts['memory'] / 2**30:.0f} GiB", f"{facts['load']:.1f}",
+                     facts["transport"], f"{facts['round_trip'] * 1e3:.2f} ms" if timed else "-",
+                     f"{facts['bandwidth'] / 1e6:.0f} MB/s" if timed else "-"))
+    widths = [max(len(row[i]) for row in rows if len(row) > 2 or i == 0) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(word.ljust(width) for word, width in zip(row, widths)).rstrip() if len(row) > 2 else
+              f"{row[0].ljust(widths[0])}  {row[1]}")
+    return 0 if all(facts["state"] == "ready" for facts in every) else 1
 
 
 def first_line(error):
@@ -3235,13 +4539,13 @@ def prepare_program(options):
     return code
 
 
-def run_program(code, options):
-    """Execute the program with an Executor around it."""
+def run_program(code, pool):
+    """Execute the program with an Executor around it. pool: its arguments."""
     signal.signal(signal.SIGTERM, terminate)
     install_names(SCOOP_NAMES)
     try:
-        executor = Executor(options.workers, retries=options.retries, nice=options.nice, profile=options.profile)
-    except (MinscoopError, OSError) as error:
+        executor = Executor(**pool)
+    except (MinscoopError, OSError, ValueError) as error:
         sys.exit(f"minscoop: {error}")
     module = sys.modules["__main__"]
     try:

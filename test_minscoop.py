@@ -3086,7 +3086,7 @@ def test_help_helps_when_a_newcomer_asks():
     text = output_of("--help")
     assert text.count("\n\n") >= 4 and max(map(len, text.splitlines())) <= 120
     text = " ".join(text.split())
-    for part in ("usage:", "-n N", "default: usable cores", "-m module", "-c code", "--retries", "default: 3", "--nice",
+    for part in ("usage:", "-n N", "(default: usable cores", "-m module", "-c code", "--retries", "default: 3", "--nice",
                  "--profile", "--version", "-q", "examples:", "futures.map", 'if __name__ == "__main__"'):
         assert part in text
 
