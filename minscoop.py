@@ -1,25 +1,28 @@
 #!/usr/bin/env python3
-"""minscoop: one Python file that puts a pool of worker processes behind ``map`` and ``submit``.
+"""minscoop: one Python file that turns machines you can reach with ssh into one pool for ``map`` and ``submit``.
 
-    python minscoop.py -n 4 script.py           # run a program on a pool of four workers
-    with minscoop.Executor(4) as executor: ...  # or start a pool from any Python program
+    python minscoop.py --hosts hosts.txt script.py       # or -n 4: four workers on this machine
+    with minscoop.Executor(4) as executor: ...           # from any Python program
 
 Futures emanate from workers: any task may create tasks and wait for them, to any depth.
 
-    you ── python minscoop.py script.py
+    you ── python minscoop.py --hosts hosts.txt script.py
              │
            root      your script: creates tasks and collects results, executes none
              │ ipc
-           broker    routes messages, never opens a payload, stores no task
-           ╱ │ ╲ ipc
-     worker  …  worker      run tasks, and own those that they create
+           broker    one per host: routes messages, never opens a payload, stores no task
+           ╱ │ ╲     to another host: ØMQ TCP with CURVE, or the remote command's stdin and stdout
+     worker  …  broker on hostA ── worker …
+             ipc
 
 * The **root** is the process the user started: its terminal, Ctrl-C and exit code are the script's own.
-* The **keeper** is one clean process, without threads or sockets: it forks the broker and the workers,
-  learns each death at once with its status, and replaces the dead. It reads its configuration from a
-  pipe of the root; when that pipe closes, by whatever, it ends everything.
+* A **keeper**, one per host, is a clean process without threads or ØMQ: it forks the broker and the
+  workers, learns each death at once with its status, and replaces the dead. Its stdin is its lifeline:
+  when that closes, by whatever, it ends everything there. The root's one also forks a **launcher** per
+  other host, which runs the remote command and hands this file over to the **agent** at its other end.
 * The **broker** brings those who are HUNGRY together with those who give a TASK, remembers who holds
-  which task, and tells the owner when a holder dies. It is a state machine without I/O.
+  which task, and tells the owner when a holder dies. It is a state machine without I/O; the
+  **switchboard** around it has its sockets. To its broker above, a host looks like one large worker.
 * A **worker** has one socket, to its broker. One thread at a time holds its baton and runs user code; a
   task that waits parks its thread, and another goes on. A deputy thread answers during long calls.
 * The **owner** of a task (the root or a worker) keeps its callable and arguments until the result is
@@ -64,7 +67,6 @@ import operator
 import os
 import pickle
 import re
-import secrets
 import select
 import shutil
 import shlex
@@ -210,7 +212,7 @@ class RemoteTraceback(Exception):
 #   DIED     keeper → broker     name id lo hi obituary     a worker process has ended, running lo..hi of a task;
 #                                                           or a host is gone
 #   STOP     root → worker                                  end when all is done
-#   BYE      worker → broker → root                         its last word
+#   BYE      worker → broker → root                         its last word; to a broker below: the pool counts it as lost
 #   HOST     keeper → root       facts                      a host is there, or why it is not (JSON)
 #   SIZE     broker → node       workers                    of the whole pool, whenever that changes
 #   PROBE    broker → broker     anything                   echoed by the upper one: is this way open
@@ -630,8 +632,7 @@ class Main:
         """Names that only ``if __name__ == "__main__"`` binds."""
         import ast
         import dis
-        with open(self.path, "rb") as file:
-            body = ast.parse(file.read(), self.path).body
+        body = ast.parse(read_source(self.path), self.path).body
         guards = [node for node in body if isinstance(node, ast.If) and "__name__" in ast.dump(node.test)]
         others = [node for node in body if node not in guards]
 
@@ -650,6 +651,7 @@ class Main:
                     code, spec = read_main(self.path, self.name)
                     module.__file__, module.__spec__ = self.path, spec
                     module.__package__ = spec.parent if spec else None
+                    module.__loader__ = spec.loader if spec else RootLoader("__mp_main__", self.path)
                     global importing_main
                     importing_main = True
                     try:
@@ -680,14 +682,19 @@ main_lock = threading.RLock()
 importing_main = False   # then map and submit have no business
 
 
+def read_source(path):
+    """The bytes of the script: on another host, as the root has it."""
+    source = this_worker.fetch_file(path) if this_worker is not None and this_worker.config["below"] else None
+    if source is None:
+        with io.open_code(path) as file:
+            source = file.read()
+    return source
+
+
 def read_main(path, name=None):
     """(code, spec) of a script or, if it has a name, of a module."""
     if name is None:
-        source = this_worker.fetch_file(path) if this_worker is not None and this_worker.config["below"] else None
-        if source is None:
-            with io.open_code(path) as file:
-                source = file.read()
-        return compile(source, path, "exec"), None
+        return compile(read_source(path), path, "exec"), None
     spec = importlib.util.find_spec(name)
     if spec is not None and spec.submodule_search_locations is not None:
         spec = importlib.util.find_spec(name + ".__main__")
@@ -1430,8 +1437,11 @@ class Broker:
             self.send(sender, b"STOP")
 
     def on_BYE(self, sender):
-        """A worker, or a broker below, has ended as it was told."""
-        self.remove(sender)
+        """A worker, or a broker below, has ended as it was told. The broker above: it has given us up."""
+        if sender == UP:
+            self.finished = True
+        else:
+            self.remove(sender)
 
     def on_DIED(self, sender, name, task_id, lo, hi, obituary):
         """A process or a host has ended: tell the owners of what it held, and drop what it owned."""
@@ -1472,9 +1482,10 @@ class Broker:
             self.on_SIZE(b"", pack_int(size))
 
     def on_PROBE(self, sender, *body):
-        """A broker below asks whether we are there. The answer of the one above needs none."""
+        """A broker below asks whether we are there; one that we have given up is told so. An answer needs none."""
         if sender != UP:
-            self.out.append((sender, [b"PROBE", *body]))
+            forgotten = sender not in self.links and b"?" not in sender  # the name of a trial has one
+            self.out.append((sender, [b"BYE"] if forgotten else [b"PROBE", *body]))
 
     def remove(self, name):
         """Forget a node, and what it held."""
@@ -1674,6 +1685,7 @@ class Switchboard:
         self.broker = Broker(config["host"].encode(), config["size"], below=config["below"])
         self.sources = {}    # socket or file descriptor -> what reads it
         self.routes = {}     # name -> the socket by which it came
+        self.cut = None      # since when the TCP connection up is gone, if it is all we have
         self.prints = {}     # file descriptor -> [worker, stream, beginning of a line]
         self.printers = {}   # worker -> its file descriptors
         self.paused = []     # those of them that are not read, for the root is slow
@@ -1707,8 +1719,8 @@ class Switchboard:
             self.connect_up()
         alone = not (self.broker.below or self.config["listens"])
         due = time.monotonic()
-        while not self.broker.finished:
-            for source, _ in self.poller.poll(None if alone else HEARTBEAT * 1000):
+        while not self.broker.finished and not (self.cut and time.monotonic() - self.cut > GRACE / 2):
+            for source, _ in self.poller.poll(None if alone else GRACE / 4 * 1000 if self.cut else HEARTBEAT * 1000):
                 self.sources[source](source)
             while self.paused and self.broker.printing <= OUTPUT_AHEAD:
                 self.poller.register(self.paused.pop(), zmq.POLLIN)
@@ -1805,7 +1817,11 @@ class Switchboard:
         """Find the way to the broker above, and say HELLO: by TCP if one of its addresses answers, else by tunnel."""
         config = self.config
         name, keys, addresses = config["host"].encode(), config["keys"], config["addresses"]
-        address = self.first_answer(addresses, name, keys)
+        caller = os.environ.get("SSH_CONNECTION", "").split()[:1]  # the root's machine, as seen from here
+        if caller and addresses and not config["external_hostname"]:
+            addresses = [*caller, *addresses]
+        address = self.first_answer([f"tcp://[{address}]:{config['port']}" if ":" in address else
+                                     f"tcp://{address}:{config['port']}" for address in addresses], name, keys)
         if address is None and (config["transport"] == "tcp" or not config["tunnel"]):
             raise PoolError(f"the root's broker does not answer by TCP at {' or '.join(addresses)}: a firewall, or "
                             f"an address that means nothing here; see --external-hostname, --transport stdio")
@@ -1815,6 +1831,13 @@ class Switchboard:
                      address=address, login=config.get("login"), **(self.measure() if config["check"] else {}))
         self.deliver([(UP, [b"HELLO", b"broker", json.dumps(facts).encode()])])
         self.watch(self.up, lambda up: self.handle(UP, receive(up)))
+        if not config["tunnel"]:
+            self.watch(self.up.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECTED), self.notice_cut)
+
+    def notice_cut(self, monitor):
+        """Without a remote command, the end of the TCP connection is the sign that the root is gone."""
+        event, _ = struct.unpack("=HI", receive(monitor)[0])
+        self.cut = time.monotonic() if event == zmq.EVENT_DISCONNECTED else None
 
     def first_answer(self, addresses, name, keys):
         """The first of some TCP addresses by which an echo comes back in time."""
@@ -2577,13 +2600,13 @@ class Root(Node):
     def on_FETCH(self, path):
         """A worker elsewhere imports a module: its source, or the names in a directory/."""
         name, body = path.decode(), []
-        beside = any(name.startswith(entry.rstrip("/") + "/") for entry in own_path()) or name == main.path
+        beside = any(name.startswith(entry.rstrip("/") + "/") for entry in own_path())
         with contextlib.suppress(OSError):
             if beside and name.endswith("/"):
                 with os.scandir(name) as entries:
                     names = [entry.name + "/" * entry.is_dir() for entry in entries]
                 body = [json.dumps([entry for entry in names if entry.endswith(("/", ".py"))]).encode()]
-            elif beside and name.endswith(".py"):
+            elif name == main.path or beside and name.endswith(".py"):
                 with open(name, "rb") as file:
                     body = [file.read()]
         self.send(b"FILE", path, *body)
@@ -3115,6 +3138,8 @@ class Keeper:
         sys.path[:], sys.argv = config["sys_path"] or find_modules(config), config["argv"]
         install_names(config["aliases"])
         configure_logging(config["log_level"])
+        if config["profile"]:
+            os.makedirs(config["profile"], exist_ok=True)
         if config["nice"]:
             with contextlib.suppress(PermissionError):  # only root may be less nice
                 os.nice(config["nice"])
@@ -3132,7 +3157,7 @@ class Keeper:
         dual = socket.has_dualstack_ipv6()
         self.listener = socket.create_server(("", 0), family=socket.AF_INET6 if dual else socket.AF_INET,
                                              dualstack_ipv6=dual)
-        config, port = self.config, self.listener.getsockname()[1]
+        config, config["port"] = self.config, self.listener.getsockname()[1]
         if not zmq.has("curve"):
             raise PoolError("this pyzmq has no CURVE, without which nothing goes over the network: reinstall it "
                             "from PyPI, or use --transport stdio")
@@ -3140,7 +3165,7 @@ class Keeper:
         names = [number for number, _, _ in config["hosts"]] + ["join"] * bool(config["listen"])
         self.keys = {name: [key.decode() for key in zmq.curve_keypair()] for name in names}
         config["client_keys"] = [public for public, _ in self.keys.values()]
-        config["addresses"] = [f"tcp://{address}:{port}" for address in own_addresses(config)]
+        config["addresses"] = own_addresses(config)
         if config["listen"]:
             write_private(config["listen"], json.dumps(self.config_for("join", None, None)))
 
@@ -3329,22 +3354,34 @@ SSH_OPTIONS = [
     "-oServerAliveCountMax=3",       # so many unanswered, and it is lost: see SILENCE
     "-oControlMaster=no",            # use a connection that is shared already, but leave none behind
     "-oClearAllForwardings=yes",     # the user's forwarded ports are taken, maybe by the user's own login
-    "-oRemoteCommand=none",          # ours is the command
+    "-oLogLevel=INFO",               # what it says is read by the table below
 ]
 
 # By what ssh says: why a host cannot be reached, and what to do.
-SSH_SAYS = [
-    ("could not resolve hostname", "unknown name", "check the spelling, or add it to ~/.ssh/config"),
-    ("connection refused", "connection refused", "is sshd running there, on that port?"),
-    ("timed out", "no answer in time", "is it switched on, and does a firewall let ssh through?"),
-    ("no route to host|network is unreachable", "no route to it", "is it switched on, and in your network?"),
-    ("remote host identification has changed", "its host key has changed",
-     "if you know why, remove the old one with 'ssh-keygen -R {host}'"),
+SSH_SAYS = [  # causes before their consequences
+    ("host identification has changed", "its host key has changed",
+     "if you know why, run 'ssh-keygen -R {host}' and then 'ssh {host}' once"),
     ("host key verification failed", "its host key is unknown", "run 'ssh {host}' once by hand, and accept it"),
-    ("permission denied|too many authentication failures", "no key was accepted",
-     "run 'ssh-copy-id {host}', or load your key with ssh-add"),
-    ("kex_exchange_identification|connection reset|connection closed", "it closed the connection during login",
-     "too many logins at a time (MaxStartups), or sshd's log there knows why"),
+    ("unprotected private key|bad permissions", "your private key may be read by others", "run chmod 600 on it"),
+    ("configuration option|bad owner|command-line", "ssh's options or configuration are wrong", "mend what it names"),
+    ("cannot execute command-line", "RemoteCommand is set for it", "give another name without it in ~/.ssh/config"),
+    ("too many authentication failures", "too many keys were offered",
+     "set IdentityFile and 'IdentitiesOnly yes' for it in ~/.ssh/config"),
+    ("permission denied", "no key was accepted",
+     "check the user's name; run 'ssh-copy-id {host}', or load your key with ssh-add"),
+    ("no matching", "ssh here and there have no method in common", "allow in ~/.ssh/config what it offers"),
+    ("temporary failure in name", "names cannot be looked up now", "is the network, or the VPN, up?"),
+    ("could not resolve hostname", "unknown name", "check the spelling, or add it to ~/.ssh/config"),
+    ("stdio forwarding failed|unknown port 65535", "the jump host cannot reach it", "try 'ssh {host}' by hand"),
+    ("connection refused", "connection refused", "is sshd running there, and on that port?"),
+    ("no route to host|network is unreachable", "no route to it", "is it switched on, and the network up?"),
+    ("timed out", "no answer in time", "is it switched on? does it need a VPN or a jump host? does a firewall drop ssh?"),
+    ("kex_exchange|ssh_exchange", "it hung up before the login",
+     "too many logins at a time (MaxStartups), or it blocks this machine: try again"),
+    ("no active jobs", "it lets only those log in who have a job there", "allocate it first (salloc, sbatch)"),
+    ("expired|not available|permitted", "your account may not log in there", "ask its administrators"),
+    ("request failed|open failed", "it started no process for you", "too many sessions or processes there"),
+    ("connection (reset|closed)|broken pipe|closed by remote", "the connection broke", "try again"),
 ]
 
 FIND_PYTHON = """\
@@ -3387,9 +3424,9 @@ class Launcher:
     def __init__(self, config, notify, tokens, lifeline):
         self.config, self.notify, self.tokens, self.lifeline = config, notify, tokens, lifeline
         self.host = config["name"]
-        self.process = None
+        self.process, self.noise = None, ""
         self.complaints = collections.deque(maxlen=50)  # what the remote command has said on stderr
-        self.up = False                                 # the other side runs
+        self.up = None                                  # when the program was handed over
 
     def run(self):
         """From login to the end. However it ends, the root is told."""
@@ -3429,12 +3466,12 @@ class Launcher:
         for line in self.process.stderr:
             text = line.decode(errors="replace").rstrip()
             self.complaints.append(text)
-            if self.up and text:
+            if text and self.up and time.monotonic() > self.up + GRACE:  # before that, it is told in one line
                 print(f"{self.host}: {text}", file=sys.stderr, flush=True)
 
     def log_in(self):
         """Have a Python run there; returns the facts that it tells. Raises HostError."""
-        token = "minscoop-" + secrets.token_hex(8)
+        token = "minscoop-" + os.urandom(8).hex()  # tells our line from what login files print
         config, quote = self.config, shlex.quote
         script = FIND_PYTHON.format(prolog=quote(config["prolog"] or ""), python=quote(config["python"] or ""),
                                     here=quote(sys.executable), boot=BOOT_THERE, token=token)
@@ -3445,6 +3482,7 @@ class Launcher:
                 raise HostError(self.diagnose(f"no Python answers within {LOGIN_PATIENCE:.0f} s", wait=False))
             data = os.read(self.process.stdout.fileno(), 1 << 16)
             seen = (seen + data)[-(1 << 16):]
+            self.noise = seen[-1000:].decode(errors="replace")
             _, found, rest = seen.partition(token.encode() + b" ")
             if found and b"\n" in rest:
                 return self.check(json.loads(rest.partition(b"\n")[0]))
@@ -3487,7 +3525,7 @@ class Launcher:
             program = file.read()
         settings = json.dumps(config).encode()
         self.send(b"%d %d %d\n%s%s%s" % (len(program), len(settings), len(library), program, settings, library))
-        self.up = True
+        self.up = time.monotonic()
 
     def diagnose(self, otherwise, wait=True):
         """Why the remote command has failed, in one line, with what to do."""
@@ -3495,7 +3533,7 @@ class Launcher:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(1)
             self.ears.join(1)
-        words = "\n".join(self.complaints)
+        words = "\n".join([*self.complaints, self.noise])  # what nologin says goes to stdout
         for pattern, reason, remedy in SSH_SAYS if not self.up else ():
             if re.search(pattern, words, re.IGNORECASE):
                 return f"{reason}: {remedy.format(host=self.host)}"
@@ -3717,14 +3755,11 @@ class RootFinder:
 
 
 class RootLoader(importlib.machinery.SourceFileLoader):
-    """Loads a module from source that the root sends."""
+    """Loads a module from source that the root sends; shows its lines in tracebacks, too."""
 
     def get_data(self, path):
         """The bytes of a file."""
-        source = this_worker.fetch_file(path)
-        if source is None:
-            raise OSError(f"{path} is not on the root's machine any more")
-        return source
+        return read_source(path)
 
     def path_stats(self, path):
         """Nothing is known that would let bytecode be kept."""
@@ -3764,7 +3799,7 @@ def join(path, size):
     if python != list(sys.version_info[:2]) and not config["mixed"]:
         raise PoolError(f"the pool of {path} runs Python {python[0]}.{python[1]}, this is "
                         f"{sys.version_info[0]}.{sys.version_info[1]}: use the same, or --mixed on the root's side")
-    run_agent(dict(config, host="j" + secrets.token_hex(4), name=os.uname().nodename, tunnel=None,
+    run_agent(dict(config, host="j" + os.urandom(4).hex(), name=os.uname().nodename, tunnel=None,
                    transport="tcp", size=size))
 
 
@@ -4129,11 +4164,11 @@ class Executor(Interface):
             raise ValueError(f"max_workers must be a number from 0 on, not {max_workers!r}")
         refuse_in_import()
         self._down, self._pid = False, os.getpid()
-        if profile:
-            os.makedirs(profile, exist_ok=True)
         options = plan(size, hosts, listen, options)
         if this_worker is None:
             Main.of_this_process().adopt()
+        global by_name_only
+        by_name_only = options["mixed"]
         self._node = Inline() if size == 0 else Root(dict(
             options, retries=retries, nice=nice, profile=profile and os.path.abspath(profile),
             main=(main.path, main.name), listen=listen and os.path.abspath(listen)))

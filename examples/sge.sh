@@ -1,0 +1,11 @@
+#!/bin/bash
+# qsub examples/sge.sh
+#
+# For Grid Engine: the hosts come from the file that PE_HOSTFILE names. "orte" is a parallel environment of this
+# site's: see qconf -spl.
+# Where ssh between nodes is not allowed, add --rsh 'qrsh -inherit {host}'.
+#$ -N minscoop
+#$ -pe orte 8
+#$ -l h_rt=00:10:00
+#$ -cwd
+python3 minscoop.py -v examples/where.py

@@ -1,0 +1,10 @@
+#!/bin/bash
+# sbatch examples/slurm.sh
+#
+# Nothing is said about hosts below: minscoop reads what Slurm allocated, and reaches the other nodes by srun.
+# As many workers per node as tasks; or, with one task per node, as it has CPUs in this job.
+#SBATCH --job-name=minscoop
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=4
+#SBATCH --time=00:10:00
+python3 minscoop.py -v examples/where.py
