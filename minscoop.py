@@ -2588,7 +2588,7 @@ class Root(Node):
         if facts["state"] == "ready":
             logger.info("host %s: Python %s, %d workers, data by %s%s", facts["host"], facts["python"], facts["workers"],
                         facts["transport"], f" ({facts['address']})" if facts["address"] else "")
-        elif not self.closing and before.get("state") != facts["state"]:
+        elif not self.closing and before.get("state") in (None, "ready"):
             lost = "lost: " if before.get("state") == "ready" else ""
             text = f"host {facts['host']}: {lost}{facts['reason']}"
             if self.options["all_hosts"]:
@@ -3557,20 +3557,27 @@ class Launcher:
         if self.process is not None:
             with contextlib.suppress(OSError):
                 os.close(self.process.stdin.fileno())
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(GRACE / 2)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+            for signal_it in (self.process.terminate, self.process.kill):  # not its group: srun's second process
+                with contextlib.suppress(subprocess.TimeoutExpired):       # cancels the step when the first is killed
+                    self.process.wait(GRACE / 4)
+                    break
+                signal_it()
         os._exit(0)
 
 
 def remote_command(rsh, host):
-    """The words of the command that runs `sh` on a host. {host} stands for it, or it comes last."""
-    words = shlex.split(rsh)
+    """The words of the command that runs `sh` on a host. {host} stands for it, or it comes last.
+
+    Raises ValueError if they are no command."""
+    try:
+        words = shlex.split(rsh)
+        words[0]
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"the remote command {rsh!r} cannot be understood: {error}") from None
     if not any("{host}" in word for word in words):
         words.append("{host}")
     if os.path.basename(words[0]) == "ssh":
-        at = next(i for i, word in enumerate(words) if "{host}" in word)
+        at = next((i for i, word in enumerate(words) if re.fullmatch(r"(.*@)?\{host\}", word)), 1)
         words[at:at] = SSH_OPTIONS  # behind the user's own: of two, ssh takes the first
     return [*(word.replace("{host}", host) for word in words), "sh"]
 
@@ -3808,28 +3815,27 @@ def join(path, size):
 
 
 MAX_HOSTS = 100_000  # in one list: a bracket form can name more than there are
+NAME = r"(?:[^\s,:@\[\]=-][^\s,:@\[\]=]*@)?(?:[^\s,:@\[\]=-][^\s,:@\[\]=]*|%s)"  # no '-' first: it would be an option
+IPV6 = r"[0-9a-fA-F:.]*:[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(?:%\w+)?"
+HOST = "(" + NAME % rf"\[{IPV6}\]" + r")(?:(?::|\s+(?:slots=)?)([0-9]+))?"
 
 
 def expand(text):
     """The names for which a bracket form stands, as Slurm writes them: n[1,5-9], a[1-2]b[03-04]."""
-    match = re.search(r"\[([^\[\]]*)\]", text)
-    if match is None or ":" in match[1]:  # the latter is an IPv6 address
-        if re.search(r"[\[\]]", text) and match is None:
-            raise ValueError(f"{text!r} has a bracket without its partner")
-        return [text]
-    names = []
-    for part in match[1].split(","):
-        lo, dash, hi = part.strip().partition("-")
-        hi = hi if dash else lo
-        if not (lo.isdigit() and hi.isdigit() and int(lo) <= int(hi)):
-            raise ValueError(f"{part!r} in {text!r} is not a number or a range such as 01-16")
-        if int(hi) - int(lo) + len(names) >= MAX_HOSTS:
-            raise ValueError(f"{text!r} names more than {MAX_HOSTS} hosts")
-        names += [text[:match.start()] + str(number).zfill(len(lo)) + text[match.end():]
-                  for number in range(int(lo), int(hi) + 1)]
-    if "[" in names[0]:
-        names = [name for form in names for name in expand(form)]
-    return names
+    choices, total = [], 1
+    for i, piece in enumerate(re.split(r"\[([^\[\]:]*)\]", text)):  # every second one was in brackets
+        numbers = []
+        for part in piece.split(",") if i % 2 else ():
+            match = re.fullmatch(r"\s*([0-9]+)(?:-([0-9]+))?\s*", part)
+            lo, hi = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+            if lo > hi:
+                raise ValueError(f"{part!r} in {text!r} is not a number or a range such as 01-16")
+            if (len(numbers) + hi + 1 - lo) * total > MAX_HOSTS:
+                raise ValueError(f"{text!r} names more than {MAX_HOSTS} hosts")
+            numbers += [str(number).zfill(len(match[1])) for number in range(lo, hi + 1)]
+        total *= len(numbers) if i % 2 else 1
+        choices.append(numbers if i % 2 else [piece])
+    return ["".join(pieces) for pieces in itertools.product(*choices)]
 
 
 def split_list(text):
@@ -3837,19 +3843,30 @@ def split_list(text):
     return [item for item in re.split(r"[,\s](?![^\[]*\])", text) if item]
 
 
-HOST = re.compile(r"((?:[^\s:@\[\]-][^\s:@\[\]]*@)?(?:\[[0-9a-fA-F:.%\w]+\]|[^\s:@\[\]=-][^\s:@\[\]=]*))"
-                  r"(?:(?::|\s+(?:slots=)?)(\d+))?")
-
-
 def parse_host(text):
     """(name, workers or None) pairs of one item: name, name:4, user@name:4, node[01-16]:8, [IPv6]:4, name 4."""
     pairs = []
-    for name in expand(text):
-        match = HOST.fullmatch(name)
+    for form in expand(text):
+        match = re.fullmatch(HOST, form)
         if match is None:
             raise ValueError(f"{text!r} is not a host, such as name, user@name, name:4 or node[01-16]:8")
-        pairs.append((match[1].strip("[]"), match[2] and int(match[2])))
+        pairs.append((re.sub(r"[\[\]]", "", match[1]), match[2] and int(match[2])))
     return pairs
+
+
+def add_up(pairs):
+    """Each host once, in the order in which they first occur; a name without a number counts as one worker if it
+    occurs again. Raises ValueError for what cannot be a host."""
+    numbers = {}
+    for name, workers in pairs:
+        if not (isinstance(name, str) and re.fullmatch(NAME % IPV6, name)) \
+                or not (workers is None or isinstance(workers, int) and workers >= 0):
+            raise ValueError(f"{name!r} with {workers!r} workers is not a host")
+        numbers.setdefault(name, []).append(workers)
+        if len(numbers) > MAX_HOSTS:
+            raise ValueError(f"more than {MAX_HOSTS} hosts")
+    return [(name, found[0] if len(found) == 1 else sum(1 if n is None else n for n in found))
+            for name, found in numbers.items()]
 
 
 def parse_hosts(source):
@@ -3872,19 +3889,10 @@ def parse_hosts(source):
                 raise ValueError(f"{source}, line {number}: {error}") from None
     else:
         for item in split_list(source) if isinstance(source, str) else source:
-            pairs += parse_host(item) if isinstance(item, str) else [tuple(item)]
-    if not pairs or len(pairs) > MAX_HOSTS:
-        raise ValueError(f"{'more than ' + str(MAX_HOSTS) if pairs else 'no'} hosts in {source!r}")
+            pairs += parse_host(item) if isinstance(item, str) else [item]
+    if not pairs:
+        raise ValueError(f"no hosts in {source!r}")
     return add_up(pairs)
-
-
-def add_up(pairs):
-    """Each host once, in the order in which they first occur."""
-    numbers = {}
-    for name, workers in pairs:
-        numbers.setdefault(name, []).append(workers)
-    return [(name, found[0] if len(found) == 1 else sum(1 if n is None else n for n in found))
-            for name, found in numbers.items()]
 
 
 def deal(hosts, total):
@@ -3922,13 +3930,15 @@ def counts(text):
 
 def slurm_hosts(env):
     """Tasks per node, or CPUs per node where there is not more than one task per node."""
-    names = [name for item in split_list(env["SLURM_JOB_NODELIST"]) for name in expand(item)]
+    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        raise ValueError(f"srun has started this program {env['SLURM_STEP_NUM_TASKS']} times; start it once, without srun")
+    names = [name for item in split_list(env["SLURM_JOB_NODELIST"]) for name, _ in parse_host(item)]
     tasks = counts(env.get("SLURM_TASKS_PER_NODE") or f"1(x{len(names)})")
     cpus = counts(env.get("SLURM_JOB_CPUS_PER_NODE") or f"1(x{len(names)})")
     for numbers in (tasks, cpus):
         if len(numbers) != len(names):
             raise ValueError(f"{len(names)} nodes in SLURM_JOB_NODELIST, but {len(numbers)} counts for them")
-    return list(zip(names, cpus if max(tasks) == 1 else tasks))
+    return list(zip(names, tasks if max(tasks, default=1) > 1 else cpus))
 
 
 def node_file_hosts(variable):
@@ -3936,33 +3946,44 @@ def node_file_hosts(variable):
     def read(env):
         with open(env[variable]) as file:
             hosts = add_up((name, 1) for name in file.read().split())
-        if all(workers == 1 for _, workers in hosts) and env.get("NCPUS", "").isdigit():
+        if all(workers == 1 for _, workers in hosts) and env.get("NCPUS", "").isdecimal():
             return [(name, int(env["NCPUS"])) for name, _ in hosts]  # PBS: select=2:ncpus=8 has one line per chunk
         return hosts
     return read
 
 
+def in_pairs(words, what):
+    """Hosts of words that are names and counts in turns."""
+    if len(words) % 2 or not all(count.isdecimal() for count in words[1::2]):
+        raise ValueError(f"{' '.join(words)!r} in {what} is not a name and a count")
+    return list(zip(words[::2], map_builtin(int, words[1::2])))
+
+
 def sge_hosts(env):
     """Lines of name, slots and more in a file; a job without a parallel environment has none."""
-    if "PE_HOSTFILE" not in env:
-        return [("localhost", int(env["NSLOTS"]))]
+    if not env.get("PE_HOSTFILE"):
+        return in_pairs(["localhost", env["NSLOTS"]], "NSLOTS")
     with open(env["PE_HOSTFILE"]) as file:
-        return add_up((line.split()[0], int(line.split()[1])) for line in file if line.strip())
+        return [pair for line in file if line.strip() for pair in in_pairs(line.split()[:2], env["PE_HOSTFILE"])]
 
 
 def lsf_hosts(env):
     """Names and counts in turns; or a name per worker."""
     words = env.get("LSB_MCPU_HOSTS", "").split()
-    if words:
-        return add_up(zip(words[::2], map_builtin(int, words[1::2])))
-    return add_up((name, 1) for name in env["LSB_HOSTS"].split())
+    return in_pairs(words, "LSB_MCPU_HOSTS") if words else [(name, 1) for name in env["LSB_HOSTS"].split()]
 
+
+SRUN = ("env -u SRUN_CPUS_PER_TASK -u SLURM_LABELIO -u SLURM_EXCLUSIVE "  # would narrow the step, or label its bytes
+        "srun --nodes=1 --ntasks=1 --nodelist={host} "
+        "--overlap --mem=0 --cpu-bind=none "        # share CPUs and memory of the job with all its other steps
+        "--unbuffered --input=all --output=all "    # bytes at once and as they are, whatever SLURM_STD... say
+        "--mpi=none --export=ALL --chdir=/")        # no MPI that waits for its ranks; our environment
 
 BATCH_SYSTEMS = [  # name, a variable that tells it is there, its hosts, the remote command
-    ("Slurm", "SLURM_JOB_NODELIST", slurm_hosts, "srun --nodes=1 --ntasks=1 --nodelist={host} --overlap --unbuffered "
-     "--cpu-bind=none --export=ALL"),
+    ("Slurm", "SLURM_JOB_NODELIST", slurm_hosts, SRUN),
     ("PBS", "PBS_NODEFILE", node_file_hosts("PBS_NODEFILE"), "ssh"),
     ("SGE", "PE_HOSTFILE", sge_hosts, "ssh"),
+    ("SGE", "NSLOTS", sge_hosts, "ssh"),
     ("LSF", "LSB_MCPU_HOSTS", lsf_hosts, "ssh"),
     ("LSF", "LSB_HOSTS", lsf_hosts, "ssh"),
     ("OAR", "OAR_NODEFILE", node_file_hosts("OAR_NODEFILE"), "ssh"),
@@ -3983,7 +4004,9 @@ def allocation(env=os.environ):
     for system, variable, hosts, rsh in BATCH_SYSTEMS:
         if env.get(variable):
             try:
-                found = hosts(env)
+                found = add_up(hosts(env))
+                if not found:
+                    raise ValueError("it names no host")
             except (OSError, ValueError, LookupError) as error:
                 raise ValueError(f"the hosts of this {system} job cannot be told from {variable}={env[variable]!r}: "
                                  f"{error}; name them with --hosts") from None
@@ -4223,6 +4246,7 @@ def plan(size, hosts, listen, options):
     options = {**OPTIONS, **options}
     if options["transport"] not in ("auto", "tcp", "stdio"):
         raise ValueError(f"transport must be 'auto', 'tcp' or 'stdio', not {options['transport']!r}")
+    remote_command(options["rsh"], "host")
     pairs = [("localhost", size)] if hosts is None else parse_hosts(hosts)
     if hosts is not None and size:
         pairs = deal(pairs, size)
