@@ -3360,10 +3360,10 @@ SSH_OPTIONS = [
 # By what ssh says: why a host cannot be reached, and what to do.
 SSH_SAYS = [  # causes before their consequences
     ("host identification has changed", "its host key has changed",
-     "if you know why, run 'ssh-keygen -R {host}' and then 'ssh {host}' once"),
+     "if you know why, run 'ssh-keygen -R {name}' and then 'ssh {host}' once"),
     ("host key verification failed", "its host key is unknown", "run 'ssh {host}' once by hand, and accept it"),
     ("unprotected private key|bad permissions", "your private key may be read by others", "run chmod 600 on it"),
-    ("configuration option|bad owner|command-line", "ssh's options or configuration are wrong", "mend what it names"),
+    ("configuration option|bad owner|command-line", "ssh's options or configuration are wrong", "mend {line!r}"),
     ("cannot execute command-line", "RemoteCommand is set for it", "give another name without it in ~/.ssh/config"),
     ("too many authentication failures", "too many keys were offered",
      "set IdentityFile and 'IdentitiesOnly yes' for it in ~/.ssh/config"),
@@ -3441,6 +3441,8 @@ class Launcher:
                 os.write(self.tokens[1], b".")
             self.config["login"] = time.monotonic() - start
             self.hand_over(there)
+            if not readable(LOGIN_PATIENCE, self.process.stdout):
+                raise HostError(f"it has logged in, but does not start within {LOGIN_PATIENCE:.0f} s")
             tunnel = Tunnel(self.process.stdout, self.process.stdin.fileno(), self.open_connection)
             tunnel.pour()
             raise HostError(self.diagnose("the connection has ended"))
@@ -3535,8 +3537,9 @@ class Launcher:
             self.ears.join(1)
         words = "\n".join([*self.complaints, self.noise])  # what nologin says goes to stdout
         for pattern, reason, remedy in SSH_SAYS if not self.up else ():
-            if re.search(pattern, words, re.IGNORECASE):
-                return f"{reason}: {remedy.format(host=self.host)}"
+            found = re.search(f".*({pattern}).*", words, re.IGNORECASE)
+            if found:
+                return f"{reason}: " + remedy.format(host=self.host, name=self.host.rpartition("@")[2], line=found[0])
         last = next((line for line in reversed(self.complaints) if line), "")
         code = self.process.poll()
         return otherwise + (f" ({status_text(code)})" if code else "") + (f": {last}" if last else "")
@@ -3557,11 +3560,13 @@ class Launcher:
         if self.process is not None:
             with contextlib.suppress(OSError):
                 os.close(self.process.stdin.fileno())
-            for signal_it in (self.process.terminate, self.process.kill):  # not its group: srun's second process
-                with contextlib.suppress(subprocess.TimeoutExpired):       # cancels the step when the first is killed
+            for signal_it in (self.process.terminate, lambda: None):  # srun needs it, to cancel its step
+                with contextlib.suppress(subprocess.TimeoutExpired):
                     self.process.wait(GRACE / 4)
                     break
                 signal_it()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
         os._exit(0)
 
 
@@ -3662,6 +3667,7 @@ def run_agent(config, library=b""):
     threading.Thread(target=end_with_keeper, daemon=True).start()
     if config["tunnel"]:
         tunnel = Tunnel(open(source, "rb"), sink)
+        tunnel.write(0, b"")  # the program has come
         threading.Thread(target=tunnel.accept, args=(server,), daemon=True).start()
         tunnel.pour()
     else:
