@@ -3560,11 +3560,12 @@ class Launcher:
         if self.process is not None:
             with contextlib.suppress(OSError):
                 os.close(self.process.stdin.fileno())
-            for signal_it in (self.process.terminate, lambda: None):  # srun needs it, to cancel its step
+            try:
+                self.process.wait(GRACE / 4)
+            except subprocess.TimeoutExpired:
+                self.process.terminate()  # srun then cancels its step, which it cannot when it is killed
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.process.wait(GRACE / 4)
-                    break
-                signal_it()
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
         os._exit(0)
@@ -3630,7 +3631,7 @@ class Tunnel:
             if serial > self.serial and self.connect:
                 self.serial, self.connection = serial, self.connect()
                 threading.Thread(target=self.drain, args=(self.connection, serial), daemon=True).start()
-            if serial == self.serial:
+            if serial == self.serial and serial:
                 with contextlib.suppress(OSError):
                     if data:
                         self.connection.sendall(data)
