@@ -3440,9 +3440,12 @@ class Launcher:
             finally:
                 os.write(self.tokens[1], b".")
             self.config["login"] = time.monotonic() - start
+            patience = threading.Timer(LOGIN_PATIENCE, self.process.kill)  # it may also stop reading what we send
+            patience.start()
             self.hand_over(there)
-            if not readable(LOGIN_PATIENCE, self.process.stdout):
-                raise HostError(f"it has logged in, but does not start within {LOGIN_PATIENCE:.0f} s")
+            if not self.process.stdout.peek(1):
+                raise HostError(self.diagnose(f"it has logged in, but not started within {LOGIN_PATIENCE:.0f} s"))
+            patience.cancel()
             tunnel = Tunnel(self.process.stdout, self.process.stdin.fileno(), self.open_connection)
             tunnel.pour()
             raise HostError(self.diagnose("the connection has ended"))
@@ -4270,8 +4273,9 @@ def plan(size, hosts, listen, options):
         aliases=[name for name, module in list(sys.modules.items()) if module is this])
 
 
-class Terminated(SystemExit):
-    """SIGTERM came: raised in the main thread of a program that the command line runs."""
+class Terminated(BaseException):
+    """SIGTERM came: raised in the main thread of a program that the command line runs. Not a SystemExit, which may
+    be the fault of an object that is just being pickled."""
 
 
 executors = []       # those of this process that live; the module's functions use the last
@@ -4618,7 +4622,7 @@ def run_program(code, pool):
         with executor:
             try:
                 exec(code, module.__dict__)
-            except SystemExit:
+            except (SystemExit, Terminated):
                 raise
             except BaseException as error:
                 show(error)
@@ -4628,6 +4632,8 @@ def run_program(code, pool):
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)  # so that a shell sees what it was
+    except Terminated:
+        sys.exit(128 + signal.SIGTERM)
     except SystemExit:
         raise
     except BaseException:
@@ -4637,7 +4643,7 @@ def run_program(code, pool):
 def terminate(*_):
     """Handler of SIGTERM: end as the exit code that shells give to it says. A second one changes nothing."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise Terminated(128 + signal.SIGTERM)
+    raise Terminated
 
 
 def show(error):
