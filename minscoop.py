@@ -212,7 +212,7 @@ class RemoteTraceback(Exception):
 #   DIED     keeper → broker     name id lo hi obituary     a worker process has ended, running lo..hi of a task;
 #                                                           or a host is gone
 #   STOP     root → worker                                  end when all is done
-#   BYE      worker → broker → root                         its last word; to a broker below: the pool counts it as lost
+#   BYE      worker → broker → root                         its last word; to a broker below: it counts as lost
 #   HOST     keeper → root       facts                      a host is there, or why it is not (JSON)
 #   SIZE     broker → node       workers                    of the whole pool, whenever that changes
 #   PROBE    broker → broker     anything                   echoed by the upper one: is this way open
@@ -2586,8 +2586,8 @@ class Root(Node):
         before = self.hosts.get(facts["number"], {})
         self.hosts[facts["number"]] = {**before, **facts}
         if facts["state"] == "ready":
-            logger.info("host %s: Python %s, %d workers, data by %s%s", facts["host"], facts["python"], facts["workers"],
-                        facts["transport"], f" ({facts['address']})" if facts["address"] else "")
+            logger.info("host %s: Python %s, %d workers, data by %s%s", facts["host"], facts["python"],
+                        facts["workers"], facts["transport"], f" ({facts['address']})" if facts["address"] else "")
         elif not self.closing and before.get("state") in (None, "ready"):
             lost = "lost: " if before.get("state") == "ready" else ""
             text = f"host {facts['host']}: {lost}{facts['reason']}"
@@ -3174,8 +3174,8 @@ class Keeper:
         config = self.config
         keys = [config["server_keys"][0], *self.keys[number]] if config["listens"] else None
         return dict(config, host=number, name=name, size=0 if config["check"] else size, below=True, hosts=[],
-                    keys=keys, server_keys=None, client_keys=None, listens=False, listen=None, sys_path=None, piped=True,
-                    directory=None, program=source_check())
+                    keys=keys, server_keys=None, client_keys=None, listens=False, listen=None, sys_path=None,
+                    piped=True, directory=None, program=source_check())
 
     def run(self):
         """Fork broker, workers and launchers; then reap and replace until the broker or the root ends."""
@@ -3375,7 +3375,7 @@ SSH_SAYS = [  # causes before their consequences
     ("stdio forwarding failed|unknown port 65535", "the jump host cannot reach it", "try 'ssh {host}' by hand"),
     ("connection refused", "connection refused", "is sshd running there, and on that port?"),
     ("no route to host|network is unreachable", "no route to it", "is it switched on, and the network up?"),
-    ("timed out", "no answer in time", "is it switched on? does it need a VPN or a jump host? does a firewall drop ssh?"),
+    ("timed out", "no answer in time", "is it switched on? is a VPN or a jump host needed? does a firewall drop ssh?"),
     ("kex_exchange|ssh_exchange", "it hung up before the login",
      "too many logins at a time (MaxStartups), or it blocks this machine: try again"),
     ("no active jobs", "it lets only those log in who have a job there", "allocate it first (salloc, sbatch)"),
@@ -3513,8 +3513,8 @@ class Launcher:
         if version < (3, 8):
             raise HostError(f"has {found}, and 3.8 is the oldest that works: name another with --python")
         if version[:2] != here and not config["mixed"]:
-            raise HostError(f"has {found}, and this is {here[0]}.{here[1]}: functions travel by value only between equal "
-                            "ones. Name another with --python, or use --mixed if your program needs none by value")
+            raise HostError(f"has {found}, and this is {here[0]}.{here[1]}: functions travel by value only between "
+                            "equal ones. Name another with --python, or use --mixed if your program needs none by value")
         return there
 
     def hand_over(self, there):
@@ -3941,7 +3941,7 @@ def counts(text):
 def slurm_hosts(env):
     """Tasks per node, or CPUs per node where there is not more than one task per node."""
     if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        raise ValueError(f"srun has started this program {env['SLURM_STEP_NUM_TASKS']} times; start it once, without srun")
+        raise ValueError(f"srun has started this program {env['SLURM_STEP_NUM_TASKS']} times; start it once, without")
     names = [name for item in split_list(env["SLURM_JOB_NODELIST"]) for name, _ in parse_host(item)]
     tasks = counts(env.get("SLURM_TASKS_PER_NODE") or f"1(x{len(names)})")
     cpus = counts(env.get("SLURM_JOB_CPUS_PER_NODE") or f"1(x{len(names)})")
@@ -4020,7 +4020,7 @@ def allocation(env=os.environ):
             except (OSError, ValueError, LookupError) as error:
                 raise ValueError(f"the hosts of this {system} job cannot be told from {variable}={env[variable]!r}: "
                                  f"{error}; name them with --hosts") from None
-            logger.info("%s job, by %s: %s", system, variable, ", ".join(f"{name}:{workers}" for name, workers in found))
+            logger.info("%s job, by %s: %s", system, variable, ", ".join(f"{host}:{count}" for host, count in found))
             return {"hosts": found, "rsh": rsh}
     return {}
 
