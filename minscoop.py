@@ -3129,6 +3129,7 @@ class Keeper:
             if self.config["below"]:  # else the root has the same reason, and says it
                 print(f"minscoop: {error}", file=sys.stderr)
         finally:
+            sys.stderr.flush()  # Python 3.8 buffers it
             self.clean_up()
             os._exit(1 if self.exit_code is None else self.exit_code)
 
@@ -3220,6 +3221,7 @@ class Keeper:
         except BaseException:
             traceback.print_exc()
         finally:
+            sys.stderr.flush()
             os._exit(1)
 
     def start_worker(self):
@@ -3514,7 +3516,7 @@ class Launcher:
             raise HostError(f"has {found}, and 3.8 is the oldest that works: name another with --python")
         if version[:2] != here and not config["mixed"]:
             raise HostError(f"has {found}, and this is {here[0]}.{here[1]}: functions travel by value only between "
-                            "equal ones. Name another with --python, or use --mixed if your program needs none by value")
+                            "equal ones. Name another with --python, or use --mixed if your program needs none of those")
         return there
 
     def hand_over(self, there):
