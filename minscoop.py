@@ -1825,10 +1825,12 @@ class Switchboard:
         if address is None and (config["transport"] == "tcp" or not config["tunnel"]):
             raise PoolError(f"the root's broker does not answer by TCP at {' or '.join(addresses)}: a firewall, or "
                             f"an address that means nothing here; see --external-hostname, --transport stdio")
-        self.up = connect(self.context, address or config["tunnel"], name, address and keys)
+        way = address or config["tunnel"], name, address and keys
+        figures = self.measure(*way) if config["check"] else {}
+        self.up = connect(self.context, *way)
         facts = dict(about_this_machine(), host=config["name"], number=config["host"], workers=config["size"],
                      state="ready", pyzmq=zmq.__version__, transport="tcp" if address else "stdio",
-                     address=address, login=config.get("login"), **(self.measure() if config["check"] else {}))
+                     address=address, login=config.get("login"), **figures)
         self.deliver([(UP, [b"HELLO", b"broker", json.dumps(facts).encode()])])
         self.watch(self.up, lambda up: self.handle(UP, receive(up)))
         if not config["tunnel"]:
@@ -1853,20 +1855,24 @@ class Switchboard:
             trial.close()
         return answered[0] if answered else None
 
-    def measure(self):
-        """Round trip and bandwidth of the way up."""
+    def measure(self, address, name, keys):
+        """Round trip and bandwidth of the way up, on a connection of its own."""
+        trial = connect(self.context, address, name + b"?", keys)
+
         def echo(body):
             start = time.perf_counter()
-            self.up.send_multipart([b"PROBE", body])
-            if not self.up.poll(SILENCE * 1000):
-                raise PoolError("the root's broker has stopped answering")
-            receive(self.up)
-            return time.perf_counter() - start
+            trial.send_multipart([b"PROBE", body])
+            while True:
+                if not trial.poll(SILENCE * 1000):
+                    raise PoolError("the root's broker has stopped answering")
+                if receive(trial) != [b""]:  # that only said that the socket has connected
+                    return time.perf_counter() - start
         round_trip = min(echo(b"") for _ in range(5))
         for size in (1 << 20, 1 << 23, 1 << 26):
             seconds = echo(os.urandom(size))
             if seconds > 0.2:
                 break
+        trial.close()
         return {"round_trip": round_trip, "bandwidth": 2 * size / seconds}
 
 

@@ -2522,8 +2522,8 @@ def test_a_parked_task_goes_on_when_what_it_waits_for_is_there(guard, tmp_path):
 def test_timeouts_are_real_when_a_task_waits(pool, tmp_path):
     """Inside a task as well as in the root."""
     def impatient(path):
-        future = minscoop.submit(await_file, path)
-        time.sleep(0.1)  # let the other worker have it
+        future = minscoop.submit(await_file, path, None, f"{path}-begun")
+        await_file(f"{path}-begun")  # by the other worker
         try:
             future.result(0.05)
         except TimeoutError:
@@ -2659,7 +2659,9 @@ def test_results_are_right_when_workers_are_killed_at_random(guard):
     chance, stop = random.Random(1), threading.Event()
 
     def murder(executor):
-        while not stop.wait(0.15):
+        for _ in range(50):  # not for ever: on a busy machine none would live long enough
+            if stop.wait(0.15):
+                return
             workers = workers_of(executor)
             kill_all(chance.sample(workers, min(1, len(workers))))
     with minscoop.Executor(3, retries=1000) as executor:
