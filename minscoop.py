@@ -1343,6 +1343,7 @@ class Broker:
         self.consts = {}                        # name -> body
         self.files = {}                         # path -> what FILE said of it
         self.fetching = {}                      # path -> names of who waits for it
+        self.dead = set()                       # names that are not coming back
         self.news = []                          # what HOST said
         self.failure = None                     # why no worker can start
         self.own_size, self.size = size, None   # workers of this host; of the pool, if that was told
@@ -1418,6 +1419,8 @@ class Broker:
         """A node is there: tell it what it missed."""
         if (role == b"broker") != bool(facts):
             raise ValueError("a broker says what it has, and nobody else")
+        if sender in self.dead:
+            raise ValueError("a late word of one that has died meanwhile")
         if sender not in self.links:
             self.links[sender] = Link(sender, role, json.loads(bytes(facts)) if facts else None)
             self.links[sender].heard = self.now
@@ -1447,6 +1450,7 @@ class Broker:
         """A process or a host has ended: tell the owners of what it held, and drop what it owned."""
         if sender and host_of(name) != sender:
             raise ValueError("only a keeper knows of deaths, and of those of its host")
+        self.dead.add(name)
         link = self.links.get(name)
         for held in list(link.held) if link else ():
             span = (lo, hi) if held == task_id else (b"0", b"0")
@@ -3522,7 +3526,7 @@ class Launcher:
             raise HostError(f"has {found}, and 3.8 is the oldest that works: name another with --python")
         if version[:2] != here and not config["mixed"]:
             raise HostError(f"has {found}, and this is {here[0]}.{here[1]}: functions travel by value only between "
-                            "equal ones. Name another with --python, or use --mixed if your program needs none of those")
+                            "equal ones. Name another with --python, or use --mixed, if your program needs none of it")
         return there
 
     def hand_over(self, there):

@@ -3377,6 +3377,43 @@ def test_what_tasks_print_appears_here_when_they_run_elsewhere(ssh, script, args
         *(f"err {i}" for i in range(1000))]) and done.stderr.count("\n") == 1000
 
 
+@pytest.mark.parametrize("transport", ["tcp", "stdio"])
+def test_large_things_arrive_whole_when_they_go_to_another_host(ssh, script, transport):
+    """Many at a time, in both directions at once, by either way."""
+    assert output_of("--hosts", "good:2", "--transport", transport, script("""
+        import os, zlib
+        from minscoop import futures
+        def echo(data): return data
+        if __name__ == "__main__":
+            blobs = [os.urandom(n) for n in (0, 1, 65535, 65536, 5_000_000, 10_000_000) * 2]
+            assert list(futures.map(echo, blobs)) == blobs
+            assert futures.submit(echo, bytearray(blobs[-1])).result() == blobs[-1]
+            print(sum(futures.map(zlib.crc32, blobs)) == sum(map(zlib.crc32, blobs)))
+    """)) == "True\n"
+
+
+def test_a_task_does_as_it_does_here_when_it_runs_on_another_host(ssh, script):
+    """What it prints comes before its result; its errors have their traceback; its death the name of the host."""
+    done = launch("-q", "--hosts", "good:1,localhost:1", "-n", "1", "--retries", "1", script("""
+        import os, sys
+        import scoop
+        from scoop import futures, shared
+        def say(i): print("said", i, shared.getConst("name", timeout=5))
+        def fail(x): return 1 / x  # here
+        def die(): os.kill(os.getpid(), 9)
+        if __name__ == "__main__":
+            shared.setConst(name="value")
+            for i in range(2): print("got", futures.submit(say, i).result())
+            print(futures.submit(lambda: scoop.SIZE).result(), sys.stdin.read())
+            for call in (lambda: futures.submit(fail, 0).result(), lambda: futures.submit(die).result()):
+                try: call()
+                except Exception as error: print(type(error).__name__, "# here" in str(error.__cause__), error)
+    """), stdin="input")
+    assert done.returncode == 0 and re.fullmatch(
+        "said 0 value\ngot None\nsaid 1 value\ngot None\n1 input\nZeroDivisionError True .*\nWorkerLost False .*"
+        r"\(host good, pid \d+\) killed by signal 9.*" + "\n", done.stdout), done
+
+
 def test_the_host_is_named_when_a_module_is_missing_there(ssh, script, tmp_path):
     """What is installed here need not be there: ImportError says which module on which host."""
     script("def work(x): return x", "my-packages/installed_here.py")
@@ -3762,8 +3799,10 @@ PROGRAM = {  # a program with modules of its own
                 assert [value for value, _, _ in results] == [x * x for x in range(100)]
                 seen.update((host, there) for _, host, there in results)
             print(*sorted(host + "+" * there for host, there in seen))
+            try: futures.submit(own.fail, 0).result()
+            except ZeroDivisionError as error: assert "return 1 / x  # own" in str(error.__cause__)
     """,
-    "own.py": "from package import same\n", "package/__init__.py": "from .inner import same\n",
+    "own.py": "from package import same\ndef fail(x): return 1 / x  # own\n", "package/__init__.py": "from .inner import same\n",
     "package/inner/__init__.py": "def same(x): return x\n",
     "package/inner/late.py": "import space.module\nsquare = space.module.square\n",
     "space/module.py": "def square(x): return x * x\n",  # a namespace package
