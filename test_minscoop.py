@@ -3516,6 +3516,20 @@ def test_nothing_is_left_on_any_host_when_the_root_is_ended(guard, ssh, script, 
     assert eventually(lambda: not os.listdir(guard), two_seconds())
 
 
+@linux_only
+@pytest.mark.parametrize("victim", ["keeper", "broker"])
+def test_nothing_is_left_on_any_host_when_the_machinery_here_is_killed(guard, ssh, script, tmp_path, victim):
+    """The program ends with a message, and all hosts with it."""
+    process = start(MINSCOOP, "--hosts", "good:2,localhost:1", script(SQUARES), "good", tmp_path / "never")
+    assert eventually(lambda: len(on_fake_host("good")) >= 4)
+    keeper, = children_of(process.pid)
+    kill_all([keeper] if victim == "keeper" else children_of(keeper)[:1])
+    done = finish(process)
+    left = eventually_none(lambda: processes_of(os.environ["MINSCOOP_TEST"]), two_seconds())
+    assert not left, [command_of(pid) for pid in left]
+    assert done.returncode == 1 and str(keeper) in done.stderr and "Traceback" not in done.stderr
+
+
 def test_hosts_join_when_they_have_the_file(guard, script, tmp_path):
     """--listen FILE and --join FILE, before and during the run; the file is private, and goes with the run."""
     path = tmp_path / "pool.json"
