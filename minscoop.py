@@ -253,10 +253,11 @@ def receive(socket):
             return frames
 
 
-def connect(context, address, name, keys=None):
+def connect(context, address, name, keys=None, events=0):
     """A DEALER socket of this name, connected to a broker. Does not wait for it.
 
-    keys: those of CURVE, for TCP: the server's public one, our public one, our secret one."""
+    keys: those of CURVE, for TCP: the server's public one, our public one, our secret one.
+    events: those of the connection that the socket's monitor shall tell, from the first on."""
     dealer = context.socket(zmq.DEALER)
     dealer.linger = 0
     dealer.sndhwm = dealer.rcvhwm = 0  # a mark would drop or block; demand bounds what is under way
@@ -266,6 +267,8 @@ def connect(context, address, name, keys=None):
         dealer.ipv6 = True
         dealer.reconnect_ivl_max = 1000
         dealer.curve_serverkey, dealer.curve_publickey, dealer.curve_secretkey = (key.encode() for key in keys)
+    if events:
+        dealer.get_monitor_socket(events)
     dealer.connect(address)
     return dealer
 
@@ -1734,7 +1737,7 @@ class Switchboard:
         for descriptor in list(self.prints):
             self.read_prints(descriptor)
         self.deliver([(UP if self.broker.below else ROOT, [b"BYE"])])
-        self.context.destroy(linger=1000)
+        self.context.destroy(linger=0 if self.cut else 1000)
 
     def take(self, router):
         """A message of a node, or of a broker below."""
@@ -1831,14 +1834,16 @@ class Switchboard:
                             f"an address that means nothing here; see --external-hostname, --transport stdio")
         way = address or config["tunnel"], name, address and keys
         figures = self.measure(*way) if config["check"] else {}
-        self.up = connect(self.context, *way)
+        self.up = connect(self.context, *way,
+                          events=0 if config["tunnel"] else zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECTED)
         facts = dict(about_this_machine(), host=config["name"], number=config["host"], workers=config["size"],
                      state="ready", pyzmq=zmq.__version__, transport="tcp" if address else "stdio",
                      address=address, login=config.get("login"), **figures)
         self.deliver([(UP, [b"HELLO", b"broker", json.dumps(facts).encode()])])
         self.watch(self.up, lambda up: self.handle(UP, receive(up)))
         if not config["tunnel"]:
-            self.watch(self.up.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECTED), self.notice_cut)
+            self.cut = time.monotonic()  # until it is told that we are connected: the root may have gone since
+            self.watch(self.up.get_monitor_socket(), self.notice_cut)
 
     def notice_cut(self, monitor):
         """Without a remote command, the end of the TCP connection is the sign that the root is gone."""

@@ -3559,6 +3559,27 @@ def test_joined_workers_end_by_themselves_when_the_root_is_killed(guard, script,
     assert not left and "Traceback" not in finish(joined).stderr and finish(process).returncode == -signal.SIGKILL
 
 
+@linux_only
+def test_a_joining_host_ends_when_the_root_has_gone_just_before_it_connects(guard, script, tmp_path):
+    """It has had an answer, and then nobody is there any more: no sign that the connection has ended will come."""
+    path, copy = tmp_path / "pool.json", patched(tmp_path, f"""
+        original = Switchboard.first_answer
+        def first_answer(self, *args):
+            answer = original(self, *args)
+            open({str(tmp_path / "answered")!r}, "w").close()
+            time.sleep(1)
+            return answer
+        Switchboard.first_answer = first_answer
+    """)
+    process = start(copy, "--listen", path, "-n", 1, script(SQUARES), "joined", tmp_path / "never")
+    joined = start(copy, "--join", path, "-n", 2)
+    assert eventually((tmp_path / "answered").exists)
+    os.kill(process.pid, signal.SIGKILL)
+    assert finish(process).returncode == -signal.SIGKILL
+    assert eventually_none(lambda: [joined.pid] if joined.poll() is None else [], 6) == []  # not SILENCE
+    assert "Traceback" not in finish(joined).stderr
+
+
 @pytest.mark.parametrize("content, text", [
     ("", "is not a connection file"), ("nonsense", "is not a connection file"), ("[1]", "is not a connection file"),
     ("{}", "is not a connection file"), ({}, "not answer"), ({"program": 1}, "another version of minscoop"),
