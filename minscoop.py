@@ -124,10 +124,15 @@ OUTPUT_AHEAD = 1 << 20  # bytes that a host's workers print ahead of the root's 
 HEARTBEAT = 3.0      # s between signs of life of two brokers. Smaller: messages for nothing; larger: see SILENCE
 SILENCE = 12.0       # s without any sign after which a host is lost. Smaller: a busy network loses hosts; larger:
                      # its tasks start again that much later
+PATIENCE = 0.3       # s that who said it has more may take to give it. Smaller: others are asked in vain; larger:
+                     # they are idle while it computes without releasing the interpreter's lock
 TCP_PATIENCE = 1.0   # s in which a TCP address of the root has to answer, or the remote command carries the data
 LOGIN_PATIENCE = 60.0  # s that a remote command may take until Python answers (a batch system may be slow)
 LOGINS = 8           # at a time; sshd begins to refuse at 10 (MaxStartups)
+CENSUS_PATIENCE = 5.0  # s that a census waits for a worker. Smaller: who computes without releasing the interpreter's
+                     # lock is not heard; larger: the others wait that long
 JOIN_PATIENCE = 600.0  # s that --join waits for its file, since jobs start in any order
+BROKER_DEATHS = 40   # deaths of brokers of one host within SILENCE, after which the host gives up
 STARTUP_DEATHS = 3   # deaths in a row before a worker got ready, after which none is started any more
 
 
@@ -204,13 +209,17 @@ class RemoteTraceback(Exception):
 #   SINGLY   holder → owner      id                         cannot be unpickled as a whole: send item by item
 #   RESULT   holder → owner      id lo count last body      results from lo on; `last`: it holds no more of it
 #   CANCEL   owner → holder      id                         nobody wants the rest; from the broker: the owner died
-#   LOST     broker → owner      id lo hi obituary          its holder died, running lo..hi; no obituary: there
-#                                                           is nobody to give it to
+#   LOST     broker → owner      id lo hi flags obituary    its holder died, running lo..hi; flags: see on_DIED; no
+#                                                           obituary: nobody can take it
 #   CONST    node → broker → *   name setter body           a shared constant; the first of its name holds
 #   FAILED   worker → root       reason                     no worker can start (the keeper says so), or import
 #                                                           the script
-#   DIED     keeper → broker     name id lo hi obituary     a worker process has ended, running lo..hi of a task;
-#                                                           or a host is gone
+#   DIED     keeper → broker     name id lo hi flags begun obituary    a worker process has ended, running lo..hi
+#                                                           of a task; or a host is gone
+#   WHO      broker → node       round                      messages were lost: say again who you are and what you do
+#   HELD     holder → owner      round id (lo hi)*          what it will still answer; said after WHO
+#   TOLD     node → broker → *   round                      that was all; from the broker: all have said it, so
+#                                                           what was not HELD is lost
 #   STOP     root → worker                                  end when all is done
 #   BYE      worker → broker → root                         its last word; to a broker below: it counts as lost
 #   HOST     keeper → root       facts                      a host is there, or why it is not (JSON)
@@ -231,6 +240,27 @@ class RemoteTraceback(Exception):
 def pack_int(number):
     """The frame for a number."""
     return b"%d" % number
+
+
+# The fields of each message: n number, i id of a task, s short, b anything; and what may follow, again and again.
+SHAPES = {name.encode(): text.partition("*")[::2] for name, text in dict(
+    HELLO="s*b", HUNGRY="n", DRY="", IDLE="n", TASK="isssnnsb*b", SPLIT="inni", SINGLY="i", RESULT="innsb*b",
+    CANCEL="i", LOST="innnb", CONST="ssb*b", FAILED="b", DIED="ssnnnnb", WHO="n", HELD="ni*n", TOLD="n", STOP="",
+    BYE="", HOST="b", SIZE="n", PROBE="*b", FETCH="s", FILE="s*b", OUTPUT="ssb", SHOWN="sn").items()}
+TASK_ID = re.compile(rb"[\w.]{1,255}:[0-9]{1,19}/[0-9]{1,19}").fullmatch
+
+
+def check_shape(name, *fields):
+    """Raise an error if this is no message; what comes by a socket may be anything."""
+    kinds, more = SHAPES[name]
+    if len(kinds) != len(fields):
+        kinds += more * (len(fields) - len(kinds))
+    if len(kinds) != len(fields):
+        raise ValueError("no such message")
+    for kind, field in zip(kinds, fields):
+        if kind == "n" and not (len(field) < 20 and field.isdigit()) or kind == "s" and len(field) > 4096 or \
+                kind == "i" and not TASK_ID(field):
+            raise ValueError("no such field")
 
 
 def owner_of(task_id):
@@ -261,7 +291,7 @@ def connect(context, address, name, keys=None, events=0):
     dealer = context.socket(zmq.DEALER)
     dealer.linger = 0
     dealer.sndhwm = dealer.rcvhwm = 0  # a mark would drop or block; demand bounds what is under way
-    dealer.reconnect_ivl = 5           # ms; the broker may be born after us
+    dealer.reconnect_ivl = 5           # ms; the broker may be born after us, or anew
     dealer.identity = name
     if keys:
         dealer.ipv6 = True
@@ -336,6 +366,8 @@ class Pickler(pickle.Pickler):
             return NotImplemented if found_by_name(obj) else reduce_function(obj)
         if isinstance(obj, type):
             return NotImplemented if found_by_name(obj) or not obj.__flags__ & HEAP_TYPE else reduce_class(obj)
+        if issubclass(kind, getattr(sys.modules.get("multiprocessing.managers"), "BaseProxy", ())):
+            return reduce_proxy(obj)
         reduce = REDUCERS.get(kind)
         return reduce(obj) if reduce else NotImplemented
 
@@ -480,6 +512,12 @@ def fill_class(cls, attributes):
                 setattr(cls, name, value)
 
 
+def reduce_proxy(proxy):
+    """For an object of a multiprocessing.Manager: with the key, which else only children of multiprocessing have."""
+    rebuild, (*rest, options) = proxy.__reduce__()
+    return rebuild, (*rest, dict(options, authkey=bytes(proxy._authkey)))
+
+
 def explain(obj, where, depth=6):
     """The smallest part of obj that cannot be pickled, as text: where it is, and pickle's complaint."""
     try:
@@ -561,6 +599,20 @@ def decode_results(frames):
                 failures[offset].__cause__ = error
         values.append(value)
     return values, failures
+
+
+def read_results(frames, count, op=None):
+    """The same, of so many results; if there is something wrong with the frames, that is what they all are."""
+    try:
+        values, failures = decode_results(frames)
+        if not (0 < len(values) <= count if op else len(values) == count) or \
+                not all(offset in range(count) for offset in failures):
+            raise ValueError("they are not as many as they should be")
+        return values, failures
+    except FAULTS as error:
+        count = 1 if op else count
+        why = CannotSend(f"results arrived, but cannot be read: {type(error).__name__}: {error}")
+        return [None] * count, dict.fromkeys(range(count), why)
 
 
 def encode_failure(error):
@@ -733,10 +785,12 @@ class Future(concurrent.futures.Future):
     them, since most futures of a large program are created, run and read by one thread."""
 
     _state, _result, _exception, _parent = PENDING, None, None, None
-    pinned = False
+    pinned, mark = False, None
 
     def __init__(self, node, call, parent):
         self._node, self._call, self._parent = node, call, parent
+        if parent is not None:
+            self.mark = parent.mark
 
     def __getattr__(self, name):
         factory = {"_condition": threading.Condition, "_done_callbacks": list,
@@ -790,6 +844,13 @@ class Future(concurrent.futures.Future):
             raise CancelledError()
         return self._exception
 
+    def add_done_callback(self, fn):
+        """Call fn with this future when it is done; at once, if it is."""
+        super().add_done_callback(fn)
+        asyncio = sys.modules.get("asyncio")
+        if self._node.executes and self._state not in DONE and asyncio and asyncio._get_running_loop():
+            self._node.yield_baton()
+
     def run(self):
         """Run the call here and now; its state is RUNNING already."""
         fn, args, kwargs = self._call
@@ -815,7 +876,7 @@ class Future(concurrent.futures.Future):
                      waiter.add_exception if error else waiter.add_result)(self)
                 condition.notify_all()
         self._call = self._parent = None
-        if self._node.parked:
+        if self._node.parked or self._node.attending.locked():
             self._node.wake(self)
         if "_done_callbacks" in self.__dict__:
             try:
@@ -855,7 +916,7 @@ class Event(threading.Event):
     def set(self):
         """As ``threading.Event.set``."""
         super().set()
-        if self.node.parked:
+        if self.node.parked or self.node.attending.locked():
             self.node.wake(self)
 
 
@@ -914,7 +975,7 @@ CALLS = Recipe(apply)
 class Span:
     """Items [lo, hi) of a job, waiting in a queue. columns[k][i - base] is argument k of item i."""
 
-    __slots__ = ("job", "columns", "base", "lo", "hi", "_parent", "singly", "avoid", "pinned")
+    __slots__ = ("job", "columns", "base", "lo", "hi", "_parent", "singly", "avoid", "pinned", "mark")
 
     def __init__(self, job, columns, base, lo, hi, parent=None, singly=False, avoid=b""):
         self.job, self.columns, self.base, self.lo, self.hi = job, columns, base, lo, hi
@@ -922,6 +983,7 @@ class Span:
         self.singly = singly  # it is to be run item by item
         self.avoid = avoid    # the host where it failed
         self.pinned = False   # it cannot be pickled and stays in this process
+        self.mark = parent and parent.mark  # the task of another node that led to it, and where that was
 
     @property
     def stale(self):
@@ -951,6 +1013,11 @@ class Slice:
     def __init__(self, span, lo, hi):
         self.span, self.job, self.lo, self.hi, self._parent = span, span.job, lo, hi, span._parent
         self.columns, self.values, self.failures, self.sent = None, [], {}, 0
+
+    @property
+    def mark(self):
+        """The task of another node that it belongs to, or that led to it: (id, lo, hi), or None."""
+        return (self.job.id, self.lo, self.hi) if isinstance(self.job, Guest) else self.span.mark
 
     def run(self):
         """Run the items one after the other; an exception is the result of its item only."""
@@ -1014,6 +1081,24 @@ def reduced(op, values):
         return [functools.reduce(op, values)], {}
     except BaseException as error:
         return [None], {0: error}
+
+
+class Ranges(list):
+    """Disjoint ranges [lo, hi) of items."""
+
+    def cut(self, lo, hi):
+        """Take what is in [lo, hi) off; returns that."""
+        parts = [(max(first, lo), min(end, hi)) for first, end in self if first < hi and lo < end]
+        self[:] = [part for first, end in self for part in ((first, min(end, lo)), (max(first, hi), end))
+                   if part[0] < part[1]]
+        return parts
+
+    def close(self, lo, hi):
+        """Take [lo, hi) off, if all of it is there; says whether."""
+        covered = any(first <= lo and hi <= end for first, end in self)
+        if covered:
+            self.cut(lo, hi)
+        return covered
 
 
 class Job:
@@ -1094,16 +1179,20 @@ class Guest(Job):
         super().__init__(node)
         self.id, self.kind, self.body = task_id, kind, body
         self.lo, self.hi = lo, hi
-        self.left = hi - lo           # items whose results are to be sent by this node
+        self.number = 0               # among the tasks that came
+        self.left = hi - lo           # items whose results are to be made by this node
+        self.open = Ranges([(lo, hi)])  # and to be sent
         self.outcomes = []            # (lo, count, values, failures) not yet sent
         self.flushed = time.monotonic()
         self.flushing = threading.RLock()  # so that the last message is the last
 
-    def open(self):
+    def unpack(self):
         """Unpickle callable and arguments: the columns. Raises whatever unpickling raises."""
         recipe, *data = self.body
         self.body = None
         self.columns = loads(data)
+        if not self.columns or any(len(column) != self.hi - self.lo for column in self.columns):
+            raise ValueError("it has not as many items as it should have")
         self.recipe = CALLS if self.kind == b"calls" else Recipe.decode(bytes(recipe))
         return self.columns
 
@@ -1163,7 +1252,9 @@ class Guest(Job):
     def send(self, lo, count, values, failures, last):
         """Send one RESULT."""
         frames = encode_results(values, failures, lambda offset: self.title(lo + offset))
-        self.node.send(b"RESULT", self.id, pack_int(lo), pack_int(count), pack_int(last), *frames)
+        with self.node.lock:
+            self.open.cut(lo, lo + count)
+            self.node.send(b"RESULT", self.id, pack_int(lo), pack_int(count), pack_int(last), *frames)
 
 
 class Mapping(Job):
@@ -1192,6 +1283,7 @@ class Mapping(Job):
                 self.push(columns, 0, 0, self.pulled, parent=parent)
         else:
             self.rows = zip(*iterables)
+            node.check_open()
             node.sources.append(self)
             self.pull()
 
@@ -1280,7 +1372,9 @@ class Mapping(Job):
                     return
                 values, failures = chunk
                 first = min(failures, default=len(values))
-                yield from values[:first]
+                del values[first:]
+                values.reverse()
+                yield from map_builtin(list.pop, itertools.repeat(values, first))  # none is kept once it is read
                 if failures:
                     raise failures.pop(first)
         finally:
@@ -1310,6 +1404,7 @@ def remaining(deadline):
 
 ROOT = b"0.root"
 UP = b"up"  # how a broker calls the one above
+ALL = b"%d" % (1 << 62)  # the end of a range that goes to the end, whatever that is
 
 
 class Link:
@@ -1321,14 +1416,23 @@ class Link:
         self.heard = None    # when it last said something
         self.demand = 0      # tasks that it would take
         self.asked = 0       # tasks that it was asked for and has not given
+        self.since = 0.0     # when it was asked, or gave one
         self.rich = False    # it said that it has more
         self.tasks = 0       # sent to it so far
         self.idle = True     # it said so after the last of these
-        self.held = set()    # ids of the tasks that it holds
+        self.held = {}       # id of a task that it holds -> its number among those that were sent to it
 
 
-MAY_SAY = {b"stranger": (b"HELLO", b"PROBE"), b"keeper": (b"DIED", b"FAILED", b"HOST", b"OUTPUT")}
-MAY_NOT_SAY = (b"LOST", b"SIZE", b"HOST", b"DIED", b"OUTPUT")  # root and workers; brokers may say anything
+BLAME, BEGUN = 1, 2  # flags of DIED and LOST
+
+MAY_SAY = {role: frozenset(names.encode().split()) for role, names in {
+    b"stranger": "HELLO PROBE", b"keeper": "DIED FAILED HOST OUTPUT",
+    b"root": "HELLO DRY TASK CANCEL CONST HELD TOLD STOP FILE SHOWN",
+    b"worker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT FAILED FETCH BYE",
+    b"broker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT FAILED FETCH BYE "
+               "LOST DIED OUTPUT WHO PROBE",
+    b"above": "TASK CANCEL CONST HELD TOLD HUNGRY SPLIT SINGLY RESULT LOST WHO SIZE STOP BYE PROBE FILE SHOWN"}.items()}
+OF_TASKS = frozenset((b"SPLIT", b"SINGLY", b"RESULT", b"LOST", b"CANCEL"))  # said by its holder or owner
 
 
 class Broker:
@@ -1338,7 +1442,7 @@ class Broker:
     The policy: a HUNGRY node is answered by one that said it has more, else everybody is asked once;
     who has nothing remembers it. A task for which nobody is hungry any more goes to who holds least."""
 
-    def __init__(self, host=b"0", size=0, below=False):
+    def __init__(self, host=b"0", size=0, below=False, heirs=None):
         self.host, self.below = host, below     # below: there is a broker above this one
         self.links = {UP: Link(UP, b"broker", {"workers": 0})} if below else {}  # name -> Link
         self.hungry = collections.OrderedDict()  # name -> None, in the order in which they got hungry
@@ -1347,15 +1451,25 @@ class Broker:
         self.files = {}                         # path -> what FILE said of it
         self.fetching = {}                      # path -> names of who waits for it
         self.dead = set()                       # names that are not coming back
-        self.news = []                          # what HOST said
+        self.news = {}                          # number of a host -> what HOST said last
         self.failure = None                     # why no worker can start
         self.own_size, self.size = size, None   # workers of this host; of the pool, if that was told
         self.received = 0                       # TASKs from above
         self.told = None                        # how many there were when we said IDLE to the one above
+        self.facts = None                       # what HELLO says of us to the one above
+        self.present = {}                       # names that have connected, but not said HELLO
+        self.heirs = dict(heirs or {})          # after another broker's death: name -> (task id, lo, hi) it is running
+        self.late = {name: [] for name in self.heirs}  # name -> what it will be sent when it has said HELLO
+        self.round = None                       # of a census: the number that goes with WHO and TOLD
+        self.silent = {}                        # names that have not TOLD yet -> [(task id, lo, hi)] they had before
+        self.since = 0.0                        # when the census began
+        self.presumed = set()                   # names that did not answer in time
+        self.counted = False                    # there was one: maybe we do not know of every task who holds it
         self.printing = 0                       # characters of OUTPUT from here that are not yet SHOWN
         self.stopping = False
         self.finished = False                   # nobody is left: the loop may end
         self.dropped = 0                        # messages that made no sense
+        self.waiting = False                    # for one that is rich, while others may have something, too
         self.out, self.now = [], 0.0
 
     def handle(self, sender, frames, now):
@@ -1364,26 +1478,33 @@ class Broker:
         The keeper's notices have no sender: b""."""
         self.out = out = []
         self.now = now
-        handler = self.HANDLERS.get(frames[0] if frames else None)
+        if frames == [b""] and sender:
+            self.connected(sender)
+            return out
         link = self.links.get(sender)
         try:
-            role = link.role if link is not None else b"stranger" if sender else b"keeper"
-            if handler is None or (frames[0] not in MAY_SAY[role] if role in MAY_SAY else
-                                   role != b"broker" and frames[0] in MAY_NOT_SAY):
-                raise ValueError(f"no such message, or not from a {role.decode()}")
+            check_shape(*frames)
+            self.check_right(sender, link, *frames[:2])
             if link is not None:
                 link.heard = now
-            handler(self, sender, *frames[1:])
-            if self.hungry:
-                self.ask_around()
-            if self.stopping:
-                self.stop_if_quiet()
-            elif self.below:
-                self.tell_if_quiet()
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            self.HANDLERS[frames[0]](self, sender, *frames[1:])
+        except Exception as error:
             self.dropped += 1
-            logger.debug("broker: dropped a message of %r: %s", sender, error)
+            logger.debug("broker: dropped a message of %r: %r", sender, error)
+        self.conclude()
         return out
+
+    def check_right(self, sender, link, name, task_id=None):
+        """Raise an error for what is not the sender's to say; of a task, its holder and its owner may speak."""
+        role = b"keeper" if not sender else b"stranger" if link is None else b"above" if sender == UP else link.role
+        if name not in MAY_SAY[role] or name in OF_TASKS and not self.concerns(sender, task_id, name != b"CANCEL"):
+            raise ValueError(f"not from a {role.decode()}, or from who does not hold the task")
+
+    def concerns(self, sender, task_id, as_holder=True):
+        """Whether a task is the sender's: it lies in the direction of its owner, or is where it was placed."""
+        owner = owner_of(task_id)
+        return sender == owner or as_holder and sender == self.placed.get(task_id, sender if self.counted else None) or \
+            sender == self.way_to(owner)
 
     def tick(self, now):
         """Once in a HEARTBEAT: show that we live, and notice other brokers that do not. Returns messages."""
@@ -1398,16 +1519,44 @@ class Broker:
                     return []
                 reason = f"host {link.facts['host']} has not been heard of for {SILENCE:.0f} s"
                 self.on_HOST(b"", json.dumps({**link.facts, "state": "lost", "reason": reason}).encode())
-                self.on_DIED(b"", link.name, b"", b"0", b"0", reason.encode())
+                self.on_DIED(b"", link.name, b"", b"0", ALL, b"0", b"0", reason.encode())
+        if self.heirs and self.round is None and not self.below:
+            self.count(self.new_round())
+        for link in self.links.values():  # it may compute without releasing the interpreter's lock
+            link.rich = link.rich and (not link.asked or now - link.since < PATIENCE)
+        for name in self.silent:
+            if name not in self.links:  # it may believe that this is its first connection
+                self.send_who(name)
+        if self.round is not None and now - self.since > CENSUS_PATIENCE * (1 if self.below else 2):
+            for name in list(self.silent):  # who computes without releasing the interpreter's lock holds what it had
+                for task_id, lo, hi in self.silent[name]:
+                    self.on_HELD(name, self.round, task_id, lo, hi)
+                self.on_TOLD(name, self.round)
+                self.presumed.add(name)
+        self.conclude()
         if self.below:
             self.send(UP, b"PROBE")
         return out
+
+    def conclude(self):
+        """What follows when something has changed."""
+        if self.hungry:
+            self.ask_around()
+        if self.stopping:
+            self.stop_if_quiet()
+        elif self.below:
+            self.tell_if_quiet()
 
     def send(self, name, *frames):
         """Say something to a node; what is for one that is gone has no reader any more."""
         way = self.way_to(name)
         if way is not None:
             self.out.append((way, list(frames)))
+        else:
+            for heir in (name, host_of(name)):
+                if heir in self.late:
+                    self.late[heir].append(list(frames))
+                    return
 
     def way_to(self, name):
         """The link that leads to a node: its own, that of its host's broker, or the one up."""
@@ -1416,19 +1565,38 @@ class Broker:
         host = host_of(name)
         return None if host == self.host else host if host in self.links else UP if self.below else None
 
+    def gone(self, name):
+        """Whether a node or its host has died."""
+        return bool(self.dead) and (name in self.dead or host_of(name) in self.dead)
+
     # -- who is there
+
+    def introduced(self, sender, role, facts):
+        """The facts of a broker that says HELLO. Raises an error if name, role and facts do not fit each other, or us."""
+        host, number = re.fullmatch(rb"(\w+)(\.root|\.[0-9]+)?", sender).groups()
+        wanted = b"root" if sender == ROOT else b"worker" if number else b"broker"
+        if role != wanted or (role == b"broker") != bool(facts):
+            raise ValueError("a broker says what it has, and nobody else")
+        if (host == self.host) != bool(number) or sender == UP or facts and self.below:
+            raise ValueError("it does not belong here")
+        if sender in self.dead:
+            raise ValueError("a late word of one that has died meanwhile")
+        known = json.loads(bytes(facts)) if facts else None
+        if facts and not (known["number"] == host.decode() and 0 <= known["workers"] <= MAX_HOSTS and known["host"]):
+            raise ValueError("facts of another, or none")
+        return known
 
     def on_HELLO(self, sender, role, facts=b""):
         """A node is there: tell it what it missed."""
-        if (role == b"broker") != bool(facts):
-            raise ValueError("a broker says what it has, and nobody else")
-        if sender in self.dead:
-            raise ValueError("a late word of one that has died meanwhile")
+        known = self.introduced(sender, role, facts)
+        self.present.pop(sender, None)
         if sender not in self.links:
-            self.links[sender] = Link(sender, role, json.loads(bytes(facts)) if facts else None)
+            self.links[sender] = Link(sender, role, known)
             self.links[sender].heard = self.now
+            self.links[sender].idle = self.round is None and not self.heirs  # else it may have been there before us
+        self.out += [(sender, frames) for frames in self.late.pop(sender, ())]
         if role == b"root":
-            for news in self.news:
+            for news in self.news.values():
                 self.send(sender, b"HOST", news)
             if self.failure:
                 self.send(sender, b"FAILED", self.failure)
@@ -1439,31 +1607,44 @@ class Broker:
             self.resize()
         elif self.size is not None:
             self.send(sender, b"SIZE", pack_int(self.size))
-        if self.stopping:
+        if self.stopping == "said" and role != b"root":
             self.send(sender, b"STOP")
 
     def on_BYE(self, sender):
         """A worker, or a broker below, has ended as it was told. The broker above: it has given us up."""
         if sender == UP:
             self.finished = True
+        elif self.links[sender].held:  # it should have none
+            self.on_DIED(b"", sender, b"", b"0", ALL, b"0", b"0", sender + b" has left")
         else:
             self.remove(sender)
 
-    def on_DIED(self, sender, name, task_id, lo, hi, obituary):
-        """A process or a host has ended: tell the owners of what it held, and drop what it owned."""
+    def on_DIED(self, sender, name, task_id, lo, hi, flags, begun, obituary):
+        """A process or a host has ended: tell the owners of what it held, and drop what it owned.
+
+        flags: BLAME if what it was running is suspected; BEGUN if it had begun more of that. begun: how many of
+        the tasks that were sent to it."""
         if sender and host_of(name) != sender:
             raise ValueError("only a keeper knows of deaths, and of those of its host")
         self.dead.add(name)
         link = self.links.get(name)
-        for held in list(link.held) if link else ():
-            span = (lo, hi) if held == task_id else (b"0", b"0")
+        tasks = dict.fromkeys((asked[0] for asked in self.silent.get(name, ())), 0)  # maybe it still had these
+        tasks.update(link.held if link else {task_id: 0} if b":" in task_id else {})
+        for held, number in tasks.items():
+            span = (lo, hi, flags) if held == task_id or not task_id else \
+                (b"0", b"0", pack_int(BEGUN * (number <= int(begun))))
             self.send(owner_of(held), b"LOST", held, *span, obituary)
         for orphan in [task for task in self.placed if name in (owner_of(task), host_of(owner_of(task)))]:
             self.on_CANCEL(name, orphan)
+        self.heirs.pop(name, None)
+        self.late.pop(name, None)
+        self.present.pop(name, None)
         if link:
             self.remove(name)
         if self.below:
-            self.send(UP, b"DIED", name, b"", b"0", b"0", obituary)
+            self.send(UP, b"DIED", name, b"", b"0", b"0", b"0", b"0", obituary)
+        self.hear_out(name)
+        self.recount(name)
 
     def on_FAILED(self, sender, reason):
         """No worker can work: tell the root, now or when it comes."""
@@ -1472,7 +1653,7 @@ class Broker:
 
     def on_HOST(self, sender, facts):
         """A host is there, or is not to come, or is lost: tell the root, now or when it comes."""
-        self.news.append(bytes(facts))
+        self.news[json.loads(bytes(facts))["number"]] = bytes(facts)
         self.send(ROOT, b"HOST", facts)
 
     def on_SIZE(self, sender, count):
@@ -1503,12 +1684,114 @@ class Broker:
         if link.role == b"broker":
             self.resize()
 
+    # -- the census: what is still held, after messages were lost
+    #
+    # The top asks everybody; brokers below pass the question on, and say TOLD when all of theirs have.
+
+    def connected(self, name):
+        """A node has connected: for the first time, or again; then messages may be lost, or we are new."""
+        if name in self.links or self.heirs and self.round is None and not self.below:
+            self.present[name] = None
+            self.count(self.new_round())
+        elif self.round is not None:
+            self.send_who(name)
+        elif b"?" not in name and len(self.present) < MAX_HOSTS:  # no trial
+            self.present[name] = None
+
+    def new_round(self):
+        """A number for a census; larger than those before, also of a broker that has died."""
+        return pack_int(int(self.now * 1e6))
+
+    def count(self, number):
+        """Begin a census, or have it begun by the one above."""
+        if self.below and number != self.round:
+            self.send(UP, b"WHO", number)
+            return
+        self.round, self.since, self.counted = number, self.now, True
+        names = [name for name in self.links if name != UP]
+        self.silent = {name: [(task_id, b"0", ALL) for task_id in self.links[name].held] for name in names}
+        for name, (task_id, lo, hi) in self.heirs.items():
+            self.silent.setdefault(name, [(task_id, lo, hi)] if task_id else [])
+        for name in {**dict.fromkeys(names), **self.present}:
+            self.send_who(name)
+        self.hear_out()
+
+    def send_who(self, name):
+        """Ask a node, whether it has said HELLO or not."""
+        self.renew(name)
+        self.out.append((name, [b"WHO", self.round]))
+
+    def renew(self, name):
+        """What we know of a node begins anew, as it does there."""
+        link = self.links.get(name)
+        if link is not None:
+            for task_id in list(link.held):
+                self.lift(task_id)
+            self.hungry.pop(name, None)
+            self.links[name] = link = Link(name, link.role, link.facts)
+            link.heard, link.idle = self.now, False
+
+    def on_WHO(self, sender, number):
+        """The broker above asks; or one below would have it asked."""
+        if sender != UP:
+            self.count(self.new_round())
+            return
+        self.round, self.received, self.told = number, 0, None
+        self.renew(UP)
+        self.send(UP, b"HELLO", b"broker", json.dumps(self.facts).encode())
+        self.count(number)
+
+    def on_HELD(self, sender, number, task_id, *bounds):
+        """What a node will still answer. Not kept until all have said so: its RESULT may be next."""
+        if sender != UP and self.round not in (None, number):  # it answers an earlier question
+            return
+        if self.gone(owner_of(task_id)):
+            self.send(sender, b"CANCEL", task_id)
+            return
+        if sender in self.links:
+            self.place(task_id, self.links[sender])
+        self.send(owner_of(task_id), b"HELD", number, task_id, *bounds)
+
+    def on_TOLD(self, sender, number):
+        """A node has said all; or everybody has, and the owners draw their conclusions."""
+        if sender == UP:
+            self.finish_census(number)
+        elif sender in self.presumed:
+            self.recount(sender)
+        elif number == self.round:
+            self.hear_out(sender)
+        elif sender in self.silent:  # this question has not reached it
+            self.send_who(sender)
+
+    def recount(self, name):
+        """Begin another census if we only presumed what this node holds."""
+        if name in self.presumed:
+            self.presumed.remove(name)
+            self.count(self.new_round())
+
+    def hear_out(self, name=None):
+        """Do not wait for a node any more; when all have been heard, say so."""
+        self.silent.pop(name, None)
+        if self.round is None or self.silent:
+            return
+        if self.below:
+            self.send(UP, b"TOLD", self.round)
+        else:
+            self.finish_census(self.round)
+
+    def finish_census(self, number):
+        """All is known."""
+        self.round, self.heirs, self.silent = None, {}, {}
+        for name in self.links:
+            if name != UP:
+                self.send(name, b"TOLD", number)
+
     # -- who wants work, and who has some
 
     def on_HUNGRY(self, sender, count):
         """A node would take tasks."""
         link = self.links[sender]
-        link.demand += int(count)
+        link.demand += max(0, int(count))
         if link.demand > 0:
             self.hungry.setdefault(sender)
 
@@ -1527,6 +1810,7 @@ class Broker:
         """Ask for as much as the hungry would take: the rich first; if there are none, everybody once."""
         wanted = sum(self.links[name].demand for name in self.hungry)
         rich = [link for link in self.links.values() if link.rich and link.demand == 0]
+        self.waiting = len(rich) > 0
         wanted -= sum(link.asked for link in rich)
         for link in rich:
             if wanted > 0:
@@ -1541,20 +1825,29 @@ class Broker:
     def ask(self, link, count):
         """Tell one node that somebody is hungry."""
         link.asked += count
+        link.since = self.now
         self.send(link.name, b"HUNGRY", pack_int(count))
 
     # -- tasks and results
 
     def on_TASK(self, sender, task_id, avoid, more, *rest):
         """Pass a task on to one who takes it, and remember who that is."""
+        if int(rest[1]) >= int(rest[2]):
+            raise ValueError("a task of nothing")
         giver = self.links[sender]
         giver.asked = max(0, giver.asked - 1)
+        giver.since = self.now
         giver.rich = more == b"1" and sender != UP  # one above that has more may have it for others only
         self.received += sender == UP
+        if not self.concerns(sender, task_id):  # it was cancelled, or never was the sender's
+            self.send(sender, b"CANCEL", task_id)
+            raise ValueError("another's task")
         self.lift(task_id)
+        if self.gone(owner_of(task_id)):
+            return
         taker = self.choose(sender, avoid)
         if taker is None:
-            self.send(owner_of(task_id), b"LOST", task_id, b"0", b"0", b"")
+            self.send(owner_of(task_id), b"LOST", task_id, b"0", b"0", b"0", b"")
             return
         taker.demand = max(0, taker.demand - 1)
         if not taker.demand:
@@ -1575,19 +1868,26 @@ class Broker:
 
     def place(self, task_id, link):
         """Remember who holds a task, unless its owner is on the same side of us: then we hear no more of it."""
+        self.lift(task_id)
         if self.way_to(owner_of(task_id)) != link.name:
             self.placed[task_id] = link.name
-            link.held.add(task_id)
+            link.held[task_id] = link.tasks
 
     def lift(self, task_id):
         """Forget who holds a task; returns who did."""
         name = self.placed.pop(task_id, None)
         if name is not None:
-            self.links[name].held.discard(task_id)
+            self.links[name].held.pop(task_id, None)
         return name
 
     def on_SPLIT(self, sender, task_id, lo, hi, new):
         """Pass the news of a split on to the owner."""
+        if int(lo) >= int(hi) or new.partition(b"/")[0] != task_id.partition(b"/")[0] or \
+                self.placed.get(new, sender) != sender:
+            raise ValueError("no part of the task")
+        if self.gone(owner_of(task_id)):
+            self.send(sender, b"CANCEL", new)
+            return
         self.place(new, self.links[sender])  # until its TASK comes: if the sender dies before, this is lost too
         self.send(owner_of(task_id), b"SPLIT", task_id, lo, hi, new)
 
@@ -1660,7 +1960,7 @@ class Broker:
 
     def quiet(self):
         """Whether nothing is held or queued anywhere behind our links."""
-        return not self.placed and all(link.idle for link in self.links.values()
+        return self.round is None and not self.heirs and not self.placed and all(link.idle for link in self.links.values()
                                        if link.role != b"root" and link.name != UP)
 
     def tell_if_quiet(self):
@@ -1686,12 +1986,14 @@ Broker.HANDLERS = {name[3:].encode(): handler for name, handler in vars(Broker).
 class Switchboard:
     """The loop around a ``Broker``: its sockets, the notices of the keeper, and what workers print."""
 
-    def __init__(self, config, notices, listener):
+    def __init__(self, config, notices, listener, heirs=None, prints=()):
         import_zmq()
         self.config, self.notices, self.context = config, notices, zmq.Context()
-        self.broker = Broker(config["host"].encode(), config["size"], below=config["below"])
+        self.broker = Broker(config["host"].encode(), config["size"], below=config["below"],
+                             heirs=heirs)
         self.sources = {}    # socket or file descriptor -> what reads it
         self.routes = {}     # name -> the socket by which it came
+        self.connections = 0  # that the socket up has made
         self.cut = None      # since when the TCP connection up is gone, if it is all we have
         self.prints = {}     # file descriptor -> [worker, stream, beginning of a line]
         self.printers = {}   # worker -> its file descriptors
@@ -1699,6 +2001,8 @@ class Switchboard:
         self.poller = zmq.Poller()
         self.watch(notices, self.take_notice)
         self.local = self.router(config["address"])
+        for name, *ends in prints:
+            self.watch_prints(name, ends)
         if listener is not None:
             self.let_in(listener)
 
@@ -1714,6 +2018,7 @@ class Switchboard:
         router.sndhwm = router.rcvhwm = 0  # a ROUTER drops silently at its mark
         router.router_mandatory = True     # and what it cannot route, unless told to complain
         router.router_handover = True      # who connects anew goes on under its name
+        router.probe_router = True         # says so to who connects, by an empty message: see Node.connected
         for name, value in options.items():
             setattr(router, name, value)
         router.bind(address)
@@ -1724,15 +2029,16 @@ class Switchboard:
         """Take messages and send those to which they lead, until nobody is left."""
         if self.broker.below:
             self.connect_up()
-        alone = not (self.broker.below or self.config["listens"])
+        alone = not (self.broker.below or self.config["listens"] or self.broker.heirs)
         due = time.monotonic()
         while not self.broker.finished and not (self.cut and time.monotonic() - self.cut > GRACE / 2):
-            for source, _ in self.poller.poll(None if alone else GRACE / 4 * 1000 if self.cut else HEARTBEAT * 1000):
+            pause = PATIENCE if self.broker.waiting else GRACE / 4 if self.cut else None if alone else HEARTBEAT
+            for source, _ in self.poller.poll(pause and pause * 1000):
                 self.sources[source](source)
             while self.paused and self.broker.printing <= OUTPUT_AHEAD:
                 self.poller.register(self.paused.pop(), zmq.POLLIN)
-            if not alone and time.monotonic() >= due:
-                due = time.monotonic() + HEARTBEAT
+            if pause and time.monotonic() >= due:
+                due = time.monotonic() + min(pause, HEARTBEAT)
                 self.deliver(self.broker.tick(time.monotonic()))
         for descriptor in list(self.prints):
             self.read_prints(descriptor)
@@ -1742,12 +2048,17 @@ class Switchboard:
     def take(self, router):
         """A message of a node, or of a broker below."""
         sender, *frames = receive(router)
+        if sender == UP or router is not self.local and b"." in sender:  # by TCP come brokers only
+            self.broker.dropped += 1
+            return
         if router is not self.local or sender in self.routes:
             self.routes[sender] = router
         if frames[:1] == [b"RESULT"]:  # what a task printed is shown before its result
             for descriptor in tuple(self.printers.get(sender, ())):
                 self.read_prints(descriptor)
         self.handle(sender, frames)
+        if sender in self.routes and sender not in self.broker.links and sender not in self.broker.present:
+            del self.routes[sender]
 
     def handle(self, sender, frames):
         """Let the broker handle a message, and send what it says to that."""
@@ -1764,17 +2075,24 @@ class Switchboard:
 
     def take_notice(self, _):
         """A notice of the keeper: JSON; with it come the ends of pipes into which a new worker prints."""
-        with contextlib.suppress(BlockingIOError):
-            data, ancillary, _, _ = self.notices.recvmsg(1 << 18, socket.CMSG_SPACE(2 * 4))
+        data, ancillary, _, _ = self.notices.recvmsg(1 << 18, socket.CMSG_SPACE(2 * 4))
+        try:
             frames = [frame.encode("latin-1") for frame in json.loads(data)]
             for _, _, descriptors in ancillary:
-                for stream, descriptor in zip((b"out", b"err"), array.array("i", descriptors)):
-                    os.set_blocking(descriptor, False)
-                    self.prints[descriptor] = [frames[1], stream, b""]
-                    self.printers.setdefault(frames[1], []).append(descriptor)
-                    self.watch(descriptor, self.read_prints)
+                self.watch_prints(frames[1], array.array("i", descriptors))
             if frames[0] != b"PRINTS":
                 self.handle(b"", frames)
+        except Exception as error:
+            self.broker.dropped += 1
+            logger.debug("broker: dropped a notice: %r", error)
+
+    def watch_prints(self, worker, ends):
+        """Read what a worker prints to stdout and stderr, from now on."""
+        for stream, descriptor in zip((b"out", b"err"), ends):
+            os.set_blocking(descriptor, False)
+            self.prints[descriptor] = [worker, stream, b""]
+            self.printers.setdefault(worker, []).append(descriptor)
+            self.watch(descriptor, self.read_prints)
 
     def read_prints(self, descriptor):
         """Send whole lines of what a worker printed to the root; wait while that does not keep up."""
@@ -1810,8 +2128,10 @@ class Switchboard:
         self.guard = self.context.socket(zmq.REP)
         self.guard.bind("inproc://zeromq.zap.01")  # libzmq asks here, before it lets anybody in (RFC 27)
         self.watch(self.guard, self.admit)
-        self.router(f"tcp://*:{listener.getsockname()[1]}", ipv6=listener.family == socket.AF_INET6, use_fd=os.dup(
-            listener.fileno()), curve_server=True, curve_secretkey=self.config["server_keys"][1].encode())
+        self.router(f"tcp://*:{listener.getsockname()[1]}", ipv6=listener.family == socket.AF_INET6,
+                    use_fd=os.dup(listener.fileno()), curve_server=True,
+                    handshake_ivl=5000,  # ms in which a stranger may fill our memory
+                    curve_secretkey=self.config["server_keys"][1].encode())
 
     def admit(self, guard):
         """Say whether a client is known by its key."""
@@ -1839,11 +2159,23 @@ class Switchboard:
         facts = dict(about_this_machine(), host=config["name"], number=config["host"], workers=config["size"],
                      state="ready", pyzmq=zmq.__version__, transport="tcp" if address else "stdio",
                      address=address, login=config.get("login"), **figures)
+        self.broker.facts = facts
         self.deliver([(UP, [b"HELLO", b"broker", json.dumps(facts).encode()])])
-        self.watch(self.up, lambda up: self.handle(UP, receive(up)))
+        if self.broker.heirs:  # we take over: the one above has to find out what was lost
+            self.deliver([(UP, [b""])])
+        self.watch(self.up, self.take_up)
         if not config["tunnel"]:
             self.cut = time.monotonic()  # until it is told that we are connected: the root may have gone since
             self.watch(self.up.get_monitor_socket(), self.notice_cut)
+
+    def take_up(self, up):
+        """A message of the broker above; an empty one says that the socket has connected, maybe not for the first time."""
+        frames = receive(up)
+        if frames != [b""]:
+            self.handle(UP, frames)
+        elif self.connections:
+            self.deliver([(UP, [b""])])
+        self.connections += frames == [b""]
 
     def notice_cut(self, monitor):
         """Without a remote command, the end of the TCP connection is the sign that the root is gone."""
@@ -1854,7 +2186,7 @@ class Switchboard:
         """The first of some TCP addresses by which an echo comes back in time."""
         trials, poller = {}, zmq.Poller()
         for i, address in enumerate(addresses):
-            with contextlib.suppress(zmq.ZMQError):  # a name that is none
+            with contextlib.suppress(zmq.ZMQError, ValueError):  # a name that is none
                 trial = connect(self.context, address, b"%s?%d" % (name, i), keys)
                 trial.send(b"PROBE")
                 poller.register(trial, zmq.POLLIN)
@@ -1885,9 +2217,9 @@ class Switchboard:
         return {"round_trip": round_trip, "bandwidth": 2 * size / seconds}
 
 
-def run_broker(config, notices, listener):
-    """The life of a broker process."""
-    Switchboard(config, notices, listener).run()
+def run_broker(*args):
+    """The life of a broker process. Arguments: those of a Switchboard."""
+    Switchboard(*args).run()
 
 
 def about_this_machine():
@@ -1908,18 +2240,11 @@ class Shipment:
     """A task that this node owns and that another holds: its items, and which of them are still open."""
 
     def __init__(self, span, lo, hi):
-        self.span, self.open = span, [(lo, hi)]
-
-    def close(self, lo, hi):
-        """Take [lo, hi) off what is open; says whether all of it was."""
-        for i, (first, end) in enumerate(self.open):
-            if first <= lo and hi <= end:
-                self.open[i:i + 1] = [part for part in ((first, lo), (hi, end)) if part[0] < part[1]]
-                return True
-        return False
+        self.span, self.open = span, Ranges([(lo, hi)])
+        self.doubt = Ranges()  # those that nobody has HELD since WHO
 
 
-OWNERS_BUSINESS = frozenset((b"RESULT", b"SPLIT", b"SINGLY", b"LOST"))
+OWNERS_BUSINESS = frozenset((b"RESULT", b"SPLIT", b"SINGLY", b"LOST", b"HELD", b"TOLD"))
 
 
 class Node:
@@ -1930,8 +2255,10 @@ class Node:
     thread that sleeps on the socket; nobody handles messages while holding it."""
 
     executes = False  # whether tasks are run here
+    connections = 0   # made by the socket
     attendant = None  # ident of the thread that sleeps on the socket
     seen = None       # id of the newest in the queue when the deputy last looked
+    dropped = 0       # messages that made no sense
 
     def __init_subclass__(cls):
         cls.HANDLERS = {name[3:].encode(): getattr(cls, name) for name in dir(cls) if name.startswith("on_")}
@@ -1952,6 +2279,8 @@ class Node:
         self.call_bytes = None            # mean size of a pickled call
         self.inbox = collections.deque()
         self.mail = collections.deque()   # messages that the deputy left for who holds the baton
+        self.setting = {}                 # setter -> message of a constant that the broker has not confirmed
+        self.round = None                 # of the latest census
         self.broken = None                # the PoolError after which nothing works any more
         self.stopped = threading.Event()
         self.attending = threading.Lock()  # held by the thread that sleeps on the socket
@@ -1969,6 +2298,7 @@ class Node:
         self.wake_read, self.wake_write = os.pipe()  # to wake who sleeps on the socket
         os.set_blocking(self.wake_read, False)
         os.set_blocking(self.wake_write, False)
+        self.role = role
         self.send(b"HELLO", role)
         threading.Thread(target=self.deputise, name="minscoop deputy", daemon=True).start()
 
@@ -2038,7 +2368,7 @@ class Node:
                 if as_deputy and self.executes and message[0] in OWNERS_BUSINESS:
                     self.mail.append(message)
                 else:
-                    self.HANDLERS[message[0]](self, *message[1:])
+                    self.handle(message)
             if self.wanted:
                 self.give()
         finally:
@@ -2046,12 +2376,31 @@ class Node:
         if as_deputy:
             self.rouse()
 
+    def handle(self, message):
+        """Handle a message. Nonsense is dropped and counted."""
+        try:
+            check_shape(*message)
+            self.HANDLERS[message[0]](self, *message[1:])
+        except Exception as error:
+            self.dropped += 1
+            logger.debug("%s: dropped a message: %r", self.name.decode(), error, exc_info=True)
+
     def fetch(self):
         """Move what has come from the socket to the inbox; says whether there was anything."""
         with self.lock:
             while self.socket is not None and self.socket.get(zmq.EVENTS) & zmq.POLLIN:
-                self.inbox.append(receive(self.socket))
+                message = receive(self.socket)
+                if message == [b""]:
+                    self.connected()
+                else:
+                    self.inbox.append(message)
         return bool(self.inbox)
+
+    def connected(self):
+        """The socket has connected. If that is not the first time, messages are lost, and the broker may be new."""
+        if self.connections:
+            self.send(b"")
+        self.connections += 1
 
     def deputise(self):
         """The deputy: looks at the socket when nobody else has done so for a TICK."""
@@ -2087,7 +2436,7 @@ class Node:
                 sleepers = self.parked.pop(what, ())
             for sleeper in sleepers:
                 sleeper.set()
-        if self.attendant not in (None, threading.get_ident()):
+        if self.attendant != threading.get_ident():
             self.rouse()
 
     def wait_for(self, ready, what=None, timeout=None):
@@ -2106,15 +2455,21 @@ class Node:
         """Sleep until `what` changes, for some time at most."""
         sleeper = threading.Event()
         with self.lock:
-            sleepers = self.parked.setdefault(what, [])
-            sleepers.append(sleeper)
+            self.parked.setdefault(what, []).append(sleeper)
         if not ready():  # asked once more, now that changes reach us
             sleeper.wait(timeout)
+        self.unlist(what, sleeper)
+
+    def unlist(self, what, sleeper):
+        """Nobody is to wake a sleeper any more; says whether somebody would have."""
         with self.lock:
-            if sleeper in sleepers:
-                sleepers.remove(sleeper)
-            if not sleepers and self.parked.get(what) is sleepers:
+            sleepers = self.parked.get(what, ())
+            if sleeper not in sleepers:
+                return False
+            sleepers.remove(sleeper)
+            if not sleepers:
                 del self.parked[what]
+            return True
 
     # -- what is to be run
 
@@ -2147,10 +2502,15 @@ class Node:
             ids = [task_id for task_id, shipment in self.away.items() if shipment.span.job is job]
             for task_id in ids:
                 del self.away[task_id]
-                self.send(b"CANCEL", task_id)
+                self.recall(task_id)
             if job in self.sources:
                 self.sources.remove(job)
         self.wake(job)
+
+    def recall(self, task_id):
+        """Nobody wants what we shipped: tell who holds it. That may be ourselves, which no broker records."""
+        self.send(b"CANCEL", task_id)
+        self.on_CANCEL(task_id)
 
     def drop(self, shipped=False):
         """Cancel what has not started; shipped: also calls that were sent to workers, started or not."""
@@ -2196,8 +2556,13 @@ class Node:
     def spare(self, reserve):
         """Take the oldest work off the queue, as a span; None if there is none beyond the reserve."""
         queue = self.queue
-        while queue and queue[0].stale:
-            queue.popleft()
+        for _ in range(len(queue)):
+            if queue[0].stale:
+                queue.popleft()
+            elif queue[0].pinned:  # it is for this process, and goes to the other end, where it is run soon
+                queue.rotate(-1)
+            else:
+                break
         if not queue or queue[0].pinned:
             return None
         alone = reserve and len(queue) == 1
@@ -2234,7 +2599,7 @@ class Node:
         """How many of `count` items go to one taker."""
         if item_bytes is None:
             return 1  # the first one tells how large they are
-        share = (count + 1) // 2 if self.executes else -(-count // (2 * self.size))
+        share = (count + 1) // 2 if self.executes else -(-count // (2 * self.size or 1))
         return max(1, min(share, MAX_BODY // max(1, item_bytes)))
 
     def bundle(self):
@@ -2297,6 +2662,7 @@ class Node:
             return job.id
         task_id = b"%s/%d" % (job.id.rpartition(b"/")[0], lo)
         self.send(b"SPLIT", job.id, pack_int(lo), pack_int(hi), task_id)
+        job.open.cut(lo, hi)
         job.left -= hi - lo
         return task_id
 
@@ -2341,23 +2707,24 @@ class Node:
         lo, count = int(lo), int(count)
         with self.lock:
             shipment = self.away.get(task_id)
-            fresh = shipment is not None and shipment.close(lo, lo + count)
+            fresh = shipment is not None and shipment.open.close(lo, lo + count)
             if fresh and not shipment.open:
                 del self.away[task_id]
         if not fresh and last == b"0":
-            self.send(b"CANCEL", task_id)
+            self.recall(task_id)
         elif fresh and count:
-            shipment.span.job.deliver(lo, count, *decode_results(body))
+            shipment.span.job.deliver(lo, count, *read_results(body, count, shipment.span.job.recipe.op))
 
     def on_SPLIT(self, task_id, lo, hi, new):
         """What we shipped is now in two hands."""
         lo, hi = int(lo), int(hi)
         with self.lock:
             shipment = self.away.get(task_id)
-            if shipment is None or not shipment.close(lo, hi):
-                self.send(b"CANCEL", new)
+            if shipment is None or not shipment.open.close(lo, hi):
+                self.recall(new)
                 return
-            self.away[bytes(new)] = Shipment(shipment.span, lo, hi)
+            self.away[bytes(new)] = part = Shipment(shipment.span, lo, hi)
+            part.doubt.extend(shipment.doubt.cut(lo, hi))
             if not shipment.open:
                 del self.away[task_id]
 
@@ -2365,38 +2732,95 @@ class Node:
         """A holder cannot unpickle what we shipped: have it run item by item."""
         self.take_back(task_id)
 
-    def on_LOST(self, task_id, lo, hi, obituary):
+    def on_LOST(self, task_id, lo, hi, flags, obituary):
         """The holder of what we shipped died; one item too many times, and the item fails."""
-        lo, hi = int(lo), int(hi)
+        lo, hi, flags = int(lo), int(hi), int(flags)
         shipment = self.away.get(task_id)
         if shipment is None:
             return
-        job, limit = shipment.span.job, max(1, self.retries)
-        for i in range(lo, hi):
-            job.deaths[i].append(obituary.decode())
-            if len(job.deaths[i]) >= limit and shipment.close(i, i + 1):
-                error = WorkerLost(self.obituaries(job, i))
-                job.deliver(i, 1, [None], {0: error})
-        self.take_back(task_id, (lo, hi), host_of(obituary.partition(b" ")[0]) if obituary else b"")
+        job, obituary = shipment.span.job, bytes(obituary).decode(errors="replace")
+        if self.retries == 0:  # what came before may have run, with results that were still to be sent
+            for first, end in shipment.open.cut(0, int(ALL) if flags & BEGUN else hi):
+                self.fail_lost(job, first, end, obituary)
+        elif flags & BLAME:
+            for i in (i for part in Ranges(shipment.open).cut(lo, hi) for i in range(*part)):
+                job.deaths[i].append(obituary)
+                if len(job.deaths[i]) >= self.retries and shipment.open.close(i, i + 1):
+                    self.fail_lost(job, i, i + 1, *job.deaths[i])
+        suspects = (lo, hi) if flags & BLAME else (0, 0)
+        self.take_back(task_id, suspects, host_of(obituary.encode().partition(b" ")[0]))
+
+    def fail_lost(self, job, lo, hi, *deaths):
+        """Items that are not to be run again fail."""
+        error = WorkerLost(self.obituaries(job, lo, deaths))
+        job.deliver(lo, hi - lo, [None] * (hi - lo), dict.fromkeys(range(hi - lo), error))
 
     def take_back(self, task_id, suspects=None, avoid=b""):
         """Queue again what is open of a shipment, first of all; item by item if it is suspected."""
         with self.lock:
             shipment = self.away.pop(task_id, None)
-            if shipment is None or shipment.span.job.cancelled:
-                return
-            for lo, hi in reversed(shipment.open):
-                span = shipment.span.cut(lo, hi)
-                span.avoid = avoid
-                span.singly = span.singly or suspects is None or lo < suspects[1] and suspects[0] < hi
-                span.job.requeue(span)
+            for lo, hi in reversed(shipment.open if shipment else ()):
+                self.requeue(shipment, lo, hi, avoid, suspects is None or lo < suspects[1] and suspects[0] < hi)
         if self.wanted:
             self.give()
 
-    def obituaries(self, job, item):
+    def requeue(self, shipment, lo, hi, avoid=b"", singly=False):
+        """Queue items of a shipment again, unless nobody wants them any more."""
+        if not shipment.span.job.cancelled:
+            span = shipment.span.cut(lo, hi)
+            span.avoid, span.singly = avoid, span.singly or singly
+            span.job.requeue(span)
+
+    # -- a census, after messages were lost
+
+    def on_WHO(self, number):
+        """Say who we are, what we want and what we hold; doubt what we shipped."""
+        with self.lock:
+            self.wanted, self.rich = 0, False
+            for shipment in self.away.values() if number != self.round else ():
+                shipment.doubt = Ranges(shipment.open)
+            self.round = number
+            self.send(b"HELLO", self.role)
+            for name, (setter, _, frames) in self.consts.items():
+                self.send(b"CONST", name.encode(), setter, *frames)
+            for message in list(self.setting.values()):
+                self.send(*message)
+            self.say_again()
+            for guest in list(self.guests.values()):
+                self.send(b"HELD", number, guest.id, *(pack_int(bound) for part in guest.open for bound in part))
+            self.send(b"TOLD", number)
+
+    def say_again(self):
+        """Say again what a broker has to know of this kind of node."""
+        raise NotImplementedError
+
+    def on_HELD(self, number, task_id, *bounds):
+        """Somebody will answer this; if we do not wait for it, that is news there."""
+        with self.lock:
+            shipment = self.away.get(task_id)
+            if shipment is None:
+                self.recall(task_id)
+            for lo, hi in zip(bounds[::2], bounds[1::2]) if shipment and number == self.round else ():
+                shipment.doubt.cut(int(lo), int(hi))
+
+    def on_TOLD(self, number):
+        """All is said: what nobody holds runs again."""
+        with self.lock:
+            for task_id, shipment in list(self.away.items()) if number == self.round else ():
+                lost, shipment.doubt = shipment.doubt, Ranges()
+                for lo, hi in itertools.chain.from_iterable(shipment.open.cut(*part) for part in lost):
+                    if self.retries == 0:
+                        self.fail_lost(shipment.span.job, lo, hi, "it was under way when a broker died")
+                    else:
+                        self.requeue(shipment, lo, hi)
+                if not shipment.open:
+                    self.away.pop(task_id, None)
+
+    def obituaries(self, job, item, deaths):
         """The text of WorkerLost."""
-        deaths = job.deaths[item]
-        return (f"{job.title(item)} killed {'its worker' if len(deaths) == 1 else f'{len(deaths)} workers in a row'} "
+        what = "may have begun before its worker died:" if self.retries == 0 else \
+            f"killed {'its worker' if len(deaths) == 1 else f'{len(deaths)} workers in a row'}"
+        return (f"{job.title(item)} {what} "
                 f"(retries={self.retries}): {'; '.join(deaths)}" + (
                     ". SIGKILL often means that memory ran out: see the kernel's log (dmesg), or run fewer "
                     "workers (-n)" if "SIGKILL" in deaths[-1] else ""))
@@ -2404,7 +2828,7 @@ class Node:
     def on_CONST(self, name, setter, *frames):
         """A shared constant; unpickled, once, when it is first asked for."""
         value = functools.lru_cache(None)(lambda: loads(frames))
-        self.consts.setdefault(name.decode(), (setter, value))
+        self.consts.setdefault(name.decode(), (setter, value, frames))
         self.wake("const")
 
     def on_CANCEL(self, task_id):
@@ -2457,8 +2881,10 @@ class Node:
             except FAULTS as error:
                 raise CannotSend(explain(value, f"the constant {name!r}") or str(error)) from error
             setter = b"%s:%d" % (self.name, next(self.serial))
-            self.send(b"CONST", name.encode(), setter, *frames)
+            self.setting[setter] = b"CONST", name.encode(), setter, *frames
+            self.send(*self.setting[setter])
             self.wait_for(lambda: name in self.consts or self.broken, "const")
+            del self.setting[setter]
             self.check_open()
             if self.consts[name][0] != setter:  # another was quicker
                 raise TypeError(f"the constant {name!r} exists already: constants are set once")
@@ -2591,6 +3017,11 @@ class Root(Node):
 
     # -- messages
 
+    def say_again(self):
+        """That we are at the end, if so."""
+        if self.closing:
+            self.send(b"STOP")
+
     def on_BYE(self):
         """The broker has ended, after everybody else; all that was printed is here."""
         self.ended = True
@@ -2600,6 +3031,8 @@ class Root(Node):
         facts = json.loads(bytes(facts))
         before = self.hosts.get(facts["number"], {})
         self.hosts[facts["number"]] = {**before, **facts}
+        if facts["state"] == before.get("state") == "ready":
+            return
         if facts["state"] == "ready":
             logger.info("host %s: Python %s, %d workers, data by %s%s", facts["host"], facts["python"],
                         facts["workers"], facts["transport"], f" ({facts['address']})" if facts["address"] else "")
@@ -2615,7 +3048,7 @@ class Root(Node):
     def on_FETCH(self, path):
         """A worker elsewhere imports a module: its source, or the names in a directory/."""
         name, body = path.decode(), []
-        beside = any(name.startswith(entry.rstrip("/") + "/") for entry in own_path())
+        beside = any(name.startswith(entry.rstrip("/") + "/") for entry in own_path()) and "/../" not in name
         with contextlib.suppress(OSError):
             if beside and name.endswith("/"):
                 with os.scandir(name) as entries:
@@ -2692,7 +3125,7 @@ class Strand:
         self.worker.rouse()
 
 
-OUTSIDE = object()  # stands for the task of a thread that is not a worker's; nothing descends from it
+OUTSIDE = types.SimpleNamespace(_parent=None, mark=None)  # stands for the task of a thread that a task made
 
 
 class Worker(Node):
@@ -2712,7 +3145,10 @@ class Worker(Node):
         self.asked = False     # HUNGRY was said and not answered
         self.idle = False      # IDLE was said and holds
         self.received = 0      # TASKs
+        self.begun = 0         # the highest number of one that was begun
+        self.known = 0         # of them, when it was last considered to ask for more
         self.files = {}        # path -> content; None: there is no such file
+        self.fetching = set()  # paths of files that we wait for
 
     # -- the baton
 
@@ -2763,7 +3199,7 @@ class Worker(Node):
 
     def rest(self):
         """Nothing to run: say so, and sleep until a message comes."""
-        self.marker[0] = 1  # it works
+        self.marker[0] = SEVERAL if self.waiting else READY
         self.ask()
         sys.stdout.flush()
         with self.lock:
@@ -2777,12 +3213,13 @@ class Worker(Node):
 
         What to wake for is looked at once more: the deputy may have been quicker, and not have seen us."""
         with self.attending:
-            if not (self.queue or self.resumable or ready()):
+            if not (self.queue or self.resumable or self.received != self.known or ready()):
                 self.attend(timeout)
         self.serve()
 
     def ask(self):
         """Say HUNGRY, unless that was said and stays said."""
+        self.known = self.received
         if not self.asked and self.waiting < MAX_PARKED:
             self.asked = True
             self.send(b"HUNGRY", b"1")
@@ -2799,6 +3236,23 @@ class Worker(Node):
             return
         self.holder = strand
         strand.gate.release()
+
+    def yield_baton(self):
+        """This task's event loop awaits futures, and sleeps without us: others go on until the task is done."""
+        me = self.holder
+        if me.ident == threading.get_ident() and not self.serving._is_owned():
+            for piece in me.slices:
+                self.shorten(piece)
+            self.waiting += 1
+            self.pass_baton()
+
+    def regain_baton(self, me):
+        """The task that yielded it is done."""
+        if self.holder is not me:
+            me.set()
+            me.gate.acquire()
+            self.waiting -= 1
+            self.note(me.mark)
 
     def new_thread(self, strand):
         """The life of a further thread."""
@@ -2843,6 +3297,7 @@ class Worker(Node):
         unit = self.take(what, OUTSIDE)
         if unit is None:
             self.serve()  # the task may be waiting for this thread, and not look at the socket
+            self.give(reserve=0)
             super().sleep(ready, what, min(timeout, TICK))
         else:
             unit.run()
@@ -2865,19 +3320,15 @@ class Worker(Node):
             self.shorten(piece)
         with self.lock:
             self.parked.setdefault(what, []).append(me)
-            if ready() and me in self.parked.get(what, ()):  # it came before we were listed
-                self.parked[what].remove(me)
+            if ready() and self.unlist(what, me):  # it came before we were listed
                 return
             self.waiting += 1
         serving = self.serving._is_owned() and self.serving._release_save()  # a callback waits, amid a message
         self.pass_baton()
         left = remaining(deadline)
         if not me.gate.acquire(timeout=-1 if left is None else left):
-            with self.lock:
-                strands = self.parked.get(what, ())
-                if me in strands:
-                    strands.remove(me)
-                    me.set()
+            if self.unlist(what, me):
+                me.set()
             me.gate.acquire()
         if serving:
             self.serving._acquire_restore(serving)
@@ -2889,13 +3340,15 @@ class Worker(Node):
     def current_task(self):
         """What the calling thread is running, if it has the baton."""
         me = self.holder
-        return me.task if me.ident == threading.get_ident() else None
+        return me.task if me.ident == threading.get_ident() else OUTSIDE
 
     def push(self, unit):
         """Queue a Future or a Span; if others wait, give away what is older."""
         with self.lock:
             while self.queue and self.queue[-1].stale:  # done by those who waited for them
                 self.queue.pop()
+            if unit._parent is OUTSIDE:
+                unit.mark = self.holder.mark
             self.queue.append(unit)
             self.idle = False
             give = self.wanted and len(self.queue) > 1
@@ -2935,9 +3388,12 @@ class Worker(Node):
         me = self.holder
         outer, me.task = me.task, unit
         me.depth += 1
+        if outer is None:
+            self.note(unit.mark)
         try:
             if isinstance(unit, Future):
                 unit.run()
+                self.regain_baton(me)
             else:
                 self.run_slice(me, unit)
         finally:
@@ -2948,6 +3404,7 @@ class Worker(Node):
         """Run a slice and deliver its results."""
         job = piece.job
         if isinstance(job, Guest):
+            self.begun = max(self.begun, job.number)
             if job.body is not None:
                 self.note((job.id, job.lo, job.hi))  # unpickling is done for all at once, and may kill
                 if not self.unpack(piece):
@@ -2956,6 +3413,7 @@ class Worker(Node):
         self.ask_early(piece)
         me.slices.append(piece)
         piece.run()
+        self.regain_baton(me)
         with self.lock:
             me.slices.pop()
         piece.deliver()
@@ -2964,7 +3422,7 @@ class Worker(Node):
         """Unpickle a task that is begun. If that fails, have its items sent one by one, or fail the one."""
         job, span = piece.job, piece.span
         try:
-            columns = job.open()
+            columns = job.unpack()
             with self.lock:
                 span.columns = columns
             return True
@@ -3003,11 +3461,12 @@ class Worker(Node):
     def note(self, mark):
         """Write down what is being run, where the keeper reads it if we die."""
         self.holder.mark = mark
+        self.marker[0] = SEVERAL if self.waiting else READY
         if mark is None:
-            self.marker[1:3] = b"\0\0"
+            self.marker[9:11] = b"\0\0"
             return
         task_id, lo, hi = mark
-        self.marker[1:3 + len(task_id) + 16] = struct.pack(f">H{len(task_id)}sQQ", len(task_id), task_id, lo, hi)
+        self.marker[1:27 + len(task_id)] = struct.pack(f">QH{len(task_id)}sQQ", self.begun, len(task_id), task_id, lo, hi)
 
     def feed(self):
         """Pull inputs of maps that nobody has begun to read. Says whether there were any."""
@@ -3037,18 +3496,28 @@ class Worker(Node):
         with self.lock:
             self.asked = self.idle = False
             self.received += 1
+            guest.number = self.received
             self.queue.appendleft(Span(guest, None, lo, lo, hi, None, singly == b"1", avoid))  # first come, first run
 
     def on_STOP(self):
         """All is done."""
         self.stopped.set()
 
+    def say_again(self):
+        """Nothing: we ask anew for work and for files, and count TASKs anew."""
+        self.asked = self.idle = False
+        self.received = self.begun = 0
+        for path in self.fetching:
+            self.send(b"FETCH", path.encode())
+
     # -- modules that are on the root's machine only
 
     def fetch_file(self, path):
         """A source file of the root's, or None. Blocks, and runs nothing else meanwhile: imports hold locks."""
         if path not in self.files:
-            self.send(b"FETCH", path.encode())
+            with self.lock:
+                self.fetching.add(path)
+                self.send(b"FETCH", path.encode())
         while path not in self.files:
             if self.attending.acquire(timeout=TICK):
                 try:
@@ -3057,6 +3526,7 @@ class Worker(Node):
                 finally:
                     self.attending.release()
             self.serve()
+        self.fetching.discard(path)
         return self.files[path]
 
     def on_FILE(self, path, *body):
@@ -3115,9 +3585,13 @@ class Keeper:
         os.set_blocking(self.signalled, False)
         self.broker = self.listener = None
         self.workers = {}          # pid -> (name, marker page)
+        self.prints = {}           # pid -> (name, ends of the pipes into which it prints)
+        self.heirs = None          # after a broker's death: see Broker
+        self.broker_deaths = []    # when brokers died
         self.launchers = {}        # pid -> number of its host
         self.numbers = itertools.count(1)
         self.startup_deaths = 0
+        self.failure = None        # why no worker can start
         self.exit_code = None
 
     @classmethod
@@ -3129,8 +3603,9 @@ class Keeper:
         with open(os.devnull) as null:
             os.dup2(null.fileno(), 0)
         with open(stdin, "rb", closefd=False) as file:
-            config = json.loads(file.readline())
-        cls(config, stdin).live()
+            line = file.readline()
+        if line:  # else the root has ended already
+            cls(json.loads(line), stdin).live()
 
     def live(self):
         """Prepare, start and supervise until the end; never returns."""
@@ -3141,8 +3616,11 @@ class Keeper:
             self.run()
         except PoolError as error:
             self.exit_code = 1
-            if self.config["below"]:  # else the root has the same reason, and says it
+            if self.config["below"] or self.broker:  # else the root has the same reason, and says it
                 print(f"minscoop: {error}", file=sys.stderr)
+        except Exception:
+            self.exit_code = 1
+            traceback.print_exc()
         finally:
             sys.stderr.flush()  # Python 3.8 buffers it
             self.clean_up()
@@ -3189,15 +3667,16 @@ class Keeper:
         """The configuration of the keeper of another host."""
         config = self.config
         keys = [config["server_keys"][0], *self.keys[number]] if config["listens"] else None
-        return dict(config, host=number, name=name, size=0 if config["check"] else size, below=True, hosts=[],
-                    keys=keys, server_keys=None, client_keys=None, listens=False, listen=None, sys_path=None,
-                    piped=True, directory=None, program=source_check())
+        config = dict(config, host=number, name=name, size=0 if config["check"] else size, below=True, hosts=[],
+                      keys=keys, server_keys=None, client_keys=None, listens=False, listen=None, sys_path=None,
+                      piped=True, directory=None)
+        return dict(config, program=checksum(config))
 
     def run(self):
         """Fork broker, workers and launchers; then reap and replace until the broker or the root ends."""
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self.signal_write, warn_on_full_buffer=False)
-        self.broker = self.fork(run_broker, self.config, self.notices_read, self.listener)
+        self.start_broker()
         tokens = os.pipe()
         os.write(tokens[1], b"." * LOGINS)
         for number, name, size in self.config["hosts"]:
@@ -3213,6 +3692,31 @@ class Keeper:
             if self.stdin in ready and not os.read(self.stdin, 4096):
                 self.exit_code = 0
 
+    def start_broker(self, heirs=None):
+        """Fork the broker, or one that takes over; it inherits sockets, pipes, and what is known of the workers."""
+        self.broker = self.fork(run_broker, self.config, self.notices_read, self.listener, heirs,
+                                list(self.prints.values()))
+
+    def replace_broker(self, code):
+        """A broker has died: another takes over, which asks everybody for what it cannot know."""
+        host = self.config["name"] or os.uname().nodename
+        text = f"the broker (host {host}, pid {self.broker}) ended: {status_text(code)}"
+        now = time.monotonic()
+        self.broker_deaths = [then for then in self.broker_deaths if now - then < SILENCE] + [now]
+        if self.config["below"] and code in (1, -signal.SIGTERM):  # it has said why; or the node is being drained
+            self.exit_code = 1
+            return
+        if len(self.broker_deaths) > BROKER_DEATHS:
+            raise PoolError(text)
+        logger.warning("%s; another takes over", text)
+        heirs = {name: running(marker)[2:] for name, marker in self.workers.values()}
+        if not self.config["below"]:
+            heirs[ROOT] = b"", b"0", b"0"
+            heirs.update((number.encode(), (b"", b"0", b"0")) for number in self.launchers.values())
+        self.start_broker(heirs)
+        if self.failure:
+            self.notify(b"FAILED", self.failure)
+
     def fork(self, target, *args, tied=True):
         """Run target(*args) in a child process; returns its pid. tied: the kernel kills it when we are gone."""
         pid = os.fork()
@@ -3226,6 +3730,9 @@ class Keeper:
             signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN, which programs started here inherit
             for descriptor in (self.stdin, self.lifeline, self.signalled, self.signal_write):
                 os.close(descriptor)
+            for _, *ends in self.prints.values() if target is not run_broker else ():
+                for descriptor in ends:
+                    os.close(descriptor)
             sys.stdin = open(os.devnull)
             if tied:
                 tie_to(self.lifeline_read)
@@ -3246,8 +3753,9 @@ class Keeper:
         pid = self.fork(run_worker, name, self.config, marker, [end for _, end in pipes])
         self.workers[pid] = name, marker
         if pipes:
-            self.notify(b"PRINTS", name, descriptors=[end for end, _ in pipes])
-        for descriptor in itertools.chain(*pipes):
+            self.prints[pid] = (name, *(end for end, _ in pipes))
+            self.notify(b"PRINTS", name, descriptors=self.prints[pid][1:])
+        for _, descriptor in pipes:
             os.close(descriptor)
 
     def reap(self):
@@ -3260,23 +3768,27 @@ class Keeper:
             if pid == 0:
                 return
             code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
-            if pid == self.broker:
-                self.exit_code = code if code >= 0 else 1
-                if code and not self.config["below"]:
-                    print(f"minscoop: the broker (pid {pid}) ended: {status_text(code)}", file=sys.stderr)
+            if pid == self.broker and code == 0:
+                self.exit_code = 0
+            elif pid == self.broker:
+                self.replace_broker(code)
             elif pid in self.launchers:
-                self.notify(b"DIED", self.launchers.pop(pid).encode(), b"", b"0", b"0", b"")
+                self.notify(b"DIED", self.launchers.pop(pid).encode(), b"", b"0", ALL, b"0", b"0",
+                            b"its host is gone")
                 self.give_up_if_alone("no host is left")
             else:
                 self.bury(pid, code, *self.workers.pop(pid))
 
     def bury(self, pid, code, name, marker):
         """Tell the broker that a worker has ended, and start another in its place."""
-        ready, length = struct.unpack(">BH", marker[:3])
-        task_id, lo, hi = struct.unpack(f">{length}sQQ", marker[3:19 + length])
+        ready, begun, task_id, lo, hi = running(marker)
         marker.close()
+        for descriptor in self.prints.pop(pid, ())[1:]:
+            os.close(descriptor)
         obituary = f"{label(self.config, name, pid)} {status_text(code)}"
-        self.notify(b"DIED", name, task_id, pack_int(lo), pack_int(hi), obituary.encode())
+        by_itself = code != -signal.SIGTERM  # that is somebody's order, or a batch system's
+        flags = pack_int(BLAME * by_itself | BEGUN * (ready == SEVERAL))
+        self.notify(b"DIED", name, task_id or b"-", lo, hi, flags, begun, obituary.encode())
         if ready == LEAVING:
             return
         logger.warning("worker %s", obituary)
@@ -3292,7 +3804,8 @@ class Keeper:
             return
         if self.config["below"]:
             raise PoolError(reason)
-        self.notify(b"FAILED", reason.encode())
+        self.failure = reason.encode()
+        self.notify(b"FAILED", self.failure)
 
     def notify(self, *frames, descriptors=()):
         """Send a notice to the broker: JSON in a datagram, and file descriptors with it."""
@@ -3313,7 +3826,15 @@ class Keeper:
                 os.unlink(self.config["listen"])
 
 
-LEAVING = 2  # first byte of a marker page: 0 starting, 1 ready, 2 leaving as it was told
+def running(marker):
+    """What a worker has written to its page: (its state, how many tasks it has begun, id, lo, hi of what it is
+    running)."""
+    state, begun, length = struct.unpack(">BQH", marker[:11])
+    task_id, lo, hi = struct.unpack_from(f">{min(length, 4000)}sQQ", marker, 11)
+    return state, pack_int(begun), task_id, pack_int(lo), pack_int(hi)
+
+
+READY, SEVERAL, LEAVING = 1, 2, 3  # first byte of a marker page: ready; has begun several tasks; leaves as it was told
 
 
 def run_worker(name, config, marker, pipes):
@@ -3467,7 +3988,7 @@ class Launcher:
             tunnel.pour()
             raise HostError(self.diagnose("the connection has ended"))
         except (HostError, OSError) as error:
-            facts = {"host": self.host, "number": self.config["host"], "state": "gone", "reason": str(error)}
+            facts = {"host": self.host, "number": self.config["host"], "state": "gone", "reason": str(error)[:1000]}
             self.notify(b"HOST", json.dumps(facts).encode())
         self.end()
 
@@ -3485,7 +4006,7 @@ class Launcher:
 
     def listen(self):
         """Read stderr, always, lest the other side blocks; once the host is in the pool, show it."""
-        for line in self.process.stderr:
+        for line in iter(lambda: self.process.stderr.readline(1000), b""):
             text = line.decode(errors="replace").rstrip()
             self.complaints.append(text)
             if text and self.up and time.monotonic() > self.up + GRACE:  # before that, it is told in one line
@@ -3500,14 +4021,15 @@ class Launcher:
         self.send(script.encode())
         deadline, seen = time.monotonic() + LOGIN_PATIENCE, b""
         while True:
-            if not readable(max(0, deadline - time.monotonic()), self.process.stdout):
+            left = deadline - time.monotonic()
+            if left < 0 or not readable(left, self.process.stdout):
                 raise HostError(self.diagnose(f"no Python answers within {LOGIN_PATIENCE:.0f} s", wait=False))
             data = os.read(self.process.stdout.fileno(), 1 << 16)
             seen = (seen + data)[-(1 << 16):]
             self.noise = seen[-1000:].decode(errors="replace")
             _, found, rest = seen.partition(token.encode() + b" ")
             if found and b"\n" in rest:
-                return self.check(json.loads(rest.partition(b"\n")[0]))
+                return self.check(rest.partition(b"\n")[0])
             if not data:
                 raise HostError(self.diagnose("the remote command ended before Python ran"))
 
@@ -3517,9 +4039,15 @@ class Launcher:
             self.process.stdin.write(data)
             self.process.stdin.flush()
 
-    def check(self, there):
+    def check(self, answer):
         """The facts, if they are fit; else HostError."""
         config = self.config
+        try:
+            there = dict.fromkeys(("executable", "pyzmq", "platform", "machine"))
+            there.update({"python": [0], **json.loads(answer)})
+            there["python"] = [int(number) for number in there["python"]]
+        except Exception as error:
+            raise HostError(f"its answer makes no sense: {answer[:80]!r} ({type(error).__name__})") from None
         if there.get("error") == "python":
             raise HostError(f"no Python there ({config['python'] or 'python3'}): install it, or say where it is "
                             "with --python or --prolog")
@@ -3566,9 +4094,17 @@ class Launcher:
 
     def open_connection(self):
         """A connection to the broker here, for the bytes of the one there."""
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(self.config["address"][len("ipc://"):])
-        return connection
+        deadline = time.monotonic() + SILENCE
+        while True:
+            connection = socket.socket(socket.AF_UNIX)
+            try:
+                connection.connect(self.config["address"][len("ipc://"):])
+                return connection
+            except OSError:  # a broker that takes over is not there yet
+                connection.close()
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(TICK)
 
     def watch_lifeline(self):
         """A thread's job: end with the keeper."""
@@ -3608,6 +4144,9 @@ def remote_command(rsh, host):
     return [*(word.replace("{host}", host) for word in words), "sh"]
 
 
+BLOCK = 1 << 16  # bytes in a block, at most
+
+
 class Tunnel:
     """Carries the bytes of one local connection at a time through a pair of pipes: blocks, with a serial
     number of the connection and their length in front. An empty block: that connection was closed."""
@@ -3627,13 +4166,19 @@ class Tunnel:
     def drain(self, connection, serial):
         """From a connection into the pipe, until one of them is closed."""
         with contextlib.suppress(OSError):
-            for data in iter(lambda: connection.recv(1 << 16), b""):
+            for data in iter(lambda: connection.recv(BLOCK), b""):
                 self.write(serial, data)
         with contextlib.suppress(OSError):
             self.write(serial, b"")
 
-    def accept(self, server):
+    def accept(self, path):
         """On the side of the broker below: take its connections, one after the other. Never returns."""
+        server = socket.socket(socket.AF_UNIX)
+        try:
+            server.bind(path)
+        except OSError:  # the keeper has ended already, and the directory has gone with it
+            return
+        server.listen()
         for serial in itertools.count(1):
             connection, _ = server.accept()
             self.connection, self.serial = connection, serial
@@ -3641,14 +4186,21 @@ class Tunnel:
             connection.close()
 
     def pour(self):
-        """From the pipe into the connection, until the pipe ends. On the upper side, a new number opens a new one."""
+        """From the pipe into the connection, until the pipe ends. On the upper side, a new number opens a new one.
+
+        Raises HostError for what is no block."""
         while True:
             head = self.source.read(8)
             if len(head) < 8:
                 return
             serial, size = struct.unpack(">II", head)
+            if size > BLOCK or self.connect and serial > self.serial + 1:
+                raise HostError(f"something else than minscoop writes there, as it seems, {head!r}")
             data = self.source.read(size)
             if serial > self.serial and self.connect:
+                if self.connection:
+                    with contextlib.suppress(OSError):
+                        self.connection.shutdown(socket.SHUT_RDWR)
                 self.serial, self.connection = serial, self.connect()
                 threading.Thread(target=self.drain, args=(self.connection, serial), daemon=True).start()
             if serial == self.serial and serial:
@@ -3670,32 +4222,30 @@ def run_agent(config, library=b""):
     config.update(address=f"ipc://{directory}/broker", tunnel=config["tunnel"] and f"ipc://{directory}/up")
     if library:
         unpack_pyzmq(library, directory)
-    server = socket.socket(socket.AF_UNIX)
-    server.bind(f"{directory}/up")
-    server.listen()
     stdin, lifeline = os.pipe()
     pid = os.fork()
     if pid == 0:
         for descriptor in (source, sink, lifeline):
             os.close(descriptor)
-        server.close()
         Keeper(config, stdin).live()
-
-    def end_with_keeper():
-        _, status = os.waitpid(pid, 0)
-        shutil.rmtree(directory, ignore_errors=True)
-        os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 1)
-    threading.Thread(target=end_with_keeper, daemon=True).start()
+    threading.Thread(target=end_with, args=(pid, directory), daemon=True).start()
     if config["tunnel"]:
         tunnel = Tunnel(open(source, "rb"), sink)
         tunnel.write(0, b"")  # the program has come
-        threading.Thread(target=tunnel.accept, args=(server,), daemon=True).start()
+        threading.Thread(target=tunnel.accept, args=(f"{directory}/up",), daemon=True).start()
         tunnel.pour()
     else:
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
     os.close(lifeline)
     time.sleep(GRACE)  # the keeper's end is ours
+
+
+def end_with(keeper, directory):
+    """A thread's job: end this process when its keeper has ended."""
+    _, status = os.waitpid(keeper, 0)
+    shutil.rmtree(directory, ignore_errors=True)
+    os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 1)
 
 
 def pack_pyzmq():
@@ -3808,10 +4358,10 @@ def write_private(path, text):
     os.replace(temporary, path)
 
 
-def source_check():
-    """A number that tells two versions of this file apart."""
+def checksum(config):
+    """A number that tells two versions of this file apart, and shows whether a configuration is whole."""
     with open(__file__, "rb") as file:
-        return zlib.crc32(file.read())
+        return zlib.crc32(json.dumps(config, sort_keys=True).encode(), zlib.crc32(file.read()))
 
 
 def join(path, size):
@@ -3824,15 +4374,15 @@ def join(path, size):
         time.sleep(0.2)
     try:
         with open(path) as file:
-            config = json.load(file)
-        program, python = config["program"], config["main_python"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PoolError(f"{path} is not a connection file of minscoop: {error}") from None
-    if program != source_check():
-        raise PoolError(f"{path} belongs to another version of minscoop.py: use the same file on both sides")
-    if python != list(sys.version_info[:2]) and not config["mixed"]:
-        raise PoolError(f"the pool of {path} runs Python {python[0]}.{python[1]}, this is "
-                        f"{sys.version_info[0]}.{sys.version_info[1]}: use the same, or --mixed on the root's side")
+            config = json.loads(file.read(MAX_TEXT))
+        program, mixed, python = config.pop("program"), config["mixed"], "%d.%d" % tuple(config["main_python"])
+    except Exception as error:
+        raise PoolError(f"{path} is not a connection file of minscoop: {error!r}") from None
+    if python != "%d.%d" % sys.version_info[:2] and not mixed:
+        raise PoolError(f"the pool of {path} runs Python {python}, this is {'%d.%d' % sys.version_info[:2]}: use the "
+                        "same, or --mixed on the root's side")
+    if program != checksum(config):
+        raise PoolError(f"{path} is damaged, or of another version of minscoop.py: use the same file on both sides")
     run_agent(dict(config, host="j" + os.urandom(4).hex(), name=os.uname().nodename, tunnel=None,
                    transport="tcp", size=size))
 
@@ -3842,7 +4392,8 @@ def join(path, size):
 
 
 MAX_HOSTS = 100_000  # in one list: a bracket form can name more than there are
-NAME = r"(?:[^\s,:@\[\]=-][^\s,:@\[\]=]*@)?(?:[^\s,:@\[\]=-][^\s,:@\[\]=]*|%s)"  # no '-' first: it would be an option
+MAX_TEXT = 1 << 26   # characters of a file of hosts: it may be no such file, and have no end
+NAME = r"(?!.{300})(?:[^\s,:@\[\]=-][^\s,:@\[\]=]*@)?(?:[^\s,:@\[\]=-][^\s,:@\[\]=]*|%s)"  # no '-' first: an option
 IPV6 = r"[0-9a-fA-F:.]*:[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(?:%\w+)?"
 HOST = "(" + NAME % rf"\[{IPV6}\]" + r")(?:(?::|\s+(?:slots=)?)([0-9]+))?"
 
@@ -3850,10 +4401,12 @@ HOST = "(" + NAME % rf"\[{IPV6}\]" + r")(?:(?::|\s+(?:slots=)?)([0-9]+))?"
 def expand(text):
     """The names for which a bracket form stands, as Slurm writes them: n[1,5-9], a[1-2]b[03-04]."""
     choices, total = [], 1
+    if len(re.sub(r"\[[^\[\]:]*\]", "", text)) > 300:
+        raise ValueError(f"{text[:80]!r}... is too long for a name")
     for i, piece in enumerate(re.split(r"\[([^\[\]:]*)\]", text)):  # every second one was in brackets
         numbers = []
         for part in piece.split(",") if i % 2 else ():
-            match = re.fullmatch(r"\s*([0-9]+)(?:-([0-9]+))?\s*", part)
+            match = re.fullmatch(r"\s*([0-9]{1,18})(?:-([0-9]{1,18}))?\s*", part)
             lo, hi = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
             if lo > hi:
                 raise ValueError(f"{part!r} in {text!r} is not a number or a range such as 01-16")
@@ -3867,7 +4420,7 @@ def expand(text):
 
 def split_list(text):
     """The items of a list with commas or blanks between them, except inside brackets."""
-    return [item for item in re.split(r"[,\s](?![^\[]*\])", text) if item]
+    return re.findall(r"(?:\[[^\[\]]*\]|[^,\s])+", text)
 
 
 def parse_host(text):
@@ -3879,6 +4432,24 @@ def parse_host(text):
             raise ValueError(f"{text!r} is not a host, such as name, user@name, name:4 or node[01-16]:8")
         pairs.append((re.sub(r"[\[\]]", "", match[1]), match[2] and int(match[2])))
     return pairs
+
+
+def extend(pairs, items):
+    """Add the pairs for which some items stand; those that are no text are pairs already."""
+    for item in items:
+        pairs += parse_host(item) if isinstance(item, str) else [item]
+        if len(pairs) > 10 * MAX_HOSTS:
+            raise ValueError(f"more than {10 * MAX_HOSTS} entries")
+    return pairs
+
+
+def read_text(path):
+    """The text of a file of hosts, which may be no such file. Raises OSError, ValueError."""
+    with open(path) as file:
+        text = file.read(MAX_TEXT)
+    if len(text) == MAX_TEXT:
+        raise ValueError(f"{path} has more than {MAX_TEXT} characters")
+    return text
 
 
 def add_up(pairs):
@@ -3904,19 +4475,17 @@ def parse_hosts(source):
     pairs = []
     if isinstance(source, str) and (os.path.exists(source) or "/" in source or source.endswith(".txt")):
         try:
-            with open(source) as file:
-                lines = file.read().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = read_text(source).splitlines()
+        except (OSError, ValueError) as error:
             raise ValueError(f"cannot read the hosts file {source!r}: {error}") from None
         for number, line in enumerate(lines, 1):
             line = line.partition("#")[0].strip()
             try:
-                pairs += parse_host(line) if line else ()
+                extend(pairs, [line] if line else ())
             except ValueError as error:
                 raise ValueError(f"{source}, line {number}: {error}") from None
     else:
-        for item in split_list(source) if isinstance(source, str) else source:
-            pairs += parse_host(item) if isinstance(item, str) else [item]
+        extend(pairs, split_list(source) if isinstance(source, str) else source)
     if not pairs:
         raise ValueError(f"no hosts in {source!r}")
     return add_up(pairs)
@@ -3948,8 +4517,8 @@ def counts(text):
     """The numbers of Slurm's list of counts: 2(x3),1 is 2, 2, 2, 1."""
     numbers = []
     for item in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", item.strip())
-        if match is None or int(match[2] or 1) > MAX_HOSTS:
+        match = re.fullmatch(r"(\d{1,9})(?:\(x(\d{1,9})\))?", item.strip())
+        if match is None or len(numbers) + int(match[2] or 1) > MAX_HOSTS:
             raise ValueError(f"{item!r} in {text!r} is not a count such as 2 or 2(x3)")
         numbers += [int(match[1])] * int(match[2] or 1)
     return numbers
@@ -3959,7 +4528,7 @@ def slurm_hosts(env):
     """Tasks per node, or CPUs per node where there is not more than one task per node."""
     if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         raise ValueError(f"srun has started this program {env['SLURM_STEP_NUM_TASKS']} times; start it once, without")
-    names = [name for item in split_list(env["SLURM_JOB_NODELIST"]) for name, _ in parse_host(item)]
+    names = [name for name, _ in extend([], split_list(env["SLURM_JOB_NODELIST"]))]
     tasks = counts(env.get("SLURM_TASKS_PER_NODE") or f"1(x{len(names)})")
     cpus = counts(env.get("SLURM_JOB_CPUS_PER_NODE") or f"1(x{len(names)})")
     for numbers in (tasks, cpus):
@@ -3971,8 +4540,7 @@ def slurm_hosts(env):
 def node_file_hosts(variable):
     """A reader of a file with a line per worker, as PBS, Torque and OAR write it."""
     def read(env):
-        with open(env[variable]) as file:
-            hosts = add_up((name, 1) for name in file.read().split())
+        hosts = add_up((name, 1) for name in read_text(env[variable]).split())
         if all(workers == 1 for _, workers in hosts) and env.get("NCPUS", "").isdecimal():
             return [(name, int(env["NCPUS"])) for name, _ in hosts]  # PBS: select=2:ncpus=8 has one line per chunk
         return hosts
@@ -3990,8 +4558,8 @@ def sge_hosts(env):
     """Lines of name, slots and more in a file; a job without a parallel environment has none."""
     if not env.get("PE_HOSTFILE"):
         return in_pairs(["localhost", env["NSLOTS"]], "NSLOTS")
-    with open(env["PE_HOSTFILE"]) as file:
-        return [pair for line in file if line.strip() for pair in in_pairs(line.split()[:2], env["PE_HOSTFILE"])]
+    lines = filter(str.strip, read_text(env["PE_HOSTFILE"]).splitlines())
+    return [pair for line in lines for pair in in_pairs(line.split()[:2], env["PE_HOSTFILE"])]
 
 
 def lsf_hosts(env):
@@ -4187,7 +4755,8 @@ class Executor(Interface):
 
     max_workers: number of worker processes in all; None for one per usable core, or as the hosts say; 0 to
         run everything inline in the calling thread (for debuggers).
-    retries: a task over which this many workers have died fails with WorkerLost; 0 is like 1.
+    retries: a task over which this many workers have died fails with WorkerLost; with 0, so does
+        all that may have begun in a worker that died.
     nice: niceness added to the workers' (see nice(1)).
     profile: a directory, to which every worker writes a file for ``pstats``.
     hosts: where to run them: the name of a file, "a,b:4,user@c,node[01-16]:8,localhost", or a sequence of such
@@ -4471,6 +5040,18 @@ def make_parser():
     pool.add_argument("--retries", type=int, default=3, metavar="N",
                       help="deaths of workers over one task after which it fails (default: %(default)s)")
     pool.add_argument("--nice", type=int, default=0, metavar="N", help="niceness of the workers (default: 0)")
+    add_host_options(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument("-v", "--verbose", action="count", default=0, help="say what happens; -vv: everything")
+    output.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+    output.add_argument("--tag-output", action="store_true", help="host and worker before each line that tasks print")
+    output.add_argument("--profile", metavar="DIR", help="write a cProfile file per worker to this directory")
+    output.add_argument("--version", action="version", version=f"minscoop {__version__}")
+    return parser
+
+
+def add_host_options(parser):
+    """The options about other hosts."""
     where = parser.add_argument_group("hosts (default: those of the batch job, if this is one; else this machine)")
     where.add_argument("--hosts", "--host", "--hostfile", metavar="HOSTS", action="append",
                        help="a file with lines 'name [workers]', or a list: a,b:4,user@c,node[01-16]:8,localhost")
@@ -4497,13 +5078,6 @@ def make_parser():
     reach.add_argument("--tunnel", dest="transport", action="store_const", const="stdio",
                        help="the same as --transport stdio")
     reach.add_argument("--external-hostname", metavar="ADDRESS", help="this machine's address, for other hosts")
-    output = parser.add_argument_group("output")
-    output.add_argument("-v", "--verbose", action="count", default=0, help="say what happens; -vv: everything")
-    output.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
-    output.add_argument("--tag-output", action="store_true", help="host and worker before each line that tasks print")
-    output.add_argument("--profile", metavar="DIR", help="write a cProfile file per worker to this directory")
-    output.add_argument("--version", action="version", version=f"minscoop {__version__}")
-    return parser
 
 
 def command_line(argv=None):
