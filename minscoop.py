@@ -22,7 +22,8 @@ Futures emanate from workers: any task may create tasks and wait for them, to an
   other host, which runs the remote command and hands this file over to the **agent** at its other end.
 * The **broker** brings those who are HUNGRY together with those who give a TASK, remembers who holds
   which task, and tells the owner when a holder dies. It is a state machine without I/O; the
-  **switchboard** around it has its sockets. To its broker above, a host looks like one large worker.
+  **switchboard** around it has its sockets. To its broker above, a host looks like one large worker. If
+  it dies itself, another takes over, and holds a census: who is there, and who holds what?
 * A **worker** has one socket, to its broker. One thread at a time holds its baton and runs user code; a
   task that waits parks its thread, and another goes on. A deputy thread answers during long calls.
 * The **owner** of a task (the root or a worker) keeps its callable and arguments until the result is
@@ -67,6 +68,7 @@ import operator
 import os
 import pickle
 import re
+import resource
 import select
 import shutil
 import shlex
@@ -131,6 +133,7 @@ LOGIN_PATIENCE = 60.0  # s that a remote command may take until Python answers (
 LOGINS = 8           # at a time; sshd begins to refuse at 10 (MaxStartups)
 CENSUS_PATIENCE = 5.0  # s that a census waits for a worker. Smaller: who computes without releasing the interpreter's
                      # lock is not heard; larger: the others wait that long
+DESCRIPTORS = 24     # that have to be free in a process. Fewer than libzmq opens (16): it may abort the process
 JOIN_PATIENCE = 600.0  # s that --join waits for its file, since jobs start in any order
 BROKER_DEATHS = 40   # deaths of brokers of one host within SILENCE, after which the host gives up
 STARTUP_DEATHS = 3   # deaths in a row before a worker got ready, after which none is started any more
@@ -214,8 +217,8 @@ class RemoteTraceback(Exception):
 #   CONST    node → broker → *   name setter body           a shared constant; the first of its name holds
 #   FAILED   worker → root       reason                     no worker can start (the keeper says so), or import
 #                                                           the script
-#   DIED     keeper → broker     name id lo hi flags begun obituary    a worker process has ended, running lo..hi
-#                                                           of a task; or a host is gone
+#   DIED     keeper → broker     name id lo hi flags        a worker process has ended, running lo..hi of a task;
+#                                begun obituary             or a host is gone
 #   WHO      broker → node       round                      messages were lost: say again who you are and what you do
 #   HELD     holder → owner      round id (lo hi)*          what it will still answer; said after WHO
 #   TOLD     node → broker → *   round                      that was all; from the broker: all have said it, so
@@ -322,6 +325,12 @@ def import_zmq():
     if zmq.pyzmq_version_info() < (22,):
         raise PoolError(f"minscoop needs pyzmq 22 or newer, found {zmq.__version__}: "
                         f"run '{sys.executable} -m pip install --upgrade pyzmq'")
+    try:
+        with contextlib.ExitStack() as stack:
+            for _ in range(DESCRIPTORS):
+                stack.enter_context(socket.socket(socket.AF_UNIX))
+    except OSError as error:
+        raise PoolError(f"minscoop needs {DESCRIPTORS} free file descriptors ({error}): see ulimit -n") from None
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -350,10 +359,17 @@ def dumps(obj):
     return [file.getvalue(), *buffers]
 
 
+def unpickle(pickled, **options):
+    """``pickle.loads`` of what begins as a pickle; other bytes could claim that billions of objects follow."""
+    if pickled[:1] != pickle.PROTO:
+        raise pickle.UnpicklingError("this is no pickle")
+    return pickle.loads(pickled, **options)
+
+
 def loads(frames):
     """The object of frames as ``dumps`` made them; large buffers are used in place, writable."""
     pickled, *buffers = [frame if isinstance(frame, bytes) else frame.buffer for frame in frames]
-    return pickle.loads(pickled, buffers=[bytearray(b) if isinstance(b, bytes) else b for b in buffers])
+    return unpickle(pickled, buffers=[bytearray(b) if isinstance(b, bytes) else b for b in buffers])
 
 
 class Pickler(pickle.Pickler):
@@ -558,7 +574,7 @@ def describe(fn):
 
 
 # Results travel as one pickle of (values, parts, failures): `values` when all are PLAIN, else `parts`,
-# a pickle for each, so that one that cannot be read does not harm the others.
+# a pickle for each, so that one that cannot be read does not harm the others; a large one is a frame.
 
 def encode_results(values, failures, title):
     """Frames for a slice of results. failures: {offset: exception}. A value that cannot be sent fails.
@@ -575,6 +591,8 @@ def encode_results(values, failures, title):
             why = explain(value, f"the result of {title(offset)}") or str(error)
             failures[offset] = encode_failure(CannotSend(f"{why} (a result of type {type(value).__name__})"))
             head, more = None, ()
+        if head and len(head) >= OUT_OF_BAND:
+            head, more = b"", [head, *more]
         parts.append((head, len(more)))
         buffers += more
     return [pickle.dumps((None, parts, failures), 5), *buffers]
@@ -583,7 +601,7 @@ def encode_results(values, failures, title):
 def decode_results(frames):
     """(values, failures) of frames as ``encode_results`` made them."""
     head = frames[0]
-    values, parts, failures = pickle.loads(head if isinstance(head, bytes) else head.buffer)
+    values, parts, failures = unpickle(head if isinstance(head, bytes) else head.buffer)
     failures = {offset: decode_failure(*failure) for offset, failure in failures.items()}
     if parts is None:
         return values, failures
@@ -592,7 +610,7 @@ def decode_results(frames):
         value, buffers = None, list(itertools.islice(rest, count))
         if blob is not None:
             try:
-                value = loads([blob, *buffers])
+                value = loads([blob, *buffers] if blob else buffers)
             except FAULTS as error:
                 failures[offset] = CannotSend(f"a result arrived but cannot be unpickled: "
                                               f"{type(error).__name__}: {error}")
@@ -640,7 +658,7 @@ def traceback_text(error):
 def decode_failure(blob, text):
     """The exception that ``encode_failure`` took, with the text of its traceback as its cause."""
     try:
-        error = loads(pickle.loads(blob)) if blob else None
+        error = loads(unpickle(blob)) if blob else None
     except FAULTS:
         error = None
     if error is None:
@@ -954,7 +972,7 @@ class Recipe:
     @functools.lru_cache(64)
     def decode(frame):
         """The recipe of a frame; the same one for the same frame."""
-        return Recipe(*loads(pickle.loads(frame)))
+        return Recipe(*loads(unpickle(frame)))
 
     def learn(self, count, seconds):
         """Adapt the size of slices to SLICE, at most fourfold at a time."""
@@ -1391,6 +1409,7 @@ def remaining(deadline):
     """Seconds until a deadline of the monotonic clock; None for none."""
     return None if deadline is None else max(0.0, deadline - time.monotonic())
 
+
 # ---------------------------------------------------------------------------------------------------
 # 7  Broker
 #
@@ -1400,6 +1419,7 @@ def remaining(deadline):
 #   BUSY     → HUNGRY on HUNGRY; → IDLE on IDLE
 #   HUNGRY   → BUSY on a TASK for it; → IDLE on IDLE (then it is both)
 #   IDLE     → BUSY on a TASK for it
+#   any      → BUSY, and holding nothing, when it is sent WHO; it says again what it wants and holds
 #   any      → gone on BYE or DIED
 
 ROOT = b"0.root"
@@ -1503,8 +1523,8 @@ class Broker:
     def concerns(self, sender, task_id, as_holder=True):
         """Whether a task is the sender's: it lies in the direction of its owner, or is where it was placed."""
         owner = owner_of(task_id)
-        return sender == owner or as_holder and sender == self.placed.get(task_id, sender if self.counted else None) or \
-            sender == self.way_to(owner)
+        return sender == owner or sender == self.way_to(owner) or \
+            as_holder and sender == self.placed.get(task_id, sender if self.counted else None)
 
     def tick(self, now):
         """Once in a HEARTBEAT: show that we live, and notice other brokers that do not. Returns messages."""
@@ -1572,7 +1592,7 @@ class Broker:
     # -- who is there
 
     def introduced(self, sender, role, facts):
-        """The facts of a broker that says HELLO. Raises an error if name, role and facts do not fit each other, or us."""
+        """The facts of a broker that says HELLO. Raises an error if name, role and facts do not fit."""
         host, number = re.fullmatch(rb"(\w+)(\.root|\.[0-9]+)?", sender).groups()
         wanted = b"root" if sender == ROOT else b"worker" if number else b"broker"
         if role != wanted or (role == b"broker") != bool(facts):
@@ -1672,8 +1692,8 @@ class Broker:
     def on_PROBE(self, sender, *body):
         """A broker below asks whether we are there; one that we have given up is told so. An answer needs none."""
         if sender != UP:
-            forgotten = sender not in self.links and b"?" not in sender  # the name of a trial has one
-            self.out.append((sender, [b"BYE"] if forgotten else [b"PROBE", *body]))
+            known = sender in self.links or self.counted or self.heirs or b"?" in sender  # as the name of a trial has
+            self.out.append((sender, [b"BYE"] if sender in self.dead or not known else [b"PROBE", *body]))
 
     def remove(self, name):
         """Forget a node, and what it held."""
@@ -1686,11 +1706,18 @@ class Broker:
 
     # -- the census: what is still held, after messages were lost
     #
-    # The top asks everybody; brokers below pass the question on, and say TOLD when all of theirs have.
+    # Messages are lost when a broker dies, or a connection. Whoever connects for a second time says so, by an empty
+    # message; a broker that takes over knows. Then the top one asks everybody: WHO. A node starts anew: it says HELLO,
+    # what it wants (HUNGRY, IDLE), what it HELD, and TOLD; an owner doubts all that it has shipped until somebody holds
+    # it. Brokers below pass the question on, and say TOLD when all of theirs have. When all have, the top says TOLD,
+    # and owners send again what is still in doubt. Each census has a number; answers to an earlier one do not count.
+    #
+    # Who does not answer in time may be computing without releasing the interpreter's lock: it is presumed to hold what
+    # it had. When it answers after all, or dies, there is another census, since what it did have may be lost.
 
     def connected(self, name):
         """A node has connected: for the first time, or again; then messages may be lost, or we are new."""
-        if name in self.links or self.heirs and self.round is None and not self.below:
+        if name in self.links or self.round is None and (self.counted or self.heirs and not self.below):
             self.present[name] = None
             self.count(self.new_round())
         elif self.round is not None:
@@ -1709,7 +1736,8 @@ class Broker:
             return
         self.round, self.since, self.counted = number, self.now, True
         names = [name for name in self.links if name != UP]
-        self.silent = {name: [(task_id, b"0", ALL) for task_id in self.links[name].held] for name in names}
+        self.silent = {name: [*self.silent.get(name, ()), *((task_id, b"0", ALL) for task_id in self.links[name].held)]
+                       for name in names}
         for name, (task_id, lo, hi) in self.heirs.items():
             self.silent.setdefault(name, [(task_id, lo, hi)] if task_id else [])
         for name in {**dict.fromkeys(names), **self.present}:
@@ -1960,8 +1988,8 @@ class Broker:
 
     def quiet(self):
         """Whether nothing is held or queued anywhere behind our links."""
-        return self.round is None and not self.heirs and not self.placed and all(link.idle for link in self.links.values()
-                                       if link.role != b"root" and link.name != UP)
+        return self.round is None and not self.heirs and not self.placed and all(
+            link.idle for link in self.links.values() if link.role != b"root" and link.name != UP)
 
     def tell_if_quiet(self):
         """Say IDLE to the broker above as a worker does: what we received is done."""
@@ -2105,21 +2133,23 @@ class Switchboard:
         try:
             data = os.read(descriptor, 1 << 16)
         except BlockingIOError:
-            return
+            if not self.broker.finished:
+                return
+            data = b""
+        ended = not data or self.broker.finished  # workers have said BYE then, and no pipe holds more than this
         lines, newline, rest = (rest + data).rpartition(b"\n")
-        if not data or len(rest) > OUT_OF_BAND:
+        if ended or len(rest) > OUT_OF_BAND:
             lines, newline, rest = lines + newline + rest, b"", b""
         self.prints[descriptor][2] = rest
         if lines:
             self.broker.printing += len(lines + newline)
             self.handle(b"", [b"OUTPUT", worker, stream, lines + newline])
-        if not data:
-            self.poller.unregister(descriptor)
+        if ended:
+            with contextlib.suppress(KeyError):  # it is paused
+                self.poller.unregister(descriptor)
             self.printers[worker].remove(descriptor)
             del self.prints[descriptor], self.sources[descriptor]
             os.close(descriptor)
-        elif self.broker.finished:
-            self.read_prints(descriptor)
 
     # -- the way in for hosts, and the way up
 
@@ -2169,7 +2199,7 @@ class Switchboard:
             self.watch(self.up.get_monitor_socket(), self.notice_cut)
 
     def take_up(self, up):
-        """A message of the broker above; an empty one says that the socket has connected, maybe not for the first time."""
+        """A message of the broker above; an empty one says that the socket has connected, maybe anew."""
         frames = receive(up)
         if frames != [b""]:
             self.handle(UP, frames)
@@ -2191,7 +2221,8 @@ class Switchboard:
                 trial.send(b"PROBE")
                 poller.register(trial, zmq.POLLIN)
                 trials[trial] = address
-        answered = [trials[trial] for trial, _ in poller.poll(TCP_PATIENCE * 1000)] if trials else []
+        patience = SILENCE if self.broker.heirs and self.config["transport"] == "tcp" else TCP_PATIENCE
+        answered = [trials[trial] for trial, _ in poller.poll(patience * 1000)] if trials else []
         for trial in trials:
             trial.close()
         return answered[0] if answered else None
@@ -2219,6 +2250,9 @@ class Switchboard:
 
 def run_broker(*args):
     """The life of a broker process. Arguments: those of a Switchboard."""
+    with contextlib.suppress(OSError, ValueError):  # it needs up to three descriptors per worker
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     Switchboard(*args).run()
 
 
@@ -2292,6 +2326,7 @@ class Node:
 
     def open(self, address, role):
         """Connect to the broker and say HELLO; start the deputy."""
+        zmq.Frame(bytes(OUT_OF_BAND), copy=False)  # pyzmq opens descriptors for the first, later there may be none
         self.context = zmq.Context()
         self.socket = connect(self.context, address, self.name)
         self.descriptor = self.socket.fd
@@ -2782,7 +2817,8 @@ class Node:
             self.round = number
             self.send(b"HELLO", self.role)
             for name, (setter, _, frames) in self.consts.items():
-                self.send(b"CONST", name.encode(), setter, *frames)
+                if self.name in (ROOT, owner_of(setter)) or sum(map_builtin(len, frames)) < OUT_OF_BAND:
+                    self.send(b"CONST", name.encode(), setter, *frames)  # large ones not from everybody
             for message in list(self.setting.values()):
                 self.send(*message)
             self.say_again()
@@ -3092,6 +3128,13 @@ def label(config, name, pid):
     return f"{name.decode()} (host {config['name'] or os.uname().nodename}, pid {pid})"
 
 
+def flush_output():
+    """Have what was printed come out. That it cannot, or what a task did to the files, is no error of ours."""
+    for file in sys.stdout, sys.stderr:  # Python 3.8 buffers this, too
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            file.flush()
+
+
 def status_text(code):
     """What a process's exit code says, in words. Negative: a signal."""
     if code >= 0:
@@ -3201,7 +3244,7 @@ class Worker(Node):
         """Nothing to run: say so, and sleep until a message comes."""
         self.marker[0] = SEVERAL if self.waiting else READY
         self.ask()
-        sys.stdout.flush()
+        flush_output()
         with self.lock:
             if not (self.idle or self.waiting or self.away or self.in_hand or self.queue):
                 self.idle = True
@@ -3466,7 +3509,8 @@ class Worker(Node):
             self.marker[9:11] = b"\0\0"
             return
         task_id, lo, hi = mark
-        self.marker[1:27 + len(task_id)] = struct.pack(f">QH{len(task_id)}sQQ", self.begun, len(task_id), task_id, lo, hi)
+        length = len(task_id)
+        self.marker[1:27 + length] = struct.pack(f">QH{length}sQQ", self.begun, length, task_id, lo, hi)
 
     def feed(self):
         """Pull inputs of maps that nobody has begun to read. Says whether there were any."""
@@ -3541,8 +3585,7 @@ class Worker(Node):
             import pstats
             stats = pstats.Stats(*self.profiles)
             stats.dump_stats(os.path.join(self.config["profile"], f"worker-{self.name.decode()}.prof"))
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_output()
         self.send(b"BYE")
         self.close(linger=GRACE)
         os._exit(0)
@@ -3614,15 +3657,15 @@ class Keeper:
         try:
             self.prepare()
             self.run()
-        except PoolError as error:
+        except (PoolError, OSError) as error:  # such as no permission to write a file
             self.exit_code = 1
-            if self.config["below"] or self.broker:  # else the root has the same reason, and says it
+            if self.config["below"] or self.broker or isinstance(error, OSError):  # else the root says it, too
                 print(f"minscoop: {error}", file=sys.stderr)
         except Exception:
             self.exit_code = 1
             traceback.print_exc()
         finally:
-            sys.stderr.flush()  # Python 3.8 buffers it
+            flush_output()
             self.clean_up()
             os._exit(1 if self.exit_code is None else self.exit_code)
 
@@ -3743,7 +3786,7 @@ class Keeper:
         except BaseException:
             traceback.print_exc()
         finally:
-            sys.stderr.flush()
+            flush_output()
             os._exit(1)
 
     def start_worker(self):
@@ -5219,7 +5262,7 @@ def run_program(code, pool):
                 show(error)
                 raise
             finally:
-                sys.stdout.flush()
+                flush_output()
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)  # so that a shell sees what it was
