@@ -1649,7 +1649,8 @@ NONSENSE = ["0.root", "0.root NONSENSE", "0.root hello root", "0.1 HELLO", "0.1 
             "0.1 TASK 0.root:0/0", "0.1 SPLIT 0.root:0/0 1", "0.1 RESULT 0.root:0/0", "0.1 SINGLY", "0.1 CANCEL",
             "0.1 CONST", "0.1 STOP now", "0.1 BYE bye", "0.1 REFUSED pi", "0.1 LOST 0.root:0/0 0 1 1 gone",
             "0.1 DIED 0.2 x 0 0 1 0 gone", "0.root DIED 0.1 x 0 0 1 0 gone", "9.9 DIED 0.1 x 0 0 1 0 gone",
-            "keeper DIED", "keeper DIED 0.1", "9.9 HUNGRY 1", "9.9 STOP", "9.9 TASK 0.root:0/0 - 0 map 0 9 0 x", "9.9 BYE",
+            "keeper DIED", "keeper DIED 0.1", "9.9 HUNGRY 1", "9.9 STOP", "9.9 TASK 0.root:0/0 - 0 map 0 9 0 x",
+            "9.9 BYE",
             "9.9 CONST pi 3", "9.9 RESULT 0.root:0/0 0 9 1 x", "keeper STOP", "keeper HUNGRY 1"]
 
 
@@ -3776,7 +3777,8 @@ def test_a_host_is_lost_in_words_when_something_else_writes_to_its_pipe(guard, s
         exec sh
     """)
     command.chmod(0o755)
-    process = start(MINSCOOP, "-e", command, "--tunnel", "--hosts", "h:1,localhost:1", script(SQUARES), "h", tmp_path / "end")
+    process = start(MINSCOOP, "-e", command, "--tunnel", "--hosts", "h:1,localhost:1", script(SQUARES), "h",
+                    tmp_path / "end")
     assert eventually(lambda: len(on_fake_host("h")) >= 4)
     time.sleep(0.5)
     touch(tmp_path / "go")
@@ -3877,7 +3879,8 @@ def test_a_joining_host_ends_when_the_root_has_gone_just_before_it_connects(guar
 
 @pytest.mark.parametrize("content, text", [
     ("", "is not a connection file"), ("nonsense", "is not a connection file"), ("[1]", "is not a connection file"),
-    ("{}", "is not a connection file"), ({}, "not answer"), ({"program": 1}, "another version of minscoop"), ({"host": 1}, "damaged"),
+    ("{}", "is not a connection file"), ({}, "not answer"), ({"program": 1}, "another version of minscoop"),
+    ({"host": 1}, "damaged"),
     ({"main_python": [3, 1]}, "Python 3.1.*--mixed")])
 def test_a_clear_message_is_given_when_a_file_to_join_is_no_good(guard, tmp_path, content, text):
     """One message, exit code 1 or 2: not a file of ours, of a run that is over, of another minscoop or Python."""
@@ -4136,7 +4139,8 @@ PROGRAM = {  # a program with modules of its own
             try: futures.submit(own.fail, 0).result()
             except ZeroDivisionError as error: assert "return 1 / x  # own" in str(error.__cause__)
     """,
-    "own.py": "from package import same\ndef fail(x): return 1 / x  # own\n", "package/__init__.py": "from .inner import same\n",
+    "own.py": "from package import same\ndef fail(x): return 1 / x  # own\n",
+    "package/__init__.py": "from .inner import same\n",
     "package/inner/__init__.py": "def same(x): return x\n",
     "package/inner/late.py": "import space.module\nsquare = space.module.square\n",
     "space/module.py": "def square(x): return x * x\n",  # a namespace package
@@ -5516,7 +5520,7 @@ def busy_world(seed, steps, kind=World):
     with pytest.MonkeyPatch.context() as patch:
         world = World.current = kind(seed)
         patch.setattr(minscoop, "time", world)
-        world.results = world.root.map(spawn, [range(200)], {}), world.root.map(spawn, [range(200)], {}, op=operator.add)
+        world.results = [world.root.map(spawn, [range(200)], {}, op=op) for op in (None, operator.add)]
         world.calls = [world.root.submit(spawn, (i,), {}) for i in range(20)]
         for _ in range(steps):
             world.step()
@@ -5531,8 +5535,9 @@ def real_messages():
             world.bury(name) if name else world.replace(host)
             for _ in range(500):
                 world.step()
-    rest = ["STOP", "FAILED why", "CONST c 0.1:7 x", "SHOWN 1 7", "OUTPUT 1.1 out text", "FETCH /m.py", "FILE /m.py text",
-            "SIZE 5", "DIED 1.1 0.root:0/0 0 3 1 0 gone", "LOST 0.root:0/0 0 3 1 gone", "SINGLY 0.root:0/0", "BYE", "PROBE",
+    rest = ["STOP", "FAILED why", "CONST c 0.1:7 x", "SHOWN 1 7", "OUTPUT 1.1 out text", "FETCH /m.py", "SIZE 5",
+            "FILE /m.py text", "DIED 1.1 0.root:0/0 0 3 1 0 gone", "LOST 0.root:0/0 0 3 1 gone", "SINGLY 0.root:0/0",
+            "BYE", "PROBE",
             "SPLIT 0.root:0/0 3 4 0.root:0/3"]
     return world.heard + 9 * [fields_of("x " + line)[1:] for line in rest] + 9 * [[b"HOST", host_facts("3")], [b""]]
 
@@ -5541,10 +5546,11 @@ def junk(chance):
     """A field that is none, or not the right one."""
     import zmq
     return chance.choice([
-        b"", b"0", b"1", b"-1", b"1_0", b" 7", b"9" * 19, b"9" * 5000, b"1e9", minscoop.ALL, b"\xff\xfe", b"\0", b"\n", b"up",
-        b"0.root", b"0.1", b"2.1", b"1", b"1?", b"0.root:0/0", b"0.root:0/0/0:1", b"0.root:%d/0" % chance.randrange(9), b":/",
-        b"x" * 300, b"x" * 5000, b"{}", b"[" * 100_000, b'{"workers": 1e999, "number": "3", "host": "x"}', pickle.dumps(0),
-        b'{"number": []}', pickle.dumps((None, [(b"", 9)], {0: 1})), pickle.dumps(([1], None, {7: (b"", "")})),
+        b"", b"0", b"1", b"-1", b"1_0", b" 7", b"9" * 19, b"9" * 5000, b"1e9", minscoop.ALL, b"\xff\xfe", b"\0", b"\n",
+        b"up", b"0.root", b"0.1", b"2.1", b"1", b"1?", b"0.root:0/0", b"0.root:0/0/0:1",
+        b"0.root:%d/0" % chance.randrange(9), b":/", b"x" * 300, b"x" * 5000, b"{}", b"[" * 100_000,
+        b'{"workers": 1e999, "number": "3", "host": "x"}', pickle.dumps(0), b'{"number": []}',
+        pickle.dumps((None, [(b"", 9)], {0: 1})), pickle.dumps(([1], None, {7: (b"", "")})),
         chance.getrandbits(64).to_bytes(8, "big"), zmq.Frame(b"0" * 70_000)])
 
 
@@ -5605,11 +5611,11 @@ def fuzz_brokers(chance, count=1500):
 
 
 def fuzz_worlds(chance):
-    """A stranger, a worker and a broker that hold no task say whatever they like: the answers are right all the same."""
+    """A stranger, a worker and a broker that hold no task say whatever they like: the answers are right."""
     with busy_world(chance.random(), 0) as world:
         facts = host_facts("9", workers=0, python="3", transport="none", address=None)
         world.post(b"9", b"0", [b"HELLO", b"broker", facts])
-        left, harmful = 600, {b"HUNGRY", b"FAILED", b"BYE", b""}  # who says these takes tasks, or ends or asks everybody
+        left, harmful = 600, {b"HUNGRY", b"FAILED", b"BYE", b""}  # these take tasks, end, or ask everybody
 
         def strike():
             nonlocal left
@@ -5698,8 +5704,9 @@ def mutated_text(chance, text):
     for _ in range(chance.choice([1, 1, 2, 5])):
         at = chance.randrange(len(text) + 1)
         text = text[:at] + chance.choice([
-            "", text[at:at + 9] * chance.randrange(9), "-1", "0", "null", "[]", "{}", "9" * 50, "[1-99]", "[1-9999999]", "n[01-16]:8", ",",
-            " ", "\n", "::", "@", "(x99999)", "\xe9", "\0", "[" * 50, "1e999", '"'])[:5000] + text[at + chance.randrange(3):]
+            "", text[at:at + 9] * chance.randrange(9), "-1", "0", "null", "[]", "{}", "9" * 50, "[1-99]", "[1-9999999]",
+            "n[01-16]:8", ",", " ", "\n", "::", "@", "(x99999)", "\xe9", "\0", "[" * 50, "1e999", '"'])[:5000]\
+            + text[at + chance.randrange(3):]
     return text
 
 
@@ -5809,7 +5816,8 @@ def attack_by_bytes(chance, family, address):
         body = bytes([len(command)]) + command + bytes(chance.getrandbits(8) for _ in range(chance.randrange(250)))
         size = chance.choice([len(body), chance.getrandbits(64), 0, 1 << 62])
         frame = bytes([chance.choice([4, 6, 0, 2, 255])]) + struct.pack(">Q", size)[chance.choice([0, 7]):] + body
-        data = chance.choice([GREETING + mechanism + chance.choice([b"\0", b"\1"]) + bytes(31) + frame, b"GET / HTTP/1.0\r\n\r\n",
+        data = chance.choice([GREETING + mechanism + chance.choice([b"\0", b"\1"]) + bytes(31) + frame,
+                              b"GET / HTTP/1.0\r\n\r\n",
                               bytes(chance.getrandbits(8) for _ in range(99)), frame, b""])
         raw.sendall(data[:chance.choice([len(data), chance.randrange(len(data) + 1)])])
 
@@ -7139,7 +7147,8 @@ def virtual_world():
     changes = [
         (minscoop, dict(
             threading=threading, time=clock, logger=logger, connect=Dealer, receive=receive, readable=readable,
-            zmq=types.SimpleNamespace(EVENTS=0, POLLIN=1, Frame=nothing, Context=lambda: types.SimpleNamespace(term=nothing)),
+            zmq=types.SimpleNamespace(EVENTS=0, POLLIN=1, Frame=nothing,
+                                      Context=lambda: types.SimpleNamespace(term=nothing)),
             os=types.SimpleNamespace(pipe=lambda: (Event(),) * 2, read=read_pipe, write=write_pipe, close=nothing,
                                      _exit=leave, set_blocking=nothing, path=os.path,
                                      getpid=lambda: SIM.current.process.pid),
@@ -7287,7 +7296,8 @@ def test_every_seed_ends_well_when_anybody_may_die_at_any_time(first):
 def test_the_simulation_notices_when_the_module_is_broken_on_purpose(first):
     """Each of these faults is seen within some hundred seeds."""
     done = python(__file__, "break", 300, first, 4)
-    assert done.returncode == 0 and done.stdout.count(": seed ") == len(list(MUTATIONS)[first::4]), done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(": seed ") == len(list(MUTATIONS)[first::4])
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -7318,8 +7328,9 @@ if __name__ == "__main__":  # round by round, until a file is there
         assert futures.map_reduce(count, operator.add, [3] * 4, range(0, 256, 64)) == list(range(256))
         print("right", flush=True)
 """
-SAID = re.compile(r"(\w+: )?minscoop: the broker .* ended: .*; another takes over|(\w+: )?minscoop: worker .* killed by "
-                  r"signal 9 .*|minscoop: host \w+: lost: .*|\w+: Timeout, server [\d.]+ not responding\.")
+SAID = re.compile(r"(\w+: )?minscoop: the broker .* ended: .*; another takes over|"
+                  r"(\w+: )?minscoop: worker .* killed by signal 9 .*|"
+                  r"minscoop: host \w+: lost: .*|\w+: Timeout, server [\d.]+ not responding\.")
 
 
 def holds_listener(pid, name):
@@ -7454,7 +7465,8 @@ class Chaos:
             if self.process.poll() is not None or now - self.since > stall:
                 code = self.process.poll()
                 abort_all(processes_of(os.environ["MINSCOOP_TEST"]) if code is None else ())
-                pytest.fail(f"{'no answer' if code is None else code} after {self.dealt}\n{self.err.read_text()[-9999:]}")
+                pytest.fail(f"{'no answer' if code is None else code} after {self.dealt}\n"
+                            f"{self.err.read_text()[-9999:]}")
             time.sleep(0.02)
 
     def deal(self, number, pause, stall, *strikes):
@@ -7509,7 +7521,8 @@ def test_every_answer_is_right_when_anything_dies_on_real_hosts(cluster, tmp_pat
         chaos.deal(8, 1, 2 * STALL, chaos.strike_worker, chaos.strike_broker, chaos.strike_remote_broker,
                    chaos.strike_ssh, chaos.cut)
         nothing_left(*(host for host in hosts if host.name not in chaos.lost))
-        assert not eventually_none(lambda: [entry for host in hosts for entry in host.left() if "sshd" not in entry], 20)
+        assert not eventually_none(
+            lambda: [entry for host in hosts for entry in host.left() if "sshd" not in entry], 20)
 
 
 def test_one_of_a_thousand_fails_when_it_kills_its_process(guard):
@@ -7528,7 +7541,8 @@ def test_one_of_a_thousand_fails_when_it_kills_its_process(guard):
 def chaos_from_to(first, last):
     """The command `chaos FROM TO`: the tests above with these seeds."""
     os.environ["CHAOS_SEEDS"] = f"{first} {last}"
-    sys.exit(subprocess.call([sys.executable, "-m", "pytest", "-qs", __file__, "-k", "test_every_answer_is_right_when"]))
+    sys.exit(subprocess.call([sys.executable, "-m", "pytest", "-qs", __file__, "-k",
+                              "test_every_answer_is_right_when"]))
 
 
 # ---------------------------------------------------------------------------------------------------
