@@ -325,6 +325,7 @@ def import_zmq():
     if zmq.pyzmq_version_info() < (22,):
         raise PoolError(f"minscoop needs pyzmq 22 or newer, found {zmq.__version__}: "
                         f"run '{sys.executable} -m pip install --upgrade pyzmq'")
+    importlib.import_module("zmq.utils.garbage")  # else by pyzmq for the first large frame: maybe from the root, then
     try:
         with contextlib.ExitStack() as stack:
             for _ in range(DESCRIPTORS):
@@ -2326,7 +2327,6 @@ class Node:
 
     def open(self, address, role):
         """Connect to the broker and say HELLO; start the deputy."""
-        zmq.Frame(bytes(OUT_OF_BAND), copy=False)  # pyzmq opens descriptors for the first, later there may be none
         self.context = zmq.Context()
         self.socket = connect(self.context, address, self.name)
         self.descriptor = self.socket.fd
@@ -2335,6 +2335,7 @@ class Node:
         os.set_blocking(self.wake_write, False)
         self.role = role
         self.send(b"HELLO", role)
+        zmq.Frame(bytes(OUT_OF_BAND), copy=False)  # pyzmq opens descriptors for the first; later there may be none
         threading.Thread(target=self.deputise, name="minscoop deputy", daemon=True).start()
 
     def send(self, *frames):
