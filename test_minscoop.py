@@ -7307,7 +7307,7 @@ def test_the_simulation_notices_when_the_module_is_broken_on_purpose(first):
 # nested calls of all kinds; each round has to be right. The seed decides what happens, not when. Some seeds are
 # tests; `python test_minscoop.py chaos FROM TO` tries those from FROM to TO.
 
-CHAOS_SEEDS = range(*map(int, os.environ.get("CHAOS_SEEDS", "25 27").split()))
+CHAOS_SEEDS = range(*map(int, os.environ.get("CHAOS_SEEDS", "25 26").split()))
 STALL = 15      # s that may pass without an answer after a loss on this machine
 NUMBERS = """
 import operator, os, sys, time
