@@ -1552,7 +1552,7 @@ class Broker:
             for name in list(self.silent):  # who computes without releasing the interpreter's lock holds what it had
                 for task_id, lo, hi in self.silent[name]:
                     self.on_HELD(name, self.round, task_id, lo, hi)
-                self.on_TOLD(name, self.round)
+                self.hear_out(name)
                 self.presumed.add(name)
         self.conclude()
         if self.below:

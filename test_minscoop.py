@@ -1974,6 +1974,23 @@ def test_a_broker_ends_when_the_one_above_is_silent():
     assert not broker.finished
 
 
+def test_every_census_ends_when_one_node_stays_silent():
+    """It may compute for an hour without releasing the interpreter's lock: others do not wait for it twice as long."""
+    broker = minscoop.Broker(size=2)
+    for name, role in (b"0.root", b"root"), (b"0.1", b"worker"), (b"0.2", b"worker"):
+        broker.handle(name, [b"HELLO", role], 0)
+    for start in 100, 200, 300:
+        broker.handle(b"0.1", [b""], start)  # it has connected anew
+        number = broker.round
+        for name in b"0.root", b"0.1":
+            broker.handle(name, [b"TOLD", number], start)
+        assert set(broker.silent) == {b"0.2"}
+        out = broker.tick(start + 3 * minscoop.CENSUS_PATIENCE)
+        assert broker.round is None and (b"0.root", [b"TOLD", number]) in out
+    broker.handle(b"0.2", [b"TOLD", number], 400)
+    assert broker.round not in (None, number)  # what it has is asked for, now that it answers
+
+
 def test_a_stranger_is_answered_when_it_only_asks_whether_a_way_is_open():
     """PROBE is echoed to who asks from below; that makes nobody known."""
     broker = minscoop.Broker()
