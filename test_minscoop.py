@@ -4331,8 +4331,9 @@ def test_the_result_is_right_when_a_real_host_is_lost(cluster, tmp_path, how):
     """What ran there runs elsewhere; one line says which host it was. A host that is cut off ends by itself."""
     name = how.split()[-1]
     host = cluster.add(name, hide=[cluster.program])
-    process = begin(cluster, "--hosts", f"{name}:2,beta:1,localhost:1", "squares.py", f"{name},beta,{NODE}",
-                    tmp_path / "go")
+    with open(tmp_path / "stderr", "w") as stderr:
+        process = begin(cluster, "--hosts", f"{name}:2,beta:1,localhost:1", "squares.py", f"{name},beta,{NODE}",
+                        tmp_path / "go", stderr=stderr)
     assert eventually(lambda: len(host.left()) >= 6)
     time.sleep(1)
     if how == "ssh is killed":
@@ -4342,9 +4343,9 @@ def test_the_result_is_right_when_a_real_host_is_lost(cluster, tmp_path, how):
         host.kill()
     else:
         host.cut()
-    done = finish_after(process, tmp_path / "go")
+    done = finish_after(process, tmp_path / "go", lambda: lines_in(tmp_path / "stderr"))
     assert done.returncode == 0 and NODE in done.stdout.split() and "beta" in done.stdout.split(), done
-    assert re.fullmatch(f"minscoop: host {name}: lost: .*\n", done.stderr), done.stderr
+    assert re.fullmatch(f"minscoop: host {name}: lost: .*\n", (tmp_path / "stderr").read_text())
     nothing_left(cluster.hosts["beta"])
     if host.sshd.poll() is None:
         assert not eventually_none(lambda: [entry for entry in host.left() if "sshd" not in entry], 20)
