@@ -53,8 +53,10 @@ import atexit
 import collections
 import concurrent.futures
 import contextlib
+import errno
 import fcntl
 import functools
+import glob
 import importlib
 import importlib.machinery
 import importlib.util
@@ -63,12 +65,14 @@ import itertools
 import json
 import logging
 import marshal
+import math
 import mmap
 import operator
 import os
 import pickle
 import re
 import resource
+import secrets
 import select
 import shutil
 import shlex
@@ -109,6 +113,8 @@ FLUSH = 10e-3        # s of results collected before they travel. Smaller: more 
                      # larger: the reader of a lazy map sees its first results later
 ASK_EARLY = 3e-3     # s of work left when a worker asks for more. Smaller than a round trip (0.3 ms): it
                      # idles; larger: it hoards what others could run
+TOO_LATE = 0.1e-3    # s of work left when asking goes with the last result. Smaller: one more message for each task;
+                     # larger: the wait for the next
 TICK = 20e-3         # s without a look at the socket after which the deputy takes over. Smaller: it
                      # competes with the computation; larger: work queued here is given away later
 PATROL = 1.0         # s between looks at things that report no event (is the keeper alive?)
@@ -119,6 +125,9 @@ MAX_PARKED = 200     # parked threads at which a worker asks for no more work of
 SPARE_THREADS = 4    # threads kept for reuse when their task is done
 MAX_BODY = 4 << 20   # bytes of arguments sent in one message, if that is more than one item
 OUT_OF_BAND = 1 << 16  # bytes from which a buffer travels in a frame of its own, without a copy
+SHARED = 1 << 18     # bytes from which a frame travels through shared memory within a host. Smaller: making a
+                     # file and mapping it (0.1 ms) costs more than it saves
+MAPPINGS = 256       # file descriptors in use up to which memory is mapped; each mapping needs one. Above: it is read
 READ_AHEAD = 4       # inputs of unknown number pulled ahead of the reader, per worker, at first
 MAX_READ_AHEAD = 1 << 16  # and at most, when the reader takes them fast
 OUTPUT_AHEAD = 1 << 20  # bytes that a host's workers print ahead of the root's screen. Smaller: they wait for a
@@ -133,7 +142,7 @@ LOGIN_PATIENCE = 60.0  # s that a remote command may take until Python answers (
 LOGINS = 8           # at a time; sshd begins to refuse at 10 (MaxStartups)
 CENSUS_PATIENCE = 5.0  # s that a census waits for a worker. Smaller: who computes without releasing the interpreter's
                      # lock is not heard; larger: the others wait that long
-DESCRIPTORS = 24     # that have to be free in a process. Fewer than libzmq opens (16): it may abort the process
+DESCRIPTORS = 30     # that have to be free in a process. Fewer than it needs: libzmq may abort it
 JOIN_PATIENCE = 600.0  # s that --join waits for its file, since jobs start in any order
 BROKER_DEATHS = 40   # deaths of brokers of one host within SILENCE, after which the host gives up
 STARTUP_DEATHS = 3   # deaths in a row before a worker got ready, after which none is started any more
@@ -245,25 +254,36 @@ def pack_int(number):
     return b"%d" % number
 
 
+# Name and short fields travel in one frame, with NUL between them, since a frame costs as much as handling a field;
+# and messages of one sender to one receiver that are said together travel as one: BUNDLE, their numbers of frames, and
+# their frames. What wakes its receiver only once is answered sooner, too.
+
 # The fields of each message: n number, i id of a task, s short, b anything; and what may follow, again and again.
-SHAPES = {name.encode(): text.partition("*")[::2] for name, text in dict(
+FIELDS = {name.encode(): text.partition("*")[::2] for name, text in dict(
     HELLO="s*b", HUNGRY="n", DRY="", IDLE="n", TASK="isssnnsb*b", SPLIT="inni", SINGLY="i", RESULT="innsb*b",
-    CANCEL="i", LOST="innnb", CONST="ssb*b", FAILED="b", DIED="ssnnnnb", WHO="n", HELD="ni*n", TOLD="n", STOP="",
+    CANCEL="i", LOST="innnb", CONST="bbb*b", FAILED="b", DIED="ssnnnnb", WHO="n", HELD="ni*n", TOLD="n", STOP="",
     BYE="", HOST="b", SIZE="n", PROBE="*b", FETCH="s", FILE="s*b", OUTPUT="ssb", SHOWN="sn").items()}
-TASK_ID = re.compile(rb"[\w.]{1,255}:[0-9]{1,19}/[0-9]{1,19}").fullmatch
+PATTERNS = {"n": rb"\0[0-9]{1,19}", "i": rb"\0[\w.]{1,255}:[0-9]{1,19}/[0-9]{1,19}", "s": rb"\0[^\0]{0,4096}"}
 
 
-def check_shape(name, *fields):
+def shape_of(name, kinds, more):
+    """(least and greatest number of frames, number of those that travel in the first one, what that looks like)."""
+    short = len(kinds) - len(kinds.lstrip("nis"))
+    pattern = b"".join([name, *(PATTERNS[kind] for kind in kinds[:short])])
+    if more == "n":
+        pattern += b"(%s)*" % PATTERNS["n"]
+    return (len(kinds) + 1, math.inf if more else len(kinds) + 1, None if more == "n" else short + 1,
+            re.compile(pattern).fullmatch)
+
+
+SHAPES = {name: shape_of(name, *fields) for name, fields in FIELDS.items()}
+
+
+def check_shape(message):
     """Raise an error if this is no message; what comes by a socket may be anything."""
-    kinds, more = SHAPES[name]
-    if len(kinds) != len(fields):
-        kinds += more * (len(fields) - len(kinds))
-    if len(kinds) != len(fields):
+    least, most, short, match = SHAPES[message[0]]
+    if not (least <= len(message) <= most and match(b"\0".join(message[:short]))):
         raise ValueError("no such message")
-    for kind, field in zip(kinds, fields):
-        if kind == "n" and not (len(field) < 20 and field.isdigit()) or kind == "s" and len(field) > 4096 or \
-                kind == "i" and not TASK_ID(field):
-            raise ValueError("no such field")
 
 
 def owner_of(task_id):
@@ -276,14 +296,52 @@ def host_of(name):
     return name.partition(b".")[0]
 
 
+EVENTS, POLLIN, NOBLOCK, SNDMORE = 15, 1, 1, 2  # as in zmq.h: arithmetic with pyzmq's enums takes longer than sending
+
+
+def readable_now(socket):
+    """Whether a message is there."""
+    return socket.get(EVENTS) & POLLIN
+
+
 def receive(socket):
     """One message that is there: small frames as bytes, large ones uncopied as zmq.Frame."""
     frames = []
     while True:
-        frame = socket.recv(zmq.NOBLOCK, copy=False)
+        frame = socket.recv(NOBLOCK, copy=False)
         frames.append(frame.bytes if len(frame) < OUT_OF_BAND else frame)
         if not frame.more:
             return frames
+
+
+def transmit(socket, frames, flags=0):
+    """Send a message; large frames without a copy."""
+    for frame in frames[:-1]:
+        socket.send(frame, flags | SNDMORE, False)
+    socket.send(frames[-1], flags, False)
+
+
+def bundled(messages):
+    """The frames by which messages travel as one."""
+    parts = []
+    for message in messages:
+        short = SHAPES[message[0]][2] if message[0] else 1
+        parts.append([b"\0".join(message[:short]), *(message[short:] if short else ())])
+    if len(parts) == 1:
+        return parts[0]
+    return [b"BUNDLE", b" ".join(pack_int(len(frames)) for frames in parts), *itertools.chain(*parts)]
+
+
+def unbundled(frames):
+    """The messages that came as one."""
+    try:
+        parts = [frames]
+        if frames[0] == b"BUNDLE":
+            rest = iter(frames[2:])
+            parts = [list(itertools.islice(rest, int(count))) for count in frames[1].split()]
+        return [part[0].split(b"\0") + part[1:] for part in parts]
+    except (AttributeError, IndexError, ValueError):
+        return [frames]  # it is nonsense, as will be seen
 
 
 def connect(context, address, name, keys=None, events=0):
@@ -314,8 +372,10 @@ def readable(timeout, *descriptors):
     return [descriptor for descriptor, _ in poll.poll(None if timeout is None else timeout * 1000)]
 
 
-def import_zmq():
-    """Bind the module's global ``zmq``. Not done at the top: meanwhile the keeper starts."""
+def import_zmq(descriptors=DESCRIPTORS):
+    """Bind the module's global ``zmq``. Not done at the top: meanwhile the keeper starts.
+
+    descriptors: how many have to be free; the root asks for more than its keeper, so that one of them complains."""
     global zmq
     try:
         import zmq
@@ -328,10 +388,10 @@ def import_zmq():
     importlib.import_module("zmq.utils.garbage")  # else by pyzmq for the first large frame: maybe from the root, then
     try:
         with contextlib.ExitStack() as stack:
-            for _ in range(DESCRIPTORS):
+            for _ in range(descriptors):
                 stack.enter_context(socket.socket(socket.AF_UNIX))
     except OSError as error:
-        raise PoolError(f"minscoop needs {DESCRIPTORS} free file descriptors ({error}): see ulimit -n") from None
+        raise PoolError(f"minscoop needs {descriptors} free file descriptors ({error}): see ulimit -n") from None
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -341,23 +401,37 @@ def import_zmq():
 # imported by name on the other side travels by name; other functions and classes travel by value: their
 # code, closure, and those globals that importing their module there would not give.
 
-PLAIN = frozenset((int, float, bool, str, bytes, complex, type(None)))  # always pickle and unpickle
+NUMBERS = frozenset((int, float, bool, complex, type(None)))
+PLAIN = NUMBERS | {str, bytes}  # always pickle and unpickle
 
 
-def dumps(obj):
-    """Frames for one object: its pickle and its large buffers. Raises whatever pickling it raises."""
-    buffers = []
+class Sink(list):
+    """What a pickler writes: chunks, since large bytes objects come as they are."""
+
+    def write(self, data):
+        """Take a chunk, which may be a view of what changes later."""
+        self.append(data if type(data) is bytes else bytes(data))
+
+
+def dumps(obj, memory=None, lasting=False):
+    """Frames for one object: its pickle and its large buffers. Raises whatever pickling it raises.
+
+    memory, lasting: see ``frame_of``."""
+    buffers, sink = [], Sink()
 
     def keep_in_band(buffer):
         data = buffer.raw()
         if data.nbytes < OUT_OF_BAND:
             return True
-        buffers.append(bytes(data))  # a copy: the caller may change its array as soon as we return
+        buffers.append(frame_of([data], memory, lasting))  # a copy: the caller may change its array once we return
         return False
 
-    file = io.BytesIO()
-    Pickler(file, 5, buffer_callback=keep_in_band).dump(obj)
-    return [file.getvalue(), *buffers]
+    try:
+        Pickler(sink, 5, buffer_callback=keep_in_band).dump(obj)
+    except BaseException:
+        discard(buffers)
+        raise
+    return [frame_of(sink, memory, lasting), *buffers]
 
 
 def unpickle(pickled, **options):
@@ -369,8 +443,132 @@ def unpickle(pickled, **options):
 
 def loads(frames):
     """The object of frames as ``dumps`` made them; large buffers are used in place, writable."""
-    pickled, *buffers = [frame if isinstance(frame, bytes) else frame.buffer for frame in frames]
+    pickled, *buffers = map_builtin(content, frames)
     return unpickle(pickled, buffers=[bytearray(b) if isinstance(b, bytes) else b for b in buffers])
+
+
+# Shared memory: within a host, a large frame is a file in the pool's directory in /dev/shm, which is memory that has
+# names. What travels is a reference to it, which no broker opens. Who reads the frame maps it and removes the name; the
+# memory lives on as long as it is used. A lasting one keeps its name, and is mapped by many: a constant is in a host's
+# memory once. On the way to another host, the broker puts the content in the reference's place. What nobody reads is
+# removed by who gives it up, or, if that one died, at the end of the pool.
+
+TOKEN = secrets.token_bytes(16)  # what a reference begins with, and no other frame; the same in all of a pool
+
+
+def frame_of(chunks, memory=None, lasting=False):
+    """A frame for some chunks: their content; or, if there is much of it, a reference to that.
+
+    memory: the directory for shared memory, if there is one. lasting: it is not removed when it is read."""
+    size = sum(map_builtin(len, chunks))
+    if memory and size >= SHARED:
+        path = f"{memory}/{os.getpid()}-{next(file_numbers)}"
+        try:
+            with open(path, "xb") as file:
+                file.writelines(chunks)
+            return TOKEN + b"%d %d " % (lasting, size) + os.fsencode(path)
+        except OSError:  # it is full
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+    return b"".join(chunks)
+
+
+file_numbers = itertools.count()
+
+
+def reference(frame):
+    """(whether it is lasting, size, path) if a frame is a reference, else None."""
+    if not (isinstance(frame, bytes) and frame.startswith(TOKEN)):
+        return None
+    lasting, size, path = frame[len(TOKEN):].split(b" ", 2)
+    return lasting == b"1", int(size), path
+
+
+def size_of(frame):
+    """The number of bytes that a frame stands for."""
+    known = reference(frame)
+    return known[1] if known else len(frame)
+
+
+def content(frame):
+    """What a frame stands for, as bytes or as a writable view. Raises OSError if it is not there any more."""
+    known = reference(frame)
+    if known is None:
+        return frame if isinstance(frame, bytes) else memoryview(frame)
+    lasting, size, path = known
+    with reading(path) as file:
+        if not lasting:
+            os.unlink(path)
+        if file.fileno() < MAPPINGS:
+            with contextlib.suppress(OSError):  # no descriptor is left
+                return memoryview(mmap.mmap(file.fileno(), size, mmap.MAP_PRIVATE))  # what is written is ours only
+        data = bytearray(size)
+        file.readinto(data)
+        return memoryview(data)
+
+
+@contextlib.contextmanager
+def reading(path):
+    """An open file, also when the program has taken all descriptors: one is kept for this."""
+    global spare
+    try:
+        file = open(path, "rb")
+    except OSError as error:
+        if error.errno != errno.EMFILE or spare is None:
+            raise
+        os.close(spare)
+        spare, file = None, open(path, "rb")
+    with file:
+        yield file
+    keep_spare()
+
+
+def keep_spare():
+    """Keep a file descriptor for ``reading``."""
+    global spare
+    if spare is None:
+        with contextlib.suppress(OSError):
+            spare = os.open(os.devnull, os.O_RDONLY)
+
+
+spare = None
+
+
+def content_if_there(frame):
+    """The same, but nothing if it is not there; who gets that cannot read it, and says so."""
+    try:
+        return content(frame)
+    except OSError:
+        return b""
+
+
+def discard(frames, even_lasting=False):
+    """Nobody will read these."""
+    for known in map_builtin(reference, frames):
+        if known and (even_lasting or not known[0]):
+            with contextlib.suppress(OSError):  # it was read
+                os.unlink(known[2])
+
+
+def make_memory_directory():
+    """A fresh directory for shared memory; None if this machine has none."""
+    with contextlib.suppress(OSError):
+        return make_directory("/dev/shm")
+
+
+def make_directory(parent):
+    """A fresh directory of mode 0700, which its keeper locks. Those that pools killed as a whole have left go."""
+    directory = tempfile.mkdtemp(".pool", "minscoop-", parent)
+    for path in glob.glob(f"{glob.escape(parent)}/minscoop-*.pool"):
+        with contextlib.suppress(OSError):  # it is another user's, or locked
+            if os.stat(directory).st_mtime - os.stat(path).st_mtime > 60:  # else it may be about to be locked
+                descriptor = os.open(path, os.O_RDONLY)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(path)
+                finally:
+                    os.close(descriptor)
+    return directory
 
 
 class Pickler(pickle.Pickler):
@@ -577,22 +775,25 @@ def describe(fn):
 # Results travel as one pickle of (values, parts, failures): `values` when all are PLAIN, else `parts`,
 # a pickle for each, so that one that cannot be read does not harm the others; a large one is a frame.
 
-def encode_results(values, failures, title):
+def encode_results(values, failures, title, memory=None):
     """Frames for a slice of results. failures: {offset: exception}. A value that cannot be sent fails.
 
-    title(offset): what a result is the result of, for the message then."""
+    title(offset): what a result is the result of, for the message then. memory: see ``frame_of``."""
     failures = {offset: encode_failure(error) for offset, error in failures.items()}
-    if PLAIN.issuperset(map_builtin(type, values)):
+    kinds = set(map_builtin(type, values))
+    if kinds <= NUMBERS:
         return [pickle.dumps((values, None, failures), 5)]
+    if kinds <= PLAIN:
+        return dumps((values, None, failures), memory)
     parts, buffers = [], []
     for offset, value in enumerate(values):
         try:
-            head, *more = dumps(value)
+            head, *more = dumps(value, memory)
         except FAULTS as error:
             why = explain(value, f"the result of {title(offset)}") or str(error)
             failures[offset] = encode_failure(CannotSend(f"{why} (a result of type {type(value).__name__})"))
             head, more = None, ()
-        if head and len(head) >= OUT_OF_BAND:
+        if head and size_of(head) >= OUT_OF_BAND:
             head, more = b"", [head, *more]
         parts.append((head, len(more)))
         buffers += more
@@ -601,8 +802,7 @@ def encode_results(values, failures, title):
 
 def decode_results(frames):
     """(values, failures) of frames as ``encode_results`` made them."""
-    head = frames[0]
-    values, parts, failures = unpickle(head if isinstance(head, bytes) else head.buffer)
+    values, parts, failures = unpickle(content(frames[0]))
     failures = {offset: decode_failure(*failure) for offset, failure in failures.items()}
     if parts is None:
         return values, failures
@@ -955,25 +1155,28 @@ class Recipe:
         self.fn, self.op = fn, op
         self.pace = None    # s per item, from the latest slices
         self.grain = 1      # items in the next slice
-        self.frames = None  # its pickle, made when it first travels
+        self.frame = None   # its pickle, made when it first travels
 
-    def encode(self):
+    def encode(self, memory=None):
         """Its pickle, as one frame. Raises CannotSend, naming the part that cannot be sent."""
-        if self.frames is None:
+        if self.frame is None:
             try:
-                with_buffers = dumps((self.fn, self.op))
-                self.frames = pickle.dumps(with_buffers, 5)
+                self.frame = frame_of([pickle.dumps(dumps((self.fn, self.op)), 5)], memory, lasting=True)
+                if reference(self.frame):
+                    weakref.finalize(self, discard, [self.frame], even_lasting=True).atexit = False
             except FAULTS as error:
                 why = explain(self.fn, f"the callable {describe(self.fn)}") or \
                     explain(self.op, f"the operation {describe(self.op)}")
                 raise CannotSend(f"cannot be sent to a worker: {why}") from error
-        return self.frames
+        return self.frame
 
     @staticmethod
     @functools.lru_cache(64)
     def decode(frame):
         """The recipe of a frame; the same one for the same frame."""
-        return Recipe(*loads(unpickle(frame)))
+        recipe = Recipe(*loads(unpickle(content(frame))))
+        recipe.frame = frame
+        return recipe
 
     def learn(self, count, seconds):
         """Adapt the size of slices to SLICE, at most fourfold at a time."""
@@ -1270,10 +1473,11 @@ class Guest(Job):
 
     def send(self, lo, count, values, failures, last):
         """Send one RESULT."""
-        frames = encode_results(values, failures, lambda offset: self.title(lo + offset))
+        frames = encode_results(values, failures, lambda offset: self.title(lo + offset), self.node.memory)
+        result = b"RESULT", self.id, pack_int(lo), pack_int(count), pack_int(last), *frames
         with self.node.lock:
             self.open.cut(lo, lo + count)
-            self.node.send(b"RESULT", self.id, pack_int(lo), pack_int(count), pack_int(last), *frames)
+            self.node.send_all(result, *(self.node.wishes_if_done() if last else ()))
 
 
 class Mapping(Job):
@@ -1504,7 +1708,7 @@ class Broker:
             return out
         link = self.links.get(sender)
         try:
-            check_shape(*frames)
+            check_shape(frames)
             self.check_right(sender, link, *frames[:2])
             if link is not None:
                 link.heard = now
@@ -2077,30 +2281,42 @@ class Switchboard:
     def take(self, router):
         """A message of a node, or of a broker below."""
         sender, *frames = receive(router)
+        messages = unbundled(frames)
         if sender == UP or router is not self.local and b"." in sender:  # by TCP come brokers only
             self.broker.dropped += 1
             return
         if router is not self.local or sender in self.routes:
             self.routes[sender] = router
-        if frames[:1] == [b"RESULT"]:  # what a task printed is shown before its result
+        if any(frames[:1] == [b"RESULT"] for frames in messages):  # what a task printed is shown before its result
             for descriptor in tuple(self.printers.get(sender, ())):
                 self.read_prints(descriptor)
-        self.handle(sender, frames)
+        self.handle(sender, *messages)
         if sender in self.routes and sender not in self.broker.links and sender not in self.broker.present:
             del self.routes[sender]
 
-    def handle(self, sender, frames):
-        """Let the broker handle a message, and send what it says to that."""
-        self.deliver(self.broker.handle(sender, frames, time.monotonic()))
+    def handle(self, sender, *messages):
+        """Let the broker handle messages, and send what it says to them."""
+        said = []
+        for frames in messages:
+            if frames[:1] == [b"CONST"] and frames[1] not in self.broker.consts:  # of another host: once for ours
+                frames = [frame_of([memoryview(frame)], self.config["memory"], lasting=True) for frame in frames]
+            said += self.broker.handle(sender, frames, time.monotonic())
+        self.deliver(said)
 
     def deliver(self, messages):
         """Send what the broker returned. A receiver that is gone is the keeper's matter."""
+        parcels = {}
         for name, frames in messages:
+            parcels.setdefault(name, []).append(frames)
+        for name, parcel in parcels.items():
+            frames = bundled(parcel)
+            if name == UP or b"." not in name:  # to another host
+                frames = [content_if_there(frame) if reference(frame) else frame for frame in frames]
             with contextlib.suppress(zmq.ZMQError):
                 if name == UP:
-                    self.up.send_multipart(frames, zmq.NOBLOCK, copy=False)
+                    transmit(self.up, frames, NOBLOCK)
                 else:
-                    self.routes.get(name, self.local).send_multipart([name, *frames], zmq.NOBLOCK, copy=False)
+                    transmit(self.routes.get(name, self.local), [name, *frames], NOBLOCK)
 
     def take_notice(self, _):
         """A notice of the keeper: JSON; with it come the ends of pipes into which a new worker prints."""
@@ -2203,7 +2419,7 @@ class Switchboard:
         """A message of the broker above; an empty one says that the socket has connected, maybe anew."""
         frames = receive(up)
         if frames != [b""]:
-            self.handle(UP, frames)
+            self.handle(UP, *unbundled(frames))
         elif self.connections:
             self.deliver([(UP, [b""])])
         self.connections += frames == [b""]
@@ -2274,9 +2490,10 @@ def about_this_machine():
 class Shipment:
     """A task that this node owns and that another holds: its items, and which of them are still open."""
 
-    def __init__(self, span, lo, hi):
+    def __init__(self, span, lo, hi, frames=()):
         self.span, self.open = span, Ranges([(lo, hi)])
         self.doubt = Ranges()  # those that nobody has HELD since WHO
+        self.references = [frame for frame in frames if reference(frame)]  # that were sent with it
 
 
 OWNERS_BUSINESS = frozenset((b"RESULT", b"SPLIT", b"SINGLY", b"LOST", b"HELD", b"TOLD"))
@@ -2290,6 +2507,7 @@ class Node:
     thread that sleeps on the socket; nobody handles messages while holding it."""
 
     executes = False  # whether tasks are run here
+    memory = None     # the directory for shared memory
     connections = 0   # made by the socket
     attendant = None  # ident of the thread that sleeps on the socket
     seen = None       # id of the newest in the queue when the deputy last looked
@@ -2336,6 +2554,7 @@ class Node:
         self.role = role
         self.send(b"HELLO", role)
         zmq.Frame(bytes(OUT_OF_BAND), copy=False)  # pyzmq opens descriptors for the first; later there may be none
+        keep_spare()
         threading.Thread(target=self.deputise, name="minscoop deputy", daemon=True).start()
 
     def send(self, *frames):
@@ -2344,18 +2563,27 @@ class Node:
         The garbage collector may close a map's iterator, and so call this, amid the frames of another
         message: they wait in the outbox. Sending can use up the signal by which the socket's descriptor
         announces what has come, so whoever sleeps on that is told."""
+        self.send_all(frames)
+
+    def send_all(self, *messages):
+        """Send messages as one; if there are any."""
         with self.lock:
-            self.outbox.append(frames)
+            if messages:
+                self.outbox.append(messages)
             if self.sending or self.socket is None:
                 return
             self.sending = True
             try:
                 while self.outbox:
-                    self.socket.send_multipart(self.outbox.popleft(), copy=False)
+                    transmit(self.socket, bundled(self.outbox.popleft()))
             finally:
                 self.sending = False
-            if self.attending.locked() and self.socket.get(zmq.EVENTS) & zmq.POLLIN:
+            if self.attending.locked() and readable_now(self.socket):
                 self.rouse()
+
+    def wishes_if_done(self):
+        """What goes with the last result of a task: nothing."""
+        return ()
 
     def close(self, linger=0):
         """Close the socket; wait at most `linger` seconds until what was sent is out."""
@@ -2375,7 +2603,7 @@ class Node:
         with self.lock:
             if self.socket is None:
                 return
-            ready = self.inbox or self.mail or self.socket.get(zmq.EVENTS) & zmq.POLLIN
+            ready = self.inbox or self.mail or readable_now(self.socket)
         if not ready:
             if self.wake_read in readable(timeout, self.wake_read, self.descriptor):
                 with contextlib.suppress(BlockingIOError):
@@ -2415,7 +2643,7 @@ class Node:
     def handle(self, message):
         """Handle a message. Nonsense is dropped and counted."""
         try:
-            check_shape(*message)
+            check_shape(message)
             self.HANDLERS[message[0]](self, *message[1:])
         except Exception as error:
             self.dropped += 1
@@ -2424,12 +2652,12 @@ class Node:
     def fetch(self):
         """Move what has come from the socket to the inbox; says whether there was anything."""
         with self.lock:
-            while self.socket is not None and self.socket.get(zmq.EVENTS) & zmq.POLLIN:
+            while self.socket is not None and readable_now(self.socket):
                 message = receive(self.socket)
                 if message == [b""]:
                     self.connected()
                 else:
-                    self.inbox.append(message)
+                    self.inbox.extend(unbundled(message))
         return bool(self.inbox)
 
     def connected(self):
@@ -2456,7 +2684,7 @@ class Node:
         with self.lock:
             if self.socket is None:
                 return
-            ready = self.socket.get(zmq.EVENTS) & zmq.POLLIN
+            ready = readable_now(self.socket)
         if not ready:
             readable(TICK, self.descriptor)
         self.serve(as_deputy=True)
@@ -2537,7 +2765,7 @@ class Node:
         with self.lock:
             ids = [task_id for task_id, shipment in self.away.items() if shipment.span.job is job]
             for task_id in ids:
-                del self.away[task_id]
+                discard(self.away.pop(task_id).references)
                 self.recall(task_id)
             if job in self.sources:
                 self.sources.remove(job)
@@ -2663,11 +2891,12 @@ class Node:
             return False
         with self.lock:
             if job.cancelled:
+                discard(frames)
                 return False
             while self.queue and self.queue[0].stale:
                 self.queue.popleft()
             self.rich = len(self.queue) > self.executes
-            task_id = self.register(span, lo, hi)
+            task_id = self.register(span, lo, hi, frames)
             self.send(b"TASK", task_id, span.avoid, pack_int(self.rich), job.kind, pack_int(lo), pack_int(hi),
                       pack_int(span.singly), *frames)
         if isinstance(job, Guest) and job.left == 0:
@@ -2679,19 +2908,20 @@ class Node:
         job = span.job
         if isinstance(job, Guest) and job.body is not None:
             return job.body
-        recipe = b"" if job.kind == b"calls" else job.recipe.encode()
-        frames = dumps([list(c) if isinstance(c, (list, tuple)) else c for c in span.items(span.lo, span.hi)])
-        job.item_bytes = sum(map_builtin(len, frames)) // (span.hi - span.lo)
+        recipe = b"" if job.kind == b"calls" else job.recipe.encode(self.memory)
+        columns = [list(c) if isinstance(c, (list, tuple)) else c for c in span.items(span.lo, span.hi)]
+        frames = dumps(columns, self.memory)
+        job.item_bytes = sum(map_builtin(size_of, frames)) // (span.hi - span.lo)
         if isinstance(job, Bundle):
             self.call_bytes = job.item_bytes
         return [recipe, *frames]
 
-    def register(self, span, lo, hi):
+    def register(self, span, lo, hi, frames):
         """The id of a span that leaves; the owner keeps a record, another holder tells the owner."""
         job = span.job
         if not isinstance(job, Guest):
             task_id = b"%s:%d/%d" % (self.name, next(self.serial), lo)
-            self.away[task_id] = Shipment(span, lo, hi)
+            self.away[task_id] = Shipment(span, lo, hi, frames)
             return task_id
         if job.untouched(lo, hi):
             self.guests.pop(job.id, None)
@@ -2746,9 +2976,11 @@ class Node:
             fresh = shipment is not None and shipment.open.close(lo, lo + count)
             if fresh and not shipment.open:
                 del self.away[task_id]
-        if not fresh and last == b"0":
-            self.recall(task_id)
-        elif fresh and count:
+        if not fresh:
+            discard(body)
+            if last == b"0":
+                self.recall(task_id)
+        elif count:
             shipment.span.job.deliver(lo, count, *read_results(body, count, shipment.span.job.recipe.op))
 
     def on_SPLIT(self, task_id, lo, hi, new):
@@ -2795,6 +3027,7 @@ class Node:
         """Queue again what is open of a shipment, first of all; item by item if it is suspected."""
         with self.lock:
             shipment = self.away.pop(task_id, None)
+            discard(shipment.references if shipment else ())
             for lo, hi in reversed(shipment.open if shipment else ()):
                 self.requeue(shipment, lo, hi, avoid, suspects is None or lo < suspects[1] and suspects[0] < hi)
         if self.wanted:
@@ -2818,7 +3051,7 @@ class Node:
             self.round = number
             self.send(b"HELLO", self.role)
             for name, (setter, _, frames) in self.consts.items():
-                if self.name in (ROOT, owner_of(setter)) or sum(map_builtin(len, frames)) < OUT_OF_BAND:
+                if self.name in (ROOT, owner_of(setter)) or sum(map_builtin(size_of, frames)) < OUT_OF_BAND:
                     self.send(b"CONST", name.encode(), setter, *frames)  # large ones not from everybody
             for message in list(self.setting.values()):
                 self.send(*message)
@@ -2852,6 +3085,7 @@ class Node:
                         self.requeue(shipment, lo, hi)
                 if not shipment.open:
                     self.away.pop(task_id, None)
+                    discard(shipment.references)
 
     def obituaries(self, job, item, deaths):
         """The text of WorkerLost."""
@@ -2874,6 +3108,7 @@ class Node:
             guest = self.guests.pop(task_id, None)
             if guest is not None:
                 guest.cancelled = True
+                discard(guest.body or ())
 
     def on_SIZE(self, workers):
         """The pool has grown or shrunk."""
@@ -2914,7 +3149,7 @@ class Node:
             if name in self.consts:
                 raise TypeError(f"the constant {name!r} exists already: constants are set once")
             try:
-                frames = dumps(value)
+                frames = dumps(value, self.memory, lasting=True)
             except FAULTS as error:
                 raise CannotSend(explain(value, f"the constant {name!r}") or str(error)) from error
             setter = b"%s:%d" % (self.name, next(self.serial))
@@ -2923,7 +3158,9 @@ class Node:
             self.wait_for(lambda: name in self.consts or self.broken, "const")
             del self.setting[setter]
             self.check_open()
-            if self.consts[name][0] != setter:  # another was quicker
+            if [*self.consts[name][2]] != frames:  # another was quicker, or it has come back from another host
+                discard(frames, even_lasting=True)
+            if self.consts[name][0] != setter:
                 raise TypeError(f"the constant {name!r} exists already: constants are set once")
 
     def get_const(self, name, timeout):
@@ -2944,11 +3181,11 @@ class Root(Node):
         self.options, self.closing, self.ended = options, False, False
         self.hosts = {options["host"]: {"state": "ready"}}   # number -> facts, of those that are to come, too
         self.hosts.update((number, {"host": name}) for number, name, _ in options["hosts"])
-        self.directory = make_socket_directory()
+        self.directory, self.memory = make_socket_directory(), make_memory_directory()
         self.address = f"ipc://{self.directory}/broker"
         try:
             self.keeper = self.start_keeper(options)
-            import_zmq()
+            import_zmq(DESCRIPTORS + 8)
             self.open(self.address, b"root")
             logger.info("%d workers on this machine (keeper: pid %d), sockets in %s", options["size"],
                         self.keeper.pid, self.directory)
@@ -2960,7 +3197,7 @@ class Root(Node):
 
     def start_keeper(self, options):
         """Start the keeper, a fresh interpreter: this process may have threads, which no fork survives."""
-        config = dict(options, directory=self.directory, address=self.address)
+        config = dict(options, directory=self.directory, address=self.address, memory=self.memory, token=TOKEN.hex())
         command = [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", BOOT, os.path.abspath(__file__)]
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until it has its own handler
         try:
@@ -2987,7 +3224,8 @@ class Root(Node):
             self.attendant = None
             self.attending.release()
         self.serve()
-        self.patrol()
+        if not ready():
+            self.patrol()
 
     def patrol(self):
         """Notice that the keeper is gone; with it went everything else."""
@@ -3049,8 +3287,7 @@ class Root(Node):
                 self.keeper.kill()
                 self.keeper.wait()
         self.close()
-        shutil.rmtree(self.directory, ignore_errors=True)
-
+        remove(self.directory, self.memory)
 
     # -- messages
 
@@ -3119,9 +3356,15 @@ def make_socket_directory():
     """A fresh directory of mode 0700 whose path is short enough for a socket's name (108 bytes)."""
     for parent in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
         if len(os.fsencode(parent)) < 70 and os.access(parent, os.W_OK | os.X_OK):
-            return tempfile.mkdtemp(prefix="minscoop-", dir=parent)
+            return make_directory(parent)
     raise PoolError(f"no directory for sockets: {tempfile.gettempdir()} and /tmp are too long or not writable; "
                     "set TMPDIR to a writable directory with a short path")
+
+
+def remove(*directories):
+    """Remove directories with all that is in them; one that is there no more, or that there never was, too."""
+    for directory in filter(None, directories):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def label(config, name, pid):
@@ -3179,7 +3422,7 @@ class Worker(Node):
 
     def __init__(self, name, config, mark):
         super().__init__(name, config["total"], config["retries"])
-        self.config, self.marker, self.address = config, mark, config["address"]
+        self.config, self.marker, self.address, self.memory = config, mark, config["address"], config.get("memory")
         self.label = label(config, name, os.getpid())
         self.holder = Strand(self)
         self.resumable = collections.deque()
@@ -3244,13 +3487,27 @@ class Worker(Node):
     def rest(self):
         """Nothing to run: say so, and sleep until a message comes."""
         self.marker[0] = SEVERAL if self.waiting else READY
-        self.ask()
         flush_output()
         with self.lock:
-            if not (self.idle or self.waiting or self.away or self.in_hand or self.queue):
-                self.idle = True
-                self.send(b"IDLE", pack_int(self.received))
+            self.send_all(*self.wishes())
         self.doze(self.stopped.is_set, PATROL)
+
+    def wishes(self):
+        """What to say when there is nothing to run here. Called with the lock held."""
+        said = self.wish()
+        if not (self.idle or self.waiting or self.away or self.in_hand or self.queue):
+            self.idle = True
+            said.append((b"IDLE", pack_int(self.received)))
+        return said
+
+    def wishes_if_done(self):
+        """What goes with the last result of a task: if there is nothing else to do, that we would take more."""
+        me = self.holder
+        while self.queue and self.queue[-1].stale:
+            self.queue.pop()
+        done = me.depth == 1 and me.ident == threading.get_ident() and not (
+            self.queue or self.resumable or self.waiting or self.sources or self.stopped.is_set())
+        return self.wishes() if done else ()
 
     def doze(self, ready, timeout):
         """Sleep until a message comes, or another thread has work for us; then serve.
@@ -3261,12 +3518,17 @@ class Worker(Node):
                 self.attend(timeout)
         self.serve()
 
-    def ask(self):
-        """Say HUNGRY, unless that was said and stays said."""
+    def wish(self):
+        """That we are HUNGRY, as a list of messages; it is empty if that was said and stays said."""
         self.known = self.received
-        if not self.asked and self.waiting < MAX_PARKED:
-            self.asked = True
-            self.send(b"HUNGRY", b"1")
+        if self.asked or self.waiting >= MAX_PARKED:
+            return []
+        self.asked = True
+        return [(b"HUNGRY", b"1")]
+
+    def ask(self):
+        """Ask for work."""
+        self.send_all(*self.wish())
 
     def pass_baton(self):
         """Let another thread go on: one that can resume, else one that takes new work."""
@@ -3449,11 +3711,14 @@ class Worker(Node):
         job = piece.job
         if isinstance(job, Guest):
             self.begun = max(self.begun, job.number)
+            unpacked = None
             if job.body is not None:
-                self.note((job.id, job.lo, job.hi))  # unpickling is done for all at once, and may kill
+                unpacked = job.id, job.lo, job.hi  # all at once, which may kill
+                self.note(unpacked)
                 if not self.unpack(piece):
                     return
-            self.note((job.id, piece.lo, piece.hi))
+            if unpacked != (job.id, piece.lo, piece.hi):
+                self.note((job.id, piece.lo, piece.hi))
         self.ask_early(piece)
         me.slices.append(piece)
         piece.run()
@@ -3490,7 +3755,7 @@ class Worker(Node):
         """Ask for more work if this slice is nearly all there is."""
         if not self.asked and len(self.queue) <= 1:
             pace = piece.job.recipe.pace
-            if pace is not None and (piece.span.hi - piece.lo) * pace < ASK_EARLY:
+            if pace is not None and TOO_LATE < (piece.span.hi - piece.lo) * pace < ASK_EARLY:
                 self.ask()
 
     def shorten(self, piece):
@@ -3681,8 +3946,10 @@ class Keeper:
         if config["nice"]:
             with contextlib.suppress(PermissionError):  # only root may be less nice
                 os.nice(config["nice"])
-        global by_name_only
-        by_name_only = config["mixed"]
+        global by_name_only, TOKEN
+        by_name_only, TOKEN = config["mixed"], bytes.fromhex(config["token"])
+        for directory in filter(None, (config["directory"], config["memory"])):
+            fcntl.flock(os.open(directory, os.O_RDONLY), fcntl.LOCK_SH)  # by this process and those it forks
         Main(*config["main"]).install()
         import_zmq()
         if config["size"] is None:
@@ -3713,7 +3980,7 @@ class Keeper:
         keys = [config["server_keys"][0], *self.keys[number]] if config["listens"] else None
         config = dict(config, host=number, name=name, size=0 if config["check"] else size, below=True, hosts=[],
                       keys=keys, server_keys=None, client_keys=None, listens=False, listen=None, sys_path=None,
-                      piped=True, directory=None)
+                      piped=True, directory=None, memory=None)
         return dict(config, program=checksum(config))
 
     def run(self):
@@ -3864,7 +4131,7 @@ class Keeper:
             if pid:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(self.config["directory"], ignore_errors=True)
+        remove(self.config["directory"], self.config["memory"])
         if self.config["listen"]:
             with contextlib.suppress(OSError):
                 os.unlink(self.config["listen"])
@@ -4262,7 +4529,7 @@ def run_agent(config, library=b""):
     source, sink, null = os.dup(0), os.dup(1), os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(2, 1)  # nothing but blocks goes where these went
-    directory = config["directory"] = make_socket_directory()
+    directory, memory = config["directory"], config["memory"] = make_socket_directory(), make_memory_directory()
     config.update(address=f"ipc://{directory}/broker", tunnel=config["tunnel"] and f"ipc://{directory}/up")
     if library:
         unpack_pyzmq(library, directory)
@@ -4272,7 +4539,7 @@ def run_agent(config, library=b""):
         for descriptor in (source, sink, lifeline):
             os.close(descriptor)
         Keeper(config, stdin).live()
-    threading.Thread(target=end_with, args=(pid, directory), daemon=True).start()
+    threading.Thread(target=end_with, args=(pid, directory, memory), daemon=True).start()
     if config["tunnel"]:
         tunnel = Tunnel(open(source, "rb"), sink)
         tunnel.write(0, b"")  # the program has come
@@ -4285,10 +4552,10 @@ def run_agent(config, library=b""):
     time.sleep(GRACE)  # the keeper's end is ours
 
 
-def end_with(keeper, directory):
+def end_with(keeper, *directories):
     """A thread's job: end this process when its keeper has ended."""
     _, status = os.waitpid(keeper, 0)
-    shutil.rmtree(directory, ignore_errors=True)
+    remove(*directories)
     os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 1)
 
 

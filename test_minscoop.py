@@ -19,6 +19,7 @@ import contextlib
 import dataclasses
 import enum
 import faulthandler
+import fcntl
 import functools
 import gc
 import heapq
@@ -29,6 +30,7 @@ import itertools
 import json
 import logging
 import math
+import mmap
 import multiprocessing
 import operator
 import os
@@ -270,7 +272,17 @@ def foreign_threads():
 
 
 def shared_memory():
-    return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+    """What pools have left in shared memory: their directories that no process has locked any more."""
+    left = set()
+    for path in pathlib.Path("/dev/shm").glob("minscoop-*"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.add(path.name)
+            finally:
+                os.close(descriptor)
+    return left
 
 
 def command_of(pid, length=80):
@@ -796,6 +808,175 @@ def test_large_bytes_are_right_when_they_come_and_go(pool):
         copy[0] = 1
 
 
+LARGE = minscoop.SHARED
+
+
+def test_a_large_frame_is_a_file_when_there_is_shared_memory(tmp_path):
+    """A reference travels in its place. Who reads it removes the name; who writes to it harms nobody."""
+    data = os.urandom(LARGE)
+    once, lasting = (minscoop.frame_of([data[:9], data[9:]], tmp_path, lasting) for lasting in (False, True))
+    assert minscoop.frame_of([data[1:]], tmp_path) == data[1:] and minscoop.frame_of([data]) == data  # small; nowhere
+    assert len(once) < 300 and len(os.listdir(tmp_path)) == 2
+    assert minscoop.size_of(once) == LARGE == minscoop.size_of(data)
+    assert minscoop.content(once) == data and len(os.listdir(tmp_path)) == 1
+    view = minscoop.content(lasting)
+    view[0] = (view[0] + 1) % 256
+    assert minscoop.content(lasting) == data != view
+    with pytest.raises(FileNotFoundError):
+        minscoop.content(once)
+    assert minscoop.content_if_there(once) == b"" and minscoop.content_if_there(lasting) == data
+    minscoop.discard([once, data, lasting])
+    assert len(os.listdir(tmp_path)) == 1
+    minscoop.discard([lasting], even_lasting=True)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_large_frame_is_read_when_there_are_few_descriptors(tmp_path, monkeypatch):
+    """Each mapping needs one as long as it lives. Beyond a number of them, or when none is left, it is a copy."""
+    frame, data = minscoop.frame_of([bytes(LARGE)], tmp_path, lasting=True), bytes(LARGE)
+    assert isinstance(minscoop.content(frame).obj, mmap.mmap)
+    monkeypatch.setattr(minscoop, "MAPPINGS", 0)
+    assert isinstance(minscoop.content(frame).obj, bytearray) and minscoop.content(frame) == data
+    monkeypatch.setattr(minscoop, "SHARED", 1)
+    monkeypatch.setattr(minscoop.os, "getpid", lambda: "no/such/directory")  # as if it were full
+    assert minscoop.frame_of([data], tmp_path) == data
+
+
+def test_no_file_is_left_when_pickling_fails_midway(tmp_path):
+    """What was stored before the culprit was met is removed."""
+    with pytest.raises(TypeError):
+        minscoop.dumps([LargeBytes(LARGE), LOCK], tmp_path)
+    assert not os.listdir(tmp_path)
+    frames = minscoop.dumps([LargeBytes(LARGE), bytes(LARGE)], tmp_path)
+    assert len(frames) == len(os.listdir(tmp_path)) == 2
+    assert minscoop.loads(frames) == [bytes(LARGE)] * 2 and not os.listdir(tmp_path)
+
+
+def shared_files(executor):
+    """What is in the shared memory of a pool."""
+    return os.listdir(executor._node.memory)
+
+
+def die_once(path, data):
+    """Kill this worker the first time; there is large data on its way."""
+    if not os.path.exists(path):
+        touch(path)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return data
+
+
+@linux_only
+@pytest.mark.parametrize("what", ["read", "dead", "unread", "cancelled", "unpicklable", "unwanted"])
+def test_no_large_data_is_left_in_shared_memory_when_it_was(guard, tmp_path, what):
+    """Whatever becomes of a task and of its result."""
+    with minscoop.Executor(2) as executor:
+        items = [LargeBytes(LARGE)] * 6
+        if what == "read":
+            assert list(executor.map(identity, items, timeout=WAIT)) == items
+        elif what == "dead":
+            assert list(executor.map(die_once, [tmp_path / "died"] * 6, items, timeout=WAIT)) == items
+        elif what == "unread":
+            executor.map(identity, items)
+        elif what == "cancelled":
+            results = executor.map(slow_identity, items * 3)
+            next(results)
+            results.close()
+        elif what == "unpicklable":
+            with pytest.raises(CannotSend):
+                executor.submit(lambda: [LargeBytes(LARGE), threading.Lock()]).result(WAIT)
+        else:
+            for item in items:
+                executor.submit(identity, item)
+            assert executor.submit(identity, 1).result(WAIT) == 1
+        assert not eventually_none(lambda: shared_files(executor))
+
+
+def slow_identity(x):
+    time.sleep(0.01)
+    return x
+
+
+class Window:
+    """Keeps the memory that it is given when it is unpickled, as an array does."""
+
+    def __init__(self, memory):
+        self.memory = memoryview(memory)
+
+    def __reduce_ex__(self, protocol):
+        return Window, (pickle.PickleBuffer(self.memory),)
+
+
+def look_at_constant(name):
+    """This process, and the file that its constant is mapped from."""
+    start = bytes(minscoop.get_const(name, 20).memory[:3])
+    with open("/proc/self/maps") as maps:
+        files = {line.split()[4] for line in maps if "/dev/shm/minscoop-" in line}
+    time.sleep(0.05)
+    return os.getpid(), files, start
+
+
+@linux_only
+def test_a_large_constant_is_there_once_when_all_workers_use_it(guard):
+    """All map the same memory; it is there until the pool ends."""
+    with minscoop.Executor(3) as executor:
+        executor.set_const(large=Window(b"abc" + bytes(LARGE)))
+        looks = list(executor.map(look_at_constant, ["large"] * 60, timeout=WAIT))
+        assert len({pid for pid, _, _ in looks}) == 3
+        assert {start for _, _, start in looks} == {b"abc"} and len(set.union(*(files for _, files, _ in looks))) == 1
+        assert len(shared_files(executor)) == 1
+        with pytest.raises(TypeError):
+            executor.submit(minscoop.set_const, large=Window(bytes(LARGE))).result(WAIT)
+        assert len(shared_files(executor)) == 1
+        executor.submit(minscoop.set_const, small=1, other=Window(bytes(LARGE))).result(WAIT)
+        assert len(executor.get_const("other", WAIT).memory) == LARGE and len(shared_files(executor)) == 2
+
+
+@linux_only
+def test_a_callable_with_large_data_travels_once_when_a_map_uses_it(guard):
+    """What a partial holds is in shared memory as long as the map needs it."""
+    with minscoop.Executor(2) as executor:
+        results = executor.map(functools.partial(pick, LargeBytes(b"x" * LARGE)), range(3000), timeout=WAIT)
+        assert next(results) == ord("x") and len(shared_files(executor)) == 1
+        assert sum(results) == 2999 * ord("x")
+        del results
+        gc.collect()
+        assert not eventually_none(lambda: shared_files(executor))
+
+
+def pick(data, i):
+    time.sleep(0.001)
+    return data[i]
+
+
+@linux_only
+def test_what_a_killed_pool_left_is_removed_when_another_begins(guard, script):
+    """When all its processes are killed at the same moment, nobody is left to do it."""
+    process = start(MINSCOOP, "-n", "2", script("""
+        import time
+        import minscoop
+        if __name__ == "__main__":
+            minscoop.set_const(data=bytes(1 << 20))
+            print(minscoop.executors[-1]._node.memory, minscoop.executors[-1]._node.directory, flush=True)
+            time.sleep(60)
+    """))
+    memory, sockets = process.stdout.readline().split()
+    pids = processes_of(os.environ["MINSCOOP_TEST"])
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    kill_all(pids)
+    process.communicate()
+    for path in (memory, sockets):
+        assert os.path.isdir(path)
+        os.utime(path, (0, 0))
+    with minscoop.Executor(1) as executor:
+        mine = executor._node.memory, executor._node.directory
+        assert not os.path.exists(memory) and not os.path.exists(sockets) and executor.submit(abs, -1).result(WAIT) == 1
+        for path in mine:
+            os.utime(path, (0, 0))
+        with minscoop.Executor(1):
+            assert all(map(os.path.isdir, mine))
+
+
 @pytest.mark.skipif(numpy is None, reason="no numpy")
 @linux_only
 @pytest.mark.parametrize("kind", ["bytes", "bytearray"])
@@ -1230,8 +1411,8 @@ class HandNode(minscoop.Node):
         self.sent = []
         super().__init__(name, size, retries)
 
-    def send(self, *frames):
-        self.sent.append(frames)
+    def send_all(self, *messages):
+        self.sent.extend(messages)
 
     def named(self, name):
         """The messages of this name so far, without it."""
@@ -2201,8 +2382,9 @@ class VirtualRoot(minscoop.Root):
         minscoop.Node.__init__(self, minscoop.ROOT, 1, 99)
         self.send(b"HELLO", b"root")
 
-    def send(self, *frames):
-        self.world.post(self.name, b"0", frames)
+    def send_all(self, *messages):
+        for frames in messages:
+            self.world.post(self.name, b"0", frames)
 
     def step(self):
         self.serve()
@@ -2217,8 +2399,9 @@ class VirtualWorker(minscoop.Worker):
         self.holder.ident, self.role = threading.get_ident(), b"worker"
         self.send(b"HELLO", b"worker")
 
-    def send(self, *frames):
-        self.world.post(self.name, minscoop.host_of(self.name), frames)
+    def send_all(self, *messages):
+        for frames in messages:
+            self.world.post(self.name, minscoop.host_of(self.name), frames)
 
     def step(self):
         """The loop of ``Worker.work``, once round."""
@@ -3069,7 +3252,7 @@ def test_no_port_is_open_when_a_pool_runs(pool):
     assert names == {pool._node.address[len("ipc://"):]}
 
 
-@pytest.mark.parametrize("limit, workers, code", [("-n 20", 2, 1), ("-S -n 34", 12, 0)], ids=["hard", "soft"])
+@pytest.mark.parametrize("limit, workers, code", [("-n 20", 2, 1), ("-S -n 48", 16, 0)], ids=["hard", "soft"])
 def test_a_clear_message_is_given_when_there_are_few_descriptors(script, limit, workers, code):
     """libzmq would abort the process; what a broker needs, one for each worker, it may take up to the hard limit."""
     done = finish(subprocess.Popen(
@@ -6353,14 +6536,14 @@ class Dealer:
         self.fd.flag, self.asleep = False, not self.inbox
         return len(self.inbox) > 0
 
-    def send_multipart(self, frames, copy):
+    def send(self, messages):
         SIM.step()
         if self.process.garbage:  # a bad moment for the garbage collector
             self.process.garbage = False
             gc.collect()
         if SIM.random() < 0.5:
             self.fd.flag = False
-        self.process.connection.send(list(frames))
+        self.process.connection.send(*messages)
 
     def close(self, linger):
         """All that was sent is out."""
@@ -6370,6 +6553,11 @@ def receive(socket):
     """``minscoop.receive``."""
     SIM.step()
     return socket.inbox.popleft()
+
+
+def transmit(socket, messages):
+    """``minscoop.transmit``, of messages that arrive together or not at all."""
+    socket.send(messages)
 
 
 def read_pipe(end, _):
@@ -6408,8 +6596,8 @@ class Connection:
             server.clients[self.name] = self
             SIM.post(server, self.client, self.label, [b""])
             kept, self.kept = self.kept, []
-            for frames in kept:
-                self.send(frames)
+            for messages in kept:
+                self.send(*messages)
         elif self.client.ended is None:
             SIM.at(0.005, self.connect)
 
@@ -6425,11 +6613,11 @@ class Connection:
         self.server.lose_last_words(self.client)
         self.lose()
 
-    def send(self, frames):
+    def send(self, *messages):
         if self.server is None:
-            self.kept.append(frames)
+            self.kept.append(messages)
         else:
-            SIM.post(self.client, self.server, self.name, frames)
+            SIM.post(self.client, self.server, self.name, *messages)
 
 
 class BrokerProcess(Process):
@@ -6462,12 +6650,14 @@ class BrokerProcess(Process):
 
     def send(self, messages):
         """Send what the broker says; see whether it has come to its end."""
-        broker = self.broker
+        broker, parcels = self.broker, {}
         for name, frames in messages:
+            parcels.setdefault(name, []).append(frames)
+        for name, parcel in parcels.items():
             if name == minscoop.UP:
-                self.connection.send(frames)
+                self.connection.send(*parcel)
             elif name in self.clients and self.clients[name].server is self:
-                SIM.post(self, self.clients[name].client, self.clients[name].label, frames)
+                SIM.post(self, self.clients[name].client, self.clients[name].label, *parcel)
         if broker.stopping == "said" and not broker.below:
             SIM.check_broker(broker)
         if broker.finished and self.ended is None:
@@ -6652,23 +6842,23 @@ class Simulation(Scheduler):
     def broker_of(self, name):
         return self.hosts[minscoop.host_of(name)].broker
 
-    def post(self, source, target, sender, frames):
-        """Send a message. Between two ends, they arrive in order; who is gone gets none."""
+    def post(self, source, target, sender, *messages):
+        """Send messages as one. Between two ends, they arrive in order; who is gone gets none."""
         if target is not None:
             when = max(self.now + self.delay(), self.links.get((source, target), 0.0))
             if isinstance(source, BrokerProcess) and isinstance(target, BrokerProcess):
                 when = max(when, self.barred.get(source.host.number, 0.0), self.barred.get(target.host.number, 0.0))
             self.links[source, target] = when
-            message = [True, target, sender, frames]
+            message = [True, target, sender, messages]
             if isinstance(source, Process):
                 source.sent = [earlier for earlier in source.sent if earlier[0]] + [message]
             heapq.heappush(self.timers, (when, next(self.order), self.deliver, (message,)))
 
     def deliver(self, message):
-        """A message arrives."""
-        there, target, sender, frames = message
+        """Messages arrive."""
+        there, target, sender, messages = message
         message[0] = False
-        if there and target.ended is None:
+        for frames in messages if there and target.ended is None else ():
             if frames[0] == b"TASK":
                 self.idle_since = None
             self.log(sender, target.name, *(bytes(frame[:60]) for frame in frames[:4 if frames[0] == b"RESULT" else 6]))
@@ -7165,12 +7355,14 @@ def virtual_world():
     changes = [
         (minscoop, dict(
             threading=threading, time=clock, logger=logger, connect=Dealer, receive=receive, readable=readable,
+            transmit=transmit, bundled=list, unbundled=lambda frames: [frames],
             zmq=types.SimpleNamespace(EVENTS=0, POLLIN=1, Frame=nothing,
                                       Context=lambda: types.SimpleNamespace(term=nothing)),
             os=types.SimpleNamespace(pipe=lambda: (Event(),) * 2, read=read_pipe, write=write_pipe, close=nothing,
                                      _exit=leave, set_blocking=nothing, path=os.path,
                                      getpid=lambda: SIM.current.process.pid),
-            birth=RLock(), import_zmq=nothing, make_socket_directory=lambda: "/nowhere",
+            birth=RLock(), import_zmq=nothing,
+            make_socket_directory=lambda: "/nowhere", make_memory_directory=lambda: None,
             id=lambda thing: kept.append(thing) or id(thing),  # so that none is given twice
             PATROL=1000.0,  # what is found by patrols only, is found too late
             HEARTBEAT=0.3, SILENCE=1.2, CENSUS_PATIENCE=0.5, PATIENCE=0.1, **SIM.limits)),
