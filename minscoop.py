@@ -72,7 +72,6 @@ import os
 import pickle
 import re
 import resource
-import secrets
 import select
 import shutil
 import shlex
@@ -107,16 +106,17 @@ logger = logging.getLogger("minscoop")
 #
 # Seconds, bytes or counts. All time is measured with monotonic clocks.
 
-SLICE = 1e-3         # s of a map run without looking up. Smaller: overhead per slice (20 us) shows;
+SLICE = 3e-3         # s of a map run without looking up. Smaller: overhead per slice (20 us) shows;
                      # larger: others wait that much longer for an answer
-FLUSH = 10e-3        # s of results collected before they travel. Smaller: more messages for the owner;
-                     # larger: the reader of a lazy map sees its first results later
-ASK_EARLY = 3e-3     # s of work left when a worker asks for more. Smaller than a round trip (0.3 ms): it
-                     # idles; larger: it hoards what others could run
+FLUSH = 10e-3        # s of results collected before the first of a task travel. Smaller: more messages for the
+                     # owner; larger: the reader of a lazy map sees its first results later
+MAX_FLUSH = 0.1      # s of results collected when the task lasts: each time it is half as long again
+ASK_EARLY = 6e-3     # s of work left when a worker asks for more. Smaller than a slice and a round trip (0.5 ms):
+                     # it idles; larger: it hoards what others could run
 TOO_LATE = 0.1e-3    # s of work left when asking goes with the last result. Smaller: one more message for each task;
                      # larger: the wait for the next
-TICK = 20e-3         # s without a look at the socket after which the deputy takes over. Smaller: it
-                     # competes with the computation; larger: work queued here is given away later
+TICK = 40e-3         # s without a look at the socket after which the deputy takes over. Smaller: it wakes up for
+                     # nothing, which hundreds of workers on a host feel; larger: what is queued is given away later
 PATROL = 1.0         # s between looks at things that report no event (is the keeper alive?)
 GRACE = 2.0          # s that the end of a pool may take before what is left is killed
 MAX_INLINE = 32      # tasks run on top of one stack. Larger: Python's recursion limit (1000) is met by
@@ -266,17 +266,22 @@ FIELDS = {name.encode(): text.partition("*")[::2] for name, text in dict(
 PATTERNS = {"n": rb"\0[0-9]{1,19}", "i": rb"\0[\w.]{1,255}:[0-9]{1,19}/[0-9]{1,19}", "s": rb"\0[^\0]{0,4096}"}
 
 
-def shape_of(name, kinds, more):
-    """(least and greatest number of frames, number of those that travel in the first one, what that looks like)."""
-    short = len(kinds) - len(kinds.lstrip("nis"))
-    pattern = b"".join([name, *(PATTERNS[kind] for kind in kinds[:short])])
-    if more == "n":
-        pattern += b"(%s)*" % PATTERNS["n"]
-    return (len(kinds) + 1, math.inf if more else len(kinds) + 1, None if more == "n" else short + 1,
-            re.compile(pattern).fullmatch)
+class Shapes(dict):
+    """name -> (least and greatest number of frames, number of those that travel in the first one, what that looks
+    like), made when it is first asked for."""
+
+    def __missing__(self, name):
+        kinds, more = FIELDS[name]
+        short = len(kinds) - len(kinds.lstrip("nis"))
+        pattern = b"".join([name, *(PATTERNS[kind] for kind in kinds[:short])])
+        if more == "n":
+            pattern += b"(%s)*" % PATTERNS["n"]
+        self[name] = shape = (len(kinds) + 1, math.inf if more else len(kinds) + 1,
+                              None if more == "n" else short + 1, re.compile(pattern).fullmatch)
+        return shape
 
 
-SHAPES = {name: shape_of(name, *fields) for name, fields in FIELDS.items()}
+SHAPES = Shapes()
 
 
 def check_shape(message):
@@ -453,7 +458,7 @@ def loads(frames):
 # memory once. On the way to another host, the broker puts the content in the reference's place. What nobody reads is
 # removed by who gives it up, or, if that one died, at the end of the pool.
 
-TOKEN = secrets.token_bytes(16)  # what a reference begins with, and no other frame; the same in all of a pool
+TOKEN = os.urandom(16)  # what a reference begins with, and no other frame; the same in all of a pool
 
 
 def frame_of(chunks, memory=None, lasting=False):
@@ -1292,7 +1297,8 @@ class Slice:
             first, count = self.sent, self.hi - self.lo if whole else len(self.values) - self.sent
             values = self.values[first:]
             self.sent += count
-            failures = {i - first: error for i, error in dict(self.failures).items() if first <= i < self.sent}
+            failures = {i - first: error for i, error in dict(self.failures).items() if first <= i < self.sent} \
+                if self.failures else {}
         if count:
             self.job.deliver(self.lo + first, count, values[:1 if whole else count], failures)
 
@@ -1405,7 +1411,7 @@ class Guest(Job):
         self.left = hi - lo           # items whose results are to be made by this node
         self.open = Ranges([(lo, hi)])  # and to be sent
         self.outcomes = []            # (lo, count, values, failures) not yet sent
-        self.flushed = time.monotonic()
+        self.flushed, self.pause = time.monotonic(), FLUSH
         self.flushing = threading.RLock()  # so that the last message is the last
 
     def unpack(self):
@@ -1433,6 +1439,8 @@ class Guest(Job):
 
     def flush(self):
         """Send what was collected, if it is time: when nothing is left here, the last message says so."""
+        if self.left and time.monotonic() - self.flushed < self.pause:
+            return
         with self.flushing:
             self.flush_in_turn()
 
@@ -1441,9 +1449,9 @@ class Guest(Job):
         with self.node.lock:
             now, last = time.monotonic(), self.left == 0
             if self.cancelled or not last and (
-                    not self.outcomes or self.recipe.op or now - self.flushed < FLUSH):
+                    not self.outcomes or self.recipe.op or now - self.flushed < self.pause):
                 return
-            outcomes, self.outcomes, self.flushed = self.outcomes, [], now
+            outcomes, self.outcomes, self.flushed, self.pause = self.outcomes, [], now, min(1.5 * self.pause, MAX_FLUSH)
             if last:
                 self.node.guests.pop(self.id, None)
         *joined, end = self.join(outcomes) or [(self.hi, 0, [], {})]  # all went before, or was given away
@@ -2511,6 +2519,7 @@ class Node:
     connections = 0   # made by the socket
     attendant = None  # ident of the thread that sleeps on the socket
     seen = None       # id of the newest in the queue when the deputy last looked
+    resting = False   # the deputy is, until the alarm is set
     dropped = 0       # messages that made no sense
 
     def __init_subclass__(cls):
@@ -2535,7 +2544,7 @@ class Node:
         self.setting = {}                 # setter -> message of a constant that the broker has not confirmed
         self.round = None                 # of the latest census
         self.broken = None                # the PoolError after which nothing works any more
-        self.stopped = threading.Event()
+        self.stopped, self.alarm = threading.Event(), threading.Event()
         self.attending = threading.Lock()  # held by the thread that sleeps on the socket
         self.looks = 0                     # times that somebody looked at the socket
         self.outbox, self.sending = collections.deque(), False
@@ -2589,6 +2598,7 @@ class Node:
         """Close the socket; wait at most `linger` seconds until what was sent is out."""
         with self.lock:
             self.stopped.set()
+            self.alarm.set()
             socket, self.socket = self.socket, None
             if socket is not None:
                 socket.close(linger=int(linger * 1000))
@@ -2620,6 +2630,8 @@ class Node:
 
         Results run code of the user (unpickling, callbacks), which may call us again and then goes on with
         the next message; the deputy of a worker leaves them for who holds the baton."""
+        if self.resting:
+            self.alarm.set()
         if not self.serving.acquire(blocking=False):
             return
         try:
@@ -2667,9 +2679,14 @@ class Node:
         self.connections += 1
 
     def deputise(self):
-        """The deputy: looks at the socket when nobody else has done so for a TICK."""
+        """The deputy: looks at the socket when nobody else has done so for a TICK; rests while one sleeps on it."""
         looks = -1
         while not self.stopped.wait(TICK):
+            self.alarm.clear()
+            self.resting = True
+            if self.attending.locked():
+                self.alarm.wait(PATROL)
+            self.resting = False
             while self.looks == looks and not self.attending.locked() and self.socket is not None:
                 try:
                     self.stand_in()
@@ -2686,7 +2703,7 @@ class Node:
                 return
             ready = readable_now(self.socket)
         if not ready:
-            readable(TICK, self.descriptor)
+            readable(TICK if self.wanted else 2 * TICK, self.descriptor)
         self.serve(as_deputy=True)
         newest = id(self.queue[-1]) if self.queue else None
         if self.wanted and newest == self.seen:  # not about to be run by the one who made it

@@ -6432,6 +6432,9 @@ class Event:
         self.fill()
         SIM.step()
 
+    def clear(self):
+        self.flag = False
+
     def wait(self, timeout=None):
         return bool(readable(timeout, self))
 
@@ -7361,7 +7364,7 @@ def virtual_world():
             os=types.SimpleNamespace(pipe=lambda: (Event(),) * 2, read=read_pipe, write=write_pipe, close=nothing,
                                      _exit=leave, set_blocking=nothing, path=os.path,
                                      getpid=lambda: SIM.current.process.pid),
-            birth=RLock(), import_zmq=nothing,
+            birth=RLock(), import_zmq=nothing, keep_spare=nothing,
             make_socket_directory=lambda: "/nowhere", make_memory_directory=lambda: None,
             id=lambda thing: kept.append(thing) or id(thing),  # so that none is given twice
             PATROL=1000.0,  # what is found by patrols only, is found too late
