@@ -2306,8 +2306,9 @@ class Switchboard:
         """Let the broker handle messages, and send what it says to them."""
         said = []
         for frames in messages:
-            if frames[:1] == [b"CONST"] and frames[1] not in self.broker.consts:  # of another host: once for ours
-                frames = [frame_of([memoryview(frame)], self.config["memory"], lasting=True) for frame in frames]
+            if frames[:1] == [b"CONST"] and len(frames) > 3 and sender in self.broker.links \
+                    and frames[1] not in self.broker.consts:  # of another host: once for all workers here
+                frames[3:] = [frame_of([memoryview(frame)], self.config["memory"], True) for frame in frames[3:]]
             said += self.broker.handle(sender, frames, time.monotonic())
         self.deliver(said)
 

@@ -4147,6 +4147,7 @@ cd {directory}                                      # '.' stays reachable when /
 umount --recursive --lazy /run/netns                # else these copies keep the networks of others alive
 for own in /run /var/log; do mount -t tmpfs tmpfs $own; done
 touch /var/log/lastlog; mkdir /run/sshd /run/host; mount --no-canonicalize --bind . /run/host
+mount --bind /run/host/shm /dev/shm
 for file in passwd shadow hosts; do mount --bind /run/host/$file /etc/$file; done
 {view}
 cd /; exec /usr/sbin/sshd -D -e -f /run/host/sshd_config
@@ -4209,12 +4210,14 @@ class Host:
     def left(self):
         """The processes there, sshd itself apart, and what is in its temporary directory."""
         return [f"{pid} {command_of(pid)}" for pid in pids_in(self.namespace) if pid != self.sshd.pid] + \
-            os.listdir(self.directory / "tmp")
+            os.listdir(self.directory / "tmp") + os.listdir(self.directory / "shm")
 
     def kill(self):
         """As a machine that crashes, and is back in the network: all processes end, new connections are refused."""
         eventually_none(lambda: kill_all(pids_in(self.namespace)) or pids_in(self.namespace))
         self.sshd.wait(10)
+        for path in (self.directory / "shm").iterdir():
+            shutil.rmtree(path)
 
     def cut(self):
         """Pull the network cable: sessions hang, new connections time out."""
@@ -4274,7 +4277,7 @@ class Cluster:
         view = [f"mount --bind {quote(str(source))} {quote(str(path))}" for path, source in bind]
         view += [f"mount -t tmpfs -o mode=755 tmpfs {quote(str(path))}" for path in hide]  # may hide sources
         host = Host(name, f"{self.net}{number}", f"{self.prefix}{number}", self.prefix + name, self.directory / name)
-        for folder in "home", "tmp":
+        for folder in "home", "tmp", "shm":
             (host.directory / folder).mkdir(parents=True)
         users = pathlib.Path("/etc/passwd").read_text()
         login = re.sub("^root:.*:", "root:x:0:0:root:/run/host/home:", users, flags=re.M)
@@ -7419,10 +7422,10 @@ MUTATIONS = {
     "a death is forgotten": [("Broker.on_DIED", "in tasks.items()", "in ()")],
     "bystanders are blamed": [("Broker.on_DIED", '(b"0", b"0", pack_int(', '(b"0", b"99", pack_int(BLAME | ')],
     "one death more than retries": [("Node.on_LOST", ">= self.retries", "> self.retries")],
-    "answers are sent and counted twice": [("Guest.send", "self.node.send(", "for _ in 0, 1: self.node.send("),
+    "answers are sent and counted twice": [("Guest.send", "self.node.send_all(", "for _ in 0, 1: self.node.send_all("),
                                            ("Ranges.close", "return covered", "return True")],
     "a SPLIT is not recorded": [("Node.on_SPLIT", "self.away[bytes(new)] = ", "")],
-    "IDLE is never said": [("Worker.rest", 'self.send(b"IDLE", pack_int(self.received))', "pass")],
+    "IDLE is never said": [("Worker.wishes", 'said.append((b"IDLE", pack_int(self.received)))', "pass")],
     "wake-ups are lost": [("Node.wake", "self.parked.pop(what, ())", "()")],
     "who sleeps on the socket is not roused": [("Node.rouse", "if self.attending.locked():", "if False:")],
     "a sleeper does not look once more": [("Worker.doze", "if not (self.queue", "if True or not (self.queue")],
