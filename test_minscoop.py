@@ -6107,7 +6107,8 @@ def run_line(path):
     return next((line for line in lines if re.match(r"(\w+=\S* )*python3? ", line)), None)
 
 
-@pytest.mark.parametrize("path", sorted((HERE / "examples").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(path for path in (HERE / "examples").glob("*.py") if path.stem != "benchmark"),
+                         ids=lambda path: path.stem)
 def test_an_example_runs_when_its_line_is_pasted(tmp_path, path):
     """Each opens with its run line, which works in a fresh copy, and says something."""
     shutil.copy(MINSCOOP, tmp_path)
@@ -6119,6 +6120,35 @@ def test_an_example_runs_when_its_line_is_pasted(tmp_path, path):
                                stderr=subprocess.PIPE, text=True, start_new_session=True)
     done = finish(process)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout
+
+
+def benchmark(tmp_path, systems, only, *args, env=None):
+    """The figures of a benchmark of small sizes, by workload and system."""
+    done = python(HERE / "examples" / "benchmark.py", "--quick", "--systems", systems, "--only", only, "--json",
+                  tmp_path / "json", "--html", tmp_path / "html", *args, env=env)
+    figures = json.loads((tmp_path / "json").read_text())["figures"]
+    assert (done.returncode, done.stderr, list(figures)) == (0, "", only.split(",")), done
+    assert all(type(known) is list for systems in figures.values() for known in systems.values()), figures
+    assert (tmp_path / "html").read_text().count("<circle") and done.stdout.count("\n") >= 2 * len(figures) + 5
+    return figures
+
+
+def test_the_benchmark_has_a_figure_for_all_when_they_can_do_it(tmp_path):
+    """Work of every kind, on what is always there; no figure is judged."""
+    figures = benchmark(tmp_path, "Pool,ProcessPoolExecutor",
+                        "noop,tail,submit,recursion,nested,small,payload,constant,hello,first,ready,sleepers")
+    everybody = {"minscoop", "Pool", "ProcessPoolExecutor"}
+    for name, limits in dict(noop="loop pyzmq", tail="processes", submit="pyzmq", small="loop", first="", ready="",
+                             payload="loop pyzmq", sleepers="processes").items():
+        assert set(figures.pop(name)) == everybody | set(limits.split()), name
+    assert {name: list(systems) for name, systems in figures.items()} == dict.fromkeys(
+        ("recursion", "nested", "constant", "hello"), ["minscoop"])
+
+
+def test_the_benchmark_measures_hosts_when_they_are_given(cluster, tmp_path):
+    """By TCP, and through the remote command."""
+    figures = benchmark(tmp_path, "Pool", "medium,payload", "--hosts", "alpha:1,beta:1", env=cluster.env)
+    assert all(figures[name].keys() >= {"minscoop", "Pool", "tcp", "stdio"} for name in figures)
 
 
 def test_scoops_hello_world_works_when_either_name_is_imported(script):
