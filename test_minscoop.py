@@ -7541,7 +7541,7 @@ def test_every_seed_ends_well_when_anybody_may_die_at_any_time(first):
 @pytest.mark.parametrize("first", range(4))
 def test_the_simulation_notices_when_the_module_is_broken_on_purpose(first):
     """Each of these faults is seen within some hundred seeds."""
-    done = python(__file__, "break", 300, first, 4)
+    done = python(__file__, "break", 600, first, 4)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(": seed ") == len(list(MUTATIONS)[first::4])
 
