@@ -6662,21 +6662,32 @@ class BrokerProcess(Process):
     def __init__(self, host, size, heirs=None):
         super().__init__(host.number + b".broker", host)
         self.broker = minscoop.Broker(host.number, size, below=host.number != b"0", heirs=heirs)
-        self.clients, self.connections = {}, 0
+        self.clients, self.connections, self.early = {}, 0, []
         if self.broker.below:
             self.broker.facts = json.loads(host.facts("ready"))
             self.connection = Connection(self, host.number, b"0", minscoop.UP)
-            self.send([(minscoop.UP, [b"HELLO", b"broker", host.facts("ready")])])
-            if heirs:
-                self.send([(minscoop.UP, [b""])])
-        SIM.at(0, self.tick)
+        else:
+            SIM.at(0, self.tick)
+
+    def begin(self):
+        """Say HELLO to the broker above, as soon as that has said that we are connected; nothing is read before."""
+        self.send([(minscoop.UP, [b"HELLO", b"broker", self.host.facts("ready")])])
+        if self.broker.heirs:
+            self.send([(minscoop.UP, [b""])])
+        self.tick()
+        for sender, frames in self.early:
+            self.arrive(sender, frames)
 
     def arrive(self, sender, frames):
         if sender == minscoop.UP and frames == [b""]:
-            if self.connections:
-                self.connection.send([b""])
             self.connections += 1
-        else:
+            if self.connections == 1:
+                self.begin()
+            else:
+                self.connection.send([b""])
+        elif self.broker.below and not self.connections:
+            self.early.append((sender, frames))
+        elif self.ended is None:
             self.send(self.broker.handle(sender, frames, SIM.now))
 
     def tick(self):
