@@ -6129,7 +6129,7 @@ def benchmark(tmp_path, systems, only, *args, env=None):
     figures = json.loads((tmp_path / "json").read_text())["figures"]
     assert (done.returncode, done.stderr, list(figures)) == (0, "", only.split(",")), done
     assert all(type(known) is list for systems in figures.values() for known in systems.values()), figures
-    assert (tmp_path / "html").read_text().count("<circle") and done.stdout.count("\n") >= 2 * len(figures) + 5
+    assert (tmp_path / "html").read_text().count("<rect") and done.stdout.count("\n") >= 2 * len(figures) + 5
     return figures
 
 

@@ -1,26 +1,19 @@
 """python examples/benchmark.py [--systems minscoop,Pool,SCOOP] [--only noop,submit] [--rounds 3] [--html FILE]
 
 The same work on minscoop and on every peer that can be imported, with the limits of the machine beside them: a table
-of medians, then one of ratios to minscoop and of what it has to reach. Each measurement is a fresh process, and the
+of medians, of ratios to minscoop, and of what it has to reach. Each measurement is a fresh process, and the
 systems take turns: absolute times mean little on a shared machine, ratios within one run mean more.
 """
 import argparse
 import collections
 import contextlib
 import functools
-import heapq
-import html
 import importlib.util
-import itertools
 import json
-import math
 import multiprocessing
-import operator
 import os
 import pathlib
 import pickle
-import platform
-import random
 import shutil
 import signal
 import statistics
@@ -28,24 +21,20 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 
 HERE = pathlib.Path(__file__).resolve().parent
-MARK, START = "MINSCOOP_BENCHMARK", "MINSCOOP_BENCHMARK_START"  # in the environment of a measurement
-LIMIT = 60   # s for one measurement. Smaller: slow starters show 'failed'; larger: what hangs costs that much
-GRACE = 3    # s for what a measurement leaves, to end by itself before it is killed. Smaller: files may stay behind
+SMAPS = pathlib.Path("/proc/self/smaps_rollup")
+START = float(os.environ.get("BENCHMARK_START", 0))  # of a measurement, by the clock of all processes
+LIMIT = 60    # s for one measurement. Smaller: slow starters show 'failed'; larger: what hangs costs that much
+GRACE = 3     # s for what a measurement leaves, to end by itself before it is killed. Smaller: files may stay behind
 ENOUGH = 0.5  # s of work, after which a slow system is not asked for ten times as much
-shrink = 1   # sizes are divided by it: --quick
+shrink = 1    # sizes are divided by it: --quick
 
 
 def some(count):
     """A size, smaller with --quick."""
     return max(2, count // shrink)
-
-
-def timed(call, *args):
-    start = time.perf_counter()
-    call(*args)
-    return time.perf_counter() - start
 
 
 # -- Tasks
@@ -68,85 +57,51 @@ def nothing(value):
 
 
 def who(_):
-    time.sleep(0.01)
+    time.sleep(0.01)  # so that others get some of these, too
     return os.uname().nodename, os.getpid()
 
 
-def begin(seconds):
-    """When this began, by the clock that all processes of a machine share; then keep the worker busy for a while."""
-    now = time.monotonic()
-    time.sleep(seconds)
-    return now
-
-
 def look(constant, seconds):
-    """The size of a constant and when it was there; then keep the worker busy, so that each gets one of these."""
+    """When a constant was there, and this process's part of the memory once all workers have it."""
     value = constant() if callable(constant) else constant
-    return len(value), begin(seconds)
+    sum(memoryview(value).cast("B")[::4096])  # a byte of each page: what is only mapped takes no memory yet
+    now = time.monotonic()  # a clock that all processes of a machine share
+    time.sleep(seconds)  # keeps the worker busy, so that each gets one of these
+    size = SMAPS.exists() and 1024 * int(SMAPS.read_text().partition("\nPss:")[2].split()[0])
+    time.sleep(seconds)  # the others look, too, before this one lets go
+    return now, size
 
 
-def histogram(seed):
-    return [seed % 7] * 20_000
+def tree(count, submit):
+    """So many tasks: two, with half of the others below each."""
+    for future in [submit(tree, below, submit) for below in ((count - 1) // 2, (count - 2) // 2) if below >= 0]:
+        future.result()
 
 
-def add_lists(a, b):
-    return list(map(operator.add, a, b))
-
-
-def tree(depth, inside):
-    """Two tasks below each. inside: gives the library's `submit` to a task."""
-    if depth == 0:
-        return 1
-    submit = inside()
-    return 1 + sum(future.result() for future in [submit(tree, depth - 1, inside) for _ in range(2)])
-
-
-def nest(count, inside):
-    """Tasks created inside a task, each awaited at once."""
-    submit = inside()
-    for i in range(count):
-        submit(nothing, i).result()
+def nest(count, submit):
+    """Tasks one after another, each awaited at once."""
+    for number in range(count):
+        submit(nothing, number).result()
 
 
 # -- Systems
 
 
-class Later:
-    """A future of those libraries that call `result` otherwise."""
+class System:
+    """Any executor as in concurrent.futures; those below redefine what they have instead. All end with the interpreter.
 
-    def __init__(self, get, *args):
-        self.result = functools.partial(get, *args)
+    name: what makes it. can: the kinds of work it can do. command: what a script runs under."""
 
+    def __init__(self, name, can, command="{python}"):
+        self.module, _, self.name = name.rpartition(".")
+        self.can, self.command = can.split(), command
 
-class Library:
-    """A system, through an executor as in concurrent.futures; the others redefine what they have instead."""
+    def launcher(self, workers, hosts=None):
+        return [word.format(python=sys.executable, above=HERE.parent, n=workers, m=workers + 1, hosts=hosts)
+                for word in self.command.split()]
 
-    module, can = "concurrent.futures", {"pool"}  # what has to be importable; what kinds of workloads it can do
-
-    def __init__(self, workers, hosts=None):
-        self.workers, self.hosts = workers, hosts
-        self.pool = self.make(workers)
-
-    @staticmethod
-    def command(workers):
-        """What stands before the script on the command line."""
-        return [sys.executable]
-
-    def submit(self, fn, *args):
-        return self.pool.submit(fn, *args)
-
-    def chunks(self, items):
-        """Few items in chunks of 1, the default; many would take minutes then, and get such chunks as Pool makes."""
-        return {"chunksize": len(items) // (self.workers * 4)} if len(items) >= 1000 else {}
-
-    def map(self, fn, items):
-        return list(self.pool.map(fn, items, **self.chunks(items)))
-
-    def reduce(self, fn, op, items):
-        return functools.reduce(op, self.map(fn, items))
-
-    def echo(self, values):
-        return self.map(nothing, values)
+    def start(self):
+        self.pool = getattr(importlib.import_module(self.module), self.name)(self.workers)
 
     def settle(self):
         """Wait until every worker has taken part, but not for ever."""
@@ -154,223 +109,106 @@ class Library:
         while len(seen) < self.workers and time.monotonic() < end:
             seen.update(self.map(who, range(self.workers * 4)))
 
-    def end(self):
-        self.pool.shutdown()
-
-
-class ProcessPoolExecutor(Library):
-    can = {"pool", "crowd"}
-
-    def make(self, workers):
-        from concurrent.futures import ProcessPoolExecutor
-        return ProcessPoolExecutor(workers)
-
-
-class Pool(Library):
-    can = {"pool", "crowd"}
-
-    def make(self, workers):
-        return multiprocessing.Pool(workers)
-
     def submit(self, fn, *args):
-        return Later(self.pool.apply_async(fn, args).get)
+        return self.pool.submit(fn, *args)
+
+    def map(self, fn, items):
+        """In chunks of 1, the default, if they are few; many would take minutes then, and get such as Pool makes."""
+        return list(self.pool.map(fn, items, chunksize=len(items) // (self.workers * 4) if len(items) >= 1000 else 1))
+
+    def reduce(self, fn, op, items):
+        return functools.reduce(op, self.map(fn, items))
+
+    def echo(self, values):
+        return self.map(nothing, values)
+
+
+class Pool(System):
+    def submit(self, fn, *args):
+        return types.SimpleNamespace(result=self.pool.apply_async(fn, args).get)
 
     def map(self, fn, items):
         return self.pool.map(fn, items)
 
-    def end(self):
-        self.pool.terminate()
-        self.pool.join()
 
+class Scoop(System):
+    """SCOOP, and minscoop, which has its names: a launcher starts the pool. Neither heeds a chunksize."""
 
-class Minscoop(Library):
-    module, can = "zmq", {"pool", "crowd", "nested", "constants", "hello"}
-    launcher = str(HERE.parent / "minscoop.py"), "-n"
-
-    def make(self, workers):
-        import minscoop
-        return minscoop.Executor(workers)
+    def start(self):
+        self.pool = importlib.import_module(f"{self.module}.futures")
+        self.inside, self.reduce = functools.partial(self.within, self.module), self.pool.mapReduce
 
     @staticmethod
-    def inside():
-        import minscoop
-        return minscoop.submit
-
-    def reduce(self, fn, op, items):
-        return self.pool.map_reduce(fn, op, items)
-
-    def share(self, value):
-        """Set a constant; what tasks are given to find it."""
-        import minscoop
-        self.pool.set_const(value=value)
-        return functools.partial(minscoop.get_const, "value", LIMIT)
-
-
-class Tcp(Minscoop):
-    """minscoop on the machines of --hosts, which say how many workers there are."""
-
-    can, transport = {"hosts"}, "tcp"
-
-    def make(self, workers):
-        import minscoop
-        return minscoop.Executor(hosts=self.hosts, all_hosts=True, transport=self.transport)
+    def within(module, fn, *args):
+        return sys.modules[f"{module}.futures"].submit(fn, *args)  # SCOOP's own cannot be pickled
 
     def settle(self):
-        """A host that is still being reached counts as one worker."""
-        import minscoop
+        """With hosts it is SIZE that says how many there are; one that is still being reached counts as one."""
         super().settle()
-        while self.workers != minscoop.SIZE:
-            self.workers = minscoop.SIZE
+        while self.workers != sys.modules[self.module].SIZE:
+            self.workers = sys.modules[self.module].SIZE
             super().settle()
 
-
-class Stdio(Tcp):
-    transport = "stdio"
-
-
-class Scoop(Library):
-    """Below its launcher, which starts and ends the pool. The root is one of the workers."""
-
-    module, can = "scoop", Minscoop.can
-    launcher = "-m", "scoop", "-q", "-n"
-
-    @classmethod
-    def command(cls, workers):
-        return [sys.executable, *cls.launcher, str(workers)]
-
-    def make(self, workers):
-        from scoop import futures
-        return futures
-
-    @staticmethod
-    def inside():
-        from scoop import futures
-        return futures.submit
-
-    def map(self, fn, items):
-        return list(self.pool.map(fn, items))
-
-    def reduce(self, fn, op, items):
-        return self.pool.mapReduce(fn, op, items)
-
     def share(self, value):
-        from scoop import shared
-        shared.setConst(value=value)
-        return functools.partial(shared.getConst, "value", timeout=LIMIT)
-
-    def end(self):
-        """The launcher does it."""
+        """What tasks are given to have a constant."""
+        shared, name = importlib.import_module(f"{self.module}.shared"), f"value{time.monotonic_ns()}"  # set once
+        shared.setConst(**{name: value})
+        return functools.partial(shared.getConst, name, timeout=LIMIT)
 
 
-class Loky(Library):
-    module = "loky"
-
-    def make(self, workers):
-        import loky
-        return loky.ProcessPoolExecutor(workers)
-
-
-class Mpi(Library):
-    module = "mpi4py"
+class Dask(System):
+    def start(self):
+        import distributed
+        client = distributed.Client(n_workers=self.workers, threads_per_worker=1, dashboard_address=None)
+        self.share = functools.partial(client.scatter, broadcast=True)
+        self.pool = client.get_executor(pure=False)  # else equal calls run once
 
     @staticmethod
-    def command(workers):
-        return ["mpiexec", "-n", str(workers + 1), sys.executable, "-m", "mpi4py.futures"]
-
-    def make(self, workers):
-        import mpi4py.futures
-        return mpi4py.futures.MPIPoolExecutor(workers)
-
-
-class Dask(Library):
-    module, can = "distributed", {"pool", "nested", "constants"}
-
-    def make(self, workers):
+    def inside(fn, *args):
         import distributed
-        self.client = distributed.Client(n_workers=workers, threads_per_worker=1, dashboard_address=None)
-        return self.client.get_executor(pure=False)  # else equal calls run once
-
-    @staticmethod
-    def inside():
-        import distributed
-        distributed.secede()  # else the only thread of the worker would wait for itself
-        return functools.partial(distributed.get_client().submit, pure=False)
-
-    def share(self, value):
-        future = self.client.scatter(value, broadcast=True)
-        self.submit = functools.partial(self.client.submit, pure=False)  # which puts the value in the future's place
-        return future
-
-    def end(self):
-        self.client.shutdown()
+        with contextlib.suppress(KeyError):  # the second time
+            distributed.secede()  # else the only thread of the worker would wait for itself
+        return distributed.get_client().submit(fn, *args, pure=False)
 
 
-class Ray(Library):
-    module, can = "ray", {"pool", "nested", "constants"}
-
-    def make(self, workers):
+class Ray(System):
+    def start(self):
         import ray
-        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, _temp_dir=os.environ["TMPDIR"])
-        return ray
+        ray.init(num_cpus=self.workers, include_dashboard=False, log_to_driver=False, _temp_dir=os.environ["TMPDIR"])
+        self.pool, self.share = ray, ray.put
 
     @staticmethod
     @functools.lru_cache(maxsize=None)
     def remote(fn):
         import ray
-        return ray.remote(fn)
+        return ray.remote(fn).remote
 
     @staticmethod
-    def inside():
+    def inside(fn, *args):
         import ray
-        return lambda fn, *args: Later(ray.get, Ray.remote(fn).remote(*args))
+        return types.SimpleNamespace(result=functools.partial(ray.get, Ray.remote(fn)(*args)))
 
-    def submit(self, fn, *args):
-        return self.inside()(fn, *args)
+    submit = inside
 
     def map(self, fn, items):
-        return self.pool.get([self.remote(fn).remote(item) for item in items])
-
-    def share(self, value):
-        return self.pool.put(value)
+        return self.pool.get([self.remote(fn)(item) for item in items])
 
 
-class Ipyparallel(Library):
-    module = "ipyparallel"
-
-    def make(self, workers):
+class Ipyparallel(System):
+    def start(self):
         import ipyparallel
-        self.cluster = ipyparallel.Cluster(n=workers, log_level=40)
-        return self.cluster.start_and_connect_sync().executor()
-
-    def map(self, fn, items):
-        return self.pool.view.map_sync(fn, items, **self.chunks(items))
-
-    def end(self):
-        self.cluster.stop_cluster_sync()
+        self.pool = ipyparallel.Cluster(n=self.workers, log_level=40).start_and_connect_sync().load_balanced_view()
+        self.submit = self.pool.apply_async
 
 
 # -- Limits: the same without a library
 
 
-class Limit(Library):
-    def settle(self):
-        self.map(nothing, [0] * self.workers)
-
-    def end(self):
-        """Its processes are daemons."""
-
-    @staticmethod
-    def start(fn, *args):
-        multiprocessing.Process(target=fn, args=args, daemon=True).start()
-
-
-class Loop(Limit):
+class Loop(System):
     """A loop in this process. What goes there and back is copied twice: the bandwidth of the memory."""
 
-    can = {"loop"}
-
-    def make(self, workers):
-        """Nothing to start."""
+    def start(self):
+        self.workers = 1
 
     def map(self, fn, items):
         return [fn(item) for item in items]
@@ -379,124 +217,93 @@ class Loop(Limit):
         return [bytes(memoryview(bytes(memoryview(value)))) for value in values]
 
 
-class Processes(Limit):
-    """Bare processes. Each is told at once all that the best greedy schedule gives it, and returns no results."""
-
-    can = {"processes"}
-
-    def make(self, workers):
-        pipes = [multiprocessing.Pipe() for _ in range(workers)]
-        for _, theirs in pipes:
-            self.start(self.work, theirs)
-        return [ours for ours, _ in pipes]
-
-    @staticmethod
-    def work(pipe):
-        while True:
-            fn, items = pipe.recv()
-            pipe.send(sum(fn(item) is None for item in items))
+class Processes(Pool):
+    """Bare processes: each is told at once all that the best greedy schedule gives it."""
 
     def map(self, fn, times):
-        for pipe, share in zip(self.pool, schedule(times, self.workers)):
-            pipe.send((fn, share))
-        return [pipe.recv() for pipe in self.pool]
+        shares = [(None, fn, share) for share in schedule(times, self.workers)]
+        return sum(self.pool.starmap(Loop.map, shares, chunksize=1), [])
 
 
-class Pyzmq(Limit):
-    """Workers behind a ROUTER that passes messages on, over ipc. A map is sent in slices of 10 000 calls."""
+class Pyzmq(System):
+    """The messages alone, over as many hops as in minscoop: to a relay and on to workers that send them back."""
 
-    module, can = "zmq", {"pyzmq"}
-
-    def make(self, workers):
-        address = f"ipc://{os.environ['TMPDIR']}/router"
-        self.names = [b"%d" % number for number in range(workers)]
-        self.start(self.relay, address)
+    def start(self):
+        multiprocessing.Process(target=self.relay, daemon=True).start()
+        self.socket, self.names = self.open("DEALER", b"root"), [b"%d" % number for number in range(self.workers)]
+        self.socket.send(b"root")
+        self.socket.recv()  # the relay knows the root now, and drops nothing for it
         for name in self.names:
-            self.start(self.work, address, name)
-        socket = self.socket("DEALER", address, b"root")
-        for name in self.names:
-            while not socket.poll(50):
-                socket.send_multipart([name, b"", b""])  # dropped as long as that worker is not there
-            while socket.poll(200):
-                socket.recv_multipart()
-        return socket
+            multiprocessing.Process(target=self.mirror, args=[name], daemon=True).start()
+            self.socket.recv()
 
     @staticmethod
-    def socket(kind, address, name=b""):
+    def open(kind, name=None):
         import zmq
         socket = zmq.Context.instance().socket(getattr(zmq, kind))
-        socket.linger = socket.sndhwm = socket.rcvhwm = 0
         if name:
             socket.identity = name
-        (socket.connect if name else socket.bind)(address)
+        (socket.connect if name else socket.bind)(f"ipc://{os.environ['TMPDIR']}/relay")
         return socket
 
     @classmethod
-    def relay(cls, address):
-        socket = cls.socket("ROUTER", address)
+    def relay(cls):
+        socket = cls.open("ROUTER")
         while True:
             sender, receiver, *frames = socket.recv_multipart(copy=False)
             socket.send_multipart([receiver, sender, *frames], copy=False)
 
     @classmethod
-    def work(cls, address, name):
-        """Answer calls with their results, and what is no call with itself."""
-        socket = cls.socket("DEALER", address, name)
+    def mirror(cls, name):
+        socket = cls.open("DEALER", name)
+        socket.send(b"root")
         while True:
-            sender, number, call, *frames = socket.recv_multipart(copy=False)
-            if len(call):
-                fn, items = pickle.loads(call)
-                frames = [pickle.dumps([fn(item) for item in items], 5)]
-            socket.send_multipart([sender, number, *frames], copy=False)
-
-    def exchange(self, messages):
-        """The answers to messages. Each worker is sent two at first, then one for each answer."""
-        queue, answers = iter(enumerate(messages)), {}
-
-        def send(worker):
-            for number, frames in itertools.islice(queue, 1):
-                self.pool.send_multipart([worker, b"%d" % number, *frames], copy=False)
-
-        for worker in self.names * 2:
-            send(worker)
-        while len(answers) < len(messages):
-            worker, number, answer = self.pool.recv_multipart(copy=False)
-            answers[int(number.bytes)] = answer
-            send(worker)
-        return [answers[number] for number in range(len(messages))]
+            socket.send_multipart(socket.recv_multipart(copy=False), copy=False)
 
     def submit(self, fn, *args):
-        """No call, the hops alone."""
-        self.pool.send_multipart([self.names[0], b"", b""])
-        return Later(self.pool.recv_multipart)
-
-    def map(self, fn, items):
-        slices = [items[i:i + 10_000] for i in range(0, len(items), 10_000)]
-        answers = self.exchange([[pickle.dumps((fn, items), 5)] for items in slices])
-        return [value for answer in answers for value in pickle.loads(answer)]
+        self.socket.send_multipart([self.names[0], b""])
+        return types.SimpleNamespace(result=self.socket.recv_multipart)
 
     def echo(self, values):
-        return [answer.buffer for answer in self.exchange([[b"", value] for value in values])]
+        for number, value in enumerate(values):
+            self.socket.send_multipart([self.names[number % self.workers], b"%9d" % number, value], copy=False)
+        answers = [self.socket.recv_multipart(copy=False) for _ in values]
+        return [value.buffer for _, _, value in sorted(answers, key=lambda answer: answer[1].bytes)]
+
+    def map(self, fn, items):
+        """Nobody calls fn. In slices: a message for each item would be slower."""
+        slices = [pickle.dumps(list(items[i:i + 10_000]), 5) for i in range(0, len(items), 10_000)]
+        return [value for answer in self.echo(slices) for value in pickle.loads(answer)]
 
 
-SYSTEMS = {"minscoop": Minscoop, "Pool": Pool, "ProcessPoolExecutor": ProcessPoolExecutor, "SCOOP": Scoop,
-           "loky": Loky, "mpi4py": Mpi, "dask": Dask, "Ray": Ray, "ipyparallel": Ipyparallel, "tcp": Tcp,
-           "stdio": Stdio, "loop": Loop, "processes": Processes, "pyzmq": Pyzmq}
+HOSTS = "{python} {above}/minscoop.py --hosts {hosts} --all-hosts --transport"
+ALL = "pool crowd nested constants hello"
+SYSTEMS = {
+    "minscoop": Scoop("minscoop.", ALL, "{python} {above}/minscoop.py -n {n}"),
+    "Pool": Pool("multiprocessing.Pool", "pool crowd"),
+    "ProcessPoolExecutor": System("concurrent.futures.ProcessPoolExecutor", "pool crowd"),
+    "SCOOP": Scoop("scoop.", ALL, "{python} -m scoop -q -n {n}"),
+    "loky": System("loky.ProcessPoolExecutor", "pool"),
+    "mpi4py": System("mpi4py.futures.MPIPoolExecutor", "pool", "mpiexec -n {m} {python} -m mpi4py.futures"),
+    "dask": Dask("distributed.Client", "pool nested constants"),
+    "Ray": Ray("ray.put", "pool nested constants"),
+    "ipyparallel": Ipyparallel("ipyparallel.Cluster", "pool"),
+    "tcp": Scoop("minscoop.", "hosts", f"{HOSTS} tcp"),
+    "stdio": Scoop("minscoop.", "hosts", f"{HOSTS} stdio"),
+    "loop": Loop("", "loop"),
+    "processes": Processes("multiprocessing.Pool", "processes"),
+    "pyzmq": Pyzmq("", "pyzmq"),
+}
+OURS = ["minscoop", "tcp", "stdio", "loop", "processes", "pyzmq"]  # not asked for, but always measured
 
 
-# -- Workloads: each returns its figure for a pool
-
-Workload = collections.namedtuple("Workload", "measure title unit needs goals workers")
-WORKLOADS = {}
+# -- Work
 
 
-def workload(title, unit, needs, *goals, workers=None, when=True):
-    """Enter a function into the table. needs: kinds of systems that can do it. goals: pairs of a system and how many
-    times as good minscoop has to be; with None, of its own figure. when: whether it can be done here at all."""
-    def enter(measure):
-        WORKLOADS[measure.__name__] = Workload(measure, title, unit, set(needs.split() if when else ()), goals, workers)
-        return measure
-    return enter
+def timed(call, *args):
+    start = time.monotonic()
+    call(*args)
+    return time.monotonic() - start
 
 
 def rate(call, full):
@@ -510,11 +317,11 @@ def rate(call, full):
 
 def schedule(times, workers):
     """The times that each worker gets by the greedy schedule: one after the other, to who is free first."""
-    free, shares = [(0, number) for number in range(workers)], [[] for _ in range(workers)]
+    ends, shares = [0] * workers, [[] for _ in range(workers)]
     for seconds in times:
-        end, number = heapq.heappop(free)
+        number = ends.index(min(ends))
+        ends[number] += seconds
         shares[number].append(seconds)
-        heapq.heappush(free, (end + seconds, number))
     return shares
 
 
@@ -523,418 +330,255 @@ def efficiency(pool, fn, times):
     return max(map(sum, schedule(times, pool.workers))) / timed(pool.map, fn, times)
 
 
-@workload("no-op map of a million integers", "calls/s", "pool hosts loop pyzmq", ("Pool", 1), ("SCOOP", 1000))
-def noop(pool):
-    return rate(lambda n: pool.map(nothing, range(n)), some(1_000_000))
+def array(size, value):
+    return importlib.import_module("numpy").full(some(size // 8), float(value))
 
 
-@workload("2000 tasks of 1 ms", "efficiency", "pool processes", ("processes", 0.97))
-def short(pool):
-    return efficiency(pool, spin, [0.001] * some(2000))
+def echo(pool, values):
+    """MB per second."""
+    return sum(memoryview(value).nbytes for value in values) / 1e6 / timed(pool.echo, values)
 
 
-@workload("200 tasks of 10 ms", "efficiency", "pool hosts processes", ("processes", 0.99))
-def medium(pool):
-    return efficiency(pool, spin, [0.01] * some(200))
-
-
-@workload("400 unequal tasks, 0 to 10 ms", "efficiency", "pool processes")
-def unequal(pool):
-    chance = random.Random(1)
-    return efficiency(pool, spin, [chance.uniform(0, 0.01) for _ in range(some(400))])
-
-
-@workload("400 heavy-tailed tasks, longest last", "efficiency", "pool processes", ("processes", 0.95))
-def tail(pool):
-    chance = random.Random(1)
-    return efficiency(pool, spin, sorted(min(0.2, 0.002 * chance.paretovariate(1.1)) for _ in range(some(400))))
-
-
-@workload("submit().result(), one after another", "µs", "pool hosts pyzmq", ("pyzmq", 1 / 1.3))
-def submit(pool):
-    def one_by_one(n):
-        for i in range(n):
-            pool.submit(nothing, i).result()
-    return 1e6 / rate(one_by_one, some(2000))
-
-
-@workload("recursion, 8190 nested futures", "tasks/s", "nested", ("SCOOP", 10))
-def recursion(pool):
-    for depth in (4, 8, 12) if shrink == 1 else [4]:
-        seconds = timed(pool.submit(tree, depth, pool.inside).result)
-        if seconds > ENOUGH:
-            break
-    return (2 ** (depth + 1) - 2) / seconds
-
-
-@workload("submits in a task, awaited at once", "µs", "nested", (None, 10))
-def nested(pool):
-    return 1e6 / rate(lambda n: pool.submit(nest, n, pool.inside).result(), some(50_000))
-
-
-@workload("map_reduce of 100 000 integers", "calls/s", "pool loop")
-def small(pool):
-    return rate(lambda n: pool.reduce(nothing, operator.add, range(n)), some(100_000))
-
-
-@workload("map_reduce of 200 lists of 20 000", "calls/s", "pool loop")
-def large(pool):
-    return rate(lambda n: pool.reduce(histogram, add_lists, range(n)), some(200))
-
-
-@workload("20 x 10 MB of bytes there and back", "MB/s", "pool hosts loop pyzmq", ("Pool", 2))
-def payload(pool):
-    values = [os.urandom(some(10_000_000)) for _ in range(20)]
-    return sum(map(len, values)) / 1e6 / timed(pool.echo, values)
-
-
-@workload("20 x 10 MB of NumPy arrays there and back", "MB/s", "pool loop pyzmq", ("Pool", 2),
-          when=importlib.util.find_spec("numpy"))
-def arrays(pool):
-    import numpy
-    values = [numpy.full(some(1_250_000), float(i)) for i in range(20)]
-    return sum(value.nbytes for value in values) / 1e6 / timed(pool.echo, values)
-
-
-@workload("a constant of 100 MB, until all have it", "s", "constants")
-def constant(pool):
-    return share(pool, os.urandom(some(100_000_000)))
-
-
-@workload("its copies in memory, beside the program's", "copies", "constants", (None, 1.1),
-          when=os.path.exists("/proc/self/smaps_rollup"))
-def copies(pool):
-    value = os.urandom(some(100_000_000))
-    before = memory()
-    share(pool, value)
-    return (memory() - before) / len(value)
+def have(pool, constant, seconds=0.5):
+    """When the last worker had a constant, and the memory of all of them then."""
+    futures = [pool.submit(look, constant, seconds / shrink) for _ in range(pool.workers)]
+    times, sizes = zip(*(future.result() for future in futures))
+    return max(times), sum(sizes)
 
 
 def share(pool, value):
-    """Seconds until each worker has a constant."""
-    start = time.monotonic()
-    constant = pool.share(value)
-    seen = [future.result() for future in [pool.submit(look, constant, some(500) / 1e3) for _ in range(pool.workers)]]
-    assert all(size == len(value) for size, _ in seen)
-    return max(when for _, when in seen) - start
+    """Seconds until all workers have a constant; its copies in their memory, to a tenth, as they need a little more."""
+    (_, before), start = have(pool, value[:1]), time.monotonic()  # with all that its type needs
+    last, after = have(pool, pool.share(value))
+    return last - start, round((after - before) / memoryview(value).nbytes, 1)
 
 
-def memory():
-    """Bytes of all processes of this measurement; what several share counts once."""
-    sizes = [pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in marked(os.environ[MARK])]
-    return sum(int(size.partition("\nPss:")[2].split()[0]) for size in sizes) * 1024
-
-
-@workload("hello, start to exit", "s", "hello", ("SCOOP", 1 / 0.7))
-def hello(system, workers):
-    """Not a pool but a command line, of the same program: minscoop has SCOOP's names."""
+def hello(pool):
+    """Not a pool but a command line, of the same program."""
     script = pathlib.Path(os.environ["TMPDIR"], "hello.py")
-    script.write_text((HERE / "hello.py").read_text().replace("from minscoop", "from scoop"))
-    command = [sys.executable, *system.launcher, str(workers), str(script)]
-    return timed(functools.partial(subprocess.run, stdout=subprocess.DEVNULL, check=True), command)
+    script.write_text((HERE / "hello.py").read_text().replace("from minscoop", f"from {pool.module}"))
+    return timed(subprocess.check_output, [*pool.launcher(pool.workers), str(script)])
 
 
-@workload("start to first result", "s", "pool")
-def first(pool):
-    pool.submit(nothing, 0).result()
-    return time.monotonic() - float(os.environ[START])
+# needs: what a system has to be able to do. goals: what minscoop has to reach, as factors of the figures of others, or
+# with None in the unit itself
+Work = collections.namedtuple("Work", "title unit needs goals measure workers", defaults=[None])
+FROM_START = "hello", "first", "ready"  # measured from the start of a process
+RISING = "calls/s", "tasks/s", "MB/s", "efficiency"
+NUMPY = importlib.util.find_spec("numpy")
+WORK = {
+    "noop": Work("no-op map of a million integers", "calls/s", "pool hosts loop pyzmq", {"Pool": 1, "SCOOP": 1000},
+                 lambda pool: rate(lambda n: pool.map(nothing, range(n)), some(1_000_000))),
+    "short": Work("2000 tasks of 1 ms", "efficiency", "pool processes", {"processes": 0.97},
+                  lambda pool: efficiency(pool, spin, [0.001] * some(2000))),
+    "medium": Work("200 tasks of 10 ms", "efficiency", "pool hosts processes", {"processes": 0.99},
+                   lambda pool: efficiency(pool, spin, [0.01] * some(200))),
+    "unequal": Work("400 unequal tasks, 0 to 10 ms", "efficiency", "pool processes", {},
+                    lambda pool: efficiency(pool, spin, [i * 0.618 % 1 / 100 for i in range(some(400))])),
+    "tail": Work("400 heavy-tailed tasks, longest last", "efficiency", "pool processes", {"processes": 0.95},
+                 lambda pool: efficiency(pool, spin, [min(0.2, 0.002 * (1 - i / some(400)) ** -0.9)
+                                                      for i in range(some(400))])),
+    "submit": Work("submit().result(), one after another", "µs", "pool hosts pyzmq", {"pyzmq": 1.3},
+                   lambda pool: 1e6 / rate(lambda n: nest(n, pool.submit), some(2000))),
+    "recursion": Work("recursion, 8190 nested futures", "tasks/s", "nested", {"SCOOP": 10},
+                      lambda pool: rate(lambda n: pool.submit(tree, n, pool.inside).result(), some(8190))),
+    "nested": Work("submits in a task, awaited at once", "µs", "nested", {None: 10},
+                   lambda pool: 1e6 / rate(lambda n: pool.submit(nest, n, pool.inside).result(), some(50_000))),
+    "small": Work("map_reduce of 100 000 integers", "calls/s", "pool loop", {},
+                  lambda pool: rate(lambda n: pool.reduce(nothing, max, range(n)), some(100_000))),
+    "large": Work("map_reduce of 200 lists of 20 000", "calls/s", "pool loop", {},
+                  lambda pool: rate(lambda n: pool.reduce(sorted, max, [range(20_000)] * n), some(200))),
+    "payload": Work("20 x 10 MB of bytes there and back", "MB/s", "pool hosts loop pyzmq", {"Pool": 2},
+                    lambda pool: echo(pool, [os.urandom(some(10_000_000)) for _ in range(20)])),
+    "arrays": Work("20 x 10 MB of NumPy arrays there and back", "MB/s", NUMPY and "pool loop pyzmq" or "", {"Pool": 2},
+                   lambda pool: echo(pool, [array(10_000_000, i) for i in range(20)])),
+    "constant": Work("100 MB of bytes as a constant, until all have it", "s", "constants", {},
+                     lambda pool: share(pool, os.urandom(some(100_000_000)))[0]),
+    "copies": Work("a 100 MB array as a constant, in 4 workers", "copies", NUMPY and "constants" or "", {None: 1},
+                   lambda pool: share(pool, array(100_000_000, 1))[1], 4),
+    "hello": Work("hello, start to exit", "s", "hello", {"SCOOP": 0.7}, hello),
+    "first": Work("start to first call", "s", "pool", {}, lambda pool: pool.submit(look, b"-", 0).result()[0] - START),
+    "ready": Work("64 workers, start to all at work", "s", "crowd", {None: 1},
+                  lambda pool: have(pool, b"-", 1)[0] - START, 64),
+    "sleepers": Work("64 workers, 640 x 100 ms asleep", "efficiency", "crowd processes", {},
+                     lambda pool: efficiency(pool, time.sleep, [0.1] * pool.workers * some(10)), 64),
+    "crowd": Work("256 workers, 2560 x 100 ms asleep", "efficiency", "crowd processes", {None: 0.95},
+                  lambda pool: efficiency(pool, time.sleep, [0.1] * pool.workers * some(10)), 256),
+}
 
 
-@workload("64 workers, start to all at work", "s", "crowd", (None, 1), workers=64)
-def ready(pool):
-    begun = [pool.submit(begin, some(2000) / 1e3) for _ in range(pool.workers)]
-    return max(future.result() for future in begun) - float(os.environ[START])
+# -- Measuring: in fresh processes, of which nothing stays
 
 
-@workload("64 workers, 640 x 100 ms asleep", "efficiency", "crowd processes", workers=64)
-def sleepers(pool):
-    return efficiency(pool, time.sleep, [0.1] * pool.workers * some(10))
+def run(system, names, options):
+    """Measure in this process, and leave the figures in a file."""
+    pool = SYSTEMS[system]
+    pool.workers = options.workers
+    if names != ["hello"]:
+        pool.start()
+    if names[0] not in FROM_START:
+        pool.settle()
+    figures = {name: WORK[name].measure(pool) for name in names}
+    pathlib.Path(os.environ["TMPDIR"], "figures").write_text(json.dumps(figures))
 
 
-@workload("256 workers, 2560 x 100 ms asleep", "efficiency", "crowd processes", (None, 0.95), workers=256)
-def crowd(pool):
-    return sleepers(pool)
-
-
-# -- Measuring: in a process of its own, of which nothing stays
-
-
-def run(system, name, options):
-    """Measure in this process, and leave the figure in a file."""
-    known, work = SYSTEMS[system], WORKLOADS[name]
-    if name == "hello":
-        figure = work.measure(known, options.workers)
-    else:
-        pool = known(options.workers, options.hosts)
-        if name not in ("first", "ready"):
-            pool.settle()
-        figure = work.measure(pool)
-        pool.end()
-    pathlib.Path(os.environ["TMPDIR"], "figure").write_text(json.dumps(figure))
-
-
-def marked(mark):
-    """Ids of living processes of a measurement: all that it starts inherit the mark, into other sessions too."""
-    wanted, found = f"{MARK}={mark}".encode(), []
+def marked(directory):
+    """Ids of the living processes of a measurement, in whatever session: they inherit its environment."""
     for entry in pathlib.Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-    return found
+            if f"TMPDIR={directory}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+                yield int(entry.name)
 
 
-def send(number, process, mark):
-    """A signal to all processes of a measurement."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)  # enough where there is no /proc
-    for pid in marked(mark):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
+def clear(directory):
+    """Let what is left of a measurement end by itself, which removes its files; then ask it to, then kill it."""
+    for number in 0, signal.SIGTERM, signal.SIGKILL:
+        for pid in marked(directory):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        end = time.monotonic() + GRACE
+        while any(marked(directory)) and time.monotonic() < end:
+            time.sleep(0.01)
 
 
-def gone(mark):
-    """Whether all of a measurement ends by itself within a while."""
-    end = time.monotonic() + GRACE
-    while marked(mark):
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
-
-
-def clear(process, mark):
-    """End what is left: those that remove semaphores and files for others outlive SIGTERM, to do so."""
-    send(signal.SIGTERM, process, mark)
-    gone(mark)
-    send(signal.SIGKILL, process, mark)
-    process.wait()
-
-
-def environment(directory, mark):
-    """That of a measurement: with its mark, a directory for all its files, and this module for all its workers."""
-    modules = os.pathsep.join(filter(None, [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "TMPDIR": directory, "IPYTHONDIR": directory, "PYTHONPATH": modules, MARK: mark,
-            START: str(time.monotonic()),
-            "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}  # Open MPI: more processes than cores
-
-
-def measure(system, name, options):
-    """The figure of one measurement in a fresh process; a text that says why there is none."""
+def measure(system, names, options):
+    """Figures by name, from a fresh process; in place of each a text if it failed."""
     directory = tempfile.mkdtemp(prefix="bench")  # short: paths of sockets are limited
-    mark, log = os.path.basename(directory), pathlib.Path(directory, "log")
+    log, workers = pathlib.Path(directory, "log"), not options.quick and WORK[names[0]].workers or options.workers
+    launcher = [sys.executable] if names == ["hello"] else SYSTEMS[system].launcher(workers, options.hosts)
+    path = filter(None, [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH")])
+    environ = dict(os.environ, PYTHONPATH=os.pathsep.join(path), TMPDIR=directory, IPYTHONDIR=directory,
+                   BENCHMARK_START=str(time.monotonic()),
+                   PRTE_MCA_rmaps_default_mapping_policy=":oversubscribe")  # Open MPI: more processes than cores
     try:
-        with open(log, "wb") as output:
-            process = subprocess.Popen(command(system, name, options), cwd=directory, env=environment(directory, mark),
-                                       stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
-        try:
-            process.wait(LIMIT)
-            gone(mark)
-            return json.loads(pathlib.Path(directory, "figure").read_text())
-        finally:
-            clear(process, mark)
-    except subprocess.TimeoutExpired:
-        return f"no end within {LIMIT} s"
-    except (OSError, ValueError):
-        return f"exit code {process.returncode}: " + log.read_text(errors="replace")[-2000:]
+        with log.open("wb") as output:
+            subprocess.run([*launcher, str(HERE / "benchmark.py"), *sys.argv[1:], "--run", system, "--only",
+                            ",".join(names), "--workers", str(workers)], cwd=directory, env=environ, timeout=LIMIT,
+                           stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
+        return json.loads(pathlib.Path(directory, "figures").read_text())
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        return dict.fromkeys(names, f"{error}\n{log.read_text(errors='replace')[-2000:]}")
     finally:
+        clear(directory)
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def command(system, name, options):
-    """The command line of a measurement."""
-    workers = WORKLOADS[name].workers
-    workers = some(workers) if workers else options.workers
-    return [*([sys.executable] if name == "hello" else SYSTEMS[system].command(workers)), str(HERE / "benchmark.py"),
-            "--run", system, name, "--workers", str(workers), *["--quick"] * (shrink > 1),
-            *(["--hosts", options.hosts] if options.hosts else [])]
-
-
 def measure_all(figures, systems, options):
-    """Fill in {workload: {system: [figure of each round]}}; in place of the list a text where it failed."""
-    rounds = options.rounds if shrink == 1 else 1
-    turns = itertools.product(range(rounds), figures, range(len(systems)))
-    for turn, name, number in turns:
-        system = systems[(turn + number) % len(systems)]
-        if SYSTEMS[system].can & WORKLOADS[name].needs and not isinstance(figures[name].get(system), str):
-            if sys.stderr.isatty():
-                print(f"\r\033[Kround {turn + 1} of {rounds}: {name}, {system}", end="\r", file=sys.stderr)
-            figure = measure(system, name, options)
-            figures[name][system] = figure if isinstance(figure, str) else [*figures[name].get(system, []), figure]
+    """Fill in {work: {system: [figure of each round]}}; in place of the list a text where it failed."""
+    warm = [name for name in figures if name not in FROM_START]
+    groups = [warm] if options.quick and warm else [[name] for name in warm]  # what shares a process
+    groups += [[name] for name in figures if name in FROM_START]
+    for turn in range(options.rounds):
+        for group in groups:
+            for system in systems[turn % len(systems):] + systems[:turn % len(systems)]:
+                names = [name for name in group if not isinstance(figures[name].get(system), str)
+                         and set(SYSTEMS[system].can) & set(WORK[name].needs.split())]
+                for name, figure in (measure(system, names, options) if names else {}).items():
+                    before = figures[name].get(system, [])
+                    figures[name][system] = figure if isinstance(figure, str) else before + [figure]
 
 
 # -- Reporting
 
 
-def median(figures, name, system):
-    """None where there is none."""
-    known = figures[name].get(system)
-    return statistics.median(known) if isinstance(known, list) and known else None
-
-
-def times_as_good(figures, name, system):
-    """How many times as good as another system minscoop is at something; None if that is not known."""
-    ours, theirs = median(figures, name, "minscoop"), median(figures, name, system)
-    if not ours or not theirs:
-        return None
-    return ours / theirs if rises(name) else theirs / ours
-
-
-def rises(name):
-    """Whether more is better."""
-    return WORKLOADS[name].unit in ("calls/s", "tasks/s", "MB/s", "efficiency")
-
-
 def brief(number):
-    """Three digits."""
-    if number is None:
-        return "-"
-    number = float(f"{number:.3g}")
-    for size, letter in ((1e6, "M"), (1e3, "k"), (1, "")):
-        if abs(number) >= size:
-            break
-    return f"{number / size:.3g}{letter}"
+    """Three digits, or all before the point."""
+    return "-" if number is None else f"{number:.3g}" if number < 1000 else f"{number:,.0f}"
 
 
-def goals(figures, name):
-    """What has to be reached, and whether it is: two texts."""
-    wanted, reached = [], []
-    for system, bound in WORKLOADS[name].goals:
-        figure = times_as_good(figures, name, system) if system else median(figures, name, "minscoop")
-        met = figure is not None and (figure >= bound if system or rises(name) else figure <= bound)
-        wanted.append(f"{brief(bound)} × {system}" if system else f"{brief(bound)} {WORKLOADS[name].unit}")
-        reached.append("met" if met else brief(figure))
-    return ", ".join(wanted), ", ".join(reached)
+def ratio(known, system):
+    """minscoop's figure divided by that of another system, or by 1; None where one is missing."""
+    ours, theirs = known.get("minscoop"), known.get(system) if system else 1
+    return ours / theirs if ours and theirs else None
 
 
-def tables(figures, systems):
-    """Rows of the two tables."""
-    medians = [["median", "", *systems]]
-    ratios = [["minscoop is so many times as good as", *systems[1:], "at least", "reached"]]
-    for name in figures:
-        cells = ["failed" if isinstance(figures[name].get(system), str) else brief(median(figures, name, system))
-                 for system in systems]
-        medians.append([WORKLOADS[name].title, WORKLOADS[name].unit, *cells])
-        others = [brief(times_as_good(figures, name, system)) for system in systems[1:]]
-        ratios.append([WORKLOADS[name].title, *others, *goals(figures, name)])
-    return medians, ratios
+def goals(work, known):
+    """What has to be reached, and what is."""
+    bound = "at least" if work.unit in RISING else "at most"
+    for system, factor in work.goals.items():
+        reached = ratio(known, system)
+        met = reached and (reached >= factor if bound == "at least" else reached <= factor)
+        yield f"{bound} {factor:g} {f'× {system}' if system else work.unit}: {brief(reached)}{', met' if met else ''}"
 
 
-def as_text(rows):
+def table(medians, systems):
+    """Text with two lines for each work: figures, then how many times as good minscoop is, and its goals."""
+    rows = [["", "", *systems, "goals"]]
+    for work, known in ((WORK[name], known) for name, known in medians.items()):
+        better = [ratio(known, system) for system in systems]
+        rows.append([work.title, work.unit, *map(brief, map(known.get, systems)), "; ".join(goals(work, known))])
+        rows.append(["", "times", *(brief(x if work.unit in RISING or not x else 1 / x) for x in better), ""])
     widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        yield "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))]).rstrip()
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-def picture(figures, systems):
-    """SVG: a line for each workload, a dot for each system, the further right the better minscoop beside it."""
-    ratios = {(name, system): times_as_good(figures, name, system) for name in figures for system in systems[1:]}
-    exponents = [math.log10(ratio) for ratio in ratios.values() if ratio]
-    low, high = math.floor(min(exponents, default=0)), max(1, math.ceil(max(exponents, default=0)))
-
-    def place(ratio):
-        return 310 + 560 * (math.log10(ratio) - low) / (high - low)
-
-    color = {system: f"hsl({360 * i // len(systems)},70%,45%)" for i, system in enumerate(systems)}
-    bottom = 50 + 24 * len(figures)
-    yield f'<svg viewBox="0 0 900 {bottom + 20}" font-family="sans-serif" font-size="12" fill="currentColor">'
-    for i, system in enumerate(systems[1:]):
-        yield f'<text x="{310 + i % 7 * 85}" y="{14 + i // 7 * 14}" fill="{color[system]}">● {system[:11]}</text>'
-    for exponent in range(low, high + 1):
-        x = place(10 ** exponent)
-        yield f'<path d="M{x} 40V{bottom}" stroke="gray" stroke-width="{1 if exponent else 3}" opacity=".5"/>'
-        yield f'<text x="{x}" y="{bottom + 15}" text-anchor="middle">{10 ** exponent:g} ×</text>'
-    for y, name in enumerate(figures):
-        y = 56 + 24 * y
-        yield f'<text x="300" y="{y + 4}" text-anchor="end">{html.escape(WORKLOADS[name].title)}</text>'
-        for system, bound in WORKLOADS[name].goals:
-            if system in color and low <= math.log10(bound) <= high:
-                yield f'<path d="M{place(bound)} {y - 9}v18" stroke="{color[system]}" stroke-width="3"/>'
-        for system in systems[1:]:
-            if ratios[name, system]:
-                yield (f'<circle cx="{place(ratios[name, system])}" cy="{y}" r="5" opacity=".8" fill="{color[system]}">'
-                       f'<title>{system}: {brief(ratios[name, system])}</title></circle>')
-    yield "</svg>"
-
-
-def page(facts, figures, systems):
-    """All of it, in one file that needs no other."""
-    style = "body{font:14px sans-serif;margin:2em;color-scheme:light dark} svg{max-width:70em}"
-    return "\n".join([
-        f'<!DOCTYPE html><meta charset="utf-8"><title>minscoop beside others</title><style>{style}</style>',
-        f"<h1>minscoop beside others</h1><p>{html.escape(facts)}</p>", *picture(figures, systems),
-        "<p>A dot: minscoop is so many times as good as that system. A tick: what is to be reached.</p>",
-        *("<pre>" + html.escape("\n".join(as_text(rows))) + "</pre>" for rows in tables(figures, systems))])
-
-
-def describe(options):
-    """What was measured, where."""
-    rounds = f"rounds: {options.rounds}" if shrink == 1 else f"sizes divided by {shrink}: figures without meaning"
-    return (f"{rounds}, {options.workers} workers, {os.cpu_count()} cores, "
-            f"load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}, {platform.platform()}")
+def picture(medians):
+    """SVG: for each work a bar for each system, the longer the better."""
+    lines, y = [], 0
+    for name, known in medians.items():
+        unit, y = WORK[name].unit, y + 30
+        lines.append(f'<text y="{y}" font-weight="bold">{WORK[name].title}, {unit}</text>')
+        for system, figure in known.items():
+            y += 16
+            share = figure / max(known.values()) if unit in RISING else min(known.values()) / max(figure, 1e-9)
+            color = "crimson" if system == "minscoop" else "steelblue"
+            lines.append(f'<text x="150" y="{y}" text-anchor="end">{system}</text>'
+                         f'<rect x="156" y="{y - 11}" width="{500 * share:.0f}" height="13" fill="{color}"/>'
+                         f'<text x="{160 + 500 * share:.0f}" y="{y}">{brief(figure)}</text>')
+    return f'<svg viewBox="0 0 740 {y + 9}" font-size="12" fill="currentColor">' + "\n".join(lines) + "</svg>"
 
 
 def report(figures, systems, options, facts):
-    """Print the tables and write the files."""
-    for rows in tables(figures, systems):
-        print(*as_text(rows), sep="\n", end="\n\n")
-    print(facts)
+    """Print the table and write the files."""
+    medians = {name: {system: statistics.median(each) for system, each in known.items() if isinstance(each, list)}
+               for name, known in figures.items()}
+    failed = [f"{name} on {system}" for name, known in figures.items() for system in {*known} - {*medians[name]}]
+    text = f"{table(medians, systems)}\n\nMedians, and below how many times as good minscoop is.\n{facts}"
+    text += f"\nfailed: {', '.join(failed)}" if failed else ""
+    print(text)
     if options.html:
-        pathlib.Path(options.html).write_text(page(facts, figures, systems), encoding="utf-8")
+        style = "<style>body{font:14px sans-serif;color-scheme:light dark}svg{max-width:60em}</style>"
+        pathlib.Path(options.html).write_text(f'<!DOCTYPE html><meta charset="utf-8"><title>minscoop, others</title>'
+                                              f"{style}{picture(medians)}<pre>{text}</pre>", encoding="utf-8")
     if options.json:
         pathlib.Path(options.json).write_text(json.dumps({"facts": facts, "figures": figures}, indent=1))
 
 
-def present(system, hosts):
-    """Whether a system can be had here."""
-    known = SYSTEMS[system]
-    return importlib.util.find_spec(known.module) and shutil.which(known.command(1)[0]) and \
-        (hosts or known.can != {"hosts"})
-
-
 def parse():
     """The options of the command line."""
-    peers = [name for name, known in SYSTEMS.items() if not issubclass(known, (Minscoop, Limit))]
-    parser = argparse.ArgumentParser(description="The same work on minscoop, on other systems that are installed, and "
-                                                 "without any.")
-    parser.add_argument("--systems", default=",".join(peers), metavar="NAME,...",
-                        help="the others, of which those are taken that are there (default: %(default)s)")
-    parser.add_argument("--only", default=",".join(WORKLOADS), metavar="NAME,...", help="work (default: %(default)s)")
+    peers = ",".join(name for name in SYSTEMS if name not in OURS)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[1])
+    parser.add_argument("--systems", default=peers, metavar="NAME,...", help="if installed (default: %(default)s)")
+    parser.add_argument("--only", default=",".join(WORK), metavar="NAME,...", help="work (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="medians of so many (default: 3)")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes that work (default: 2)")
     parser.add_argument("--hosts", metavar="HOSTS", help="minscoop on these too, by tcp and by stdio: see its --hosts")
     parser.add_argument("--html", metavar="FILE", help="write a page with a picture")
     parser.add_argument("--json", metavar="FILE", help="write all figures, and the reasons of what has failed")
-    parser.add_argument("--quick", dest="shrink", action="store_const", const=50, default=1,
-                        help="small sizes and one round, to see that everything works")
-    parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)  # what the fresh processes do
+    parser.add_argument("--quick", action="store_true", help="small sizes, one round: to see that everything works")
+    parser.add_argument("--run", help=argparse.SUPPRESS)  # what the fresh processes do
     options = parser.parse_args()
     options.systems, options.only = options.systems.split(","), options.only.split(",")
-    unknown = {*options.systems, *options.only}.difference(SYSTEMS, WORKLOADS)
+    unknown = {*options.systems, *options.only}.difference(SYSTEMS, WORK)
     if unknown:
         parser.error(f"no such system or work: {', '.join(unknown)}")
     return options
 
 
-def leave(number, frame):
-    """End, and clean up on the way out, once."""
-    for each in signal.SIGINT, signal.SIGTERM:
-        signal.signal(each, signal.SIG_IGN)
-    sys.exit(128 + number)
-
-
 def main():
     global shrink
     options = parse()
-    shrink = options.shrink
+    if options.quick:
+        shrink, options.rounds = 50, 1
     if options.run:
-        run(*options.run, options)
-        return
-    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), os.path.dirname(sys.executable)])
-    for number in signal.SIGINT, signal.SIGTERM:
-        signal.signal(number, leave)
-    systems = [name for name, known in SYSTEMS.items() if present(name, options.hosts)
-               and (name in options.systems or issubclass(known, (Minscoop, Limit)))]
-    figures, facts = {name: {} for name in options.only}, describe(options)  # with the load that is not ours
+        return run(options.run, options.only, options)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that it cleans up, as after Ctrl-C
+    os.environ["PATH"] += os.pathsep + os.path.dirname(sys.executable)  # where mpiexec may be
+    systems = [name for name, known in SYSTEMS.items() if known.can != ["hosts"] or options.hosts if name in OURS or
+               name in options.systems and importlib.util.find_spec(known.module.partition(".")[0])]
+    figures = {name: {} for name in options.only}
+    facts = (f"{'small sizes, no meaning; ' * options.quick}rounds: {options.rounds}, workers: {options.workers}\n"
+             f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {sys.version.split()[0]}, {sys.platform}")
     try:
         measure_all(figures, systems, options)
     finally:  # what there is, if it was interrupted
