@@ -118,6 +118,8 @@ TOO_LATE = 0.1e-3    # s of work left when asking goes with the last result. Sma
                      # larger: the wait for the next
 TICK = 40e-3         # s without a look at the socket after which the deputy takes over. Smaller: it wakes up for
                      # nothing, which hundreds of workers on a host feel; larger: what is queued is given away later
+HOLD = 2e-6          # s, times the workers of the pool: how long a host's broker collects what several workers say to
+                     # one owner. Smaller: the top one is busy all the time (25 us a message); larger: results are late
 PATROL = 1.0         # s between looks at things that report no event (is the keeper alive?)
 GRACE = 2.0          # s that the end of a pool may take before what is left is killed
 MAX_INLINE = 32      # tasks run on top of one stack. Larger: Python's recursion limit (1000) is met by
@@ -213,14 +215,18 @@ class RemoteTraceback(Exception):
 #
 #   name     from → to           fields                     why it is sent
 #   HELLO    node → broker       role facts                 it is there; answered by CONSTs, FAILED or STOP
-#   HUNGRY   both ways           count                      the sender would take that many tasks; said once
+#   HUNGRY   both ways           count width                the sender would take that many tasks; said once. From
+#                                                           a broker: each for so many workers (else for one)
 #   DRY      node → broker                                  it said it had more, but has none; will remember
 #   IDLE     worker → broker     tasks                      nothing queued, waiting or away after so many TASKs
 #   TASK     giver → taker       id avoid more kind lo hi   the items lo..hi of a job, to be run; `avoid`: the
-#                                singly body                host where it failed; `more`: the giver has more
+#                                singly body                host where it failed; `more`: the giver has more. If it
+#                                                           is several, what was asked of the taker before is void
 #   SPLIT    holder → owner      id lo hi new               it gives the items lo..hi away, as task `new`
 #   SINGLY   holder → owner      id                         cannot be unpickled as a whole: send item by item
 #   RESULT   holder → owner      id lo count last body      results from lo on; `last`: it holds no more of it
+#   MANY     broker → owner      owner new done body        SPLITs and RESULTs of a host in one; the ids of the parts
+#                                                           split off, and of the tasks that are no longer held
 #   CANCEL   owner → holder      id                         nobody wants the rest; from the broker: the owner died
 #   LOST     broker → owner      id lo hi flags obituary    its holder died, running lo..hi; flags: see on_DIED; no
 #                                                           obituary: nobody can take it
@@ -261,8 +267,9 @@ def pack_int(number):
 
 # The fields of each message: n number, i id of a task, s short, b anything; and what may follow, again and again.
 FIELDS = {name.encode(): text.partition("*")[::2] for name, text in dict(
-    HELLO="s*b", HUNGRY="n", DRY="", IDLE="n", TASK="isssnnsb*b", SPLIT="inni", SINGLY="i", RESULT="innsb*b",
-    CANCEL="i", LOST="innnb", CONST="bbb*b", FAILED="b", DIED="ssnnnnb", WHO="n", HELD="ni*n", TOLD="n", STOP="",
+    HELLO="s*b", HUNGRY="n*n", DRY="", IDLE="n", TASK="isssnnsb*b", SPLIT="inni", SINGLY="i", RESULT="innsb*b",
+    MANY="sbbb", CANCEL="i", LOST="innnb", CONST="bbb*b", FAILED="b", DIED="ssnnnnb", WHO="n", HELD="ni*n", TOLD="n",
+    STOP="",
     BYE="", HOST="b", SIZE="n", PROBE="*b", FETCH="s", FILE="s*b", OUTPUT="ssb", SHOWN="sn").items()}
 PATTERNS = {"n": rb"\0[0-9]{1,19}", "i": rb"\0[\w.]{1,255}:[0-9]{1,19}/[0-9]{1,19}", "s": rb"\0[^\0]{0,4096}"}
 
@@ -1010,7 +1017,7 @@ class Future(concurrent.futures.Future):
     them, since most futures of a large program are created, run and read by one thread."""
 
     _state, _result, _exception, _parent = PENDING, None, None, None
-    pinned, mark = False, None
+    pinned, mark, several = False, None, False
 
     def __init__(self, node, call, parent):
         self._node, self._call, self._parent = node, call, parent
@@ -1219,6 +1226,11 @@ class Span:
         """Whether nothing is left to run here."""
         return self.lo >= self.hi or self.job.cancelled
 
+    @property
+    def several(self):
+        """Whether a part can be given away while we run the rest."""
+        return self.hi - self.lo > 1
+
     def cut(self, lo, hi):
         """The part [lo, hi) as a span of its own. The caller takes it away from this one."""
         return Span(self.job, self.columns, self.base, lo, hi, self._parent, self.singly, self.avoid)
@@ -1327,6 +1339,9 @@ class Ranges(list):
 
     def close(self, lo, hi):
         """Take [lo, hi) off, if all of it is there; says whether."""
+        if (lo, hi) in self:  # as it is most often
+            self.remove((lo, hi))
+            return True
         covered = any(first <= lo and hi <= end for first, end in self)
         if covered:
             self.cut(lo, hi)
@@ -1421,7 +1436,7 @@ class Guest(Job):
     def unpack(self):
         """Unpickle callable and arguments: the columns. Raises whatever unpickling raises."""
         recipe, *data = self.body
-        self.body = None
+        self.body, self.item_bytes = None, sum(map_builtin(len, data)) // (self.hi - self.lo)
         self.columns = loads(data)
         if not self.columns or any(len(column) != self.hi - self.lo for column in self.columns):
             raise ValueError("it has not as many items as it should have")
@@ -1652,9 +1667,11 @@ class Link:
         self.size = facts["workers"] if facts else 1
         self.heard = None    # when it last said something
         self.demand = 0      # tasks that it would take
+        self.width = 1       # workers for whom each of these is
         self.asked = 0       # tasks that it was asked for and has not given
+        self.more = False    # it said that it has more
+        self.items = 0       # of a worker: items of what it holds whose results have not come
         self.since = 0.0     # when it was asked, or gave one
-        self.rich = False    # it said that it has more
         self.tasks = 0       # sent to it so far
         self.idle = True     # it said so after the last of these
         self.held = {}       # id of a task that it holds -> its number among those that were sent to it
@@ -1666,23 +1683,33 @@ MAY_SAY = {role: frozenset(names.encode().split()) for role, names in {
     b"stranger": "HELLO PROBE", b"keeper": "DIED FAILED HOST OUTPUT",
     b"root": "HELLO DRY TASK CANCEL CONST HELD TOLD STOP FILE SHOWN",
     b"worker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT FAILED FETCH BYE",
-    b"broker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT FAILED FETCH BYE "
+    b"broker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT MANY FAILED FETCH BYE "
                "LOST DIED OUTPUT WHO PROBE",
-    b"above": "TASK CANCEL CONST HELD TOLD HUNGRY SPLIT SINGLY RESULT LOST WHO SIZE STOP BYE PROBE FILE SHOWN"}.items()}
+    b"above": "TASK CANCEL CONST HELD TOLD HUNGRY SPLIT SINGLY RESULT MANY LOST WHO SIZE STOP BYE PROBE FILE SHOWN"}.items()}
 OF_TASKS = frozenset((b"SPLIT", b"SINGLY", b"RESULT", b"LOST", b"CANCEL"))  # said by its holder or owner
+URGENT = frozenset((b"HUNGRY", b"DRY", b"PROBE", b"OUTPUT", b"FETCH"))  # they may overtake what is collected
 
 
 class Broker:
     """Routes messages between nodes. No socket, clock or process inside: ``handle`` takes a message and
     returns those to be sent, as (name of the receiver, frames).
 
-    The policy: a HUNGRY node is answered by one that said it has more, else everybody is asked once;
-    who has nothing remembers it. A task for which nobody is hungry any more goes to who holds least."""
+    The policy: a HUNGRY node is answered by one that said it has more, or has got several items at once; else
+    everybody is asked once, and who has nothing remembers it. A task for which nobody is hungry any more goes to who
+    holds least. So that the one on top has little to do, however many hosts there are, each asks for all its workers
+    at once, which share among themselves; asks for more before they run dry; and says much in one message."""
 
     def __init__(self, host=b"0", size=0, below=False, heirs=None):
         self.host, self.below = host, below     # below: there is a broker above this one
         self.links = {UP: Link(UP, b"broker", {"workers": 0})} if below else {}  # name -> Link
         self.hungry = collections.OrderedDict()  # name -> None, in the order in which they got hungry
+        self.wanted = 0                         # tasks that these would take
+        self.rich = {}                          # names of those that have more, as far as we know -> None
+        self.unasked = dict.fromkeys(self.links)  # names of those that owe no answer -> None
+        self.plenty = None                      # there was more where the latest TASK from above came from; or None
+        self.boasted = False                    # the one above was told that we have more
+        self.parcels = {}                       # owner -> [new ids, ids done, messages] that go up together
+        self.weight, self.parted = 0, 0.0       # bytes in these; when the latest went
         self.placed = {}                        # task id -> name of who holds it, if its results come by here
         self.consts = {}                        # name -> body
         self.files = {}                         # path -> what FILE said of it
@@ -1708,6 +1735,7 @@ class Broker:
         self.dropped = 0                        # messages that made no sense
         self.waiting = False                    # for one that is rich, while others may have something, too
         self.out, self.now = [], 0.0
+        self.changed = False                    # maybe who wants work, or who has some
 
     def handle(self, sender, frames, now):
         """Take a message; return the messages it leads to. Nonsense is dropped and counted.
@@ -1721,6 +1749,7 @@ class Broker:
         link = self.links.get(sender)
         try:
             check_shape(frames)
+            self.changed = frames[0] not in OF_TASKS
             self.check_right(sender, link, *frames[:2])
             if link is not None:
                 link.heard = now
@@ -1746,7 +1775,7 @@ class Broker:
     def tick(self, now):
         """Once in a HEARTBEAT: show that we live, and notice other brokers that do not. Returns messages."""
         self.out = out = []
-        self.now = now
+        self.now, self.changed = now, True
         for link in [link for link in self.links.values() if link.role == b"broker"]:
             if link.heard is None:
                 link.heard = now
@@ -1759,8 +1788,11 @@ class Broker:
                 self.on_DIED(b"", link.name, b"", b"0", ALL, b"0", b"0", reason.encode())
         if self.heirs and self.round is None and not self.below:
             self.count(self.new_round())
-        for link in self.links.values():  # it may compute without releasing the interpreter's lock
-            link.rich = link.rich and (not link.asked or now - link.since < PATIENCE)
+        for link in [self.links[name] for name in self.rich]:
+            if link.asked and now - link.since >= PATIENCE:  # it may compute without releasing the interpreter's lock
+                del self.rich[link.name]
+        if self.size is not None:
+            self.resize(least=0)
         for name in self.silent:
             if name not in self.links:  # it may believe that this is its first connection
                 self.send_who(name)
@@ -1777,17 +1809,26 @@ class Broker:
 
     def conclude(self):
         """What follows when something has changed."""
-        if self.hungry:
+        if self.changed and self.hungry:
             self.ask_around()
+        if self.plenty and not self.links[UP].asked and self.lack() > self.own_size // 4:
+            self.ask(self.links[UP], 1)
+        if self.boasted and not self.rich:
+            self.boasted = False
+            self.send(UP, b"DRY")
         if self.stopping:
             self.stop_if_quiet()
         elif self.below:
             self.tell_if_quiet()
+        if self.parcels and (self.now >= self.due or self.weight > MAX_BODY):
+            self.part()
 
     def send(self, name, *frames):
         """Say something to a node; what is for one that is gone has no reader any more."""
         way = self.way_to(name)
         if way is not None:
+            if way == UP and self.parcels and frames[0] not in URGENT:
+                self.part()
             self.out.append((way, list(frames)))
         else:
             for heir in (name, host_of(name)):
@@ -1801,6 +1842,37 @@ class Broker:
             return name
         host = host_of(name)
         return None if host == self.host else host if host in self.links else UP if self.below else None
+
+    # What workers say to owners elsewhere is collected, for a while that grows with the pool, and goes up as one
+    # message, which brokers on the way do not open. The first after such a while goes at once.
+
+    @property
+    def due(self):
+        """When what was collected has to go; None if there is nothing."""
+        return self.parted + HOLD * self.size if self.parcels else None
+
+    def collect(self, owner, new, done, *frames):
+        """Send a SPLIT or a RESULT, now or with others; new, done: lists of ids, for brokers on the way."""
+        if self.way_to(owner) != UP or HOLD * (self.size or 0) < 1e-3 or \
+                not all(isinstance(frame, bytes) for frame in frames):  # large ones travel uncopied
+            self.send(owner, *frames)
+            return
+        parcel = self.parcels.setdefault(owner, ([], [], []))
+        for part, more in zip(parcel, (new, done, [frames])):
+            part += more
+        self.weight += sum(map_builtin(len, frames))
+
+    def part(self):
+        """What was collected goes."""
+        parcels, self.parcels, self.weight, self.parted = self.parcels, {}, 0, self.now
+        for owner, (new, done, messages) in parcels.items():
+            self.send(owner, b"MANY", owner, b" ".join(new), b" ".join(done), pickle.dumps(messages, 5))
+
+    def flush(self, now):
+        """It is due. Returns messages."""
+        self.out, self.now = [], now
+        self.part()
+        return self.out
 
     def gone(self, name):
         """Whether a node or its host has died."""
@@ -1829,6 +1901,7 @@ class Broker:
         self.present.pop(sender, None)
         if sender not in self.links:
             self.links[sender] = Link(sender, role, known)
+            self.unasked[sender] = None
             self.links[sender].heard = self.now
             self.links[sender].idle = self.round is None and not self.heirs  # else it may have been there before us
         self.out += [(sender, frames) for frames in self.late.pop(sender, ())]
@@ -1841,8 +1914,7 @@ class Broker:
             self.send(sender, b"CONST", name, *body)
         if role == b"broker":
             self.on_HOST(sender, facts)
-            self.resize()
-        elif self.size is not None:
+        if not (role == b"broker" and self.resize()) and self.size is not None:
             self.send(sender, b"SIZE", pack_int(self.size))
         if self.stopping == "said" and role != b"root":
             self.send(sender, b"STOP")
@@ -1900,11 +1972,15 @@ class Broker:
             if name != UP:
                 self.send(name, b"SIZE", count)
 
-    def resize(self):
-        """Count the workers of the pool anew."""
-        if not self.below:
-            size = self.own_size + sum(link.size for link in self.links.values() if link.role == b"broker")
+    def resize(self, least=1 / 8):
+        """Count the workers of the pool anew, and tell everybody if that makes a difference; says whether.
+
+        A thousand hosts that come one after the other would else cause a million messages."""
+        size = self.own_size + sum(link.size for link in self.links.values() if link.role == b"broker")
+        changed = not self.below and abs(size - (self.size or 0)) > size * least
+        if changed:
             self.on_SIZE(b"", pack_int(size))
+        return changed
 
     def on_PROBE(self, sender, *body):
         """A broker below asks whether we are there; one that we have given up is told so. An answer needs none."""
@@ -1914,8 +1990,9 @@ class Broker:
 
     def remove(self, name):
         """Forget a node, and what it held."""
+        self.settle(self.links[name])
         link = self.links.pop(name)
-        self.hungry.pop(name, None)
+        del self.unasked[name]
         for task_id in link.held:
             del self.placed[task_id]
         if link.role == b"broker":
@@ -1970,7 +2047,7 @@ class Broker:
         if link is not None:
             for task_id in list(link.held):
                 self.lift(task_id)
-            self.hungry.pop(name, None)
+            self.settle(link)
             self.links[name] = link = Link(name, link.role, link.facts)
             link.heard, link.idle = self.now, False
 
@@ -1980,6 +2057,7 @@ class Broker:
             self.count(self.new_round())
             return
         self.round, self.received, self.told = number, 0, None
+        self.plenty, self.boasted = None, False
         self.renew(UP)
         self.send(UP, b"HELLO", b"broker", json.dumps(self.facts).encode())
         self.count(number)
@@ -1993,6 +2071,7 @@ class Broker:
             return
         if sender in self.links:
             self.place(task_id, self.links[sender])
+            self.links[sender].items += sum(map_builtin(int, bounds[1::2])) - sum(map_builtin(int, bounds[::2]))
         self.send(owner_of(task_id), b"HELD", number, task_id, *bounds)
 
     def on_TOLD(self, sender, number):
@@ -2031,18 +2110,28 @@ class Broker:
 
     # -- who wants work, and who has some
 
-    def on_HUNGRY(self, sender, count):
+    def on_HUNGRY(self, sender, count, width=b"1"):
         """A node would take tasks."""
         link = self.links[sender]
-        link.demand += max(0, int(count))
+        link.width = int(width)
+        link.demand += int(count)
+        self.wanted += int(count)
         if link.demand > 0:
             self.hungry.setdefault(sender)
 
     def on_DRY(self, sender):
         """A node has no more, after all."""
-        self.links[sender].rich = False
-        if self.below and not any(link.rich for link in self.links.values()):
-            self.send(UP, b"DRY")
+        self.links[sender].more = False
+        self.rich.pop(sender, None)
+
+    def settle(self, link):
+        """What a node would take, what it has and what it was asked for means nothing any more."""
+        self.wanted -= link.demand
+        link.demand = link.asked = 0
+        link.more = False
+        self.unasked[link.name] = None
+        for names in self.hungry, self.rich:
+            names.pop(link.name, None)
 
     def on_IDLE(self, sender, tasks):
         """A worker has nothing to do; out of date if a TASK has been sent to it since."""
@@ -2051,25 +2140,37 @@ class Broker:
 
     def ask_around(self):
         """Ask for as much as the hungry would take: the rich first; if there are none, everybody once."""
-        wanted = sum(self.links[name].demand for name in self.hungry)
-        rich = [link for link in self.links.values() if link.rich and link.demand == 0]
-        self.waiting = len(rich) > 0
-        wanted -= sum(link.asked for link in rich)
-        for link in rich:
-            if wanted > 0:
-                self.ask(link, wanted)
-                wanted = 0
-        if not rich:
-            for link in self.links.values():
-                enough = 1 if link.role == b"worker" else wanted - link.demand
-                if link.asked < enough and wanted > link.demand:
-                    self.ask(link, enough - link.asked)
+        rich = [link for link in map_builtin(self.links.get, self.rich) if link.demand == 0]
+        wanted, self.waiting = self.wanted - sum(link.asked for link in rich), len(rich) > 0
+        while wanted > 0 and rich:
+            link = max(rich, key=lambda link: (link.role == b"root", link.items))
+            rich.remove(link)
+            count = min(wanted, link.items - 1 - link.asked) if not link.more else \
+                -(-wanted // (1 if link.role == b"root" else len(rich) + 1))
+            if count > 0:
+                self.ask(link, count)
+                wanted -= count
+        if wanted > 0:
+            for link in [self.links[name] for name in self.unasked if wanted > self.links[name].demand]:
+                self.ask(link, 1)
+            ample = self.links.get(UP if self.plenty is False else ROOT)  # the root may soon have work for all
+            if ample and wanted > ample.demand + ample.asked:
+                self.ask(ample, wanted - ample.demand - ample.asked)
+
+    def lack(self):
+        """For how many workers of this host one more item is wanted, so that each has one beside that which it runs."""
+        return 2 * self.own_size - sum(link.items for link in self.links.values() if link.role == b"worker")
 
     def ask(self, link, count):
-        """Tell one node that somebody is hungry."""
+        """Tell one node that somebody is hungry: of those behind a broker the newest, or so many of our workers."""
         link.asked += count
         link.since = self.now
-        self.send(link.name, b"HUNGRY", pack_int(count))
+        self.unasked.pop(link.name, None)
+        if link.name != UP:
+            width = self.links[next(reversed(self.hungry))].width
+        else:
+            width = max(1, min(self.own_size, self.lack())) if count == 1 else 1
+        self.send(link.name, b"HUNGRY", pack_int(count), *([pack_int(width)] if width > 1 else ()))
 
     # -- tasks and results
 
@@ -2077,11 +2178,8 @@ class Broker:
         """Pass a task on to one who takes it, and remember who that is."""
         if int(rest[1]) >= int(rest[2]):
             raise ValueError("a task of nothing")
-        giver = self.links[sender]
-        giver.asked = max(0, giver.asked - 1)
-        giver.since = self.now
-        giver.rich = more == b"1" and sender != UP  # one above that has more may have it for others only
-        self.received += sender == UP
+        count = int(rest[2]) - int(rest[1])
+        self.note_giver(self.links[sender], more == b"1", count if owner_of(task_id) != sender else 0)
         if not self.concerns(sender, task_id):  # it was cancelled, or never was the sender's
             self.send(sender, b"CANCEL", task_id)
             raise ValueError("another's task")
@@ -2092,16 +2190,54 @@ class Broker:
         if taker is None:
             self.send(owner_of(task_id), b"LOST", task_id, b"0", b"0", b"0", b"")
             return
-        taker.demand = max(0, taker.demand - 1)
-        if not taker.demand:
-            self.hungry.pop(taker.name, None)
-        taker.idle = False
-        taker.tasks += 1
+        self.note_taker(taker, count)
+        if taker.name == UP:
+            self.boasted = more == b"1"
         self.place(task_id, taker)
         self.send(taker.name, b"TASK", task_id, avoid, more, *rest)
 
+    def note_giver(self, giver, more, count):
+        """A node has given a task, and has more, or not; count: how many items it holds less."""
+        giver.asked, giver.since = max(0, giver.asked - 1), self.now
+        if not giver.asked:
+            self.unasked[giver.name] = None
+        if giver.name == UP:  # if it has more, that may be for others only
+            self.received, self.plenty = self.received + 1, more and count > 1
+            if count > 1:
+                self.wanted -= giver.demand
+                giver.demand = 0
+                self.hungry.pop(UP, None)
+        else:
+            giver.more = more
+            self.add(giver, -count)
+
+    def note_taker(self, taker, count):
+        """A node gets a task of so many items. It forgets what it was asked for; a worker has some to spare now."""
+        if taker.demand:
+            taker.demand -= 1
+            self.wanted -= 1
+        if not taker.demand:
+            self.hungry.pop(taker.name, None)
+        if count > 1 and taker.name != UP:
+            taker.asked = 0
+            self.unasked[taker.name] = None
+        self.add(taker, count)
+        taker.idle = False
+        taker.tasks += 1
+
+    def add(self, link, count):
+        """So many items more are held by a node: several make it rich."""
+        link.items += count if link.role == b"worker" else 0
+        if link.more or link.items > 1:
+            self.rich[link.name] = None
+        else:
+            self.rich.pop(link.name, None)
+
     def choose(self, giver, avoid):
         """Who gets a task: the longest hungry; if possible another host than `avoid`, and rather here than above."""
+        for name in self.hungry:
+            if name not in (giver, UP) and host_of(name) != avoid:
+                return self.links[name]
         name = min((name for name in self.hungry if name != giver),
                    key=lambda name: (host_of(name) == avoid, name == UP), default=None)
         if name is not None:
@@ -2120,7 +2256,10 @@ class Broker:
         """Forget who holds a task; returns who did."""
         name = self.placed.pop(task_id, None)
         if name is not None:
-            self.links[name].held.pop(task_id, None)
+            link = self.links[name]
+            link.held.pop(task_id, None)
+            if not link.held:
+                link.items = 0
         return name
 
     def on_SPLIT(self, sender, task_id, lo, hi, new):
@@ -2132,7 +2271,7 @@ class Broker:
             self.send(sender, b"CANCEL", new)
             return
         self.place(new, self.links[sender])  # until its TASK comes: if the sender dies before, this is lost too
-        self.send(owner_of(task_id), b"SPLIT", task_id, lo, hi, new)
+        self.collect(owner_of(task_id), [new], [], b"SPLIT", task_id, lo, hi, new)
 
     def on_SINGLY(self, sender, task_id):
         """A holder cannot read a task: the owner has it back."""
@@ -2141,9 +2280,28 @@ class Broker:
 
     def on_RESULT(self, sender, task_id, lo, count, last, *body):
         """Pass results on to the owner."""
+        owner, link = owner_of(task_id), self.links[sender]
+        link.items -= int(count)
+        if link.items <= 1 and not link.more and sender in self.rich:
+            del self.rich[sender]
+            self.changed = True  # it may still have been asked for some
         if last == b"1":
             self.lift(task_id)
-        self.send(owner_of(task_id), b"RESULT", task_id, lo, count, last, *body)
+        self.collect(owner, [], [task_id] if last == b"1" else [], b"RESULT", task_id, lo, count, last, *body)
+
+    def on_MANY(self, sender, owner, new, done, body):
+        """Pass on what many holders say to one owner, and note what has moved."""
+        new, done = new.split(), done.split()
+        if any(owner_of(task_id) != owner or self.placed.get(task_id, sender) != sender for task_id in new + done):
+            raise ValueError("another's task")
+        for task_id in new:
+            if self.gone(owner):
+                self.send(sender, b"CANCEL", task_id)
+            else:
+                self.place(task_id, self.links[sender])
+        for task_id in done:
+            self.lift(task_id)
+        self.send(owner, b"MANY", owner, b" ".join(new), b" ".join(done), body)
 
     def on_LOST(self, sender, task_id, *fields):
         """Another broker's news, on their way to the owner."""
@@ -2276,8 +2434,13 @@ class Switchboard:
         due = time.monotonic()
         while not self.broker.finished and not (self.cut and time.monotonic() - self.cut > GRACE / 2):
             pause = PATIENCE if self.broker.waiting else GRACE / 4 if self.cut else None if alone else HEARTBEAT
+            if self.broker.parcels:
+                wait = max(0.0, self.broker.due - time.monotonic()) + 1e-3  # poll rounds down to milliseconds
+                pause = wait if pause is None else min(pause, wait)
             for source, _ in self.poller.poll(pause and pause * 1000):
                 self.sources[source](source)
+            if self.broker.parcels and time.monotonic() >= self.broker.due:
+                self.deliver(self.broker.flush(time.monotonic()))
             while self.paused and self.broker.printing <= OUTPUT_AHEAD:
                 self.poller.register(self.paused.pop(), zmq.POLLIN)
             if pause and time.monotonic() >= due:
@@ -2509,7 +2672,7 @@ class Shipment:
         self.references = [frame for frame in frames if reference(frame)]  # that were sent with it
 
 
-OWNERS_BUSINESS = frozenset((b"RESULT", b"SPLIT", b"SINGLY", b"LOST", b"HELD", b"TOLD"))
+OWNERS_BUSINESS = frozenset((b"RESULT", b"SPLIT", b"MANY", b"SINGLY", b"LOST", b"HELD", b"TOLD"))
 
 
 class Node:
@@ -2541,7 +2704,8 @@ class Node:
         self.parked = {}                  # what is waited for -> Events and Strands to be set
         self.consts = {}                  # name -> (who set it, function that returns the value)
         self.wanted = 0                   # tasks that others would take from here
-        self.rich = False                 # we told the broker that there is more
+        self.width = 1                    # workers for whom each of these is, on average
+        self.rich = False                 # the broker believes that we have more
         self.serial = itertools.count()
         self.call_bytes = None            # mean size of a pickled call
         self.inbox = collections.deque()
@@ -2650,7 +2814,7 @@ class Node:
                     self.mail.append(message)
                 else:
                     self.handle(message)
-            if self.wanted:
+            if self.wanted and not as_deputy:
                 self.give()
         finally:
             self.serving.release()
@@ -2711,8 +2875,8 @@ class Node:
             readable(TICK if self.wanted else 2 * TICK, self.descriptor)
         self.serve(as_deputy=True)
         newest = id(self.queue[-1]) if self.queue else None
-        if self.wanted and newest == self.seen:  # not about to be run by the one who made it
-            self.give(reserve=0)
+        if self.wanted:
+            self.give(reserve=0 if newest == self.seen else None)  # if not about to be run by the one who made it
         self.seen = newest
 
     def wake(self, what):
@@ -2825,7 +2989,7 @@ class Node:
                     return
                 span = self.spare(self.executes if reserve is None else reserve)
                 if span is None:
-                    if self.rich:
+                    if self.rich and not self.unopened():
                         self.rich = False
                         self.send(b"DRY")
                     return
@@ -2838,6 +3002,11 @@ class Node:
                 with self.lock:
                     self.in_hand.remove(span.job)
                     self.wanted += not shipped
+
+    def unopened(self):
+        """Whether all that we have is a task that is still to be unpickled: then we shall have more."""
+        first = self.queue[0] if self.queue else None
+        return isinstance(first, Span) and first.columns is None and first.hi - first.lo > 1
 
     def spare(self, reserve):
         """Take the oldest work off the queue, as a span; None if there is none beyond the reserve."""
@@ -2885,7 +3054,10 @@ class Node:
         """How many of `count` items go to one taker."""
         if item_bytes is None:
             return 1  # the first one tells how large they are
-        share = (count + 1) // 2 if self.executes else -(-count // (2 * self.size or 1))
+        if self.executes:  # as much to each as we keep; to a whole host half
+            share = min(-(-count // 2), -(-count * self.width // (1 + self.width * self.wanted)))
+        else:
+            share = -(-count * self.width // (2 * self.size or 1))
         return max(1, min(share, MAX_BODY // max(1, item_bytes)))
 
     def bundle(self):
@@ -2917,9 +3089,9 @@ class Node:
                 return False
             while self.queue and self.queue[0].stale:
                 self.queue.popleft()
-            self.rich = len(self.queue) > self.executes
+            self.rich = len(self.queue) > self.executes or self.queue and self.queue[0].several
             task_id = self.register(span, lo, hi, frames)
-            self.send(b"TASK", task_id, span.avoid, pack_int(self.rich), job.kind, pack_int(lo), pack_int(hi),
+            self.send(b"TASK", task_id, span.avoid, pack_int(bool(self.rich)), job.kind, pack_int(lo), pack_int(hi),
                       pack_int(span.singly), *frames)
         if isinstance(job, Guest) and job.left == 0:
             job.flush()
@@ -2985,10 +3157,21 @@ class Node:
 
     # -- messages
 
-    def on_HUNGRY(self, count):
+    def on_HUNGRY(self, count, width=b"1"):
         """Others would take tasks from here; remembered until they are given."""
+        count, width = int(count), int(width)
         with self.lock:
-            self.wanted += int(count)
+            before, self.wanted = self.wanted, self.wanted + count
+            self.width = max(1, (self.width * before + width * count) // max(1, self.wanted))
+
+    def on_MANY(self, owner, new, done, body):
+        """SPLITs and RESULTs, collected by a broker."""
+        for name, *fields in unpickle(body):  # their shape is checked by that broker
+            try:
+                self.HANDLERS[name](self, *fields)
+            except Exception as error:
+                self.dropped += 1
+                logger.debug("%s: dropped a message: %r", self.name.decode(), error, exc_info=True)
 
     def on_RESULT(self, task_id, lo, count, last, *body):
         """Results of what we shipped; those that nobody waits for are dropped, and no more wanted."""
@@ -3266,6 +3449,11 @@ class Root(Node):
         super().check_open()
         if self.closing:
             raise RuntimeError("cannot schedule new futures after shutdown")
+
+    def on_HUNGRY(self, *fields):
+        """At once, and not after all that has come: the results of a large pool never end."""
+        super().on_HUNGRY(*fields)
+        self.give()
 
     def feed(self, beyond=False):
         """Pull inputs of maps; beyond: of those that nobody has begun to read, as far as they go."""
@@ -3739,6 +3927,8 @@ class Worker(Node):
                 self.note(unpacked)
                 if not self.unpack(piece):
                     return
+                if piece.span.several:
+                    self.serve()  # others here are told to be hungry by the same message
             if unpacked != (job.id, piece.lo, piece.hi):
                 self.note((job.id, piece.lo, piece.hi))
         self.ask_early(piece)
@@ -3827,6 +4017,8 @@ class Worker(Node):
         guest = self.guests[task_id] = Guest(self, task_id, kind, lo, hi, body)
         with self.lock:
             self.asked = self.idle = False
+            if hi - lo > 1:
+                self.wanted, self.rich = 0, True
             self.received += 1
             guest.number = self.received
             self.queue.appendleft(Span(guest, None, lo, lo, hi, None, singly == b"1", avoid))  # first come, first run

@@ -1,0 +1,315 @@
+"""PYTHONPATH=. python examples/scale.py [--hosts 10 100 1000] [--html scale.html] [--memory]
+
+How far one pool goes: the real Broker, Root and Worker of minscoop on hundreds of virtual hosts, in virtual time.
+
+What decides is the code itself; virtual are the clock, the network and the tasks: a task of ten seconds takes no
+time. Each process handles one message after another, at the costs below, so one that has too much to do is late.
+A task that runs holds its worker; messages that come meanwhile are answered by the deputy a TICK later. Tasks of a
+tree create others and do not wait for them: that would need a thread for each. Everybody is there and hungry when
+the clock starts. The ideal is all work shared evenly, or the longest task (the deepest branch) if that is more.
+"""
+import argparse
+import collections
+import gc
+import heapq
+import json
+import random
+import threading
+import time
+import tracemalloc
+
+import minscoop
+
+# Seconds, measured on one core of 2.5 GHz; in the report the handlers' own times are those of this run
+BROKER = 25e-6   # of a broker for a message: 20 us to receive and send six frames, 5 us in handle()
+ROOT = 40e-6     # of the root for a message
+SHIP = 60e-6     # of the root for a TASK that it pickles
+RESULT = 6e-6    # of the root for a RESULT or a SPLIT, beside the message
+WORKER = 50e-6   # of a worker to wake up, or around a task
+IPC = 100e-6     # from one process of a host to another
+LINKS = 1e-4, 50e-3  # from a host to the top, one way: chosen for each host, evenly on a logarithmic scale
+SIZE = 64        # workers of a host
+
+
+class Pause(BaseException):
+    """Raised where a task would run: its worker comes back to it when it has ended."""
+
+
+class Slice(minscoop.Slice):
+    """A slice of a map that takes virtual time."""
+
+    begun = False
+
+    def run(self):
+        """Not now; the second time, when it has ended, yes."""
+        if not self.begun:
+            self.begun = True
+            raise Pause
+        super().run()
+
+
+def work(seconds):
+    """A task of a map."""
+    Pool.current.now += seconds
+
+
+def grow(seconds, levels, children):
+    """A task of a tree: it takes a while, creates others, and does not wait for them."""
+    pool = Pool.current
+    pool.now += seconds
+    for _ in range(children if levels > 1 else 0):
+        pool.active.submit(grow, (seconds, levels - 1, children), {})
+
+
+def duration(item):
+    """How long an item will take: the argument of ``work``, or a submitted call."""
+    return item if isinstance(item, float) else item[1][0]
+
+
+class Root(minscoop.Root):
+    """The root without keeper and socket."""
+
+    def __init__(self, pool):
+        self.pool, self.free, self.cost, self.out, self.size = pool, 0.0, 0.0, [], 0
+        self.hosts, self.closing, self.ended, self.job, self.news = {}, False, False, None, 0
+        self.options, self.role = {"all_hosts": False, "check": True}, b"root"
+        minscoop.Node.__init__(self, minscoop.ROOT, 1, 3)
+        self.send(b"HELLO", b"root")
+        self.flush()
+
+    def send(self, *frames):
+        """What is said goes out when the message at hand is done."""
+        self.out.append(frames)
+
+    def arrive(self, sender, frames):
+        """Handle a message, after those that came before."""
+        self.pool.now = max(self.pool.now, self.free)
+        start = time.process_time()
+        self.inbox.append(frames)
+        self.serve()
+        while self.job and self.job.exhausted and self.job.read < self.job.pulled and self.job.available():
+            self.job.next_chunk(None)
+        self.cost += time.process_time() - start
+        self.free = self.pool.now + ROOT + RESULT * self.news + SHIP * sum(f[0] == b"TASK" for f in self.out)
+        self.flush()
+
+    def flush(self):
+        """Send what was said."""
+        self.news, out, self.out = 0, self.out, []
+        for frames in out:
+            self.pool.post(self.name, b"0", frames, self.free)
+
+    def on_RESULT(self, *fields):
+        """Counted, since each takes time."""
+        self.news += 1
+        super().on_RESULT(*fields)
+
+    def on_SPLIT(self, *fields):
+        """Counted, since each takes time."""
+        self.news += 1
+        super().on_SPLIT(*fields)
+
+
+class Worker(minscoop.Worker):
+    """A worker without process, threads and socket."""
+
+    def __init__(self, pool, name):
+        super().__init__(name, dict(total=1, retries=3, name="", profile=None, address=None), bytearray(256))
+        self.pool, self.role, self.holder.ident = pool, b"worker", threading.get_ident()
+        self.host, self.unit, self.looking = minscoop.host_of(name), None, False
+        self.send(b"HELLO", b"worker")
+        self.step()
+
+    def send(self, *frames):
+        """To this host's broker."""
+        self.pool.post(self.name, self.host, frames, self.pool.now)
+
+    def arrive(self, sender, frames):
+        """A message: it wakes an idle worker, or the deputy, which sleeps on the socket once a task takes long."""
+        self.inbox.append(frames)
+        self.look_soon()
+
+    def look_soon(self):
+        """Have somebody look at the socket, and give away what is wanted."""
+        if not self.looking:
+            self.looking = True
+            self.pool.at(max(self.pool.now + WORKER, self.began + 2 * minscoop.TICK if self.unit else 0), self.look)
+
+    def look(self):
+        """Somebody looks at the socket; the deputy does as in ``stand_in``."""
+        self.looking = False
+        if self.unit is None:
+            self.step()
+        else:
+            self.serve(as_deputy=True)
+            if self.wanted:
+                self.give(reserve=0)
+
+    def step(self):
+        """The loop of ``Worker.work``, until a task begins."""
+        self.serve()
+        while self.unit is None:
+            unit = self.take(None, None)
+            if unit is None:
+                self.rest()
+                return
+            self.run(unit)
+
+    def doze(self, ready, timeout):
+        """The next message continues us."""
+
+    def run(self, unit):
+        """Begin a task, and come back when it has ended."""
+        if isinstance(unit, Slice):
+            try:
+                super().run(unit)
+            except Pause:
+                seconds = sum(map(duration, unit.span.items(unit.lo, unit.hi)[0]))
+            else:
+                return
+        else:
+            seconds = duration(unit._call)
+        self.unit, self.began = unit, self.pool.now + WORKER
+        self.pool.at(self.began + seconds, self.end)
+        if self.wanted and self.queue:
+            self.look_soon()
+
+    def end(self):
+        """A task has run: now it does what it does, in the time that it took."""
+        unit, self.unit, pool = self.unit, None, self.pool
+        pool.now, pool.active = self.began, self
+        if isinstance(unit, Slice):
+            unit.run()
+            self.holder.slices.pop()
+            unit.deliver()
+            pool.done += unit.hi - unit.lo
+        else:
+            super().run(unit)
+            pool.done += 1
+        pool.finished = max(pool.finished, pool.now)
+        self.step()
+
+
+class Host:
+    """A broker, which handles one message after another."""
+
+    def __init__(self, pool, name, size):
+        self.pool, self.name, self.free, self.cost, self.messages = pool, name, 0.0, 0.0, 0
+        self.alarm, self.patient = None, False
+        self.broker = minscoop.Broker(name, size, below=name != b"0")
+
+    def arrive(self, sender, frames):
+        """Handle a message, after those that came before."""
+        self.act(self.broker.handle, minscoop.UP if sender == b"0" else sender, frames)
+
+    def act(self, method, *args):
+        """Have the broker do something, and send what it says to that."""
+        start, began = max(self.pool.now, self.free), time.process_time()
+        out = method(*args, start)
+        self.cost += time.process_time() - began
+        self.messages += 1
+        self.free = start + BROKER
+        for receiver, frames in out:
+            self.pool.post(self.name, b"0" if receiver == minscoop.UP else receiver, frames, self.free)
+        if self.broker.parcels and self.alarm != self.broker.due:
+            self.alarm = self.broker.due
+            self.pool.at(self.alarm, self.flush)
+        if self.broker.waiting and not self.patient:
+            self.patient = True
+            self.pool.at(self.free + minscoop.PATIENCE, self.lose_patience)
+
+    def flush(self):
+        """What the broker has collected is due."""
+        if self.broker.parcels and self.pool.now >= self.broker.due:
+            self.act(self.broker.flush)
+
+    def lose_patience(self):
+        """Somebody who has more, as the broker believes, does not answer."""
+        self.patient = False
+        if self.broker.waiting:
+            self.act(self.broker.tick)
+
+    def tick(self):
+        """Once in a HEARTBEAT."""
+        self.act(self.broker.tick)
+        self.pool.at(self.pool.now + minscoop.HEARTBEAT, self.tick)
+
+
+class Pool:
+    """Root, brokers and workers, and the network between them. Stands in for the module `time`."""
+
+    def __init__(self, hosts, size=SIZE, seed=0):
+        chance, Pool.current = random.Random(seed), self
+        minscoop.time, minscoop.Slice = self, Slice
+        self.now = self.finished = 0.0
+        self.events, self.serial, self.done, self.messages, self.hosts = [], 0, 0, 0, hosts
+        self.places, self.links = {b"0": Host(self, b"0", 0)}, {b"0": IPC}
+        self.workers = hosts * size
+        for host in (b"%d" % number for number in range(1, hosts + 1)):
+            self.links[host] = LINKS[0] * (LINKS[1] / LINKS[0]) ** chance.random()
+            self.places[host] = Host(self, host, size)
+            facts = dict(host=f"h{host.decode()}", number=host.decode(), workers=size, state="ready", python="3",
+                         transport="none", address=None)
+            self.places[host].broker.facts = facts
+            self.post(host, b"0", [b"HELLO", b"broker", json.dumps(facts).encode()], 0.0)
+            for number in range(1, size + 1):
+                name = b"%s.%d" % (host, number)
+                self.places[name] = Worker(self, name)
+        self.root = self.places[minscoop.ROOT] = Root(self)
+        self.go(lambda: False)
+        for place in self.places.values():
+            if isinstance(place, Host):
+                self.at(self.now + minscoop.HEARTBEAT * chance.random(), place.tick)
+                place.cost = place.messages = 0
+        self.began, self.root.cost, self.messages = self.now, 0.0, 0
+
+    def monotonic(self):
+        """The virtual time, in seconds."""
+        return self.now
+
+    perf_counter = monotonic
+
+    def at(self, when, action, *args):
+        """Have something done at a time."""
+        self.serial += 1
+        heapq.heappush(self.events, (when, self.serial, action, args))
+
+    def post(self, sender, receiver, frames, when):
+        """Send a message: within a host by ipc, else over the link of one of both."""
+        one, other = sender.partition(b".")[0], receiver.partition(b".")[0]
+        self.messages += 1
+        self.at(when + (IPC if one == other else self.links[other if one == b"0" else one]), self.arrive, receiver,
+                sender, [bytes(frame) for frame in frames])
+
+    def arrive(self, receiver, sender, frames):
+        """A message is there."""
+        self.places[receiver].arrive(sender, frames)
+
+    def go(self, ready):
+        """Let time pass until something is so, or nothing happens any more."""
+        while self.events and not ready():
+            self.now, _, action, args = heapq.heappop(self.events)
+            action(*args)
+
+    def map(self, seconds):
+        """A map over tasks of these durations, until the root has read all results."""
+        job = self.root.job = minscoop.Mapping(self.root, minscoop.Recipe(work), [seconds])
+        self.root.flush()
+        self.go(lambda: job.read == len(seconds))
+        return self.report(len(seconds), sum(seconds), max(seconds), self.root.free)
+
+    def tree(self, seconds, levels, children):
+        """A tree of tasks, until the last has ended."""
+        self.root.submit(grow, (seconds, levels, children), {})
+        self.root.flush()
+        tasks = (children ** levels - 1) // (children - 1)
+        self.go(lambda: self.done == tasks)
+        return self.report(tasks, tasks * seconds, levels * seconds, self.finished)
+
+    def report(self, tasks, total, longest, end):
+        """What came out."""
+        span, top = max(end, self.finished) - self.began, self.places[b"0"]
+        assert self.done == tasks, f"{self.done} of {tasks} tasks have run"
+        return dict(hosts=self.hosts, tasks=tasks, seconds=span, efficiency=max(total / self.workers, longest) / span,
+                    messages=self.messages / tasks, top=top.messages / tasks, broker=top.cost / span,
+                    modelled=top.messages * BROKER / span, root=self.root.cost / span)
