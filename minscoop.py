@@ -269,8 +269,7 @@ def pack_int(number):
 FIELDS = {name.encode(): text.partition("*")[::2] for name, text in dict(
     HELLO="s*b", HUNGRY="n*n", DRY="", IDLE="n", TASK="isssnnsb*b", SPLIT="inni", SINGLY="i", RESULT="innsb*b",
     MANY="sbbb", CANCEL="i", LOST="innnb", CONST="bbb*b", FAILED="b", DIED="ssnnnnb", WHO="n", HELD="ni*n", TOLD="n",
-    STOP="",
-    BYE="", HOST="b", SIZE="n", PROBE="*b", FETCH="s", FILE="s*b", OUTPUT="ssb", SHOWN="sn").items()}
+    STOP="", BYE="", HOST="b", SIZE="n", PROBE="*b", FETCH="s", FILE="s*b", OUTPUT="ssb", SHOWN="sn").items()}
 PATTERNS = {"n": rb"\0[0-9]{1,19}", "i": rb"\0[\w.]{1,255}:[0-9]{1,19}/[0-9]{1,19}", "s": rb"\0[^\0]{0,4096}"}
 
 
@@ -1685,7 +1684,8 @@ MAY_SAY = {role: frozenset(names.encode().split()) for role, names in {
     b"worker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT FAILED FETCH BYE",
     b"broker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT MANY FAILED FETCH BYE "
                "LOST DIED OUTPUT WHO PROBE",
-    b"above": "TASK CANCEL CONST HELD TOLD HUNGRY SPLIT SINGLY RESULT MANY LOST WHO SIZE STOP BYE PROBE FILE SHOWN"}.items()}
+    b"above": "TASK CANCEL CONST HELD TOLD HUNGRY SPLIT SINGLY RESULT MANY LOST WHO SIZE STOP BYE PROBE FILE "
+              "SHOWN"}.items()}
 OF_TASKS = frozenset((b"SPLIT", b"SINGLY", b"RESULT", b"LOST", b"CANCEL"))  # said by its holder or owner
 URGENT = frozenset((b"HUNGRY", b"DRY", b"PROBE", b"OUTPUT", b"FETCH"))  # they may overtake what is collected
 
@@ -1854,7 +1854,7 @@ class Broker:
     def collect(self, owner, new, done, *frames):
         """Send a SPLIT or a RESULT, now or with others; new, done: lists of ids, for brokers on the way."""
         if self.way_to(owner) != UP or HOLD * (self.size or 0) < 1e-3 or \
-                not all(isinstance(frame, bytes) for frame in frames):  # large ones travel uncopied
+                not all(isinstance(frame, bytes) and not reference(frame) for frame in frames):  # large ones go uncopied
             self.send(owner, *frames)
             return
         parcel = self.parcels.setdefault(owner, ([], [], []))
@@ -2192,7 +2192,8 @@ class Broker:
             return
         self.note_taker(taker, count)
         if taker.name == UP:
-            self.boasted = more == b"1"
+            self.boasted = more == b"1" or len(self.rich) > 0
+            more = pack_int(self.boasted)
         self.place(task_id, taker)
         self.send(taker.name, b"TASK", task_id, avoid, more, *rest)
 

@@ -1629,8 +1629,8 @@ class Desk:
 
 
 def satisfied(out):
-    """What comes out, without HUNGRY: who gets several items may be asked for some at once."""
-    return [entry for entry in out if " HUNGRY " not in entry]
+    """What comes out, but for who is asked for more: who gets several items may be, at once."""
+    return [re.sub(r"( TASK \S+ \S+) 1 ", r"\1 0 ", entry) for entry in out if " HUNGRY " not in entry]
 
 
 TASK = "0.root:0/0 - 0 map 0 9 0 body"
@@ -2023,9 +2023,9 @@ def test_a_part_is_held_by_who_has_it_when_a_holder_splits_a_task(owner, holder,
         assert satisfied(tree(f"{holder} TASK {part} - 0 map 5 9 0 x")) == [f"{third} TASK {part} - 0 map 5 9 0 x"]
         for name, where in ((part, third), (task_id, holder)):
             if end == "results":
-                assert tree(f"{where} RESULT {name} 0 1 1 x") == [f"{owner} RESULT {name} 0 1 1 x"]
+                assert satisfied(tree(f"{where} RESULT {name} 0 1 1 x")) == [f"{owner} RESULT {name} 0 1 1 x"]
             else:
-                assert tree(f"{owner} CANCEL {name}") == [f"{where} CANCEL {name}"]
+                assert satisfied(tree(f"{owner} CANCEL {name}")) == [f"{where} CANCEL {name}"]
         assert tree.records == {}
 
 
@@ -2080,10 +2080,71 @@ def test_who_has_none_is_left_in_peace_when_it_was_asked_across_hosts():
     """Hungry is said once and stays said, over two brokers too."""
     tree = Tree()
     assert sorted(tree("2.1 HUNGRY 1")) == sorted(
-        ["2.2 HUNGRY 1", *(f"{name} HUNGRY 1 2" for name in ("0.root", "0.1", "1.1", "1.2"))])  # all of host 2 want some
+        ["2.2 HUNGRY 1", *(f"{name} HUNGRY 1 2" for name in ("0.root", "0.1", "1.1", "1.2"))])
     assert tree("1.1 DRY", "1.2 DRY", "0.1 DRY", "2.2 DRY", "0.root DRY") == []
     assert tree("1.1 TASK 1.1:0/0 - 1 map 0 1 0 x") == ["2.1 TASK 1.1:0/0 - 1 map 0 1 0 x"]
     assert satisfied(tree("2.2 HUNGRY 1")) == [] and "1.1 HUNGRY 1 2" in tree("2.1 HUNGRY 1")
+
+
+def test_a_host_asks_for_all_its_workers_when_one_is_hungry():
+    """One request, one task; who gets that gives parts to the others; more is asked for before they run dry."""
+    tree = Tree(1)
+    assert "0.root HUNGRY 1 2" in tree("1.1 HUNGRY 1")
+    assert satisfied(tree("1.2 HUNGRY 1")) == [] and "0.root HUNGRY 1 2" not in tree("0.root DRY")
+    assert tree("0.root TASK 0.root:0/0 - 1 map 0 9 0 x") == ["1.1 TASK 0.root:0/0 - 1 map 0 9 0 x", "1.1 HUNGRY 1"]
+    assert tree("1.1 SPLIT 0.root:0/0 5 9 0.root:0/5", "1.1 TASK 0.root:0/5 - 0 map 5 9 0 x") == [
+        "0.root SPLIT 0.root:0/0 5 9 0.root:0/5", "1.2 TASK 0.root:0/5 - 0 map 5 9 0 x"]
+    out = [tree(f"1.1 RESULT 0.root:0/0 {lo} 1 0 x") for lo in range(5)] + [tree("1.2 RESULT 0.root:0/5 5 1 0 x")]
+    assert [len(lines) for lines in out] == [1] * 5 + [2] and out[-1][-1] == "0.root HUNGRY 1"  # three items are left
+
+
+def test_what_a_host_says_travels_together_when_the_pool_is_large():
+    """The first at once, then, for a while that grows with the pool, all in one; nothing that matters overtakes it."""
+    tree = Tree(2)
+    for broker in tree.brokers.values():
+        broker.size = 10_000
+    task_id = tree.give("0.root", "1.1")
+    tree.now = 1.0
+    tree("1.2 HUNGRY 1", f"1.1 SPLIT {task_id} 5 9 0.root:0/5")  # this was the first
+    assert tree("1.1 TASK 0.root:0/5 - 0 map 5 9 0 x", f"1.1 RESULT {task_id} 0 5 1 x",
+                "1.2 SPLIT 0.root:0/5 7 9 0.root:0/7", "1.2 RESULT 0.root:0/5 5 2 1 y") == [
+                    "1.2 TASK 0.root:0/5 - 0 map 5 9 0 x"]
+    assert tree.records == {"0": {task_id: "1", "0.root:0/5": "1"}, "1": {"0.root:0/7": "1.2"}}
+    due = tree.brokers[b"1"].due
+    assert due == 1.0 + 10_000 * minscoop.HOLD
+    (owner, message), = [(name, frames) for name, frames in tree.brokers[b"1"].flush(due)]
+    messages = [[b"RESULT", task_id.encode(), b"0", b"5", b"1", b"x"],
+                [b"SPLIT", b"0.root:0/5", b"7", b"9", b"0.root:0/7"],
+                [b"RESULT", b"0.root:0/5", b"5", b"2", b"1", b"y"]]
+    assert owner == minscoop.UP and list(map(list, pickle.loads(message[-1]))) == messages
+    assert len(tree.say(b"1", *message)) == 1 and tree.records == dict.fromkeys("01", None) | {
+        "0": {"0.root:0/7": "1"}, "1": {"0.root:0/7": "1.2"}}
+    tree.now = due
+    assert tree("1.2 RESULT 0.root:0/7 7 1 0 z") == []
+    lost = tree("1.keeper DIED 1.2 0.root:0/7 8 9 1 0 gone")
+    assert [line.split()[1] for line in lost] == ["MANY", "LOST"] and tree.records == {}
+
+
+def test_many_messages_are_dropped_when_they_are_about_anothers_task():
+    """MANY is a broker's to say, of tasks that are held behind it."""
+    tree = Tree(2)
+    task_id = tree.give("0.root", "1.1").encode()
+    for sender, owner, new, done in ((b"2", b"0.root", b"", task_id), (b"1", b"1.2", b"", task_id),
+                                     (b"0.1", b"0.root", b"", task_id), (b"2", b"0.root", task_id, b"")):
+        assert tree.say(sender, b"MANY", owner, new, done, b"x") == []
+    assert tree.brokers[b"0"].dropped == 4 and tree.records["0"] == {task_id.decode(): "1"}
+
+
+def test_the_pool_is_not_told_each_time_when_a_thousand_hosts_come():
+    """SIZE goes to all when it makes a difference; of the rest they hear at the next tick."""
+    top, told = minscoop.Broker(), 0
+    for number in range(1, 1001):
+        out = top.handle(b"%d" % number, [b"HELLO", b"broker", host_facts(f"{number}")], 0.0)
+        assert (b"%d" % number, [b"SIZE", b"%d" % top.size]) in out and abs(top.size - 2 * number) <= number / 4
+        told += len(out)
+    assert told < 20_000
+    top.tick(1.0)
+    assert top.size == 2000
 
 
 def test_a_constant_is_everywhere_when_a_worker_sets_it():
@@ -2216,7 +2277,7 @@ def test_all_hosts_are_stopped_when_all_is_quiet():
     assert tree(*idle, "0.root STOP") == []
     assert tree(f"1.1 RESULT {task_id} 0 9 1 x") == [f"0.root RESULT {task_id} 0 9 1 x"]
     assert tree("1.1 IDLE 1") == []
-    assert tree(f"2.1 RESULT {own} 0 9 1 x", "1.1 IDLE 1") == [f"1.1 RESULT {own} 0 9 1 x"]
+    assert satisfied(tree(f"2.1 RESULT {own} 0 9 1 x", "1.1 IDLE 1")) == [f"1.1 RESULT {own} 0 9 1 x"]
     assert sorted(tree("2.1 IDLE 1")) == [f"{name} STOP" for name in ("0.1", "1.1", "1.2", "2.1", "2.2")]
     top = tree.brokers[b"0"]
     assert tree("0.1 BYE", "1.1 BYE", "1.2 BYE") == [f"{name} SIZE 3" for name in ("0.root", "2.1", "2.2")]
@@ -2302,6 +2363,29 @@ def test_a_small_part_is_given_when_items_are_large():
     """MAX_BODY bounds one message, unless one item is larger than that."""
     job = HandJob(identity, [bytes(minscoop.MAX_BODY // 3 + i) for i in range(20)])
     assert all(int(task[5]) - int(task[4]) <= 3 for task in given(job, 6))
+
+
+def test_a_large_part_is_given_when_a_host_asks_for_its_workers():
+    """The width of HUNGRY: half of the fair share of all for whom it is; a worker keeps as much as it gives to each."""
+    job = HandJob(identity, list(range(1000)))
+    job.node.size, job.item_bytes = 100, 1
+    job.node.on_HUNGRY(b"2", b"10")
+    assert [int(task[5]) - int(task[4]) for task in given(job, 0)] == [50, 48]
+    worker = HandJob(identity, list(range(90)))
+    worker.node.executes, worker.item_bytes = True, 1
+    assert [int(task[5]) - int(task[4]) for task in given(worker, 2)] == [30, 30]
+
+
+def test_each_is_heard_when_many_messages_come_as_one():
+    """MANY at its owner: as if they had come one by one; one that makes no sense is dropped alone."""
+    job = HandJob(identity, list(range(9)))
+    job.item_bytes, job.node.size = 1, 0.5
+    (task_id, *_), = given(job)
+    messages = [(b"SPLIT", task_id, b"5", b"9", b"0.root:0/5"), (b"RESULT", task_id, b"x"), (b"NONSENSE",),
+                (b"RESULT", b"0.root:0/5", b"5", b"4", b"1", *results([5, 6, 7, 8])),
+                (b"RESULT", task_id, b"0", b"5", b"1", *results([0, 1, 2, 3, 4]))]
+    job.node.handle([b"MANY", b"0.root", b"", b"", pickle.dumps(messages, 5)])
+    assert job.got == {i: i for i in range(9)} and not job.node.away and job.node.dropped == 2
 
 
 def test_a_result_counts_once_when_it_comes_twice():
@@ -6155,6 +6239,16 @@ def test_the_benchmark_measures_hosts_when_they_are_given(cluster, tmp_path):
     """By TCP, and through the remote command."""
     figures = benchmark(tmp_path, "Pool", "medium,payload", "--hosts", "alpha:1,beta:1", env=cluster.env)
     assert all(figures[name].keys() >= {"minscoop", "Pool", "tcp", "stdio"} for name in figures)
+
+
+def test_ten_hosts_are_busy_when_their_pool_is_simulated(monkeypatch):
+    """examples/scale.py, in virtual time: 640 workers, ten tasks of 1 s for each; and what brokers remember."""
+    monkeypatch.syspath_prepend(str(HERE / "examples"))
+    scale = importlib.import_module("scale")
+    row = scale.simulate(10, "map", 1.0)
+    assert row["efficiency"] >= 0.95 and row["messages"] < 8 and row["top"] < 1
+    task, bookkeeping = scale.memory()
+    assert task < 300 and bookkeeping < 200e6
 
 
 def test_scoops_hello_world_works_when_either_name_is_imported(script):

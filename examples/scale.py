@@ -9,10 +9,11 @@ tree create others and do not wait for them: that would need a thread for each. 
 the clock starts. The ideal is all work shared evenly, or the longest task (the deepest branch) if that is more.
 """
 import argparse
-import collections
 import gc
 import heapq
+import importlib
 import json
+import math
 import random
 import threading
 import time
@@ -29,6 +30,9 @@ WORKER = 50e-6   # of a worker to wake up, or around a task
 IPC = 100e-6     # from one process of a host to another
 LINKS = 1e-4, 50e-3  # from a host to the top, one way: chosen for each host, evenly on a logarithmic scale
 SIZE = 64        # workers of a host
+
+
+RealSlice = minscoop.Slice
 
 
 class Pause(BaseException):
@@ -313,3 +317,120 @@ class Pool:
         return dict(hosts=self.hosts, tasks=tasks, seconds=span, efficiency=max(total / self.workers, longest) / span,
                     messages=self.messages / tasks, top=top.messages / tasks, broker=top.cost / span,
                     modelled=top.messages * BROKER / span, root=self.root.cost / span)
+
+
+def pareto(count, mean, seed=0):
+    """Durations with a heavy tail: most are short, a few take hundreds of times as long."""
+    chance = random.Random(seed)
+    return [min(300 * mean, mean / 3 * chance.paretovariate(1.5)) for _ in range(count)]
+
+
+def simulate(hosts, kind, seconds, per_worker=10):
+    """One line of the table."""
+    gc.disable()  # millions of objects, and no garbage in cycles
+    try:
+        pool = Pool(hosts)
+        count = pool.workers * per_worker
+        if kind == "tree":
+            return pool.tree(seconds, max(2, round(math.log(3 * count, 4))), 4)
+        return pool.map([seconds] * count if kind == "map" else pareto(count, seconds))
+    finally:
+        minscoop.time, minscoop.Slice = time, RealSlice
+        gc.enable()
+
+
+def memory(hosts=1563, tasks=4):
+    """(bytes for each task in flight, bytes of all bookkeeping) of the brokers of a pool of 64 workers a host."""
+    tracemalloc.start()
+    top, below = minscoop.Broker(), minscoop.Broker(b"1", SIZE, below=True)
+    top.on_SIZE = lambda *_: None
+    for number in range(1, hosts + 1):
+        facts = dict(host="h", number=f"{number}", workers=SIZE)
+        top.handle(b"%d" % number, [b"HELLO", b"broker", json.dumps(facts).encode()], 0.0)
+    several = tracemalloc.get_traced_memory()[0]
+    for number in range(1, SIZE + 1):
+        below.handle(b"1.%d" % number, [b"HELLO", b"worker"], 0.0)
+    empty = tracemalloc.get_traced_memory()[0]
+    for serial in range(SIZE * tasks):
+        task = [b"TASK", b"0.root:%d/%d" % (serial, 7 * serial), b"", b"1", b"map", b"0", b"1", b"0", b"", bytes(100)]
+        below.handle(minscoop.UP, task, 0.0)
+        top.handle(b"1", [b"HUNGRY", b"1"], 0.0)
+        top.handle(minscoop.ROOT, task, 0.0)
+    top.out, below.out = [], []
+    held = tracemalloc.get_traced_memory()[0] - empty
+    tracemalloc.stop()
+    return held / len(below.placed), several + hosts * (empty - several)
+
+
+COLUMNS = ["hosts", "kind", "task, s", "tasks", "took, s", "efficiency", "messages/task", "at the top", "top broker",
+           "with sockets", "root"]
+
+
+def line_of(row):
+    """One line of the table, as texts."""
+    return [f"{row['hosts']}", row["kind"], f"{row['length']:g}", f"{row['tasks']}", f"{row['seconds']:.2f}",
+            f"{row['efficiency']:.3f}", f"{row['messages']:.2f}", f"{row['top']:.3f}", f"{row['broker']:.3f}",
+            f"{row['modelled']:.3f}", f"{row['root']:.3f}"]
+
+
+COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7"]
+
+
+def curve(rows, key, title):
+    """A picture of one column against the number of hosts, as SVG: a line for each kind and length of task."""
+    left, width, height = 50, 420, 220
+    reach = max(1, math.log10(max(row["hosts"] for row in rows)))
+    top = max(1.0, *(row[key] for row in rows))
+    lines = {}
+    for row in rows:
+        place = f"{left + width * math.log10(row['hosts']) / reach:.0f},{height - (height - 30) * row[key] / top:.0f}"
+        lines.setdefault((row["kind"], row["length"]), []).append(place)
+    parts = [f'<svg width="640" height="{height + 30}" font-family="sans-serif" font-size="12">'
+             f'<text x="{left}" y="16">{title}</text>'
+             f'<path d="M{left},30V{height}H{left + width}" fill="none" stroke="black"/>'
+             f'<text x="8" y="36">{top:.2g}</text><text x="8" y="{height}">0</text>']
+    parts += [f'<text x="{left + width * i / reach - 8:.0f}" y="{height + 16}">{10 ** i}</text>'
+              for i in range(int(reach) + 1)]
+    for i, ((kind, length), places) in enumerate(lines.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        parts.append(f'<polyline points="{" ".join(places)}" fill="none" stroke="{colour}" stroke-width="2"/>'
+                     f'<text x="{left + width + 10}" y="{40 + 16 * i}" fill="{colour}">{kind}, {length:g} s</text>')
+    return "".join(parts) + "</svg>"
+
+
+def page(rows):
+    """The page: two curves and the table."""
+    cells = "".join("<tr>" + "".join(f"<td>{text}</td>" for text in line_of(row)) + "</tr>" for row in rows)
+    return (f"<!doctype html><meta charset=utf-8><title>minscoop at scale</title><h1>minscoop at scale</h1>"
+            f"<p>Hosts of {SIZE} workers, in virtual time; the loads are shares of a core.</p>"
+            f"{curve(rows, 'efficiency', 'efficiency, against hosts')}<br>"
+            f"{curve(rows, 'modelled', 'load of the top broker, sockets included, against hosts')}"
+            f"<table><tr><th>{'<th>'.join(COLUMNS)}</tr>{cells}</table>")
+
+
+def main():
+    """Read the command line; simulate, print and draw."""
+    parser = argparse.ArgumentParser(description="How far one pool goes, in virtual time.")
+    parser.add_argument("--hosts", type=int, nargs="+", default=[1, 10], help="numbers of hosts (default: 1 10)")
+    parser.add_argument("--seconds", type=float, nargs="+", default=[1.0], help="lengths of tasks (default: 1)")
+    parser.add_argument("--kinds", nargs="+", default=["map"], help="of map, heavy, tree (default: map)")
+    parser.add_argument("--html", metavar="FILE", help="draw the curves into a page of its own")
+    parser.add_argument("--memory", action="store_true", help="measure what brokers remember, too")
+    options = parser.parse_args()
+    rows, form = [], "{:>6} {:>6} {:>8} {:>8} {:>9} {:>11} {:>14} {:>11} {:>11} {:>13} {:>6}"
+    print(form.format(*COLUMNS))
+    for kind in options.kinds:
+        for length in options.seconds:
+            for hosts in options.hosts:
+                rows.append(dict(simulate(hosts, kind, length), kind=kind, length=length))
+                print(form.format(*line_of(rows[-1])), flush=True)
+    if options.memory:
+        task, bookkeeping = memory()
+        print(f"{task:.0f} bytes for a task in flight; {bookkeeping / 1e6:.0f} MB for {1563 * SIZE} workers")
+    if options.html:
+        with open(options.html, "w", encoding="utf-8") as file:
+            file.write(page(rows))
+
+
+if __name__ == "__main__":  # its functions travel by name
+    importlib.import_module("scale").main()
