@@ -81,9 +81,9 @@ class Root(minscoop.Root):
         self.send(b"HELLO", b"root")
         self.flush()
 
-    def send(self, *frames):
+    def send_all(self, *messages):
         """What is said goes out when the message at hand is done."""
-        self.out.append(frames)
+        self.out += messages
 
     def arrive(self, sender, frames):
         """Handle a message, after those that came before."""
@@ -124,9 +124,10 @@ class Worker(minscoop.Worker):
         self.send(b"HELLO", b"worker")
         self.step()
 
-    def send(self, *frames):
+    def send_all(self, *messages):
         """To this host's broker."""
-        self.pool.post(self.name, self.host, frames, self.pool.now)
+        for frames in messages:
+            self.pool.post(self.name, self.host, frames, self.pool.now)
 
     def arrive(self, sender, frames):
         """A message: it wakes an idle worker, or the deputy, which sleeps on the socket once a task takes long."""
