@@ -1435,7 +1435,7 @@ class Guest(Job):
     def unpack(self):
         """Unpickle callable and arguments: the columns. Raises whatever unpickling raises."""
         recipe, *data = self.body
-        self.body, self.item_bytes = None, sum(map_builtin(len, data)) // (self.hi - self.lo)
+        self.body, self.item_bytes = None, sum(map_builtin(size_of, data)) // (self.hi - self.lo)
         self.columns = loads(data)
         if not self.columns or any(len(column) != self.hi - self.lo for column in self.columns):
             raise ValueError("it has not as many items as it should have")
@@ -1853,8 +1853,8 @@ class Broker:
 
     def collect(self, owner, new, done, *frames):
         """Send a SPLIT or a RESULT, now or with others; new, done: lists of ids, for brokers on the way."""
-        if self.way_to(owner) != UP or HOLD * (self.size or 0) < 1e-3 or \
-                not all(isinstance(frame, bytes) and not reference(frame) for frame in frames):  # large ones go uncopied
+        large = not all(isinstance(frame, bytes) and not reference(frame) for frame in frames)  # goes uncopied
+        if large or self.way_to(owner) != UP or HOLD * (self.size or 0) < 1e-3:
             self.send(owner, *frames)
             return
         parcel = self.parcels.setdefault(owner, ([], [], []))

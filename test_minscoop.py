@@ -6442,7 +6442,7 @@ class Scheduler:
         for host in [host for host in self.hosts.values() if host.returncode is None]:
             broker = host.broker.broker
             yield f"  broker {host.number.decode()}: placed {broker.placed}, stopping {broker.stopping}, " + ", ".join(
-                f"{link.name.decode()} demand {link.demand} asked {link.asked} rich {link.rich} idle {link.idle}"
+                f"{link.name.decode()} demand {link.demand} asked {link.asked} more {link.more} idle {link.idle}"
                 for link in broker.links.values())
 
 
