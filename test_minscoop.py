@@ -7587,6 +7587,7 @@ MUTATIONS = {
     "STOP comes amid a census": [("Broker.quiet", "self.round is None and not self.heirs and", "")],
     "what may have begun runs again, with retries=0": [("Node.on_LOST", "if self.retries == 0:", "if False:")],
 }
+RARE = {"STOP comes amid a census": [1547]}  # seeds that show what few do; if they do not any more, look for others
 
 
 @contextlib.contextmanager
@@ -7617,7 +7618,7 @@ def violation_of(seed, trace=30):
 def noticing(fault, seeds):
     """(fault, the first of the seeds that shows it, or None)."""
     with broken(MUTATIONS[fault]):
-        return fault, next((seed for seed in range(seeds) if violation_of(seed)), None)
+        return fault, next((seed for seed in (*RARE.get(fault, ()), *range(seeds)) if violation_of(seed)), None)
 
 
 def simulate_from_to(first, last=None):
