@@ -1927,6 +1927,7 @@ class Broker:
             self.on_DIED(b"", sender, b"", b"0", ALL, b"0", b"0", sender + b" has left")
         else:
             self.remove(sender)
+            self.hear_out(sender)
 
     def on_DIED(self, sender, name, task_id, lo, hi, flags, begun, obituary):
         """A process or a host has ended: tell the owners of what it held, and drop what it owned.
@@ -2582,8 +2583,9 @@ class Switchboard:
                      state="ready", pyzmq=zmq.__version__, transport="tcp" if address else "stdio",
                      address=address, login=config.get("login"), **figures)
         self.broker.facts = facts
-        if not self.up.poll(SILENCE * 1000):  # for its empty message; what is said before is lost with the connection,
-            raise PoolError("the root's broker has stopped answering")  # if that breaks now, and nobody would know
+        if not self.up.poll((SILENCE if config["tunnel"] else GRACE / 2) * 1000):
+            raise PoolError("the root's broker has stopped answering")
+        # It has sent its empty message. What is said before may be lost with the connection, and nobody would know
         self.deliver([(UP, [b"HELLO", b"broker", json.dumps(facts).encode()])])
         if self.broker.heirs:  # we take over: the one above has to find out what was lost
             self.deliver([(UP, [b""])])

@@ -450,6 +450,7 @@ def measure(system, names, options):
     environ = dict(os.environ, PYTHONPATH=os.pathsep.join(path), TMPDIR=directory, IPYTHONDIR=directory,
                    BENCHMARK_START=str(time.monotonic()),
                    PRTE_MCA_rmaps_default_mapping_policy=":oversubscribe")  # Open MPI: more processes than cores
+    environ.pop("PYTHONDONTWRITEBYTECODE", None)  # as most users have it: modules are compiled once
     try:
         with log.open("wb") as output:
             subprocess.run([*launcher, str(HERE / "benchmark.py"), *sys.argv[1:], "--run", system, "--only",
