@@ -108,10 +108,10 @@ logger = logging.getLogger("minscoop")
 
 SLICE = 3e-3         # s of a map run without looking up. Smaller: overhead per slice shows (0.02 ms, 0.2 when the
                      # caches are cold); larger: others wait that much longer for an answer
-LONG_SLICE = 20e-3   # s, while that is at most an eighth of what is left
-FLUSH = 10e-3        # s of results collected before the first of a task travel. Smaller: more messages for the
+FLUSH = 10e-3        # s of results collected before the first of a map travel. Smaller: more messages for the
                      # owner; larger: the reader of a lazy map sees its first results later
-MAX_FLUSH = 0.1      # s of results collected when the task lasts: each time it is half as long again
+MAX_FLUSH = 0.25     # s of results collected at most: each time they wait twice as long. Smaller: 2 % of the time of
+                     # two workers went into messages; larger: results lie about
 ASK_EARLY = 6e-3     # s of work left when a worker asks for more. Smaller than a round trip (0.5 ms) and what its
                      # giver is just at: it idles; larger: it hoards what others could run
 TOO_LATE = 0.1e-3    # s of work left when asking goes with the last result. Smaller: one more message for each task;
@@ -1166,7 +1166,8 @@ class Recipe:
     def __init__(self, fn, op=None):
         self.fn, self.op = fn, op
         self.pace = None    # s per item, from the latest slices
-        self.grain = self.long_grain = 1  # items in the next slice
+        self.grain = 1      # items in the next slice
+        self.flushes = 0    # times that results were sent before the last
         self.frame = None   # its pickle, made when it first travels
 
     def encode(self, memory=None):
@@ -1190,12 +1191,16 @@ class Recipe:
         recipe.frame = frame
         return recipe
 
+    @property
+    def pause(self):
+        """Seconds for which results wait for others: twice as long each time, for who reads a map is served by then."""
+        return min(FLUSH * 2 ** min(self.flushes, 9), MAX_FLUSH)
+
     def learn(self, count, seconds):
         """Adapt the size of slices to SLICE, at most fourfold at a time."""
         pace = seconds / count
         self.pace = pace if self.pace is None else (self.pace + pace) / 2
-        self.grain, self.long_grain = (max(1, min(4 * count, int(seconds / max(self.pace, 1e-9))))
-                                       for seconds in (SLICE, LONG_SLICE))
+        self.grain = max(1, min(4 * count, int(SLICE / max(self.pace, 1e-9))))
 
 
 def apply(call):
@@ -1240,9 +1245,7 @@ class Span:
 
     def claim(self):
         """A slice from the front, to be run now. Of what is still pickled, the first item only."""
-        left, recipe = self.hi - self.lo, self.job.recipe
-        grain = max(recipe.grain, min(left // 8, recipe.long_grain))
-        count = 1 if self.singly or self.columns is None else min(left, grain)
+        count = 1 if self.singly or self.columns is None else min(self.hi - self.lo, self.job.recipe.grain)
         self.lo += count
         return Slice(self, self.lo - count, self.lo)
 
@@ -1429,7 +1432,7 @@ class Guest(Job):
         self.left = hi - lo           # items whose results are to be made by this node
         self.open = Ranges([(lo, hi)])  # and to be sent
         self.outcomes = []            # (lo, count, values, failures) not yet sent
-        self.flushed, self.pause = time.monotonic(), FLUSH
+        self.flushed = time.monotonic()
         self.flushing = threading.RLock()  # so that the last message is the last
 
     def unpack(self):
@@ -1457,7 +1460,7 @@ class Guest(Job):
 
     def flush(self):
         """Send what was collected, if it is time: when nothing is left here, the last message says so."""
-        if self.left and time.monotonic() - self.flushed < self.pause:
+        if self.left and time.monotonic() - self.flushed < self.recipe.pause:
             return
         with self.flushing:
             self.flush_in_turn()
@@ -1467,9 +1470,10 @@ class Guest(Job):
         with self.node.lock:
             now, last = time.monotonic(), self.left == 0
             if self.cancelled or not last and (
-                    not self.outcomes or self.recipe.op or now - self.flushed < self.pause):
+                    not self.outcomes or self.recipe.op or now - self.flushed < self.recipe.pause):
                 return
-            outcomes, self.outcomes, self.flushed, self.pause = self.outcomes, [], now, min(1.5 * self.pause, MAX_FLUSH)
+            outcomes, self.outcomes, self.flushed = self.outcomes, [], now
+            self.recipe.flushes += not last and self.recipe is not CALLS
             if last:
                 self.node.guests.pop(self.id, None)
         *joined, end = self.join(outcomes) or [(self.hi, 0, [], {})]  # all went before, or was given away
