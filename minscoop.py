@@ -32,7 +32,7 @@ Futures emanate from workers: any task may create tasks and wait for them, to an
 Work stays where it was made until somebody is hungry; then the oldest is given away, the newest is run
 (Blumofe and Leiserson, "Scheduling multithreaded computations by work stealing", JACM 1999). A map is
 one range that is split on demand (Tzannes, Caragea, Barua, Vishkin, "Lazy binary-splitting", PPoPP
-2010). A submit is a range of one call.
+2010). A submit is a range of one call. What is large travels through shared memory within a host.
 
 Licence: MIT, (c) 2026 the minscoop authors. Needs CPython 3.8 or newer, pyzmq 22 or newer, Linux or macOS.
 
@@ -1943,7 +1943,8 @@ class Broker:
         self.dead.add(name)
         link = self.links.get(name)
         tasks = dict.fromkeys((asked[0] for asked in self.silent.get(name, ())), 0)  # maybe it still had these
-        tasks.update(link.held if link else {task_id: 0} if b":" in task_id else {})
+        tasks.update({task_id: 0} if b":" in task_id else {})  # this it had in any case
+        tasks.update(link.held if link else {})
         for held, number in tasks.items():
             span = (lo, hi, flags) if held == task_id or not task_id else \
                 (b"0", b"0", pack_int(BEGUN * (number <= int(begun))))
@@ -2033,8 +2034,7 @@ class Broker:
             return
         self.round, self.since, self.counted = number, self.now, True
         names = [name for name in self.links if name != UP]
-        self.silent = {name: [*self.silent.get(name, ()), *((task_id, b"0", ALL) for task_id in self.links[name].held)]
-                       for name in names}
+        self.silent = {name: self.silent.get(name, []) for name in names}
         for name, (task_id, lo, hi) in self.heirs.items():
             self.silent.setdefault(name, [(task_id, lo, hi)] if task_id else [])
         for name in {**dict.fromkeys(names), **self.present}:
@@ -2042,7 +2042,9 @@ class Broker:
         self.hear_out()
 
     def send_who(self, name):
-        """Ask a node, whether it has said HELLO or not."""
+        """Ask a node, whether it has said HELLO or not. If it dies before it answers, what it had is lost."""
+        if name in self.links:
+            self.silent.setdefault(name, []).extend((task_id, b"0", ALL) for task_id in self.links[name].held)
         self.renew(name)
         self.out.append((name, [b"WHO", self.round]))
 
@@ -3172,10 +3174,11 @@ class Node:
             self.width = max(1, (self.width * before + width * count) // max(1, self.wanted))
 
     def on_MANY(self, owner, new, done, body):
-        """SPLITs and RESULTs, collected by a broker."""
-        for name, *fields in unpickle(body):  # their shape is checked by that broker
+        """SPLITs and RESULTs, collected by a broker, which has checked their shape."""
+        handlers = {b"SPLIT": self.on_SPLIT, b"RESULT": self.on_RESULT}
+        for name, *fields in unpickle(body):
             try:
-                self.HANDLERS[name](self, *fields)
+                handlers[name](*fields)
             except Exception as error:
                 self.dropped += 1
                 logger.debug("%s: dropped a message: %r", self.name.decode(), error, exc_info=True)
