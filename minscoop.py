@@ -116,8 +116,8 @@ ASK_EARLY = 6e-3     # s of work left when a worker asks for more. Smaller than 
                      # giver is just at: it idles; larger: it hoards what others could run
 TOO_LATE = 0.1e-3    # s of work left when asking goes with the last result. Smaller: one more message for each task;
                      # larger: the wait for the next
-TICK = 40e-3         # s without a look at the socket after which the deputy takes over. Smaller: it wakes up for
-                     # nothing, which hundreds of workers on a host feel; larger: what is queued is given away later
+TICK = 40e-3         # s between looks of the deputy at what could be given away, while others want some. Smaller: it
+                     # wakes up for nothing, which hundreds of workers on a host feel; larger: others wait longer
 HOLD = 2e-6          # s, times the workers of the pool: how long a host's broker collects what several workers say to
                      # one owner. Smaller: the top one is busy all the time (25 us a message); larger: results are late
 PATROL = 1.0         # s between looks at things that report no event (is the keeper alive?)
@@ -1341,13 +1341,11 @@ class Ranges(list):
 
     def close(self, lo, hi):
         """Take [lo, hi) off, if all of it is there; says whether."""
-        if (lo, hi) in self:  # as it is most often
-            self.remove((lo, hi))
-            return True
-        covered = any(first <= lo and hi <= end for first, end in self)
-        if covered:
-            self.cut(lo, hi)
-        return covered
+        for i, (first, end) in enumerate(self):
+            if first <= lo < hi <= end:
+                self[i:i + 1] = [part for part in ((first, lo), (hi, end)) if part[0] < part[1]]
+                return True
+        return False
 
 
 class Job:
@@ -2675,6 +2673,8 @@ def about_this_machine():
 class Shipment:
     """A task that this node owns and that another holds: its items, and which of them are still open."""
 
+    __slots__ = ("span", "open", "doubt", "references")
+
     def __init__(self, span, lo, hi, frames=()):
         self.span, self.open = span, Ranges([(lo, hi)])
         self.doubt = Ranges()  # those that nobody has HELD since WHO
@@ -2697,6 +2697,7 @@ class Node:
     attendant = None  # ident of the thread that sleeps on the socket
     seen = None       # id of the newest in the queue when the deputy last looked
     resting = False   # the deputy is, until the alarm is set
+    watching = False  # the deputy sleeps on the socket
     dropped = 0       # messages that made no sense
 
     def __init_subclass__(cls):
@@ -2765,8 +2766,8 @@ class Node:
                     transmit(self.socket, bundled(self.outbox.popleft()))
             finally:
                 self.sending = False
-            if self.attending.locked() and readable_now(self.socket):
-                self.rouse()
+            if (self.watching or self.attending.locked()) and readable_now(self.socket):
+                self.rouse(self.watching)
 
     def wishes_if_done(self):
         """What goes with the last result of a task: nothing."""
@@ -2797,9 +2798,9 @@ class Node:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self.wake_read, 4096)
 
-    def rouse(self):
-        """Wake the thread that sleeps in ``attend``, if there is one."""
-        if self.attending.locked():
+    def rouse(self, deputy=False):
+        """Wake the thread that sleeps in ``attend``, if there is one; the deputy in ``watch``, if that is said."""
+        if deputy or self.attending.locked():
             with contextlib.suppress(OSError):  # full: it will wake; closed: nobody sleeps there any more
                 os.write(self.wake_write, b"!")
 
@@ -2857,31 +2858,47 @@ class Node:
         self.connections += 1
 
     def deputise(self):
-        """The deputy: looks at the socket when nobody else has done so for a TICK; rests while one sleeps on it."""
-        looks = -1
+        """The deputy: waits for messages that nobody else looks at for a SLICE; rests while somebody sleeps on the socket.
+
+        It wakes up for messages only, and once in a TICK while others want what we may get to have."""
         while not self.stopped.wait(TICK):
             self.alarm.clear()
             self.resting = True
             if self.attending.locked():
                 self.alarm.wait(PATROL)
             self.resting = False
-            while self.looks == looks and not self.attending.locked() and self.socket is not None:
+            while not (self.attending.locked() or self.stopped.is_set()):
                 try:
-                    self.stand_in()
+                    looks = self.looks
+                    self.watch(TICK if self.wanted else PATROL)
+                    if self.looks == looks:
+                        self.stand_in()
                 except Exception:
-                    if self.socket is not None:  # else it was closed meanwhile
+                    if not self.stopped.is_set():  # else the socket was closed meanwhile
                         logger.exception("the deputy of %s", self.name.decode())
-                looks += 1  # was it only us?
-            looks = self.looks
+
+    def watch(self, timeout):
+        """Sleep until a message has been there for a SLICE, or for `timeout` seconds. By the deputy only."""
+        with self.lock:
+            self.watching = True
+            ready = self.socket is None or readable_now(self.socket)
+        came = ready or readable(timeout, self.wake_read, self.descriptor)
+        self.watching = False
+        if came:
+            self.stopped.wait(SLICE)
+            self.hear()
+
+    def hear(self):
+        """Take off what ``rouse`` wrote, unless somebody else sleeps now, for whom it may be."""
+        if self.attending.acquire(blocking=False):
+            try:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self.wake_read, 4096)
+            finally:
+                self.attending.release()
 
     def stand_in(self):
         """One look at the socket by the deputy."""
-        with self.lock:
-            if self.socket is None:
-                return
-            ready = readable_now(self.socket)
-        if not ready:
-            readable(TICK if self.wanted else 2 * TICK, self.descriptor)
         self.serve(as_deputy=True)
         newest = id(self.queue[-1]) if self.queue else None
         if self.wanted:
@@ -3065,8 +3082,8 @@ class Node:
             return 1  # the first one tells how large they are
         if self.executes:  # as much to each as we keep; to a whole host half
             share = min(-(-count // 2), -(-count * self.width // (1 + self.width * self.wanted)))
-        else:
-            share = -(-count * self.width // (2 * self.size or 1))
+        else:  # what is left for later evens out what takes long; with half of it kept, 256 workers asked too often
+            share = -(-2 * count * self.width // (3 * self.size or 1))
         return max(1, min(share, MAX_BODY // max(1, item_bytes)))
 
     def bundle(self):
@@ -3207,7 +3224,8 @@ class Node:
                 self.recall(new)
                 return
             self.away[bytes(new)] = part = Shipment(shipment.span, lo, hi)
-            part.doubt.extend(shipment.doubt.cut(lo, hi))
+            if shipment.doubt:
+                part.doubt.extend(shipment.doubt.cut(lo, hi))
             if not shipment.open:
                 del self.away[task_id]
 

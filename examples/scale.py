@@ -4,9 +4,9 @@ How far one pool goes: the real Broker, Root and Worker of minscoop on hundreds 
 
 What decides is the code itself; virtual are the clock, the network and the tasks: a task of ten seconds takes no
 time. Each process handles one message after another, at the costs below, so one that has too much to do is late.
-A task that runs holds its worker; messages that come meanwhile are answered by the deputy a TICK later. Tasks of a
+A task that runs holds its worker; messages that come meanwhile are answered by the deputy a SLICE later. Tasks of a
 tree create others and do not wait for them: that would need a thread for each. Everybody is there and hungry when
-the clock starts. The ideal is all work shared evenly, or the longest task (the deepest branch) if that is more.
+the clock starts. The ideal is all work shared evenly, or the longest task if that is more; for a tree the best schedule there is.
 """
 import argparse
 import gc
@@ -21,10 +21,11 @@ import tracemalloc
 
 import minscoop
 
-# Seconds, measured on one core of 2.5 GHz; in the report the handlers' own times are those of this run
+# Seconds, measured on one core of 2.5 GHz; in the report the handlers' own times are those of this run. Of the root,
+# who is busy all the time when it matters, twice what `--costs` measures here, since its caches will not hold all.
 BROKER = 25e-6   # of a broker for a message: 20 us to receive and send six frames, 5 us in handle()
-ROOT = 40e-6     # of the root for a message
-SHIP = 60e-6     # of the root for a TASK that it pickles
+ROOT = 15e-6     # of the root for a message
+SHIP = 30e-6     # of the root for a TASK that it pickles
 RESULT = 6e-6    # of the root for a RESULT or a SPLIT, beside the message
 WORKER = 50e-6   # of a worker to wake up, or around a task
 IPC = 100e-6     # from one process of a host to another
@@ -130,7 +131,7 @@ class Worker(minscoop.Worker):
             self.pool.post(self.name, self.host, frames, self.pool.now)
 
     def arrive(self, sender, frames):
-        """A message: it wakes an idle worker, or the deputy, which sleeps on the socket once a task takes long."""
+        """A message: it wakes an idle worker, or the deputy, who sleeps on the socket while a task runs."""
         self.inbox.append(frames)
         self.look_soon()
 
@@ -138,7 +139,7 @@ class Worker(minscoop.Worker):
         """Have somebody look at the socket, and give away what is wanted."""
         if not self.looking:
             self.looking = True
-            self.pool.at(max(self.pool.now + WORKER, self.began + 2 * minscoop.TICK if self.unit else 0), self.look)
+            self.pool.at(self.pool.now + WORKER + (minscoop.SLICE if self.unit else 0), self.look)
 
     def look(self):
         """Somebody looks at the socket; the deputy does as in ``stand_in``."""
@@ -309,10 +310,22 @@ class Pool:
         self.root.flush()
         tasks = (children ** levels - 1) // (children - 1)
         self.go(lambda: self.done == tasks)
-        return self.report(tasks, tasks * seconds, levels * seconds, self.finished)
+        return self.report(tasks, tasks * seconds, seconds * self.rounds(levels, children), self.finished)
+
+    def rounds(self, levels, children):
+        """Tasks one after another in the best schedule of a tree: whoever is nearest to its root first."""
+        ready, rounds = [1] + [0] * levels, 0
+        while any(ready[:levels]):
+            rounds, free = rounds + 1, self.workers
+            for level, count in list(enumerate(ready[:levels])):
+                run = min(count, free)
+                free -= run
+                ready[level] -= run
+                ready[level + 1] += run * children
+        return rounds
 
     def report(self, tasks, total, longest, end):
-        """What came out."""
+        """What came out. longest: the time that it takes with as many workers as one likes, or better than that."""
         span, top = max(end, self.finished) - self.began, self.places[b"0"]
         assert self.done == tasks, f"{self.done} of {tasks} tasks have run"
         return dict(hosts=self.hosts, tasks=tasks, seconds=span, efficiency=max(total / self.workers, longest) / span,
