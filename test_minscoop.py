@@ -6197,19 +6197,101 @@ def run_line(path):
     return next((line for line in lines if re.match(r"(\w+=\S* )*python3? ", line)), None)
 
 
+EXAMPLES = {  # what each prints; benchmark.py has tests of its own, see below
+    "aio": r"the loop goes on\n2432902008176640000 \[1, 1, 2, 6, 24, 120\]\n",
+    "arrays": r"\(600, 600\) float64 True\n",
+    "constants": r"\[1.2, 3.1, 12.5\]\nTypeError: .*\nnot set: None\n",
+    "errors": r"(?s)raised here, too: division by zero\n.*in divide\n.*as a value: ZeroDivisionError\(.*\)\nalive\n"
+              r"exit code 3\nthe call of _exit killed 3 workers .*\n",
+    "gridsearch": r"\{'C': 10, 'gamma': 0.1\} 0.9\d\d\n",
+    "hello": r"(Hello World from Future #\d+\n){16}",
+    "islands": r"(round \d: the best have \d+ \d+ \d+ \d+ ones\n){5}",
+    "mandelbrot": r"wrote mandelbrot.png\n",
+    "minimize": r"lowest at \(1.000, 1.000\), after \d+ evaluations\n",
+    "onemax": r"best: 1{30} with 30 ones\n",
+    "pi": r"pi is about 3.14\d*\n",
+    "plain": r"sum of squares: 328350\n(from \d+: \d+ steps\n){4}",
+    "progress": r"([\r\n]*(map|map_as_completed|as_completed): .*)+\n1.80 s of work\n",
+    "sampling": r"slope (1.9|2.0)\d \+- 0.0\d, intercept [01].\d \+- 0.\d\n",
+    "scale": r"(?s) +hosts .*",
+    "submit": r"3 \*\* 10 = 59049\n(2 \*\* \d+ = \d+\n){3}\[1, 2, 4, 8, 16, 32, 64, 128\] 0\n",
+    "switch": r"by thousands: 168 135 127 120 119 114 117 107 110 112\nin all: 1229\n",
+    "tree": r"8 queens: 92 solutions\n",
+    "where": r"(host \S+, worker \S+: \d+ tasks\n)+",
+    "wordcount": r"\d+ words in \d+ files\nserial .* s, pool .* s\n( *\d+ [a-z]+\n){10}",
+}
+
+
+def need_packages(path):
+    """Skip if something is missing that an example imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else \
+            [node.module] if isinstance(node, ast.ImportFrom) else []
+        for name in names:
+            name = name.partition(".")[0]
+            if not (path.parent / f"{name}.py").exists() and importlib.util.find_spec(name) is None:
+                skip_or_fail(f"{name} is not installed")
+
+
+def in_a_fresh_copy(tmp_path, command, **kwargs):
+    """Start a command line in a directory with what a user has; `python` is this one."""
+    if not (tmp_path / "examples").exists():
+        shutil.copytree(HERE / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in "minscoop.py", "test_minscoop.py":
+            shutil.copy(HERE / name, tmp_path)
+    command = re.sub(r"(?<![\w./])python3?(?= )", shlex.quote(sys.executable), command)
+    return subprocess.Popen(["bash", "-c", command], cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, start_new_session=True, **kwargs)
+
+
 @pytest.mark.parametrize("path", sorted(path for path in (HERE / "examples").glob("*.py") if path.stem != "benchmark"),
                          ids=lambda path: path.stem)
 def test_an_example_runs_when_its_line_is_pasted(tmp_path, path):
-    """Each opens with its run line, which works in a fresh copy, and says something."""
-    shutil.copy(MINSCOOP, tmp_path)
-    shutil.copytree(HERE / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
-    line = run_line(path)
-    assert line, "no run line in its docstring"
-    command = re.sub(r"\bpython3?(?= )", shlex.quote(sys.executable), re.sub(r" \[.*?\]", "", line), count=1)
-    process = subprocess.Popen(["bash", "-c", command], cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True, start_new_session=True)
-    done = finish(process)
-    assert (done.returncode, done.stderr) == (0, "") and done.stdout
+    """Each opens with its run line, which works in a fresh copy, and prints what it is to print."""
+    need_packages(path)
+    done = finish(in_a_fresh_copy(tmp_path, re.sub(r" \[.*?\]", "", run_line(path))))
+    assert (done.returncode, done.stderr) == (0, "") and re.fullmatch(EXAMPLES[path.stem], done.stdout), done
+
+
+@pytest.mark.parametrize("name, module", [("processes", "concurrent.futures"), ("dask", "distributed"),
+                                          ("mpi", "mpi4py.futures")])
+def test_a_program_runs_unchanged_when_it_is_given_another_executor(tmp_path, name, module):
+    """examples/switch.py on the standard library's, and on others where they are installed."""
+    with contextlib.suppress(ImportError, RuntimeError):  # no such package, no MPI
+        importlib.import_module(module)
+    if module not in sys.modules:
+        pytest.skip(f"{module} is not installed")
+    done = finish(in_a_fresh_copy(tmp_path, f"PYTHONPATH=. python examples/switch.py {name}"))
+    assert done.returncode == 0 and re.fullmatch(EXAMPLES["switch"], done.stdout), done
+
+
+def test_joblib_nests_and_gives_up_when_minscoop_runs_it(script):
+    """The backend of examples/gridsearch.py: nested calls, also deep ones on one worker; generators, errors, limits."""
+    need_packages(HERE / "examples" / "gridsearch.py")
+    path = script(f"""
+        import sys
+        sys.path.append({str(HERE / "examples")!r})
+        import gridsearch, minscoop, time
+        from joblib import Parallel, delayed, parallel_config
+        def same(x): return x
+        def nested(n): return Parallel()(delayed(same)(x) for x in range(n)), minscoop.IS_ORIGIN
+        def deep(n): return 1 if n == 0 else sum(Parallel(2)(delayed(deep)(n - 1) for _ in range(2)))
+        def third(x): return 1 / (x - 3)
+        if __name__ == "__main__":
+            with parallel_config("minscoop"):
+                assert Parallel()(delayed(same)(x) for x in range(300)) == list(range(300))
+                assert Parallel(2)(delayed(nested)(n) for n in range(3)) == [([*range(n)], False) for n in range(3)]
+                assert Parallel(2)(delayed(deep)(n) for n in range(5)) == [2 ** n for n in range(5)]
+                assert list(Parallel(2, return_as="generator")(delayed(same)(x) for x in range(9))) == [*range(9)]
+                for calls in (delayed(third)(x) for x in range(9)), (delayed(int)(text) for text in "1x3"):
+                    try: Parallel(2, pre_dispatch="all")(calls)
+                    except (ZeroDivisionError, ValueError) as error: print(type(error).__name__)
+                try: Parallel(2, timeout=0.1)(delayed(time.sleep)(x) for x in [1])
+                except Exception as error: print(type(error).__name__)
+                assert Parallel(-1)(delayed(same)(x) for x in range(5)) == list(range(5))
+    """)
+    for workers in 1, 2:
+        assert output_of("-n", workers, path) == "ZeroDivisionError\nValueError\nTimeoutError\n"
 
 
 def benchmark(tmp_path, systems, only, *args, env=None):

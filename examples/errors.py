@@ -25,9 +25,9 @@ if __name__ == "__main__":
     try:
         futures.submit(divide, 1, 0).result()
     except ZeroDivisionError as error:
-        print(repr(error), "and where it was raised:", str(error.__cause__).splitlines()[-2].strip())
-
-    print(repr(futures.submit(divide, 2, 0).exception()), "as a value")
+        print("raised here, too:", error)
+        print(error.__cause__)  # the traceback of the worker
+    print("as a value:", repr(futures.submit(divide, 2, 0).exception()))
 
     with tempfile.TemporaryDirectory() as directory:  # a fresh worker runs it again
         print(futures.submit(die_once, os.path.join(directory, "mark")).result())
