@@ -6298,6 +6298,92 @@ def test_joblib_nests_and_gives_up_when_minscoop_runs_it(script):
         assert output_of("-n", workers, path) == "ZeroDivisionError\nValueError\nTimeoutError\n"
 
 
+# What README.md says: the commands in it, what is run in their place, so that it ends soon and has hosts, and what that
+# prints. The one for these tests is what .ci/run runs.
+
+ALL = "all took part\n"
+README_RUNS = {
+    "python minscoop.py --hosts node1,node2,localhost script.py":
+        ("python minscoop.py --hosts good1,good2,localhost script.py good1 good2 {node}", ALL),
+    "python minscoop.py --check --hosts hosts.txt": (..., r"HOST .*\n\(here\) .*\ngood1 .*MB/s\n"),
+    "python minscoop.py --hosts hosts.txt script.py": ("{command} good1 {node}", ALL),
+    "python minscoop.py script.py": ("{command} {node}", ALL),
+    "python minscoop.py -n 4 script.py": ("{command} {node}", ALL),
+    "python minscoop.py --listen pool.json script.py":
+        ("{command} {node} a & FATE=a python minscoop.py --join pool.json; wait $!", ALL),
+    "python minscoop.py --join pool.json":
+        ("python minscoop.py --listen pool.json script.py a b & FATE=a {command} & FATE=b {command}; wait", ALL),
+    'python -c "import minscoop; help(minscoop.map)"': (..., "(?s).*the rows of zip.*"),
+    "python test_minscoop.py simulate 0 10000": ("python test_minscoop.py simulate 0 3", "3 seeds, 0 failed\n"),
+    "python test_minscoop.py simulate 1234": (..., ""),
+    "python test_minscoop.py break 500": ("{command} 3 1000", r".*: seed \d+\n"),
+    "python test_minscoop.py chaos 0 30": ("python test_minscoop.py chaos 0 0", "(?s).* skipped.*"),
+    "python test_minscoop.py fuzz 0 30": ("python test_minscoop.py fuzz 0 1", ""),
+    "python test_minscoop.py soak 10000000": ("python test_minscoop.py soak 1000", r"tasks\t.*\n\d+\t.*\n"),
+}
+
+
+def readme():
+    return (HERE / "README.md").read_text()
+
+
+def readme_commands():
+    """What README.md says in code, on lines of their own or in sentences, that begins with python."""
+    lines = re.findall("^    (.*)", readme(), re.M) + re.findall("`([^`\n]+)`", readme())
+    return {part.strip() for line in lines for part in re.split(" {3,}", line) if re.match("python3? .*minscoop", part)}
+
+
+def test_every_command_is_tried_when_it_stands_in_the_readme():
+    """Those that follow; the first, which has a test of its own; that of these tests, and the usage."""
+    others = {command for command in readme_commands() if "venv" in command}
+    usage = minscoop.make_parser().usage
+    assert readme_commands() - others == {*README_RUNS, usage} and len(others) == 2
+
+
+@pytest.mark.parametrize("command", README_RUNS)
+def test_a_command_of_the_readme_does_what_it_says_when_it_is_pasted(guard, ssh, script, tmp_path, command):
+    """In a fresh copy, with a script and a list of hosts beside it."""
+    script(SQUARES.replace("sys.argv[1]", "','.join(sys.argv[1:])").replace("sys.argv[2:]", "()").replace(
+        "print(*sorted(seen))", "print(wanted - seen or 'all took part')"), "script.py")
+    (tmp_path / "hosts.txt").write_text("good1 1\nlocalhost 1\n")
+    if "test_minscoop.py" in command and not LINUX:
+        pytest.skip("looks into /proc")
+    run, printed = README_RUNS[command]
+    run = command if run is ... else run.format(command=command, node=NODE)
+    done = finish(in_a_fresh_copy(tmp_path, run))
+    assert (done.returncode, done.stderr) == (0, "") and re.fullmatch(printed, done.stdout), done
+
+
+def test_the_readmes_first_lines_set_it_up_when_they_are_pasted(guard, tmp_path):
+    """A virtual environment with nothing but pyzmq, then the program shown, which prints what is shown."""
+    command, = (command for command in readme_commands() if command.endswith("hello.py"))
+    install, hello = command.rsplit(" && ", 1)
+    if finish(in_a_fresh_copy(tmp_path, install)).returncode:
+        skip_or_fail("cannot install pyzmq")
+    done = finish(in_a_fresh_copy(tmp_path, hello))
+    first, *_, last = re.findall("^    (Hello .*)", readme(), re.M)
+    lines = done.stdout.splitlines()
+    assert (done.returncode, done.stderr, lines[0], lines[15], len(lines)) == (0, "", first, last, 16)
+    assert re.findall("```python\n(.*?)```", readme(), re.S)[0] in (tmp_path / "examples" / "hello.py").read_text()
+
+
+def test_a_program_of_the_readme_runs_when_it_is_pasted(script):
+    """The one with an Executor, in plain Python."""
+    _, program = re.findall("```python\n(.*?)```", readme(), re.S)
+    done = python(script(program), env=dict(os.environ, PYTHONPATH=str(HERE)))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "328350\n", "")
+
+
+def test_options_and_remote_commands_exist_when_the_readme_names_them():
+    """Each option of the command line stands in its table, and nothing else; every `-e` can be read."""
+    table = readme().split("## The command line")[1].split("## ")[0]
+    named = set(re.findall(r"`(--?[a-z-]+)", " ".join(re.findall(r"^\| (.*?) \|", table, re.M)))) - {"-vv"}
+    actions = [set(action.option_strings) for action in minscoop.make_parser()._actions if action.option_strings]
+    assert named <= set().union(*actions) and all({*named, "--tunnel"} & options for options in actions)
+    for remote in re.findall("`-e '(.*?)'`", readme()):
+        assert minscoop.remote_command(remote, "h")[-1] == "sh"
+
+
 def benchmark(tmp_path, systems, only, *args, env=None):
     """The figures of a benchmark of small sizes, by workload and system."""
     done = python(HERE / "examples" / "benchmark.py", "--quick", "--systems", systems, "--only", only, "--json",
