@@ -31,6 +31,7 @@ class MinscoopBackend(ParallelBackendBase):
     def submit(self, func, callback=None):
         """Run a batch in the pool; then `callback` gives joblib its result, and lets it submit the next."""
         future = minscoop.submit(func)
+        future.get = future.result  # as joblib calls it where it waits
         self.submitted.append(future)
         if callback:
             future.add_done_callback(callback)
@@ -40,9 +41,6 @@ class MinscoopBackend(ParallelBackendBase):
 
     def retrieve_result_callback(self, future):
         return future.result()
-
-    def retrieve_result(self, future, timeout=None):
-        return future.result(timeout)
 
     def abort_everything(self, ensure_ready=True):
         """A batch has failed: the others need not begin."""
