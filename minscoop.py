@@ -2,7 +2,9 @@
 """minscoop: one Python file that turns machines you can reach with ssh into one pool for ``map`` and ``submit``.
 
     python minscoop.py --hosts hosts.txt script.py       # or -n 4: four workers on this machine
-    with minscoop.Executor(4) as executor: ...           # from any Python program
+    >>> with Executor(4) as executor:                    # minscoop.Executor, in any Python program
+    ...     list(executor.map(abs, [-1, 2, -3]))
+    [1, 2, 3]
 
 Futures emanate from workers: any task may create tasks and wait for them, to any depth.
 
@@ -5302,7 +5304,11 @@ class Interface(concurrent.futures.Executor):
 
         In a task, the new task is queued where it was made until another worker is hungry, and costs a
         few microseconds if it is awaited before. Any thread may call it. Raises RuntimeError after
-        shutdown, PoolError when the pool is broken; what cannot be sent fails its future."""
+        shutdown, PoolError when the pool is broken; what cannot be sent fails its future.
+
+        >>> submit(pow, 2, 10).result()
+        1024
+        """
         if not callable(fn):
             raise TypeError(f"submit needs a callable first, not {fn!r}")
         return self._pool().submit(fn, args, kwargs)
@@ -5326,7 +5332,11 @@ class Interface(concurrent.futures.Executor):
         return self._pool().map(fn, iterables, kwargs, timeout, buffersize)
 
     def map_as_completed(self, fn, *iterables, timeout=None, **kwargs):
-        """As ``map``, but results come in the order in which they are made."""
+        """As ``map``, but results come in the order in which they are made.
+
+        >>> sorted(map_as_completed(abs, [-1, 2, -3]))
+        [1, 2, 3]
+        """
         check_map(fn, iterables)
         return self._pool().map(fn, iterables, kwargs, timeout, ordered=False)
 
@@ -5356,11 +5366,21 @@ class Interface(concurrent.futures.Executor):
         """Set constants for the whole pool, once. Blocks until the broker has taken them.
 
         Anything that can be sent, functions and lambdas included. Raises TypeError for a name that is
-        set already, CannotSend for a value that cannot be pickled."""
+        set already, CannotSend for a value that cannot be pickled.
+
+        >>> with Executor(2) as executor:
+        ...     executor.set_const(rate=1.25, rounded=lambda value: round(value, 1))
+        ...     executor.get_const("rate")
+        1.25
+        """
         self._pool().set_const(constants)
 
     def get_const(self, name, timeout=0.1):
-        """A shared constant, from anywhere in the pool; None if it is not set within `timeout` seconds."""
+        """A shared constant, from anywhere in the pool; None if it is not set within `timeout` seconds.
+
+        >>> get_const("discount", timeout=0) is None
+        True
+        """
         return self._pool().get_const(name, timeout)
 
 
@@ -5561,12 +5581,21 @@ def wait(fs, timeout=None, return_when=ALL_COMPLETED):
     """Wait for futures; returns (done, not_done), as ``concurrent.futures.wait``.
 
     timeout: seconds; None, or -1 as in SCOOP, for no limit. return_when: ALL_COMPLETED, FIRST_COMPLETED
-    or FIRST_EXCEPTION. In a task, other tasks run meanwhile."""
+    or FIRST_EXCEPTION. In a task, other tasks run meanwhile.
+
+    >>> done, not_done = wait([submit(abs, -1), submit(abs, 2)])
+    >>> len(done), len(not_done)
+    (2, 0)
+    """
     return concurrent.futures.wait(fs, None if timeout == -1 else timeout, return_when)
 
 
 def as_completed(fs, timeout=None):
-    """An iterator over futures as they complete, as ``concurrent.futures.as_completed``."""
+    """An iterator over futures as they complete, as ``concurrent.futures.as_completed``.
+
+    >>> sorted(future.result() for future in as_completed([submit(abs, -1), submit(abs, 2)]))
+    [1, 2]
+    """
     return concurrent.futures.as_completed(fs, timeout)
 
 
