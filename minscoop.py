@@ -55,6 +55,7 @@ import atexit
 import collections
 import concurrent.futures
 import contextlib
+import copyreg
 import errno
 import fcntl
 import functools
@@ -595,7 +596,8 @@ class Pickler(pickle.Pickler):
         if kind is types.FunctionType:
             return NotImplemented if found_by_name(obj) else reduce_function(obj)
         if isinstance(obj, type):
-            return NotImplemented if found_by_name(obj) or not obj.__flags__ & HEAP_TYPE else reduce_class(obj)
+            own = kind in copyreg.dispatch_table or not obj.__flags__ & HEAP_TYPE  # as pickle does by itself
+            return NotImplemented if own or found_by_name(obj) else reduce_class(obj)
         if issubclass(kind, getattr(sys.modules.get("multiprocessing.managers"), "BaseProxy", ())):
             return reduce_proxy(obj)
         reduce = REDUCERS.get(kind)
@@ -1440,10 +1442,10 @@ class Guest(Job):
         """Unpickle callable and arguments: the columns. Raises whatever unpickling raises."""
         recipe, *data = self.body
         self.body, self.item_bytes = None, sum(map_builtin(size_of, data)) // (self.hi - self.lo)
+        self.recipe = CALLS if self.kind == b"calls" else Recipe.decode(bytes(recipe))
         self.columns = loads(data)
         if not self.columns or any(len(column) != self.hi - self.lo for column in self.columns):
             raise ValueError("it has not as many items as it should have")
-        self.recipe = CALLS if self.kind == b"calls" else Recipe.decode(bytes(recipe))
         return self.columns
 
     def title(self, item):

@@ -1127,6 +1127,30 @@ def test_names_travel_by_value_when_only_the_guard_binds_them(script):
     assert not {"os", "both", "here", "top", "other", "local", "hidden", "attribute"} & main.guarded
 
 
+def test_classes_are_made_anew_when_their_metaclass_has_told_pickle_how(script):
+    """As DEAP's creator does, also when a later one has taken the name; the script is imported before arguments are."""
+    script("""
+        import copyreg, sys
+        class Meta(type):
+            def __reduce__(cls): return make, (cls.__name__,)
+        def make(name):
+            cls = globals()[name] = Meta(name, (list,), {"__module__": __name__})
+            return cls
+        copyreg.pickle(Meta, Meta.__reduce__)
+    """, "creator.py")
+    assert output_of("-n", 2, script("""
+        import creator
+        from minscoop import futures
+        assert not hasattr(creator, "Row")
+        creator.make("Row")
+        def live(row): return creator.Row(row + [1])
+        if __name__ == "__main__":
+            rows = [creator.Row() for _ in range(4)]
+            for _ in range(5): rows = list(futures.map(live, rows))
+            print(rows[0], type(rows[0]).__name__)
+    """)) == "[1, 1, 1, 1, 1] Row\n"
+
+
 SENDING = """
 import enum, functools, operator, sys
 from minscoop import futures
