@@ -5301,7 +5301,7 @@ class Interface(concurrent.futures.Executor):
         """The node that does it. Raises RuntimeError after shutdown."""
         raise NotImplementedError
 
-    def submit(self, fn, /, *args, **kwargs):
+    def submit(self, fn, /, *args, **kwargs):  # a SyntaxError here: this Python is older than 3.8, which is needed
         """Schedule fn(*args, **kwargs) to run once, somewhere in the pool; return its Future. Does not block.
 
         In a task, the new task is queued where it was made until another worker is hungry, and costs a
