@@ -2863,7 +2863,7 @@ class Node:
         self.connections += 1
 
     def deputise(self):
-        """The deputy: waits for messages that nobody else looks at for a SLICE; rests while somebody sleeps on the socket.
+        """The deputy: waits for messages at which nobody else looks for a SLICE; rests while one sleeps on the socket.
 
         It wakes up for messages only, and once in a TICK while others want what we may get to have."""
         while not self.stopped.wait(TICK):

@@ -2390,7 +2390,7 @@ def test_a_small_part_is_given_when_items_are_large():
 
 
 def test_a_large_part_is_given_when_a_host_asks_for_its_workers():
-    """The width of HUNGRY: two thirds of the fair share of all for whom it is; a worker keeps as much as it gives to each."""
+    """The width of HUNGRY: two thirds of the fair share of all for whom it is; a worker keeps what it gives to each."""
     job = HandJob(identity, list(range(1000)))
     job.node.size, job.item_bytes = 100, 1
     job.node.on_HUNGRY(b"2", b"10")
