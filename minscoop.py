@@ -3699,14 +3699,23 @@ class Worker(Node):
         self.holder.ident = threading.get_ident()
         self.start_profile()
         self.open(self.address, b"worker")
+        self.initialise()
         logger.debug("worker %s is ready", self.label)
         self.work()
 
-    def fail(self, error):
-        """Tell the root that the script cannot be imported here, and end."""
+    def initialise(self):
+        """Run the initializer, if there is one."""
+        if self.config["initializer"]:
+            try:
+                initializer, *initargs = loads(unpickle(self.config["initializer"].encode("latin-1")))
+                initializer(*initargs)
+            except BaseException as error:
+                self.fail("cannot start, since its initializer failed", error)
+
+    def fail(self, what, error):
+        """Tell the root why no task can run here, and end."""
         text = traceback_text(error).rstrip()
-        self.send(b"FAILED", f"worker {self.label} cannot import the script {main.path}, as workers do to find "
-                             f"its functions:\n{text}".encode())
+        self.send(b"FAILED", f"worker {self.label} {what}:\n{text}".encode())
         self.leave()
 
     def work(self):
@@ -3994,7 +4003,7 @@ class Worker(Node):
             return True
         except BaseException as error:
             if main.error is not None:
-                self.fail(main.error)
+                self.fail(f"cannot import the script {main.path}, as workers do to find its functions", main.error)
             with self.lock:
                 span.lo = span.hi
             if job.left > 1:
@@ -5394,6 +5403,8 @@ class Executor(Interface):
     retries: a task over which this many workers have died fails with WorkerLost; with 0, so does
         all that may have begun in a worker that died.
     nice: niceness added to the workers' (see nice(1)).
+    initializer, initargs: initializer(*initargs) runs in every worker before its first task, also in one that
+        replaces another. If it raises, the pool is broken: PoolError at everything.
     profile: a directory, to which every worker writes a file for ``pstats``.
     hosts: where to run them: the name of a file, "a,b:4,user@c,node[01-16]:8,localhost", or a sequence of such
         items or of (name, workers) pairs. None for this machine only. See also ``allocation``.
@@ -5413,19 +5424,31 @@ class Executor(Interface):
     [1, 2, 3]
     """
 
-    def __init__(self, max_workers=None, *, retries=3, nice=0, profile=None, hosts=None, listen=None, **options):
+    def __init__(self, max_workers=None, *, retries=3, nice=0, initializer=None, initargs=(), profile=None,
+                 hosts=None, listen=None, **options):
         size = max_workers
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 0):
             raise ValueError(f"max_workers must be a number from 0 on, not {max_workers!r}")
         refuse_in_import()
+        if initializer is not None and not callable(initializer):
+            raise TypeError(f"initializer must be a callable, not {initializer!r}")
         self._down, self._pid = False, os.getpid()
         options = plan(size, hosts, listen, options)
         if this_worker is None:
             Main.of_this_process().adopt()
         global by_name_only
         by_name_only = options["mixed"]
+        first = None
+        if initializer and size == 0:
+            initializer(*initargs)
+        elif initializer:
+            try:
+                first = pickle.dumps(dumps((initializer, *initargs)), 5).decode("latin-1")
+            except FAULTS as error:
+                why = explain(initializer, "the initializer") or explain(tuple(initargs), "initargs")
+                raise CannotSend(why or str(error)) from error
         self._node = Inline() if size == 0 else Root(dict(
-            options, retries=retries, nice=nice, profile=profile and os.path.abspath(profile),
+            options, initializer=first, retries=retries, nice=nice, profile=profile and os.path.abspath(profile),
             main=(main.path, main.name), listen=listen and os.path.abspath(listen)))
         executors.append(self)
 

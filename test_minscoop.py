@@ -5011,6 +5011,39 @@ def test_several_executors_live_when_a_program_has_several(guard):
         assert minscoop.submit(os.getpid).result(WAIT) == pids[0]
 
 
+PREPARED = []
+
+
+def prepare(value):
+    PREPARED.append(value)
+
+
+def test_workers_are_prepared_when_there_is_an_initializer(guard):
+    """In each before its first task, also in one that replaces another; inline in this process."""
+    with minscoop.Executor(2, initializer=prepare, initargs=(7,)) as executor:
+        assert executor.submit(len_of_prepared).result() == 1
+        os.kill(executor.submit(os.getpid).result(), signal.SIGKILL)
+        assert set(executor.map(len_of_prepared, range(20))) == {1}
+    with minscoop.Executor(0, initializer=prepare, initargs=(7,)) as executor:
+        assert executor.submit(len_of_prepared).result() == 1
+    PREPARED.clear()
+
+
+def len_of_prepared(_=None):
+    return len(PREPARED)
+
+
+def test_the_pool_is_broken_when_the_initializer_fails(guard):
+    """As with ProcessPoolExecutor. What is no initializer, or cannot be sent, is told at once."""
+    with minscoop.Executor(2, initializer=int, initargs=("x",)) as executor:
+        with pytest.raises(minscoop.PoolError, match="(?s)initializer failed.*ValueError: invalid literal"):
+            executor.submit(abs, 1).result()
+    with pytest.raises(TypeError, match="initializer must be a callable, not 3"):
+        minscoop.Executor(2, initializer=3)
+    with pytest.raises(minscoop.CannotSend, match=r"initargs\[1\].*lock"):
+        minscoop.Executor(2, initializer=print, initargs=(1, threading.Lock()))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_nothing_can_be_submitted_when_an_executor_is_down(guard, workers):
     """RuntimeError, as PEP 3148 has it; shutting down twice is allowed."""
@@ -5201,7 +5234,7 @@ class CPythonsFuture(minscoop.Future):
 CPythonsExecutor.__name__, CPythonsFuture.__name__ = "Executor", "Future"  # for the programs, and for repr()
 
 CPYTHONS_EXCEPTIONS = {  # why not -> tests
-    "no such option: initializer; modules that tasks import, and set_const, prepare a worker":
+    "an initializer there gets a queue of multiprocessing's, which only its own children inherit":
         "InitializerMixin.test_initializer FailingInitializerMixin.test_initializer",
     "no such option: max_tasks_per_child":
         "ProcessPoolExecutorTest.test_max_tasks_per_child ProcessPoolExecutorTest.test_max_tasks_early_shutdown "
@@ -7170,7 +7203,7 @@ class Simulation(Scheduler):
         self.batches, self.batch_of, self.runs, self.wanted = [], {}, collections.Counter(), []
         self.bodies, self.unwanted, self.joining, self.idle_since = {}, set(), 0, None
         self.coup = 0.0                 # when a broker died
-        self.config = {"total": sum(self.sizes), "retries": self.retries, "address": "", "profile": None,
+        self.config = {"total": sum(self.sizes), "retries": self.retries, "address": "", "profile": None, "initializer": None,
                        "listen": None, "check": False, "all_hosts": False, "host": "0", "size": self.sizes[0],
                        "hosts": [(str(i), f"host{i}", size) for i, size in enumerate(self.sizes) if i]}
 
