@@ -7204,7 +7204,8 @@ class Simulation(Scheduler):
         self.bodies, self.unwanted, self.joining, self.idle_since = {}, set(), 0, None
         self.coup = 0.0                 # when a broker died
         self.config = {"total": sum(self.sizes), "retries": self.retries, "address": "", "profile": None,
-                       "initializer": None, "listen": None, "check": False, "all_hosts": False, "host": "0", "size": self.sizes[0],
+                       "initializer": None, "listen": None, "check": False, "all_hosts": False, "host": "0",
+                       "size": self.sizes[0],
                        "hosts": [(str(i), f"host{i}", size) for i, size in enumerate(self.sizes) if i]}
 
     def log(self, *event):
