@@ -2783,6 +2783,8 @@ class Node:
         with self.lock:
             self.stopped.set()
             self.alarm.set()
+            if self.watching:
+                self.rouse(deputy=True)
             socket, self.socket = self.socket, None
             if socket is not None:
                 socket.close(linger=int(linger * 1000))

@@ -2448,11 +2448,11 @@ def test_only_what_was_lost_runs_again_when_a_holder_dies():
     """Results that are in stay; the items that ran are sent singly, and avoid the host."""
     job = HandJob(identity, list(range(9)))
     job.item_bytes, job.node.size = 1, 1
-    (task_id, *_), = given(job)  # items 0 to 4
+    (task_id, *_), = given(job)  # items 0 to 5
     job.node.on_RESULT(task_id, b"0", b"2", b"0", *results([0, 1]))
     job.node.on_LOST(task_id, b"2", b"4", b"1", b"7.1 (host h, pid 1) killed")
     again = {(span.lo, span.hi): (span.singly, span.avoid) for span in job.node.queue if not span.stale}
-    assert again == {(2, 5): (True, b"7"), (5, 9): (False, b"")}
+    assert again == {(2, 6): (True, b"7"), (6, 9): (False, b"")}
 
 
 def test_an_item_fails_alone_when_it_has_killed_enough_workers():
