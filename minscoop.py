@@ -5940,10 +5940,11 @@ def add_hosts(root, run):
     for name in sorted(names, key=lambda name: [part for word in name.split(".") for part in (len(word), word)]):
         workers[name], said = host(name), root.records.get(name)
         row = hosts.setdefault(workers[name], [0, 0, 0.0, 0.0, 0, 0, 0])
+        row[0] += name != "?"
         if said is not None:
             calls = sum(total[0] for total in said["functions"].values())
-            figures = 1, calls, said["code"], said["code"] + said["overhead"] + said["asleep"], *said["bytes"]
-            row[:6] = map_builtin(operator.add, row, figures)
+            figures = calls, said["code"], said["code"] + said["overhead"] + said["asleep"], *said["bytes"]
+            row[1:6] = map_builtin(operator.add, row[1:], figures)
     for name, *_, again in run["losses"]:
         hosts[workers[name]][6] += again
     return dict(hosts=hosts, workers=workers, tasks=sum(row[1] for row in hosts.values()))
@@ -6209,7 +6210,7 @@ for (const note of [
    or what its worker ran while it waited. The paler it is, the more of its time it waited.`,
   kept === N ? "Every call or slice has its own bar: nothing was merged." : `${whole(N)} bars stand for ${whole(kept)}
    calls and slices: where there were more than ${whole(D.cap)}, or too many at a time, neighbours of one function on
-   one worker were made one bar, first those that were shortest together. Numbers of calls, and their times, are exact.`,
+   one worker were made one bar, first those that were shortest together. Numbers and times of calls are exact.`,
   "Calls of a slice count with the mean of their durations. What a worker ran last before it died may be missing.",
   `Busy: time in tasks' own code, of the time that workers were there. Received and sent: bytes of all messages of the
    workers, those through shared memory too. Waiting: calls, and items of maps, in the queues of the root and the
@@ -6370,9 +6371,9 @@ canvas.addEventListener("wheel", e => {
 }, { passive: false })
 canvas.onkeydown = e => {
   const dt = (t1 - t0) / 8, dy = Math.max((y1 - y0) / 8, 1), does = {
-    ArrowLeft: () => move(-dt, 0), ArrowRight: () => move(dt, 0), ArrowUp: () => move(0, -dy),
-    ArrowDown: () => move(0, dy), "+": () => zoom(.7), "=": () => zoom(.7), "-": () => zoom(1.4), "]": () => zoomRows(.7),
-    "[": () => zoomRows(1.4), n: () => choose(chosen + 1), p: () => choose(chosen - 1), 0: reset }[e.key]
+    ArrowLeft: () => move(-dt, 0), ArrowRight: () => move(dt, 0), ArrowUp: () => move(0, -dy), 0: reset,
+    ArrowDown: () => move(0, dy), "+": () => zoom(.7), "=": () => zoom(.7), "-": () => zoom(1.4),
+    "]": () => zoomRows(.7), "[": () => zoomRows(1.4), n: () => choose(chosen + 1), p: () => choose(chosen - 1) }[e.key]
   if (does && !e.ctrlKey && !e.metaKey && !e.altKey) does(), e.preventDefault()
 }
 D.functions.slice(0, HUES.length).forEach((_, f) => {
