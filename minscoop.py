@@ -1697,7 +1697,7 @@ MAY_SAY = {role: frozenset(names.encode().split()) for role, names in {
     b"above": "TASK CANCEL CONST HELD TOLD HUNGRY SPLIT SINGLY RESULT MANY LOST WHO SIZE STOP BYE PROBE FILE "
               "SHOWN"}.items()}
 OF_TASKS = frozenset((b"SPLIT", b"SINGLY", b"RESULT", b"LOST", b"CANCEL"))  # said by its holder or owner
-URGENT = frozenset((b"HUNGRY", b"DRY", b"PROBE", b"OUTPUT", b"FETCH"))  # they may overtake what is collected
+URGENT = frozenset((b"HUNGRY", b"DRY", b"PROBE", b"OUTPUT", b"FETCH", b"RECORD"))  # they may overtake what is collected
 
 
 class Broker:
@@ -2417,6 +2417,7 @@ class Switchboard:
         self.prints = {}     # file descriptor -> [worker, stream, beginning of a line]
         self.printers = {}   # worker -> its file descriptors
         self.paused = []     # those of them that are not read, for the root is slow
+        self.ended = []      # notices of deaths at the end of the pool: what those said last may come after them
         self.poller = zmq.Poller()
         self.watch(notices, self.take_notice)
         self.local = self.router(config["address"])
@@ -2451,12 +2452,16 @@ class Switchboard:
         alone = not (self.broker.below or self.config["listens"] or self.broker.heirs)
         due = time.monotonic()
         while not self.broker.finished and not (self.cut and time.monotonic() - self.cut > GRACE / 2):
-            pause = PATIENCE if self.broker.waiting else GRACE / 4 if self.cut else None if alone else HEARTBEAT
+            pause = PATIENCE if self.broker.waiting or self.ended else GRACE / 4 if self.cut else None if alone else HEARTBEAT
             if self.broker.parcels:
                 wait = max(0.0, self.broker.due - time.monotonic()) + 1e-3  # poll rounds down to milliseconds
                 pause = wait if pause is None else min(pause, wait)
-            for source, _ in self.poller.poll(pause and pause * 1000):
+            ready = self.poller.poll(pause and pause * 1000)
+            for source, _ in ready:
                 self.sources[source](source)
+            if not ready and self.ended:
+                ended, self.ended = self.ended, []
+                self.handle(b"", *ended)
             if self.broker.parcels and time.monotonic() >= self.broker.due:
                 self.deliver(self.broker.flush(time.monotonic()))
             while self.paused and self.broker.printing <= OUTPUT_AHEAD:
@@ -2517,7 +2522,9 @@ class Switchboard:
             frames = [frame.encode("latin-1") for frame in json.loads(data)]
             for _, _, descriptors in ancillary:
                 self.watch_prints(frames[1], array.array("i", descriptors))
-            if frames[0] != b"PRINTS":
+            if frames[0] == b"DIED" and self.broker.stopping == "said":
+                self.ended.append(frames)
+            elif frames[0] != b"PRINTS":
                 self.handle(b"", frames)
         except Exception as error:
             self.broker.dropped += 1
@@ -5862,7 +5869,7 @@ class Collector(Recording):
                     os.replace(part, self.wishes[key])
             if self.wishes["summary"]:
                 print("\n".join(summary_lines(run)), file=sys.stderr, flush=True)
-        except (OSError, ValueError) as error:  # the disk is full, or stderr is closed
+        except Exception as error:  # the disk is full, stderr is closed, a record made no sense
             logger.error("the report could not be written: %s", error)
 
 
@@ -5877,7 +5884,8 @@ class RecordingRoot(Collector, Root):
 
 
 class RecordingInline(Collector, Inline):
-    """Without a pool: all is run by the script's own process, in one row. Outside of tasks, that "sleeps"."""
+    """Without a pool: all is run by the script's own process, in one row. Outside of tasks, that "sleeps". The clock is
+    one for all its threads: of tasks that run in several at a time, it knows only the sum."""
 
     hosts = {}
 

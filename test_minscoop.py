@@ -7,7 +7,7 @@ process print its stacks, and fails; the run ends if that does not end it. A tes
 thread, a socket directory or shared memory behind fails.
 
 The tests of hosts make hosts, which needs root on Linux, sshd, ip and nft, or Slurm and munge; others download
-something. Set CI to make them fail, not skip, where that is not possible. Set MINSCOOP_MEGABYTES=3000 to try
+something, or need chromium. Set CI to make them fail, not skip, where that is not possible. Set MINSCOOP_MEGABYTES=3000 to try
 with so much what is done with 50 else.
 """
 import _thread
