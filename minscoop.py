@@ -43,8 +43,8 @@ Sections, in reading order:
      2  Errors                     8  Node                     14  Executor
      3  Messages                   9  Root                     15  Module functions
      4  Sending objects           10  Worker                   16  SCOOP's names
-     5  Futures                   11  Keeper                   17  Command line
-     6  Jobs and spans            12  Other hosts
+     5  Futures                   11  Keeper                   17  Report
+     6  Jobs and spans            12  Other hosts              18  Command line
 """
 _AS_SCRIPT = __name__ == "__main__"
 if _AS_SCRIPT:  # classes defined below must pickle under a name that every process can import
@@ -149,6 +149,10 @@ LOGIN_PATIENCE = 60.0  # s that a remote command may take until Python answers (
 LOGINS = 8           # at a time; sshd begins to refuse at 10 (MaxStartups)
 CENSUS_PATIENCE = 5.0  # s that a census waits for a worker. Smaller: who computes without releasing the interpreter's
                      # lock is not heard; larger: the others wait that long
+RECORDS = 0.25       # s between RECORDs of a worker, if they are wanted, and 1 ms for each worker of the pool. Smaller:
+                     # more messages; larger: more is lost with a worker
+MAX_EVENTS = 50000   # tasks in a report, those merged with their neighbours counted as one; the workers together send
+                     # as many in three seconds. Smaller: less is seen; larger: slow pages, and memory of the root
 DESCRIPTORS = 30     # that have to be free in a process. Fewer than it needs: libzmq may abort it
 JOIN_PATIENCE = 600.0  # s that --join waits for its file, since jobs start in any order
 BROKER_DEATHS = 40   # deaths of brokers of one host within SILENCE, after which the host gives up
@@ -243,6 +247,7 @@ class RemoteTraceback(Exception):
 #   HELD     holder → owner      round id (lo hi)*          what it will still answer; said after WHO
 #   TOLD     node → broker → *   round                      that was all; from the broker: all have said it, so
 #                                                           what was not HELD is lost
+#   RECORD   worker → root       worker body                what it ran and when, if that is wanted; may be lost
 #   STOP     root → worker                                  end when all is done
 #   BYE      worker → broker → root                         its last word; to a broker below: it counts as lost
 #   HOST     keeper → root       facts                      a host is there, or why it is not (JSON)
@@ -273,7 +278,8 @@ def pack_int(number):
 FIELDS = {name.encode(): text.partition("*")[::2] for name, text in dict(
     HELLO="s*b", HUNGRY="n*n", DRY="", IDLE="n", TASK="isssnnsb*b", SPLIT="inni", SINGLY="i", RESULT="innsb*b",
     MANY="sbbb", CANCEL="i", LOST="innnb", CONST="bbb*b", FAILED="b", DIED="ssnnnnb", WHO="n", HELD="ni*n", TOLD="n",
-    STOP="", BYE="", HOST="b", SIZE="n", PROBE="*b", FETCH="s", FILE="s*b", OUTPUT="ssb", SHOWN="sn").items()}
+    RECORD="sb", STOP="", BYE="", HOST="b", SIZE="n", PROBE="*b", FETCH="s", FILE="s*b", OUTPUT="ssb",
+    SHOWN="sn").items()}
 PATTERNS = {"n": rb"\0[0-9]{1,19}", "i": rb"\0[\w.]{1,255}:[0-9]{1,19}/[0-9]{1,19}", "s": rb"\0[^\0]{0,4096}"}
 
 
@@ -1258,7 +1264,7 @@ class Span:
 class Slice:
     """Items [lo, hi) of a span that are being run, results so far in ``values``."""
 
-    __slots__ = ("span", "job", "lo", "hi", "columns", "source", "values", "failures", "sent", "_parent")
+    __slots__ = ("span", "job", "lo", "hi", "columns", "source", "values", "failures", "sent", "_parent", "event")
 
     def __init__(self, span, lo, hi):
         self.span, self.job, self.lo, self.hi, self._parent = span, span.job, lo, hi, span._parent
@@ -1688,13 +1694,13 @@ BLAME, BEGUN = 1, 2  # flags of DIED and LOST
 MAY_SAY = {role: frozenset(names.encode().split()) for role, names in {
     b"stranger": "HELLO PROBE", b"keeper": "DIED FAILED HOST OUTPUT",
     b"root": "HELLO DRY TASK CANCEL CONST HELD TOLD STOP FILE SHOWN",
-    b"worker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT FAILED FETCH BYE",
-    b"broker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT MANY FAILED FETCH BYE "
+    b"worker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT FAILED FETCH RECORD BYE",
+    b"broker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT MANY FAILED FETCH RECORD BYE "
                "LOST DIED OUTPUT WHO PROBE",
     b"above": "TASK CANCEL CONST HELD TOLD HUNGRY SPLIT SINGLY RESULT MANY LOST WHO SIZE STOP BYE PROBE FILE "
               "SHOWN"}.items()}
 OF_TASKS = frozenset((b"SPLIT", b"SINGLY", b"RESULT", b"LOST", b"CANCEL"))  # said by its holder or owner
-URGENT = frozenset((b"HUNGRY", b"DRY", b"PROBE", b"OUTPUT", b"FETCH"))  # they may overtake what is collected
+URGENT = frozenset((b"HUNGRY", b"DRY", b"PROBE", b"OUTPUT", b"FETCH", b"RECORD"))  # they may overtake what is collected
 
 
 class Broker:
@@ -2364,6 +2370,10 @@ class Broker:
         else:
             self.send(host, b"SHOWN", host, count)
 
+    def on_RECORD(self, sender, *fields):
+        """Pass on what a worker has run."""
+        self.send(ROOT, b"RECORD", *fields)
+
     # -- the end
 
     def on_STOP(self, sender):
@@ -2410,6 +2420,7 @@ class Switchboard:
         self.prints = {}     # file descriptor -> [worker, stream, beginning of a line]
         self.printers = {}   # worker -> its file descriptors
         self.paused = []     # those of them that are not read, for the root is slow
+        self.ended = []      # notices of deaths at the end of the pool: what those said last may come after them
         self.poller = zmq.Poller()
         self.watch(notices, self.take_notice)
         self.local = self.router(config["address"])
@@ -2444,12 +2455,16 @@ class Switchboard:
         alone = not (self.broker.below or self.config["listens"] or self.broker.heirs)
         due = time.monotonic()
         while not self.broker.finished and not (self.cut and time.monotonic() - self.cut > GRACE / 2):
-            pause = PATIENCE if self.broker.waiting else GRACE / 4 if self.cut else None if alone else HEARTBEAT
+            pause = PATIENCE if self.broker.waiting or self.ended else GRACE / 4 if self.cut else None if alone else HEARTBEAT
             if self.broker.parcels:
                 wait = max(0.0, self.broker.due - time.monotonic()) + 1e-3  # poll rounds down to milliseconds
                 pause = wait if pause is None else min(pause, wait)
-            for source, _ in self.poller.poll(pause and pause * 1000):
+            ready = self.poller.poll(pause and pause * 1000)
+            for source, _ in ready:
                 self.sources[source](source)
+            if not ready and self.ended:
+                ended, self.ended = self.ended, []
+                self.handle(b"", *ended)
             if self.broker.parcels and time.monotonic() >= self.broker.due:
                 self.deliver(self.broker.flush(time.monotonic()))
             while self.paused and self.broker.printing <= OUTPUT_AHEAD:
@@ -2510,7 +2525,9 @@ class Switchboard:
             frames = [frame.encode("latin-1") for frame in json.loads(data)]
             for _, _, descriptors in ancillary:
                 self.watch_prints(frames[1], array.array("i", descriptors))
-            if frames[0] != b"PRINTS":
+            if frames[0] == b"DIED" and self.broker.stopping == "said":
+                self.ended.append(frames)
+            elif frames[0] != b"PRINTS":
                 self.handle(b"", frames)
         except Exception as error:
             self.broker.dropped += 1
@@ -3596,6 +3613,9 @@ class Root(Node):
             file.flush()
         self.send(b"SHOWN", host_of(worker), pack_int(len(lines)))
 
+    def on_RECORD(self, worker, body):
+        """See ``Collector``, which is there if this is wanted."""
+
 
 def own_path():
     """Those directories of sys.path that are the program's own: neither Python's nor of installed packages."""
@@ -3818,9 +3838,10 @@ class Worker(Node):
             self.waiting += 1
             self.pass_baton()
 
-    def regain_baton(self, me):
-        """The task that yielded it is done."""
-        if self.holder is not me:
+    def execute(self, unit, me=None):
+        """Run user code. me: who holds the baton, if that is who does it; it waits for it if the task yielded it."""
+        unit.run()
+        if me is not None and self.holder is not me:
             me.set()
             me.gate.acquire()
             self.waiting -= 1
@@ -3872,7 +3893,7 @@ class Worker(Node):
             self.give(reserve=0)
             super().sleep(ready, what, min(timeout, TICK))
         else:
-            unit.run()
+            self.execute(unit)
             if isinstance(unit, Slice):
                 unit.deliver()
 
@@ -3964,8 +3985,7 @@ class Worker(Node):
             self.note(unit.mark)
         try:
             if isinstance(unit, Future):
-                unit.run()
-                self.regain_baton(me)
+                self.execute(unit, me)
             else:
                 self.run_slice(me, unit)
         finally:
@@ -3989,8 +4009,7 @@ class Worker(Node):
                 self.note((job.id, piece.lo, piece.hi))
         self.ask_early(piece)
         me.slices.append(piece)
-        piece.run()
-        self.regain_baton(me)
+        self.execute(piece, me)
         with self.lock:
             me.slices.pop()
         piece.deliver()
@@ -4474,7 +4493,7 @@ def run_worker(name, config, marker, pipes):
     with contextlib.suppress(AttributeError, ValueError):  # what a task prints appears at once
         sys.stdout.reconfigure(line_buffering=True)
     global this_worker
-    this_worker = Worker(name, config, marker)
+    this_worker = (RecordingWorker if config["record"] else Worker)(name, config, marker)
     this_worker.start()
 
 
@@ -5248,7 +5267,7 @@ class Inline(Node):
 
     Calls run when they are submitted, maps when they are read; what is unread is run at the end."""
 
-    def __init__(self):
+    def __init__(self, options=None):
         super().__init__(b"0.root", 0, 0)
         self.depth = threading.local()
 
@@ -5260,21 +5279,25 @@ class Inline(Node):
             self.queue.append(unit)
         else:
             unit._state = RUNNING
-            self.run(unit.run)
+            self.run(unit)
 
-    def run(self, action):
-        """Do something on top of this thread's stack, or on a fresh one where that grows deep."""
+    def run(self, unit):
+        """Run a call or a slice on top of this thread's stack, or on a fresh one where that grows deep."""
         depth = getattr(self.depth, "tasks", 0)
         if depth >= MAX_INLINE:
-            thread = threading.Thread(target=self.run, args=(action,))
+            thread = threading.Thread(target=self.run, args=(unit,))
             thread.start()
             thread.join()
             return
         self.depth.tasks = depth + 1
         try:
-            action()
+            self.execute(unit, self)
         finally:
             self.depth.tasks = depth
+
+    def execute(self, unit, me):
+        """Run user code."""
+        unit.run()
 
     def sleep(self, ready, what, timeout):
         """Run a slice of what is waited for, or else leave it to other threads."""
@@ -5283,7 +5306,7 @@ class Inline(Node):
         if piece is None:
             super().sleep(ready, what, timeout)
         else:
-            self.run(piece.run)
+            self.run(piece)
             piece.deliver()
 
     def send(self, name, *fields):
@@ -5411,6 +5434,9 @@ class Executor(Interface):
     hosts: where to run them: the name of a file, "a,b:4,user@c,node[01-16]:8,localhost", or a sequence of such
         items or of (name, workers) pairs. None for this machine only. See also ``allocation``.
     listen: a file to be written (mode 0600) with which `python minscoop.py --join FILE` adds further hosts.
+    summary: at the end, print what each host did, and what the program was limited by, to stderr.
+    report: a file to be written at the end: a page (HTML) with what each worker ran when.
+    trace: the same in Chrome's trace event format (JSON), for Perfetto or chrome://tracing.
     **options: how to reach hosts, named as on the command line, with its defaults: rsh, python, prolog,
         pythonpath, path, transport, external_hostname, mixed, all_hosts, tag_output.
 
@@ -5427,7 +5453,7 @@ class Executor(Interface):
     """
 
     def __init__(self, max_workers=None, *, retries=3, nice=0, initializer=None, initargs=(), profile=None,
-                 hosts=None, listen=None, **options):
+                 hosts=None, listen=None, summary=False, report=None, trace=None, **options):
         size = max_workers
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 0):
             raise ValueError(f"max_workers must be a number from 0 on, not {max_workers!r}")
@@ -5436,22 +5462,19 @@ class Executor(Interface):
             raise TypeError(f"initializer must be a callable, not {initializer!r}")
         self._down, self._pid = False, os.getpid()
         options = plan(size, hosts, listen, options)
+        wishes = {"summary": summary, "report": report and writable(report), "trace": trace and writable(trace),
+                  "record": 2 if report or trace else int(summary)}
         if this_worker is None:
             Main.of_this_process().adopt()
         global by_name_only
         by_name_only = options["mixed"]
-        first = None
         if initializer and size == 0:
             initializer(*initargs)
-        elif initializer:
-            try:
-                first = pickle.dumps(dumps((initializer, *initargs)), 5).decode("latin-1")
-            except FAULTS as error:
-                why = explain(initializer, "the initializer") or explain(tuple(initargs), "initargs")
-                raise CannotSend(why or str(error)) from error
-        self._node = Inline() if size == 0 else Root(dict(
-            options, initializer=first, retries=retries, nice=nice, profile=profile and os.path.abspath(profile),
-            main=(main.path, main.name), listen=listen and os.path.abspath(listen)))
+        kinds = (RecordingInline, RecordingRoot) if wishes["record"] else (Inline, Root)
+        self._node = kinds[0](wishes) if size == 0 else kinds[1](dict(
+            options, **wishes, retries=retries, nice=nice, main=(main.path, main.name),
+            initializer=initializer and packed(initializer, tuple(initargs)),
+            profile=profile and os.path.abspath(profile), listen=listen and os.path.abspath(listen)))
         executors.append(self)
 
     def _pool(self):
@@ -5489,6 +5512,15 @@ class Executor(Interface):
         else:
             self._node.drop(shipped=True)
             self.shutdown()
+
+
+def packed(initializer, initargs):
+    """An initializer and its arguments, as text for the workers. Raises CannotSend."""
+    try:
+        return pickle.dumps(dumps((initializer, *initargs)), 5).decode("latin-1")
+    except FAULTS as error:
+        why = explain(initializer, "the initializer") or explain(initargs, "initargs")
+        raise CannotSend(why or str(error)) from error
 
 
 OPTIONS = {"rsh": "ssh", "python": None, "prolog": None, "pythonpath": "", "path": None, "transport": "auto",
@@ -5672,7 +5704,840 @@ def configure_logging(level):
 
 
 # ---------------------------------------------------------------------------------------------------
-# 17  Command line
+# 17  Report
+#
+# What ran where and when. It is recorded only if that is wanted (`record` in the configuration: 1 for totals, 2 for
+# each task too), by classes that take the place of Worker, Root and Inline, so that else nothing is done or tested.
+#
+# Totals are exact: each RECORD has those of its worker so far, so that the next one makes up for one that is lost. An
+# event is one call, or a slice of a map or of short calls. Where there are too many, neighbours are merged (see thin).
+# Times are those of the worker's monotonic clock; within a host these agree. Those of another host are moved to the
+# root's by what its quickest RECORD seemed to take: they are late by what it did take, some milliseconds.
+
+WORKER, FN, DEPTH, START, END, OWN, COUNT, MERGED, NUMBER, PARENT, TASK, TEXT, AGAIN = range(13)  # of an event
+# its worker; name of its function; depth below the outermost task; when it began and ended; seconds in its own code,
+# without waiting; calls; events merged; its number in its worker, and its parent's there; the task of another node that
+# it is of; its arguments; whether it ran again, since a worker died
+
+
+def short(value, depth=2):
+    """A value in a few characters, for who reads a report. Runs no code of the user, and never takes long."""
+    kind = type(value)
+    if kind in (str, bytes):
+        return repr(value[:30]) + "…" * (len(value) > 30)
+    if kind in (bool, float, complex, type(None)) or kind is int and value.bit_length() < 100:
+        return repr(value)
+    if kind in BRACKETS and depth:
+        items = [short(item, depth - 1) for item in itertools.islice(value, 3)] + ["…"] * (len(value) > 3)
+        if kind is dict:
+            items[:3] = [f"{short(key, 0)}: {short(item, depth - 1)}"
+                         for key, item in itertools.islice(value.items(), 3)]
+        return BRACKETS[kind] % ", ".join(items)
+    if kind.__module__ == "numpy":
+        return f"{kind.__name__}{value.shape}" if value.shape else repr(value)
+    return value.__qualname__ if kind is types.FunctionType else f"<{kind.__name__}>"
+
+
+BRACKETS = {list: "[%s]", tuple: "(%s)", set: "{%s}", frozenset: "{%s}", dict: "{%s}"}
+
+
+def name_of(fn):
+    """The name of a callable, for totals: the same in every process."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    name = getattr(fn, "__qualname__", None)
+    return (name if type(name) is str else type(fn).__qualname__)[:80]
+
+
+def first_call(unit):
+    """(callable, arguments, keyword arguments) of a future, or of the first item of a slice."""
+    if isinstance(unit, Future):
+        return unit._call
+    row = [column[unit.lo - unit.span.base] for column in unit.span.columns]
+    return row[0] if unit.job.recipe is CALLS else (unit.job.recipe.fn, row, {})
+
+
+def thin(events, cap):
+    """Merge neighbours of one worker, function and depth, first those that are shortest together, until there are at
+    most `cap` events. Counts and times stay exact, texts go. If that does not do, of any depth; then any function."""
+    for fields in (WORKER, FN, DEPTH), (WORKER, FN), (WORKER,):
+        kind = operator.itemgetter(*fields)
+        while len(events) > cap:
+            events.sort(key=lambda event: (kind(event), event[START]))
+            spans = sorted(b[END] - a[START] for a, b in zip(events, events[1:]) if kind(a) == kind(b))
+            if not spans:
+                break
+            limit, single, kept = spans[min(len(events) - cap, len(spans)) - 1], False, []
+            for event in events:
+                single = single and kind(kept[-1]) == kind(event) and event[END] - kept[-1][START] <= limit
+                if single:
+                    kept[-1] = merged(kept[-1], event)
+                else:
+                    kept.append(event)
+                single = not single
+            events[:] = kept
+
+
+def merged(a, b):
+    """Two events as one; b began later."""
+    one = [x if x == y else None for x, y in zip(a, b)]
+    one[FN] = one[FN] or "(several)"
+    one[START], one[END], one[NUMBER], one[DEPTH] = a[START], max(a[END], b[END]), a[NUMBER], a[DEPTH]
+    one[OWN], one[COUNT], one[MERGED] = a[OWN] + b[OWN], a[COUNT] + b[COUNT], a[MERGED] + b[MERGED]
+    one[TEXT], one[AGAIN] = None, a[AGAIN] or b[AGAIN]
+    return one
+
+
+class Recording:
+    """Mixed into a node: it counts what travels and what is lost, and times what it runs. One clock, which always
+    runs for somebody: an event, `overhead`, or `asleep`."""
+
+    def __init__(self, *args, level=2, cap=MAX_EVENTS):
+        self.level, self.cap = level, cap
+        self.born = self.since = self.recorded = time.monotonic()
+        self.first, self.last = math.inf, 0.0   # when anything was run
+        self.overhead, self.asleep = [0.0] * (OWN + 1), [0.0] * (OWN + 1)
+        self.current = self.overhead
+        self.bytes_in = self.bytes_out = 0      # of all messages, also if they lie in shared memory
+        self.functions = {}                     # name -> [calls, seconds of their own, longest, {log2 of s: calls}]
+        self.events, self.losses, self.parents = [], [], {}   # since the last RECORD
+        self.runs, self.fresh = 0, False        # events begun; whether a RECORD would bring anything new
+        super().__init__(*args)
+
+    def charge(self, event):
+        """From now on time is this event's. Returns whose it was."""
+        before, now = self.current, time.monotonic()
+        before[OWN] += now - self.since
+        self.current, self.since = event, now
+        return before
+
+    def execute(self, unit, me=None):
+        """Run user code, on the clock; in a thread that a task made (me: None), beside it."""
+        event = unit.event = self.begin(unit)
+        before = self.charge(event) if me else None
+        event[START] = self.since if me else time.monotonic()
+        try:
+            super().execute(unit, me)
+        finally:
+            if me:
+                self.charge(before)
+            event[END] = self.since if me else time.monotonic()
+            event[OWN] = event[OWN] if me else event[END] - event[START]
+            self.end(event, unit)
+
+    def begin(self, unit):
+        """The event of what is about to be run."""
+        self.runs += 1
+        parent, task = getattr(unit._parent, "event", None), getattr(getattr(unit, "job", None), "id", None)
+        event = [self.name.decode(), "?", min(parent[DEPTH] + 1, 99) if parent else 0, 0.0, 0.0, 0.0, 1, 1,
+                 self.runs, parent and parent[NUMBER], task and task.decode(), None,
+                 isinstance(unit, Slice) and unit.span.avoid != b""]
+        with contextlib.suppress(Exception):
+            fn, args, kwargs = first_call(unit)
+            event[FN] = name_of(fn)
+            if self.level > 1:
+                words = [short(value) for value in itertools.islice(args, 5)] + ["…"] * (len(args) > 5)
+                words += [f"{key}={short(value)}" for key, value in itertools.islice(kwargs.items(), 5)]
+                event[TEXT] = ", ".join(words)[:120]
+        return event
+
+    def end(self, event, unit):
+        """Count what was run; of short calls of several functions, each is taken to last as long as the others."""
+        names = {event[FN]: 1}
+        if isinstance(unit, Slice):
+            event[COUNT], names = unit.hi - unit.lo, {event[FN]: unit.hi - unit.lo}
+            if unit.job.recipe is CALLS and event[COUNT] > 1:
+                calls = unit.span.columns[0][unit.lo - unit.span.base:unit.hi - unit.span.base]
+                names = collections.Counter(name_of(call[0]) for call in calls)
+        mean = event[OWN] / event[COUNT]
+        for name, count in names.items():
+            name = name if name in self.functions or len(self.functions) < 300 else "(others)"
+            total = self.functions.setdefault(name, [0, 0.0, 0.0, {}])
+            total[:3] = total[0] + count, total[1] + mean * count, max(total[2], mean)
+            power = math.frexp(max(mean, 1e-7))[1]
+            total[3][power] = total[3].get(power, 0) + count
+        self.first, self.last, self.fresh = min(self.first, event[START]), event[END], True
+        if self.level > 1:
+            self.events.append(event)
+            if len(self.events) > 2 * self.cap:
+                thin(self.events, self.cap)
+
+    def handle(self, message):
+        """Count it, and handle it."""
+        self.bytes_in += sum(map_builtin(size_of, message))
+        super().handle(message)
+
+    def send_all(self, *messages):
+        """Count them, and send them."""
+        self.bytes_out += sum(size_of(frame) for message in messages for frame in message)
+        super().send_all(*messages)
+
+    def register(self, span, lo, hi, frames):
+        """Remember whose child leaves, so that its event elsewhere can say so."""
+        task_id, parent = super().register(span, lo, hi, frames), getattr(span._parent, "event", None)
+        if parent and not isinstance(span.job, Guest) and self.level > 1 and len(self.parents) < self.cap:
+            self.parents[task_id.partition(b"/")[0].decode()] = parent[NUMBER]
+        return task_id
+
+    def on_LOST(self, task_id, lo, hi, flags, obituary):
+        """Note who died, what it was running, and how many items run again."""
+        shipment = self.away.get(task_id)
+        super().on_LOST(task_id, lo, hi, flags, obituary)
+        if shipment is not None and obituary:
+            running = shipment.span.job.title(int(lo)) if int(flags) & BLAME and int(lo) < int(hi) else None
+            again = 0 if shipment.span.job.cancelled else sum(end - first for first, end in shipment.open)
+            self.losses.append([self.name.decode(), time.monotonic(), bytes(obituary).decode(errors="replace"), running,
+                                again])
+            self.fresh = True
+
+    def queued(self):
+        """Items that wait here to be run; a long queue is not looked through."""
+        with self.lock:
+            return max(0, len(self.queue) - 1000) + sum(
+                0 if unit.stale else unit.hi - unit.lo if isinstance(unit, Span) else 1
+                for unit in itertools.islice(self.queue, 1000))
+
+    def news(self):
+        """What a RECORD says."""
+        self.charge(self.current)
+        self.recorded, self.fresh = self.since, False
+        said = dict(now=self.since, first=self.first, last=self.last, overhead=self.overhead[OWN],
+                    asleep=self.asleep[OWN], runs=self.runs, bytes=[self.bytes_in, self.bytes_out],
+                    functions=self.functions, queued=self.queued(), events=self.events, losses=self.losses,
+                    parents=self.parents)
+        self.events, self.losses, self.parents = [], [], {}
+        return said
+
+
+class RecordingWorker(Recording, Worker):
+    """A worker that says what it runs, a few times per second and at its end."""
+
+    def __init__(self, name, config, mark):
+        super().__init__(name, config, mark, level=config["record"], cap=max(8, MAX_EVENTS // 12 // config["total"]))
+
+    def charged(self, event, method, *args):
+        """Call a method while the clock runs for this, if this thread has the baton."""
+        if self.holder.ident != threading.get_ident():
+            return method(*args)
+        before = self.charge(event)
+        try:
+            return method(*args)
+        finally:
+            self.charge(before)
+
+    def wait_for(self, ready, what=None, timeout=None):
+        """As ever; who waits does not run."""
+        return self.charged(self.overhead, super().wait_for, ready, what, timeout)
+
+    def yield_baton(self):
+        """The same: from here on its event loop waits, or somebody else's task runs."""
+        self.charge(self.overhead)
+        super().yield_baton()
+
+    def attend(self, timeout):
+        """As ever, asleep; but first, if it is time, say what was run."""
+        pause = RECORDS + self.size * 1e-3
+        if self.fresh and time.monotonic() - self.recorded > pause:
+            self.tell()
+        self.charged(self.asleep, super().attend, min(timeout, pause) if self.fresh else timeout)
+
+    def end(self, event, unit):
+        """The same between tasks."""
+        super().end(event, unit)
+        if event[END] - self.recorded > RECORDS + self.size * 1e-3:
+            self.tell()
+
+    def tell(self):
+        """Send a RECORD."""
+        thin(self.events, self.cap)
+        self.send(b"RECORD", self.name, pickle.dumps(self.news(), 5))
+
+    def leave(self):
+        """Say the last, and leave."""
+        self.tell()
+        super().leave()
+
+
+class Collector(Recording):
+    """Mixed into the node that has the script: it collects what all have recorded, and publishes it at the end."""
+
+    def __init__(self, options):
+        self.records, self.offsets = {}, {}   # worker -> its latest RECORD; host -> what to add to its times
+        self.known, self.slowest, self.lost, self.owners = [], [], [], {}
+        self.waiting, self.waits = [], 0      # [time, items that wait]; their sum as workers said last
+        self.wishes, self.published, self.used = options, False, time.process_time()
+        super().__init__(options, level=options["record"])
+
+    def on_RECORD(self, worker, body):
+        """Keep what a worker has run."""
+        self.collect(worker, unpickle(bytes(body)))
+
+    def collect(self, worker, news):
+        """Keep it; of events only so many."""
+        worker, host, now = worker.decode(), host_of(worker).decode(), time.monotonic()
+        events, here = news.pop("events"), host == host_of(self.name).decode()
+        self.offsets[host] = 0.0 if here else min(self.offsets.get(host, math.inf), now - news["now"])
+        self.lost += news.pop("losses")
+        if len(self.owners) < 2 * MAX_EVENTS:
+            self.owners.update(news.pop("parents"))
+        self.slowest = sorted(self.slowest + events, key=lambda event: -event[OWN] / event[COUNT])[:20]
+        self.known += events
+        if len(self.known) > 2 * MAX_EVENTS:
+            thin(self.known, MAX_EVENTS)
+        self.waits += news["queued"] - self.records.get(worker, news)["queued"] * (worker in self.records)
+        self.records[worker] = news
+        if not self.waiting or now - self.waiting[-1][0] > 0.02:
+            self.waiting.append([now, self.waits + self.queued()])
+            self.waiting = self.waiting[::2] if len(self.waiting) > 4000 else self.waiting
+
+    def publish(self):
+        """Write what was asked for, once. What goes wrong here harms nobody else."""
+        if self.published:
+            return
+        self.published = True
+        try:
+            self.lost += self.losses
+            run = digest(self)
+            for key, write in ("report", write_page), ("trace", write_trace):
+                if self.wishes[key]:
+                    part = f"{self.wishes[key]}.{os.getpid()}.part"
+                    with open(part, "w", encoding="utf-8") as file:
+                        write(run, file)
+                    os.replace(part, self.wishes[key])
+            if self.wishes["summary"]:
+                print("\n".join(summary_lines(run)), file=sys.stderr, flush=True)
+        except Exception as error:  # the disk is full, stderr is closed, a record made no sense
+            logger.error("the report could not be written: %s", error)
+
+
+class RecordingRoot(Collector, Root):
+    """A root that publishes when the pool has ended, however that came."""
+
+    def abort(self):
+        """The same; a pool that never started has nothing to say."""
+        super().abort()
+        if self.context is not None:
+            self.publish()
+
+
+class RecordingInline(Collector, Inline):
+    """Without a pool: all is run by the script's own process, in one row. Outside of tasks, that "sleeps". The clock is
+    one for all its threads: of tasks that run in several at a time, it knows only the sum."""
+
+    hosts = {}
+
+    def __init__(self, options):
+        super().__init__(options)
+        self.current = self.asleep
+
+    def finish(self):
+        """Publish, once the rest is run."""
+        try:
+            super().finish()
+        finally:
+            self.abort()
+
+    def abort(self):
+        """Publish what was run till now."""
+        if not self.published:
+            self.collect(self.name, self.news())
+            self.publish()
+
+
+def digest(root):
+    """What is known of a run, as a dictionary; times in seconds since it began."""
+    def since(worker, moment):
+        return max(0.0, moment + root.offsets.get(worker.partition(".")[0], 0.0) - root.born)
+
+    thin(root.known, MAX_EVENTS)
+    for event in {id(event): event for event in root.known + root.slowest}.values():
+        event[START], event[END] = since(event[WORKER], event[START]), since(event[WORKER], event[END])
+        owner = event[TASK] and root.owners.get(event[TASK].partition("/")[0])
+        event[PARENT] = f"{event[WORKER]}#{event[PARENT]}" if event[PARENT] else \
+            owner and f"{event[TASK].partition(':')[0]}#{owner}"
+    losses, seconds = {}, time.monotonic() - root.born
+    for owner, moment, obituary, running, again in root.lost:  # the owners of what it held tell of the same death
+        name = re.match(r"\w+\.\d+ |", obituary)[0].strip() or "?"
+        loss = losses.setdefault(obituary, [name, since(owner, moment), obituary, None, 0])
+        loss[3:] = running or loss[3], loss[4] + again
+    for worker, news in root.records.items():
+        news["first"], news["last"] = since(worker, news["first"]), since(worker, news["last"])
+        news["code"] = sum(own for _, own, _, _ in news["functions"].values())
+    losses = sorted(losses.values(), key=operator.itemgetter(1))
+    run = dict(title=" ".join(map_builtin(str, sys.argv)).strip()[:200] or "-", ended=time.strftime("%Y-%m-%d %H:%M"),
+               seconds=seconds, cpu=(time.process_time() - root.used) / seconds, events=root.known, losses=losses,
+               slowest=root.slowest, moved=root.bytes_in + root.bytes_out, inline=isinstance(root, Inline),
+               waiting=[[moment - root.born, count] for moment, count in root.waiting], records=root.records)
+    run.update(add_hosts(root, run), functions=add_functions(root.records.values()))
+    return dict(run, verdict=verdict(run))
+
+
+def add_hosts(root, run):
+    """What the hosts did: {name: [workers, calls, seconds in tasks, seconds of their lives, bytes in, bytes out, items
+    that ran again]}; and the host of each worker, in order."""
+    def host(name):
+        number = name.partition(".")[0]
+        return root.hosts.get(number, {}).get("host") or (
+            os.uname().nodename if number == root.name.partition(b".")[0].decode() else "(a lost host)")
+
+    hosts, workers = {}, {}
+    names = {*root.records, *(loss[0] for loss in run["losses"])}
+    for name in sorted(names, key=lambda name: [part for word in name.split(".") for part in (len(word), word)]):
+        workers[name], said = host(name), root.records.get(name)
+        row = hosts.setdefault(workers[name], [0, 0, 0.0, 0.0, 0, 0, 0])
+        row[0] += name != "?"
+        if said is not None:
+            calls = sum(total[0] for total in said["functions"].values())
+            figures = calls, said["code"], said["code"] + said["overhead"] + said["asleep"], *said["bytes"]
+            row[1:6] = map_builtin(operator.add, row[1:], figures)
+    for name, *_, again in run["losses"]:
+        hosts[workers[name]][6] += again
+    return dict(hosts=hosts, workers=workers, tasks=sum(row[1] for row in hosts.values()))
+
+
+def add_functions(records):
+    """{name: [calls, seconds of their own, longest, {log2 of seconds: calls}]} of all workers, most time first."""
+    functions = {}
+    for news in records:
+        for name, (count, own, longest, powers) in news["functions"].items():
+            total = functions.setdefault(name, [0, 0.0, 0.0, collections.Counter()])
+            total[:3] = total[0] + count, total[1] + own, max(total[2], longest)
+            total[3].update(powers)
+    return dict(sorted(functions.items(), key=lambda item: -item[1][1]))
+
+
+def verdict(run):
+    """One sentence: what the program was limited by, and what to change."""
+    records, seconds = [news for news in run["records"].values() if news["last"]], run["seconds"]
+    if run["inline"] or not records:
+        return "Everything ran in the script's own process (-n 0)." if run["inline"] else "No task was run."
+    first, end = min(news["first"] for news in records), max(news["last"] for news in records)
+    whole = max(end - first, 1e-9) * len(run["records"])  # what the workers could have done from the first task on
+    code, extra = (sum(news[key] for news in records) for key in ("code", "overhead"))
+    idle, tail = max(0.0, whole - code - extra), sum(end - max(news["last"], first) for news in run["records"].values())
+    mean, size = code / sum(news["runs"] for news in records), run["moved"] / run["tasks"]
+    name, longest = max(((name, total[2]) for name, total in run["functions"].items()), key=operator.itemgetter(1))
+    busy = f"{code / whole:.0%} of the time between the first and the last task"
+    if end - first < seconds / 2 and seconds > 2:
+        return (f"Limited by the root: the script gave the pool nothing to do for {seconds - end + first:.1f} of "
+                f"{seconds:.1f} s. Move that work into tasks, or submit earlier.")
+    if code > 0.8 * whole:
+        return f"Limited by nothing but the number of workers: they ran tasks {busy}."
+    if size < 1e5 and (extra > idle or mean < 1e-3):
+        return (f"Limited by too-short tasks: {scaled(code / run['tasks'], 's')} each on average; workers ran them "
+                f"{busy}. Let each do more, or use map, which runs many at a time.")
+    if extra > idle or run["moved"] > 5e7 * (end - first) and tail < idle / 2:
+        return (f"Limited by the network, or by packing what goes through it: {scaled(run['moved'], 'B')} in and out "
+                f"of the root, {scaled(size, 'B')} for each task. Send less: constants, map_reduce, files' names.")
+    if tail > idle / 2:
+        return (f"Limited by imbalance: workers waited {tail / whole:.0%} of the time for the last tasks; the longest "
+                f"({name}) took {scaled(longest, 's')}. Make tasks smaller, or submit the longest first.")
+    why = f"its process was busy {run['cpu']:.0%} of the time" if run["cpu"] > 0.7 else "too few were made in time"
+    return (f"Limited by the root: workers ran tasks {busy}, and waited for more; {why}. Make tasks larger, create "
+            "them in tasks, or reduce results where they are made (map_reduce).")
+
+
+def scaled(number, unit):
+    """A number with its unit, in three digits."""
+    for factor, prefix in (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"):
+        if number >= factor:
+            break
+    return f"{number / factor:.3g} {prefix}{unit}" if number else f"0 {unit}"
+
+
+def summary_lines(run):
+    """What -v says at the end."""
+    rows = [("HOST", "WORKERS", "TASKS", "BUSY", "RECEIVED", "SENT", "RETRIES")]
+    for host, (workers, calls, code, life, received, sent, again) in run["hosts"].items():
+        rows.append((host, str(workers), str(calls), f"{code / life:.0%}" if life else "-", scaled(received, "B"),
+                     scaled(sent, "B"), str(again)))
+    yield f"minscoop: {run['tasks']} tasks in {run['seconds']:.2f} s"
+    yield from aligned(rows)
+    yield f"minscoop: {run['verdict']}"
+
+
+def writable(path):
+    """A file that will be written at the end, as an absolute path. Raises ValueError if that cannot be."""
+    path = os.path.abspath(path)
+    try:
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=os.path.dirname(path)):
+            return path
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror}") from None
+
+
+def lanes(events, nested):
+    """(event, lane) for those of one worker, by their beginning: in a lane none overlap, unless nested."""
+    stacks = []
+    for event in sorted(events, key=lambda event: (event[START], -event[END])):
+        for lane in range(len(stacks) + 1):
+            stack = stacks[lane] if lane < len(stacks) else []
+            while stack and stack[-1] <= event[START]:
+                stack.pop()
+            if not stack or nested and event[END] <= stack[-1]:
+                break
+        stacks[lane:lane + 1] = [stack + [event[END]]]
+        yield event, lane
+
+
+def by_worker(run):
+    """{worker: its events}, for all workers in order."""
+    events = {name: [] for name in run["workers"]}
+    for event in run["events"]:
+        events[event[WORKER]].append(event)
+    return events
+
+
+def trace_entries(run):
+    """The entries of a trace: hosts are processes, workers threads; more than one if tasks of a worker overlap."""
+    hosts, numbers = [*run["hosts"]], {name: i for i, name in enumerate(run["workers"], 1)}
+    for number, host in enumerate(hosts, 1):
+        yield dict(ph="M", name="process_name", pid=number, tid=0, args=dict(name=host))
+    for name, events in by_worker(run).items():
+        place, known = dict(pid=hosts.index(run["workers"][name]) + 1, tid=numbers[name]), set()
+        for event, lane in itertools.chain([(None, 0)], lanes(events, nested=True)):
+            place["tid"] = numbers[name] + lane * len(numbers)
+            if lane not in known:
+                known.add(lane)
+                args = dict(name=f"worker {name}" + f", beside it ({lane})" * (lane > 0))
+                yield dict(place, ph="M", name="thread_name", args=args)
+                yield dict(place, ph="M", name="thread_sort_index", args=dict(sort_index=1000 * numbers[name] + lane))
+            if event is not None:
+                args = dict(task=f"{name}#{event[NUMBER]}", of=event[TASK], parent=event[PARENT], arguments=event[TEXT],
+                            calls=event[COUNT], merged=event[MERGED], own_ms=round(event[OWN] * 1e3, 6))
+                moment = round(event[START] * 1e6, 3)
+                yield dict(place, ph="X", cat="task", name=event[FN], ts=moment, args=args,
+                           dur=round((event[END] - event[START]) * 1e6, 3))
+                if event[AGAIN]:
+                    yield dict(place, ph="i", s="t", cat="retry", name="retry", ts=moment, args=args)
+    for name, moment, obituary, running, again in run["losses"]:
+        yield dict(pid=hosts.index(run["workers"][name]) + 1, tid=numbers[name], ph="i", s="t", cat="loss",
+                   name="worker lost", ts=round(moment * 1e6, 3), args=dict(why=obituary, running=running, again=again))
+
+
+def write_trace(run, file):
+    """Write the run in Chrome's trace event format."""
+    file.write('{"displayTimeUnit": "ms", "otherData": %s, "traceEvents": [\n' % json.dumps(
+        dict(title=run["title"], ended=run["ended"], minscoop=__version__, tasks=run["tasks"], verdict=run["verdict"])))
+    file.write(",\n".join(map_builtin(json.dumps, trace_entries(run))) + "\n]}\n")
+
+
+def write_page(run, file):
+    """Write the run as a page. What the browser gets is data, and cannot end the element that it is in."""
+    hosts, names, texts = [*run["hosts"]], [*run["functions"]], {None: 0}
+    fns, numbers = {name: i for i, name in enumerate(names)}, {name: i for i, name in enumerate(run["workers"])}
+    columns, rows = [[] for _ in range(12)], []
+    for name, events in by_worker(run).items():
+        rows.append(1)
+        for event, row in sorted(lanes(events, nested=False), key=operator.itemgetter(1)):  # stable: by time, too
+            rows[-1] = max(rows[-1], row + 1)
+            values = (numbers[name], row, round(event[START] * 1e6), round((event[END] - event[START]) * 1e6),
+                      round(event[OWN] * 1e6), event[COUNT], fns.get(event[FN], -1), event[NUMBER],
+                      texts.setdefault(event[PARENT], len(texts)), texts.setdefault(event[TEXT], len(texts)),
+                      int(event[AGAIN]), event[MERGED])
+            for column, value in zip(columns, values):
+                column.append(value)
+    slowest = [(event[FN], event[WORKER], event[START], event[END] - event[START], event[OWN], event[COUNT],
+                event[TEXT]) for event in run["slowest"]]
+    data = {key: run[key] for key in ("title", "ended", "seconds", "cpu", "tasks", "verdict", "losses", "waiting")}
+    data.update(hosts=run["hosts"], workers=[[name, hosts.index(host)] for name, host in run["workers"].items()],
+                rows=rows, functions=[[name, *total] for name, total in run["functions"].items()], events=columns,
+                texts=[*texts], slowest=slowest, cap=MAX_EVENTS)
+    file.write(PAGE.replace("@DATA@", json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")))
+
+
+# The page: one file, which asks nothing of any network. It draws what `write_page` puts in place of @DATA@.
+PAGE = r"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>minscoop</title><meta name="viewport" content="width=device-width">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<style>
+:root { color-scheme: light dark; --back: #fff; --text: #1b1f24; --soft: #57606a; --line: #d0d7de; --band: #f3f5f7;
+  --bad: #c4001d }
+@media (prefers-color-scheme: dark) {
+  :root { --back: #14171b; --text: #e6e9ed; --soft: #a3adb8; --line: #3a424c; --band: #1c2127; --bad: #ff7b72 } }
+body { margin: 1.2em auto; padding: 0 1.2em; max-width: 110em; background: var(--back); color: var(--text);
+  font: 15px/1.45 system-ui, sans-serif; overflow-wrap: anywhere }
+h1 { font-size: 1.3em; margin: 0 } h2 { font-size: 1.05em; margin: 1.6em 0 .4em } p { margin: .3em 0 }
+.soft { color: var(--soft) } .n { text-align: right; white-space: nowrap } .scroll { overflow: auto; max-height: 22em }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th { position: sticky; top: 0; white-space: nowrap }
+td, th { padding: .15em .9em .15em 0; text-align: left; border-bottom: 1px solid var(--line); background: var(--back) }
+#box { position: relative } canvas { display: block; width: 100%; border: 1px solid var(--line); cursor: crosshair }
+:focus-visible { outline: 3px solid #3b82f6; outline-offset: 1px }
+#tip { position: absolute; pointer-events: none; background: var(--back); border: 1px solid var(--soft);
+  font-size: .88em; max-width: 32em; padding: .3em .6em; white-space: pre-wrap } #tip:empty { display: none }
+button { font: inherit; color: inherit; background: var(--band); border: 1px solid var(--line); border-radius: 4px;
+  padding: .1em .7em; margin: 0 .3em .3em 0; cursor: pointer }
+button[aria-pressed=true] { outline: 2px solid var(--text) }
+i { display: inline-block; width: .8em; height: .8em; margin-right: .4em }
+.bars { display: flex; align-items: flex-end; height: 2.2em; gap: 1px } b { width: 7px; min-height: 1px }
+</style></head><body>
+<noscript>This page needs JavaScript to draw.</noscript>
+<h1 id="title"></h1><p id="facts" class="soft"></p><p id="verdict"></p>
+<div class="scroll"><table id="hosts"></table></div>
+<h2>Timeline</h2><div id="legend" role="group" aria-label="Functions: press to see only one"></div>
+<p class="soft"><button id="reset">Reset</button>Wheel: time. Shift and wheel: workers. Drag to move, double click to
+reset. Keys, in the picture: arrows, + and −, [ and ] for workers, N and P for the next and previous task,
+0 to reset.</p>
+<div id="box"><canvas id="view" tabindex="0" role="application" aria-label="Timeline of all workers"></canvas>
+<div id="tip"></div></div><p id="said" class="soft" aria-live="polite"></p>
+<h2>Functions</h2><div class="scroll"><table id="functions"></table></div>
+<h2>Slowest calls</h2><div class="scroll"><table id="slowest"></table></div>
+<div id="lostbox"><h2>Lost workers</h2><div class="scroll"><table id="lost"></table></div></div>
+<h2>How to read this</h2><ul id="notes" class="soft"></ul>
+<script type="application/json" id="data">@DATA@</script>
+<script>
+"use strict"
+const $ = id => document.getElementById(id), D = JSON.parse($("data").textContent)
+const [W, ROW, T, DUR, OWN, COUNT, FN, NUMBER, PARENT, TEXT, AGAIN, MERGED] = D.events, N = W.length
+const HUES = ["#0077bb", "#e08e00", "#009e73", "#cc6fa5", "#4fb0e5", "#d55e00", "#8b7a00", "#8061c8"], DEEP = [0, 7]
+const hue = f => HUES[f] ?? "#8a8f96", name = f => f < 0 ? "(several)" : D.functions[f][0]
+const UNITS = [[1e9, "G"], [1e6, "M"], [1e3, "k"], [1, ""], [1e-3, "m"], [1e-6, "µ"], [1e-9, "n"]]
+function scaled(x, unit) {
+  const [factor, prefix] = UNITS.find(([factor]) => x >= factor) ?? [1, ""]
+  return `${+(x / factor).toPrecision(3)} ${prefix}${unit}`
+}
+const time = s => s >= 100 ? `${+s.toFixed(1)} s` : scaled(s, "s"), whole = n => n.toLocaleString("en")
+function make(parent, tag, text = "", kind = "") {
+  const element = parent.appendChild(document.createElement(tag))
+  element.append(text), element.className = kind
+  return element
+}
+function named(parent, tag, f) {  // a function's name, and its colour
+  const element = make(parent, tag)
+  make(element, "i").style.background = hue(f), element.append(name(f))
+  return element
+}
+function table(id, head, rows) {  // # before a column's name: of numbers; a cell may be a function that fills it
+  const first = make($(id), "tr"), kind = i => head[i][0] === "#" ? "n" : ""
+  head.forEach((text, i) => make(first, "th", text.replace("#", ""), kind(i)).scope = "col")
+  for (const row of rows) {
+    const line = make($(id), "tr")
+    row.forEach((cell, i) => cell.call ? cell(make(line, "td")) : make(line, "td", cell, kind(i)))
+  }
+}
+
+// -- what stands around the picture
+const hosts = Object.entries(D.hosts), kept = MERGED.reduce((a, b) => a + b, 0)
+$("title").append(document.title = `minscoop: ${D.title}`), $("verdict").append(D.verdict)
+$("facts").append(`ended ${D.ended} after ${time(D.seconds)} · ${whole(D.tasks)} calls · `,
+  `workers: ${whole(D.workers.length)} · hosts: ${hosts.length} · `,
+  `the root's process was busy ${Math.round(100 * D.cpu)} % of the time`)
+table("hosts", ["host", "#workers", "#calls", "#busy", "#received", "#sent", "#run again"], hosts.map(
+  ([host, [workers, calls, code, life, received, sent, again]]) => [host, whole(workers), whole(calls),
+    life ? `${Math.round(100 * code / life)} %` : "-", scaled(received, "B"), scaled(sent, "B"), whole(again)]))
+table("slowest", ["#in its own code", "#begin to end", "#calls", "function", "worker", "#began at", "arguments"],
+  D.slowest.map(([fn, w, start, wall, own, count, text]) =>
+    [time(own), time(wall), whole(count), fn, w, time(start), text ?? ""]))
+table("lost", ["#at", "worker", "why", "it was running", "#run again"], D.losses.map(
+  ([w, at, why, running, again]) => [time(at), w, why, running ?? "", whole(again)]))
+$("lostbox").hidden = !D.losses.length
+const powers = D.functions.flatMap(f => Object.keys(f[4]).map(Number))
+const low = Math.min(...powers), high = Math.max(...powers)
+function histogram(cell, f) {
+  const bins = D.functions[f][4], bars = make(cell, "div", time(2 ** (low - 1)), "bars"), all = Object.entries(bins)
+  bars.role = "img", bars.ariaLabel = all.map(([p, n]) => `${n} of up to ${time(2 ** p)}`).join(", ")
+  for (let p = low; p <= high; p++) {
+    const bar = make(bars, "b")
+    bar.style.height = `${100 * (bins[p] ?? 0) / Math.max(...Object.values(bins))}%`, bar.style.background = hue(f)
+    bar.title = `${time(2 ** (p - 1))} to ${time(2 ** p)}: ${whole(bins[p] ?? 0)}`
+  }
+  bars.append(time(2 ** high))
+}
+table("functions", ["function", "#calls", "#own time", "#mean", "#longest", "how long calls took, in their own code"],
+  D.functions.slice(0, 200).map(([, count, own, longest], f) => [cell => named(cell, "span", f), whole(count),
+    time(own), time(own / count), time(longest), cell => histogram(cell, f)]))
+for (const note of [
+  `A bar is a call, or a slice of a map or of short calls. Below it are those that began before it ended: its children,
+   or what its worker ran while it waited. The paler it is, the more of its time it waited.`,
+  kept === N ? "Every call or slice has its own bar: nothing was merged." : `${whole(N)} bars stand for ${whole(kept)}
+   calls and slices: where there were more than ${whole(D.cap)}, or too many at a time, neighbours of one function on
+   one worker were made one bar, first those that were shortest together. Numbers and times of calls are exact.`,
+  "Calls of a slice count with the mean of their durations. What a worker ran last before it died may be missing.",
+  `Busy: time in tasks' own code, of the time that workers were there. Received and sent: bytes of all messages of the
+   workers, those through shared memory too. Waiting: calls, and items of maps, in the queues of the root and the
+   workers, which say so a few times per second. Times of other hosts may be late by what a message takes,
+   some milliseconds.`,
+  "✕: a worker died. △: something ran again."]) make($("notes"), "li", note)
+
+// -- the picture: times are in µs; rows count from 0, each worker having as many as its tasks need
+const canvas = $("view"), pen = canvas.getContext("2d"), begins = [0], first = []  // row of a worker, event of a row
+D.rows.forEach((n, w) => begins.push(begins[w] + n))
+const rows = Math.max(1, begins[D.rows.length]), AXIS = 20, STRIP = 44, HEAD = AXIS + 2 * STRIP + 14
+const end = Math.max(D.seconds * 1e6, 1), row = i => begins[W[i]] + ROW[i]
+const deaths = D.losses.map(([w, at]) => [at * 1e6, begins[D.workers.findIndex(([label]) => label === w)] + .5])
+for (let i = N - 1; i >= 0; i--) first[row(i)] = i
+let t0 = 0, t1 = end, y0 = 0, y1 = rows, only = null, chosen = -1, width = 1, height = 1, gutter = 1, asked = false
+const X = t => gutter + (t - t0) / (t1 - t0) * (width - gutter), Y = r => HEAD + (r - y0) / (y1 - y0) * (height - HEAD)
+const timeAt = x => t0 + (x - gutter) / (width - gutter) * (t1 - t0)
+const rowAt = y => y0 + (y - HEAD) / (height - HEAD) * (y1 - y0)
+const colour = key => getComputedStyle(document.documentElement).getPropertyValue(key)
+function draw() {
+  if (!asked) requestAnimationFrame(() => { asked = false, paint() })
+  asked = true
+}
+function show(a, b, c, d) {  // these times and rows, within what there is
+  const dt = Math.min(Math.max(b - a, 5), end), dy = Math.min(Math.max(d - c, 1), rows)
+  t0 = Math.min(Math.max(a, 0), end - dt), t1 = t0 + dt, y0 = Math.min(Math.max(c, 0), rows - dy), y1 = y0 + dy, draw()
+}
+const reset = () => show(0, end, 0, rows), move = (dt, dy) => show(t0 + dt, t1 + dt, y0 + dy, y1 + dy)
+const zoom = (f, t = (t0 + t1) / 2) => show(t - (t - t0) * f, t + (t1 - t) * f, y0, y1)
+const zoomRows = (f, r = (y0 + y1) / 2) => show(t0, t1, r - (r - y0) * f, r + (y1 - r) * f)
+function line(ink, thick, ...points) {
+  pen.strokeStyle = ink, pen.lineWidth = thick, pen.beginPath()
+  points.forEach(([x, y]) => pen.lineTo(x, y)), pen.stroke()
+}
+function clip(x, y, w, h, action) {
+  pen.save(), pen.beginPath(), pen.rect(x, y, w, h), pen.clip(), action(), pen.restore()
+}
+function paint() {
+  const scale = devicePixelRatio || 1, tall = Math.max(innerHeight * .75, 300)
+  width = canvas.clientWidth, height = Math.round(Math.min(Math.max(HEAD + rows * 18, 230), tall))
+  canvas.style.height = `${height}px`, canvas.width = width * scale, canvas.height = height * scale
+  pen.setTransform(scale, 0, 0, scale, 0, 0), pen.font = "12px system-ui, sans-serif", pen.textBaseline = "middle"
+  gutter = Math.min(200, 16 + Math.max(90, ...hosts.map(([host]) => pen.measureText(`${host} 0.000`).width)))
+  bands(), strips(), clip(gutter, HEAD, width, height, bars), marks()
+}
+function bands() {  // the names of workers, or of hosts only if there are many, and a ground for every other
+  const [text, soft, band] = ["--text", "--soft", "--band"].map(colour), many = Y(1) - Y(0) < 11
+  let free = HEAD - 6
+  D.workers.forEach(([label, host], w) => {
+    const head = D.workers[w - 1]?.[1] !== host, next = D.workers.findIndex((v, k) => k > w && (!many || v[1] !== host))
+    const y = Math.max(Y(begins[w]), HEAD), h = Y(begins.slice(next)[0]) - y, middle = y + Math.min(h, 18) / 2
+    if (many && !head || h <= 0 || y > height) return
+    pen.fillStyle = band
+    if ((many ? host : w) % 2) pen.fillRect(0, y, width, h)
+    pen.fillStyle = head ? text : soft
+    if (middle < free + 6) return
+    pen.fillText(many ? hosts[host][0] : `${hosts[host][0]} ${label}`, 6, middle, gutter - 10), free = middle + 7
+  })
+}
+function strips() {  // the axis of time; who is busy, each event's own time spread over all its time; who waits
+  const ink = colour("--line"), base = AXIS + STRIP, tall = STRIP - 6, bottom = base + STRIP + 4
+  const raw = (t1 - t0) / Math.max(2, (width - gutter) / 110), power = 10 ** Math.floor(Math.log10(raw))
+  const step = power * [1, 2, 5, 10].find(f => f * power >= raw)
+  const n = Math.max(1, Math.floor((width - gutter) / 2)), load = new Float64Array(n), slope = new Float64Array(n + 2)
+  pen.fillStyle = colour("--soft")
+  for (let t = Math.ceil(t0 / step) * step; t <= t1; t += step) {
+    pen.fillText(time(Math.round(t / step) * step / 1e6), X(t) + 3, AXIS / 2), line(ink, 1, [X(t), 0], [X(t), height])
+  }
+  for (let i = 0; i < N; i++) {
+    const d = Math.max(DUR[i], 1), share = OWN[i] / d, p = Math.max((T[i] - t0) / (t1 - t0) * n, 0)
+    const q = Math.min((T[i] + d - t0) / (t1 - t0) * n, n), k = Math.floor(p), m = Math.min(Math.floor(q), n - 1)
+    if (q <= 0 || p >= n) continue
+    if (k === m) load[k] += share * (q - p)
+    else load[k] += share * (k + 1 - p), load[m] += share * (q - m), slope[k + 1] += share, slope[m] -= share
+  }
+  pen.fillStyle = HUES[0]
+  for (let k = 0, sum = 0; k < n; k++) {
+    const h = Math.min(1, ((sum += slope[k]) + load[k]) / D.workers.length) * tall
+    pen.fillRect(gutter + k * 2, base - h, 2, h)
+  }
+  const most = Math.max(1, ...D.waiting.map(([, v]) => v)), level = v => bottom - v / most * tall
+  clip(gutter, base, width, STRIP + 10, () => line(HUES[5], 1.5, ...D.waiting.flatMap(([t, v], i) =>
+    [[X(t * 1e6), level(D.waiting[Math.max(i - 1, 0)][1])], [X(t * 1e6), level(v)]])))
+  pen.fillStyle = colour("--text"), pen.fillText(`busy, 0–${D.workers.length}`, 6, base - tall / 2)
+  pen.fillText(`waiting, 0–${scaled(most, "")}`, 6, bottom - tall / 2)
+  for (const y of [base, bottom]) line(ink, 1, [0, y + .5], [width, y + .5])
+}
+function bars() {
+  const text = colour("--text")
+  for (let i = 0, last = -1, edge = -1; i < N; i++) {
+    const r = row(i), y = Y(r), h = Y(r + 1) - y, room = Math.max(h - (h > 4), .5)
+    if (y + h < HEAD || y > height || T[i] + DUR[i] < t0 || T[i] > t1) continue
+    const a = Math.max(X(T[i]), gutter - 2), b = Math.max(X(Math.min(T[i] + DUR[i], t1)) + 1, a + 1)
+    if (r === last && b <= edge && only === null && i !== chosen) continue  // nothing of it would be seen
+    last = r, edge = Math.max(Math.ceil(a), Math.floor(b))
+    const strength = only === null || only === FN[i] ? .3 + .7 * Math.min(1, OWN[i] / Math.max(DUR[i], 1)) : .08
+    pen.globalAlpha = strength, pen.fillStyle = hue(FN[i]), pen.fillRect(a, y, b - a - (b - a > 4 ? 1.5 : 0), room)
+    pen.globalAlpha = 1, pen.strokeStyle = text, pen.lineWidth = 2
+    if (i === chosen) pen.strokeRect(a, y, b - a, room)
+    if (b - a < 36 || h < 11 || strength < .1) continue
+    pen.fillStyle = strength < .6 ? text : DEEP.includes(FN[i]) ? "#fff" : "#000"
+    const label = name(FN[i]) + (COUNT[i] > 1 ? ` × ${whole(COUNT[i])}` : "")
+    clip(a, y, b - a - 4, h, () => pen.fillText(label, a + 4, y + h / 2))
+  }
+}
+function marks() {  // a triangle where something runs again, a cross where a worker died: told by their shapes, too
+  const inks = [[colour("--back"), 5], [colour("--bad"), 2.5]]
+  const mark = (t, r, ...shapes) => { for (const [ink, thick] of inks) for (const shape of shapes)
+    if (t >= t0 && t <= t1 && Y(r) > HEAD) line(ink, thick, ...shape.map(([x, y]) => [X(t) + x, Y(r) + y])) }
+  for (let i = 0; i < N; i++) if (AGAIN[i]) mark(T[i], row(i) + .5, [[-5, 4], [5, 4], [0, -5], [-5, 4], [5, 4]])
+  for (const [t, r] of deaths) mark(t, r, [[-5, -5], [5, 5]], [[-5, 5], [5, -5]])
+}
+
+// -- asking it
+const about = i => [name(FN[i]) + (COUNT[i] > 1 ? `: ${whole(COUNT[i])} calls` : ""),
+  D.texts[TEXT[i]] === null ? "" : `arguments${COUNT[i] > 1 ? " of the first" : ""}: ${D.texts[TEXT[i]] || "none"}`,
+  `from ${time(T[i] / 1e6)}, ${time(DUR[i] / 1e6)}, of that ${time(OWN[i] / 1e6)} in its own code`,
+  `task ${D.workers[W[i]][0]}#${NUMBER[i]} on ${hosts[D.workers[W[i]][1]][0]}`,
+  D.texts[PARENT[i]] ? `child of ${D.texts[PARENT[i]]}` : "", MERGED[i] > 1 ? `${whole(MERGED[i])} bars made one` : "",
+  AGAIN[i] ? "ran again, since a worker died" : ""].filter(text => text).join("\n")
+function hit(x, y) {  // the event there, or one that is too narrow to be met
+  const r = Math.floor(rowAt(y)), t = timeAt(x)
+  let best = -1, near = 3 * (t1 - t0) / (width - gutter)
+  if (y > HEAD && x > gutter) for (let i = first[r] ?? N; i < N && row(i) === r; i++) {
+    const away = Math.max(T[i] - t, t - T[i] - DUR[i], 0)
+    if (away <= near) best = i, near = away
+  }
+  return best
+}
+function tell(x, y) {
+  const tip = $("tip"), i = hit(x, y), k = deaths.findIndex(([t, r]) => Math.hypot(X(t) - x, Y(r) - y) < 9)
+  const [, , why, running, again] = D.losses[k] ?? []
+  tip.textContent = i < 0 ? "" : about(i)
+  if (why) tip.textContent = `${why}\n${running ? `it was running ${running}\n` : ""}${again} run again`
+  tip.style.left = `${Math.max(0, Math.min(x + 14, width - tip.offsetWidth - 8))}px`, tip.style.top = `${y + 16}px`
+}
+function choose(i) {  // show it, and say what it is
+  if (i < 0 || i >= N) return
+  const dt = T[i] < t0 || T[i] > t1 ? T[i] - (t0 + t1) / 2 : 0, r = row(i)
+  $("said").textContent = about(i).replaceAll("\n", "; ")
+  chosen = i, move(dt, r < y0 ? r - y0 : Math.max(0, r + 1 - y1))
+}
+let grip = null
+canvas.onpointerdown = e => { grip = [e.offsetX, e.offsetY, t0, t1, y0, y1], canvas.setPointerCapture(e.pointerId) }
+canvas.onpointerup = canvas.onpointercancel = () => { grip = null }
+canvas.onpointerleave = () => { $("tip").textContent = "" }
+canvas.onpointermove = e => {
+  if (!grip) return tell(e.offsetX, e.offsetY)
+  const [x, y, a, b, c, d] = grip, dt = (x - e.offsetX) / (width - gutter) * (b - a)
+  const dy = (y - e.offsetY) / (height - HEAD) * (d - c)
+  show(a + dt, b + dt, c + dy, d + dy), $("tip").textContent = ""
+}
+canvas.onclick = e => choose(hit(e.offsetX, e.offsetY))
+canvas.ondblclick = $("reset").onclick = reset
+canvas.addEventListener("wheel", e => {
+  const f = Math.exp((e.deltaY || e.deltaX) * .0015)
+  e.preventDefault(), e.shiftKey ? zoomRows(f, rowAt(e.offsetY)) : zoom(f, timeAt(e.offsetX))
+}, { passive: false })
+canvas.onkeydown = e => {
+  const dt = (t1 - t0) / 8, dy = Math.max((y1 - y0) / 8, 1), does = {
+    ArrowLeft: () => move(-dt, 0), ArrowRight: () => move(dt, 0), ArrowUp: () => move(0, -dy), 0: reset,
+    ArrowDown: () => move(0, dy), "+": () => zoom(.7), "=": () => zoom(.7), "-": () => zoom(1.4),
+    "]": () => zoomRows(.7), "[": () => zoomRows(1.4), n: () => choose(chosen + 1), p: () => choose(chosen - 1) }[e.key]
+  if (does && !e.ctrlKey && !e.metaKey && !e.altKey) does(), e.preventDefault()
+}
+D.functions.slice(0, HUES.length).forEach((_, f) => {
+  const button = named($("legend"), "button", f)
+  button.ariaPressed = "false", button.onclick = () => {
+    only = only === f ? null : f, draw()
+    Array.from($("legend").querySelectorAll("button"), (each, k) => { each.ariaPressed = String(k === only) })
+  }
+})
+const others = D.functions.length - HUES.length
+if (others > 0) make($("legend"), "span", `and ${whole(others)} in grey`, "soft")
+addEventListener("resize", draw), matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw), paint()
+document.body.dataset.drawn = N
+</script></body></html>
+"""
+
+
+# ---------------------------------------------------------------------------------------------------
+# 18  Command line
 
 USAGE_EXAMPLES = """\
 examples:
@@ -5712,9 +6577,13 @@ def make_parser():
     pool.add_argument("--nice", type=int, default=0, metavar="N", help="niceness of the workers (default: 0)")
     add_host_options(parser)
     output = parser.add_argument_group("output")
-    output.add_argument("-v", "--verbose", action="count", default=0, help="say what happens; -vv: everything")
+    output.add_argument("-v", "--verbose", action="count", default=0,
+                        help="say what happens, and at the end what each host did and what was the limit; -vv: "
+                             "everything")
     output.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
     output.add_argument("--tag-output", action="store_true", help="host and worker before each line that tasks print")
+    output.add_argument("--report", metavar="FILE", help="write a page (HTML) with what each worker ran when")
+    output.add_argument("--trace", metavar="FILE", help="the same as JSON, for Perfetto or chrome://tracing")
     output.add_argument("--profile", metavar="DIR", help="write a cProfile file per worker to this directory")
     output.add_argument("--version", action="version", version=f"minscoop {__version__}")
     return parser
@@ -5803,7 +6672,8 @@ def pool_options(options):
     else:
         found["hosts"] = hosts
     return dict(found, max_workers=options.workers, retries=options.retries, nice=options.nice,
-                profile=options.profile, listen=options.listen)
+                profile=options.profile, listen=options.listen, report=options.report, trace=options.trace,
+                summary=options.verbose > 0 and not (options.quiet or options.check))
 
 
 def check_hosts(options):
@@ -5825,11 +6695,15 @@ def check_hosts(options):
                      facts["pyzmq"], str(facts["cores"]), f"{facts['memory'] / 2**30:.0f} GiB", f"{facts['load']:.1f}",
                      facts["transport"], f"{facts['round_trip'] * 1e3:.2f} ms" if timed else "-",
                      f"{facts['bandwidth'] / 1e6:.0f} MB/s" if timed else "-"))
-    widths = [max(len(row[i]) for row in rows if len(row) > 2 or i == 0) for i in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(word.ljust(width) for word, width in zip(row, widths)).rstrip() if len(row) > 2 else
-              f"{row[0].ljust(widths[0])}  {row[1]}")
+    print("\n".join(aligned(rows)))
     return 0 if all(facts["state"] == "ready" for facts in every) else 1
+
+
+def aligned(rows):
+    """The lines of a table; a row of two has free text in the second column."""
+    widths = [max(len(row[i]) for row in rows if len(row) > 2 or i == 0) for i in range(len(rows[0]))]
+    return ["  ".join(word.ljust(width) for word, width in zip(row, widths)).rstrip() if len(row) > 2 else
+            f"{row[0].ljust(widths[0])}  {row[1]}" for row in rows]
 
 
 def first_line(error):

@@ -7,7 +7,7 @@ process print its stacks, and fails; the run ends if that does not end it. A tes
 thread, a socket directory or shared memory behind fails.
 
 The tests of hosts make hosts, which needs root on Linux, sshd, ip and nft, or Slurm and munge; others download
-something. Set CI to make them fail, not skip, where that is not possible. Set MINSCOOP_MEGABYTES=3000 to try
+something, or need chromium. Set CI to make them fail, not skip, where that is not possible. Set MINSCOOP_MEGABYTES=3000 to try
 with so much what is done with 50 else.
 """
 import _thread
@@ -4523,7 +4523,8 @@ def test_every_host_takes_part_when_only_the_remote_command_gets_through(cluster
     done = run(cluster, "-v", *(["-e", f"{reach} {{host}}"] if remote == "another" else []), "--hosts",
                "closed:2 closed2:1", "program.py", "closed,closed2")
     assert (done.returncode, done.stdout) == (0, "closed closed2\n"), done
-    assert done.stderr.count("data by stdio") == 2 and done.stderr.count("\n") == 3
+    assert done.stderr.count("data by stdio") == 2
+    assert done.stderr.partition(" tasks in ")[0].count("\n") == 3
     nothing_left(cluster.hosts["closed"], cluster.hosts["closed2"])
 
 
@@ -4791,7 +4792,7 @@ def test_all_nodes_take_part_when_a_slurm_job_runs_a_program(slurm, script, tmp_
     command = f"{sys.executable} {MINSCOOP} -v {options} {script(SLURM_SQUARES)} n1,n2"
     state = slurm.finish(slurm.submit(tmp_path, command))
     out = (tmp_path / "out").read_text()
-    assert state == "COMPLETED" and out.splitlines()[-1] == "n1 n2", (
+    assert state == "COMPLETED" and "n1 n2" in out.splitlines(), (
         state, out, slurm.call("squeue", "-s"), list(map(command_of, processes_of(os.environ["MINSCOOP_TEST"]))))
     assert "Slurm job, by SLURM_JOB_NODELIST: n1:2, n2:2" in out and f"2 workers, data by {way}" in out
 
@@ -5522,7 +5523,373 @@ def test_scoops_examples_give_the_right_result_when_they_run_unmodified(scoop_ex
 
 
 # ---------------------------------------------------------------------------------------------------
-# 17  Command line
+# 17  Report
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def event_of(start, seconds, fn="f", worker="0.1", depth=0, count=1):
+    """An event as a worker records it."""
+    return [worker, fn, depth, start, start + seconds, seconds, count, 1, 1, None, None, "1, 2", False]
+
+
+def sums(events):
+    """What may not change when events are merged: calls, events and seconds of each worker."""
+    total = collections.Counter()
+    for event in events:
+        for field in minscoop.COUNT, minscoop.MERGED, minscoop.OWN:
+            total[event[minscoop.WORKER], field] += event[field]
+    return {key: round(value, 6) for key, value in total.items()}
+
+
+@pytest.fixture
+def collector(guard, tmp_path):
+    """What collects records in a root, without a pool; it publishes a page and a trace."""
+    wishes = dict(report=str(tmp_path / "run.html"), trace=str(tmp_path / "run.json"), summary=False, record=2)
+    return minscoop.RecordingInline(wishes)
+
+
+class RecordingWorker(minscoop.RecordingWorker):
+    """One without a process or socket: what it would send is in `sent`."""
+
+    def __init__(self, name=b"0.1", level=2):
+        self.sent = []
+        super().__init__(name, dict(record=level, total=1, retries=3, name="", profile=None, address=None),
+                         bytearray(4096))
+
+    def send(self, *frames):
+        self.sent.append(frames)
+
+
+def data_of(page):
+    """What a page has to draw."""
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text())[1])
+
+
+def entries_of(trace):
+    """The entries of a trace by their phase."""
+    entries = collections.defaultdict(list)
+    for entry in json.loads(trace.read_text())["traceEvents"]:
+        entries[entry["ph"]].append(entry)
+    return entries
+
+
+@pytest.mark.parametrize("functions, depths, workers", [(1, 1, 1), (3, 4, 2), (900, 50, 7)])
+def test_totals_stay_exact_when_events_are_thinned(functions, depths, workers):
+    """Merging changes neither calls nor times, mixes no workers, and ends at the cap."""
+    draw = random.Random(functions)
+    events = [event_of(draw.random() * 100, draw.expovariate(10), f"f{draw.randrange(functions)}",
+                       f"0.{draw.randrange(workers)}", draw.randrange(depths), draw.randrange(1, 9))
+              for _ in range(5000)]
+    before, first, last = sums(events), min(e[minscoop.START] for e in events), max(e[minscoop.END] for e in events)
+    minscoop.thin(events, 100)
+    assert 50 <= len(events) <= 100 and sums(events) == before
+    assert (first, last) == (min(e[minscoop.START] for e in events), max(e[minscoop.END] for e in events))
+
+
+def test_a_long_task_keeps_its_bar_when_short_ones_are_merged():
+    """The shortest neighbours go first, and only as many as is needed."""
+    events = [event_of(i, 0.5) for i in range(1000)]
+    events[700:] = [event_of(800, 9), *(event_of(i + 1000, 0.5) for i in range(299))]
+    minscoop.thin(events, 300)
+    assert [e[minscoop.TEXT] for e in events if e[minscoop.START] == 800] == ["1, 2"] and 200 < len(events) <= 300
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_bars_do_not_cross_when_events_overlap(nested):
+    """In a lane, what begins before another has ended ends before it, or is not there at all."""
+    draw = random.Random(1)
+    open_until = collections.defaultdict(list)
+    for event, lane in minscoop.lanes([event_of(draw.random() * 100, draw.random() * 20) for _ in range(300)], nested):
+        begin, end = event[minscoop.START], event[minscoop.END]
+        open_until[lane] = [then for then in open_until[lane] if then > begin] + [end]
+        assert open_until[lane] == ([end] if not nested else sorted(open_until[lane], reverse=True))
+
+
+class Rude:
+    """Its own methods are not to be called when it is shown."""
+
+    def __repr__(self):
+        raise SystemExit
+
+    __str__ = __len__ = __hash__ = __iter__ = __repr__
+
+
+class RudeList(list):
+    __repr__ = __len__ = __iter__ = Rude.__repr__
+
+
+@pytest.mark.parametrize("value, text", [
+    (None, "None"), (12, "12"), (-1.5, "-1.5"), ("a'b", '"a\'b"'), ("x" * 10 ** 7, repr("x" * 30) + "…"),
+    (b"ab", "b'ab'"), (10 ** 10 ** 5, "<int>"), ([1, 2, 3, 4], "[1, 2, 3, …]"), (range(10 ** 9), "<range>"),
+    (Rude(), "<Rude>"), (RudeList(), "<RudeList>"), ({"a": [1, [2, [3]]]}, "{'a': [1, <list>]}"),
+    ({1}, "{1}"), ((), "()"), (Rude, "<type>"), ({"a": 1, "b": 2, "c": 3, "d": 4}, "{'a': 1, 'b': 2, 'c': 3, …}"),
+    (identity, "identity")], ids=map(str, range(17)))
+def test_an_argument_is_shown_in_short_when_it_is_large_or_rude(value, text):
+    """Whatever it is: bounded, and none of its own code runs."""
+    assert minscoop.short(value) == text
+
+
+@pytest.mark.skipif(numpy is None, reason="no numpy")
+def test_an_array_is_shown_by_its_shape_when_it_is_an_argument():
+    """And a scalar by its value."""
+    assert minscoop.short(numpy.zeros((1000, 3))) == "ndarray(1000, 3)"
+    assert "2.5" in minscoop.short(numpy.float64(2.5))
+
+
+def test_totals_are_those_of_the_last_record_when_others_are_lost(collector):
+    """Each has all so far: what is lost with one are events."""
+    worker = RecordingWorker()
+    for i in range(30):
+        worker.run(minscoop.Future(worker, (identity, (i,), {}), None))
+        worker.queue.clear()
+        worker.parked.clear()
+        if i % 10 == 9:
+            worker.tell()
+    records = [frames for frames in worker.sent if frames[0] == b"RECORD"]
+    assert len(records) == 3
+    collector.on_RECORD(*records[0][1:])
+    collector.on_RECORD(*records[2][1:])
+    assert collector.records["0.1"]["functions"]["identity"][0] == 30 and len(collector.known) == 20
+
+
+def test_a_record_is_dropped_when_it_is_nonsense(collector):
+    """It is counted, and does no harm to the report."""
+    for body in b"", b"x", pickle.dumps(1, 5), pickle.dumps({}, 5), pickle.dumps({"now": 1, "events": 3}, 5):
+        collector.handle([b"RECORD", b"0.1", body])
+    assert collector.dropped == 5
+    collector.abort()
+    assert data_of(pathlib.Path(collector.wishes["report"]))["tasks"] == 0
+
+
+def test_records_are_few_and_small_when_tasks_are_many(monkeypatch):
+    """Above the cap neighbours are merged; below RECORDS no message is sent for a task."""
+    worker = RecordingWorker()
+    for i in range(30000):
+        worker.execute(minscoop.Future(worker, (identity, (i,), {}), None))
+    assert len(worker.events) <= 2 * worker.cap and len(worker.sent) < 100
+    said = [minscoop.unpickle(body) for name, _, body in worker.sent] + [worker.news()]
+    assert all(len(news["events"]) <= 2 * worker.cap for news in said)
+    assert sum(event[minscoop.COUNT] for news in said for event in news["events"]) == 30000
+
+
+def test_other_hosts_times_are_moved_when_their_clocks_differ(collector):
+    """By what the quickest record seemed to take; never before the begin."""
+    now = time.monotonic()
+    for late in (0.5, 0.0, 0.2):
+        news = RecordingWorker(b"7.1").news()
+        news.update(now=now + 1000 - late, first=now + 1000 - late, last=now + 1000,
+                    functions={"f": [1, 0.1, 0.1, {-3: 1}]}, events=[event_of(now + 1000 - late, 0.1, worker="7.1")])
+        collector.collect(b"7.1", news)
+    run = minscoop.digest(collector)
+    assert all(0 <= event[minscoop.START] <= run["seconds"] + 0.1 for event in run["events"])
+
+
+def test_nothing_ends_the_data_when_an_argument_looks_like_html(collector):
+    """What the user calls things stays text, in the page and in the trace."""
+    evil = "</script><script>alert(1)</script><!-- \u2028 @DATA@ \udcff"
+    news = RecordingWorker().news()
+    event = event_of(collector.born, 0.1, fn=evil)
+    event[minscoop.TEXT] = evil
+    news.update(first=collector.born, last=collector.born, functions={evil: [1, 0.1, 0.1, {-3: 1}]}, events=[event])
+    collector.collect(b"0.1", news)
+    collector.losses.append(["0.root", time.monotonic(), f"0.1 (host {evil})", evil, 1])
+    collector.abort()
+    page = pathlib.Path(collector.wishes["report"])
+    assert page.read_text().lower().count("</script") == minscoop.PAGE.count("</script")
+    assert data_of(page)["functions"][0][0] == evil and evil in data_of(page)["texts"]
+    assert entries_of(pathlib.Path(collector.wishes["trace"]))["X"][0]["name"] == evil
+
+
+NESTED = """
+    import os, sys, time
+    from minscoop import futures
+    def leaf(path, i):
+        end = time.monotonic() + 0.01
+        while time.monotonic() < end: pass
+        if i == 7 and not os.path.exists(path):
+            open(path, "w").close()
+            os.kill(os.getpid(), 9)
+        return i
+    def branch(path, n):
+        return sum(f.result() for f in [futures.submit(leaf, path, 4 * n + i) for i in range(4)])
+    if __name__ == "__main__":
+        print(sum(f.result() for f in [futures.submit(branch, sys.argv[1], n) for n in range(20)]))
+        print(sum(futures.map(abs, range(-100000, 0))))
+"""
+
+
+def test_everything_is_in_the_report_when_tasks_are_nested_and_a_worker_dies(script, tmp_path):
+    """Page, trace and summary tell the same: who ran what, for whom, and what was lost and ran again."""
+    page, trace = tmp_path / "run.html", tmp_path / "run.json"
+    done = launch("-v", "-n", 3, "--report", page, "--trace", trace, script(NESTED), tmp_path / "flag")
+    assert (done.returncode, done.stdout) == (0, "3160\n5000050000\n")
+    head, row, verdict = done.stderr.splitlines()[-3:]
+    assert head.split() == ["HOST", "WORKERS", "TASKS", "BUSY", "RECEIVED", "SENT", "RETRIES"]
+    assert row.split()[:2] == [os.uname().nodename, "4"] and verdict.startswith("minscoop: Limited by ")
+    data, entries = data_of(page), entries_of(trace)
+    calls = {name: count for name, count, *_ in data["functions"]}
+    assert calls["abs"] == 100000 and 40 <= calls["leaf"] <= 84 and sum(calls.values()) == data["tasks"]
+    [[worker, _, why, running, again]] = data["losses"]
+    assert why.startswith(worker) and "SIGKILL" in why and again >= 1 and running is not None
+    assert {"worker lost", "retry"} == {entry["name"] for entry in entries["i"]}
+    assert {"process_name", "thread_name"} <= {entry["name"] for entry in entries["M"]}
+    tasks = {entry["args"]["task"]: entry for entry in entries["X"]}
+    assert sum(entry["args"]["calls"] for entry in entries["X"]) == data["tasks"]
+    assert {str(i) for i in range(10, 14)} & {str(entry["args"]["arguments"]).split(", ")[-1] for entry in entries["X"]}
+    parents = {tasks[entry["args"]["parent"]]["name"] for entry in entries["X"] if entry["args"]["parent"] in tasks}
+    assert parents == {"branch"}
+    assert [path.name for path in tmp_path.iterdir() if ".part" in path.name] == []
+
+
+def test_the_entries_of_a_thread_are_nested_when_a_trace_is_written(script, tmp_path):
+    """Complete events of one pid and tid do not cross, as viewers need it; times are not negative."""
+    launch("-n", 2, "--trace", tmp_path / "run.json", script(NESTED), tmp_path / "flag")
+    threads = collections.defaultdict(list)
+    for entry in entries_of(tmp_path / "run.json")["X"]:
+        assert entry["ts"] >= 0 and entry["dur"] >= 0
+        threads[entry["pid"], entry["tid"]].append((entry["ts"], -entry["dur"]))
+    for spans in threads.values():
+        stack = []
+        for begin, minus in sorted(spans):
+            stack = [end for end in stack if end > begin + 0.01] + [begin - minus]
+            assert all(a >= b - 0.01 for a, b in zip(stack, stack[1:]))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_calls_are_counted_to_the_last_when_a_summary_is_asked_for(workers, capfd):
+    """Calls, slices and what tasks create, with and without processes."""
+    with minscoop.Executor(workers, summary=True) as executor:
+        list(executor.map(abs, range(1000)))
+        assert [executor.submit(abs, i).result(WAIT) for i in range(50)] == list(range(50))
+        executor.map_reduce(abs, max, range(500))
+    assert "1550 tasks in " in capfd.readouterr().err
+
+
+def test_the_report_is_written_when_everything_ran_inline(script, tmp_path):
+    """-n 0: one row, with the nested tasks below their parents."""
+    launch("-n", 0, "--report", tmp_path / "run.html", script(NESTED.replace("i == 7", "False")), tmp_path)
+    data = data_of(tmp_path / "run.html")
+    assert data["tasks"] == 100100 and data["workers"] == [["0.root", 0]] and data["rows"][0] > 1
+    assert "own process" in data["verdict"]
+
+
+@pytest.mark.parametrize("end", ["raise KeyError", "sys.exit(3)", "os.kill(os.getpid(), signal.SIGINT); time.sleep(40)",
+                                 "os.kill(os.getpid(), signal.SIGTERM); time.sleep(40)", "broken()"])
+def test_the_report_is_written_when_the_program_ends_badly(script, tmp_path, end):
+    """What was known until then; the exit code stays what it was."""
+    text = f"""
+        import os, signal, subprocess, sys, time
+        from minscoop import futures
+        def nap(i): time.sleep(0.05)
+        def broken():
+            os.kill(int(subprocess.check_output(["ps", "-o", "ppid=", str(futures.submit(os.getpid).result())])), 9)
+            futures.submit(nap, 1).result()
+        if __name__ == "__main__":
+            list(futures.map(nap, range(30)))
+            time.sleep(1.5)
+            {end}
+    """
+    done = launch("-n", 2, "--report", tmp_path / "run.html", script(text))
+    assert done.returncode != 0
+    assert data_of(tmp_path / "run.html")["tasks"] >= 30, done
+
+
+@pytest.mark.parametrize("name", ["missing/run.html", "", "file/run.html"])
+@pytest.mark.parametrize("option", ["--report", "--trace"])
+def test_a_path_is_refused_at_the_start_when_it_cannot_be_written(script, tmp_path, option, name):
+    """Before anything is run: one line that names it."""
+    touch(tmp_path / "file")
+    done = launch("-n", 1, option, f"{tmp_path}/{name}", script("print('ran')"))
+    assert done.returncode and done.stdout == "" and len(done.stderr.splitlines()) == 1
+    assert f"cannot write {tmp_path}" in done.stderr
+
+
+def test_nothing_is_recorded_when_nobody_asks(pool):
+    """The classes that record are not even in use."""
+    assert type(pool._node) is minscoop.Root
+    assert pool.submit(eval, "type(__import__('minscoop').this_worker).__name__").result(WAIT) == "Worker"
+
+
+def run_of(first, last, busy, workers=4, calls=1000, runs=None, overhead=0.0, moved=0, seconds=None, cpu=0.1, ends=()):
+    """What is known of a run in which each worker was busy for so long."""
+    records = {f"0.{i}": dict(first=first, last=end, code=busy, overhead=overhead, runs=(runs or calls) / workers)
+               for i, end in enumerate([*ends, *[last] * workers][:workers])}
+    return dict(records=records, seconds=seconds or last + 0.1, tasks=calls, moved=moved, cpu=cpu, inline=False,
+                functions={"f": [calls, busy * workers, 1.0, {}]})
+
+
+@pytest.mark.parametrize("text, run", [
+    ("nothing", run_of(0, 10, 9.5)),
+    ("too-short tasks", run_of(0, 10, 1, calls=10 ** 6, overhead=6)),
+    ("too-short tasks", run_of(0, 10, 1, calls=10 ** 6)),
+    ("the network", run_of(0, 10, 2, calls=100, overhead=7, moved=10 ** 9)),
+    ("the network", run_of(0, 10, 2, calls=100, moved=10 ** 9)),
+    ("imbalance", run_of(0, 10, 4, ends=[10, 4, 4, 4])),
+    ("the root", run_of(0, 10, 4, cpu=0.9)),
+    ("the root", run_of(90, 99, 9, seconds=100))])
+def test_the_summary_says_what_the_limit_was_when_it_can_be_told(text, run):
+    """One sentence, with what to change."""
+    assert minscoop.verdict(run).startswith(f"Limited by {text}")
+
+
+def browse(page, tmp_path, script=""):
+    """What a page looks like to a browser, as HTML, once a script has run in it."""
+    if BROWSER is None:
+        skip_or_fail("no browser: install chromium")
+    copy = tmp_path / "copy.html"
+    copy.write_text(page.read_text().replace("</body>", f"<script>{script}</script></body>"))
+    done = subprocess.run([BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+                           "--disable-background-networking", "--disable-component-update", "--disable-sync",
+                           f"--user-data-dir={tmp_path / 'browser'}", "--window-size=1400,900", "--dump-dom",
+                           f"file://{copy}"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=WAIT)
+    return done.stdout.decode()
+
+
+def test_a_browser_draws_the_page_when_it_is_opened(script, tmp_path):
+    """Numbers, a picture that is not empty, and what one sees with the pointer over a task."""
+    launch("-n", 2, "--report", tmp_path / "run.html", script(NESTED), tmp_path / "flag</script>")
+    seen = browse(tmp_path / "run.html", tmp_path, """
+        const bar = FN.findIndex(f => f >= 0 && name(f) === "leaf"), inks = new Set(), out = document.body.dataset
+        for (let i = 0, d = pen.getImageData(0, 0, canvas.width, canvas.height).data; i < d.length; i += 4)
+          inks.add(d[i] + " " + d[i + 1] + " " + d[i + 2])
+        tell(X(T[bar] + DUR[bar] / 2), Y(row(bar) + .5))
+        out.tip = $("tip").textContent
+        canvas.dispatchEvent(new WheelEvent("wheel", { deltaY: -500, cancelable: true }))
+        out.zoomed = (t1 - t0) / end
+        for (const key of ["+", "ArrowRight", "]", "n", "n"]) canvas.onkeydown(new KeyboardEvent("keydown", { key }))
+        out.inks = inks.size, out.said = $("said").textContent, out.chosen = chosen
+        $("reset").click()
+        out.all = String(t0 === 0 && t1 === end && y1 === rows)""")
+    found = dict(re.findall(r'data-(\w+)="([^"]*)"', seen))
+    assert int(found["drawn"]) > 40 and int(found["inks"]) > 20 and found["all"] == "true"
+    assert "leaf" in found["tip"] and "in its own code" in found["tip"] and 0 < float(found["zoomed"]) < 0.6
+    assert found["chosen"] == "1" and "task 0." in found["said"]
+    assert all(f"<h2>{title}</h2>" in seen for title in ("Timeline", "Functions", "Slowest calls", "Lost workers"))
+    assert "&lt;/script&gt;" in seen
+
+
+def test_a_browser_opens_the_page_when_a_million_tasks_ran_on_a_thousand_workers(collector, tmp_path):
+    """It is small, and says what was merged; every call is in its totals."""
+    for number in range(1000):
+        worker = RecordingWorker(b"%d.%d" % (number // 50, number % 50 + 1))
+        events = [event_of(collector.born + i / 100, 0.009, f"f{i % 3}", worker.name.decode(), 0, 10)
+                  for i in range(100)]
+        news = worker.news()
+        news.update(first=collector.born, last=collector.born + 1, events=events,
+                    functions={"f": [1000, 9.0, 0.009, {-6: 1000}]})
+        collector.collect(worker.name, news)
+    collector.abort()
+    page = pathlib.Path(collector.wishes["report"])
+    data = data_of(page)
+    assert page.stat().st_size < 10e6 and data["tasks"] == 10 ** 6
+    assert sum(data["events"][5]) == 10 ** 6 and len(data["events"][0]) <= minscoop.MAX_EVENTS
+    seen = browse(page, tmp_path, "document.body.dataset.took = performance.now()")
+    assert "bars stand for 100,000" in " ".join(seen.split()) and 'data-took="' in seen
+
+
+# ---------------------------------------------------------------------------------------------------
+# 18  Command line
 
 FACTS = '''
 """Text."""
