@@ -4931,6 +4931,7 @@ MAX_TEXT = 1 << 26   # characters of a file of hosts: it may be no such file, an
 NAME = r"(?!.{300})(?:[^\s,:@\[\]=-][^\s,:@\[\]=]*@)?(?:[^\s,:@\[\]=-][^\s,:@\[\]=]*|%s)"  # no '-' first: an option
 IPV6 = r"[0-9a-fA-F:.]*:[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(?:%\w+)?"
 HOST = "(" + NAME % rf"\[{IPV6}\]" + r")(?:(?::|\s+(?:slots=)?)([0-9]+))?"
+split_list = re.compile(r"(?:\[[^\[\]]*\]|[^,\s])+").findall  # at commas and blanks, except inside brackets
 
 
 def expand(text):
@@ -4950,32 +4951,25 @@ def expand(text):
             numbers += [str(number).zfill(len(match[1])) for number in range(lo, hi + 1)]
         total *= len(numbers) if i % 2 else 1
         choices.append(numbers if i % 2 else [piece])
-    return ["".join(pieces) for pieces in itertools.product(*choices)]
-
-
-def split_list(text):
-    """The items of a list with commas or blanks between them, except inside brackets."""
-    return re.findall(r"(?:\[[^\[\]]*\]|[^,\s])+", text)
+    return map_builtin("".join, itertools.product(*choices))
 
 
 def parse_host(text):
-    """(name, workers or None) pairs of one item: name, name:4, user@name:4, node[01-16]:8, [IPv6]:4, name 4."""
-    pairs = []
-    for form in expand(text):
+    """(name, workers or None) of each host of an item: name, name:4, user@name:4, node[01-16]:8, [IPv6]:4, name 4."""
+    for form in expand(text) if text else ():
         match = re.fullmatch(HOST, form)
         if match is None:
             raise ValueError(f"{text!r} is not a host, such as name, user@name, name:4 or node[01-16]:8")
-        pairs.append((re.sub(r"[\[\]]", "", match[1]), match[2] and int(match[2])))
-    return pairs
+        yield re.sub(r"[\[\]]", "", match[1]), match[2] and int(match[2])
 
 
-def extend(pairs, items):
-    """Add the pairs for which some items stand; those that are no text are pairs already."""
-    for item in items:
-        pairs += parse_host(item) if isinstance(item, str) else [item]
-        if len(pairs) > 10 * MAX_HOSTS:
-            raise ValueError(f"more than {10 * MAX_HOSTS} entries")
-    return pairs
+def parse_items(items, path=None):
+    """The hosts of items, one after the other; pairs stay as they are. path: of the file whose lines they are."""
+    for number, item in enumerate(items, 1):
+        try:
+            yield from parse_host(item) if isinstance(item, str) else [item]
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}" if path else str(error)) from None
 
 
 def read_text(path):
@@ -4991,13 +4985,13 @@ def add_up(pairs):
     """Each host once, in the order in which they first occur; a name without a number counts as one worker if it
     occurs again. Raises ValueError for what cannot be a host."""
     numbers = {}
-    for name, workers in pairs:
+    for entry, (name, workers) in enumerate(pairs):
         if not (isinstance(name, str) and re.fullmatch(NAME % IPV6, name)) \
                 or not (workers is None or isinstance(workers, int) and workers >= 0):
             raise ValueError(f"{name!r} with {workers!r} workers is not a host")
         numbers.setdefault(name, []).append(workers)
-        if len(numbers) > MAX_HOSTS:
-            raise ValueError(f"more than {MAX_HOSTS} hosts")
+        if len(numbers) > MAX_HOSTS or entry > 10 * MAX_HOSTS:
+            raise ValueError(f"more than {MAX_HOSTS} hosts, or {10 * MAX_HOSTS} entries")
     return [(name, found[0] if len(found) == 1 else sum(1 if n is None else n for n in found))
             for name, found in numbers.items()]
 
@@ -5007,23 +5001,17 @@ def parse_hosts(source):
 
     workers: None for one per core. A name that occurs again and again adds up, one worker each time if no
     number is given. Raises ValueError, with the line of a file."""
-    pairs = []
     if isinstance(source, str) and (os.path.exists(source) or "/" in source or source.endswith(".txt")):
         try:
             lines = read_text(source).splitlines()
         except (OSError, ValueError) as error:
             raise ValueError(f"cannot read the hosts file {source!r}: {error}") from None
-        for number, line in enumerate(lines, 1):
-            line = line.partition("#")[0].strip()
-            try:
-                extend(pairs, [line] if line else ())
-            except ValueError as error:
-                raise ValueError(f"{source}, line {number}: {error}") from None
+        found = add_up(parse_items([line.partition("#")[0].strip() for line in lines], source))
     else:
-        extend(pairs, split_list(source) if isinstance(source, str) else source)
-    if not pairs:
+        found = add_up(parse_items(split_list(source) if isinstance(source, str) else source))
+    if not found:
         raise ValueError(f"no hosts in {source!r}")
-    return add_up(pairs)
+    return found
 
 
 def deal(hosts, total):
@@ -5033,11 +5021,8 @@ def deal(hosts, total):
     for name, workers in hosts:
         dealt.append([name, min(left, 1 if workers is None else workers)])
         left -= dealt[-1][1]
-    for entry in itertools.cycle(dealt):
-        if left <= 0:
-            break
+    for _, entry in zip(range(left), itertools.cycle(dealt)):
         entry[1] += 1
-        left -= 1
     return [(name, workers) for name, workers in dealt if workers]
 
 
@@ -5048,8 +5033,22 @@ def is_local(name):
         or "." not in name and name == node.partition(".")[0]
 
 
-def counts(text):
-    """The numbers of Slurm's list of counts: 2(x3),1 is 2, 2, 2, 1."""
+# What batch systems tell. Each reader gets the environment and the value of the variable by which it is known.
+
+def slurm_hosts(env, nodes):
+    """Tasks per node, or CPUs per node where there is not more than one task per node."""
+    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        raise ValueError(f"srun has started this program {env['SLURM_STEP_NUM_TASKS']} times; start it once, without")
+    names = [name for name, _ in add_up(parse_items(split_list(nodes)))]
+    tasks, cpus = (slurm_counts(env.get(variable) or f"1(x{len(names)})")
+                   for variable in ("SLURM_TASKS_PER_NODE", "SLURM_JOB_CPUS_PER_NODE"))
+    if not len(tasks) == len(cpus) == len(names):
+        raise ValueError(f"{len(names)} nodes, but counts of tasks for {len(tasks)} and of CPUs for {len(cpus)}")
+    return zip(names, tasks if max(tasks, default=1) > 1 else cpus)
+
+
+def slurm_counts(text):
+    """The numbers of a list of counts: 2(x3),1 is 2, 2, 2, 1."""
     numbers = []
     for item in text.split(","):
         match = re.fullmatch(r"(\d{1,9})(?:\(x(\d{1,9})\))?", item.strip())
@@ -5059,48 +5058,19 @@ def counts(text):
     return numbers
 
 
-def slurm_hosts(env):
-    """Tasks per node, or CPUs per node where there is not more than one task per node."""
-    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        raise ValueError(f"srun has started this program {env['SLURM_STEP_NUM_TASKS']} times; start it once, without")
-    names = [name for name, _ in extend([], split_list(env["SLURM_JOB_NODELIST"]))]
-    tasks = counts(env.get("SLURM_TASKS_PER_NODE") or f"1(x{len(names)})")
-    cpus = counts(env.get("SLURM_JOB_CPUS_PER_NODE") or f"1(x{len(names)})")
-    for numbers in (tasks, cpus):
-        if len(numbers) != len(names):
-            raise ValueError(f"{len(names)} nodes in SLURM_JOB_NODELIST, but {len(numbers)} counts for them")
-    return list(zip(names, tasks if max(tasks, default=1) > 1 else cpus))
+def hosts_of_lines(env, path):
+    """A file with a line per worker, as PBS, Torque and OAR write it."""
+    hosts = add_up((name, 1) for name in read_text(path).split())
+    if all(workers == 1 for _, workers in hosts) and env.get("NCPUS", "").isdecimal():
+        return [(name, int(env["NCPUS"])) for name, _ in hosts]  # PBS: select=2:ncpus=8 has one line per chunk
+    return hosts
 
 
-def node_file_hosts(variable):
-    """A reader of a file with a line per worker, as PBS, Torque and OAR write it."""
-    def read(env):
-        hosts = add_up((name, 1) for name in read_text(env[variable]).split())
-        if all(workers == 1 for _, workers in hosts) and env.get("NCPUS", "").isdecimal():
-            return [(name, int(env["NCPUS"])) for name, _ in hosts]  # PBS: select=2:ncpus=8 has one line per chunk
-        return hosts
-    return read
-
-
-def in_pairs(words, what):
+def in_pairs(words):
     """Hosts of words that are names and counts in turns."""
     if len(words) % 2 or not all(count.isdecimal() for count in words[1::2]):
-        raise ValueError(f"{' '.join(words)!r} in {what} is not a name and a count")
-    return list(zip(words[::2], map_builtin(int, words[1::2])))
-
-
-def sge_hosts(env):
-    """Lines of name, slots and more in a file; a job without a parallel environment has none."""
-    if not env.get("PE_HOSTFILE"):
-        return in_pairs(["localhost", env["NSLOTS"]], "NSLOTS")
-    lines = filter(str.strip, read_text(env["PE_HOSTFILE"]).splitlines())
-    return [pair for line in lines for pair in in_pairs(line.split()[:2], env["PE_HOSTFILE"])]
-
-
-def lsf_hosts(env):
-    """Names and counts in turns; or a name per worker."""
-    words = env.get("LSB_MCPU_HOSTS", "").split()
-    return in_pairs(words, "LSB_MCPU_HOSTS") if words else [(name, 1) for name in env["LSB_HOSTS"].split()]
+        raise ValueError(f"{' '.join(words)[:80]!r} is not a name and a count")
+    return zip(words[::2], map_builtin(int, words[1::2]))
 
 
 SRUN = ("env -u SRUN_CPUS_PER_TASK -u SLURM_LABELIO -u SLURM_EXCLUSIVE "  # would narrow the step, or label its bytes
@@ -5109,15 +5079,16 @@ SRUN = ("env -u SRUN_CPUS_PER_TASK -u SLURM_LABELIO -u SLURM_EXCLUSIVE "  # woul
         "--unbuffered --input=all --output=all "    # bytes at once and as they are, whatever SLURM_STD... say
         "--mpi=none --export=ALL --chdir=/")        # no MPI that waits for its ranks; our environment
 
-BATCH_SYSTEMS = [  # name, a variable that tells it is there, its hosts, the remote command
+BATCH_SYSTEMS = [  # name, a variable that tells it is there, a reader, the remote command
     ("Slurm", "SLURM_JOB_NODELIST", slurm_hosts, SRUN),
-    ("PBS", "PBS_NODEFILE", node_file_hosts("PBS_NODEFILE"), "ssh"),
-    ("SGE", "PE_HOSTFILE", sge_hosts, "ssh"),
-    ("SGE", "NSLOTS", sge_hosts, "ssh"),
-    ("LSF", "LSB_MCPU_HOSTS", lsf_hosts, "ssh"),
-    ("LSF", "LSB_HOSTS", lsf_hosts, "ssh"),
-    ("OAR", "OAR_NODEFILE", node_file_hosts("OAR_NODEFILE"), "ssh"),
-    ("OAR", "OAR_NODE_FILE", node_file_hosts("OAR_NODE_FILE"), "ssh"),
+    ("PBS", "PBS_NODEFILE", hosts_of_lines, "ssh"),
+    ("SGE", "PE_HOSTFILE", lambda env, path: itertools.chain.from_iterable(
+        in_pairs(line.split()[:2]) for line in read_text(path).splitlines()), "ssh"),
+    ("SGE", "NSLOTS", lambda env, slots: in_pairs(["localhost", slots]), "ssh"),  # no parallel environment
+    ("LSF", "LSB_MCPU_HOSTS", lambda env, words: in_pairs(words.split()), "ssh"),
+    ("LSF", "LSB_HOSTS", lambda env, names: [(name, 1) for name in names.split()], "ssh"),
+    ("OAR", "OAR_NODEFILE", hosts_of_lines, "ssh"),
+    ("OAR", "OAR_NODE_FILE", hosts_of_lines, "ssh"),
 ]
 
 
@@ -5131,13 +5102,13 @@ def allocation(env=os.environ):
     ...     executor.submit(abs, -1).result()
     1
     """
-    for system, variable, hosts, rsh in BATCH_SYSTEMS:
+    for system, variable, read, rsh in BATCH_SYSTEMS:
         if env.get(variable):
             try:
-                found = add_up(hosts(env))
+                found = add_up(read(env, env[variable]))
                 if not found:
                     raise ValueError("it names no host")
-            except (OSError, ValueError, LookupError) as error:
+            except (OSError, ValueError) as error:
                 raise ValueError(f"the hosts of this {system} job cannot be told from {variable}={env[variable]!r}: "
                                  f"{error}; name them with --hosts") from None
             logger.info("%s job, by %s: %s", system, variable, ", ".join(f"{host}:{count}" for host, count in found))
