@@ -53,7 +53,6 @@ import atexit
 import collections
 import concurrent.futures
 import contextlib
-import errno
 import fcntl
 import functools
 import glob
@@ -413,23 +412,15 @@ def import_zmq(descriptors=DESCRIPTORS):
 # imported by name on the other side travels by name; other functions and classes travel by value: their
 # code, closure, and those globals that importing their module there would not give.
 
-NUMBERS = frozenset((int, float, bool, complex, type(None)))
-PLAIN = NUMBERS | {str, bytes}  # always pickle and unpickle
-
-
-class Sink(list):
-    """What a pickler writes: chunks, since large bytes objects come as they are."""
-
-    def write(self, data):
-        """Take a chunk, which may be a view of what changes later."""
-        self.append(data if type(data) is bytes else bytes(data))
+PLAIN = frozenset((int, float, bool, complex, type(None), str, bytes))  # always pickle and unpickle
 
 
 def dumps(obj, memory=None, lasting=False):
     """Frames for one object: its pickle and its large buffers. Raises whatever pickling it raises.
 
     memory, lasting: see ``frame_of``."""
-    buffers, sink = [], Sink()
+    buffers, chunks = [], []  # large bytes objects are chunks as they are
+    sink = types.SimpleNamespace(write=lambda data: chunks.append(bytes(data)))  # it may be a view of what changes
 
     def keep_in_band(buffer):
         data = buffer.raw()
@@ -443,7 +434,7 @@ def dumps(obj, memory=None, lasting=False):
     except BaseException:
         discard(buffers)
         raise
-    return [frame_of(sink, memory, lasting), *buffers]
+    return [frame_of(chunks, memory, lasting), *buffers]
 
 
 def unpickle(pickled, **options):
@@ -522,28 +513,23 @@ def content(frame):
 @contextlib.contextmanager
 def reading(path):
     """An open file, also when the program has taken all descriptors: one is kept for this."""
-    global spare
+    with contextlib.suppress(IndexError):  # another thread is just using it
+        os.close(spare.pop())
     try:
-        file = open(path, "rb")
-    except OSError as error:
-        if error.errno != errno.EMFILE or spare is None:
-            raise
-        os.close(spare)
-        spare, file = None, open(path, "rb")
-    with file:
-        yield file
-    keep_spare()
+        with open(path, "rb") as file:
+            yield file
+    finally:
+        keep_spare()
+
+
+spare = []  # that file descriptor
 
 
 def keep_spare():
     """Keep a file descriptor for ``reading``."""
-    global spare
-    if spare is None:
+    if not spare:
         with contextlib.suppress(OSError):
-            spare = os.open(os.devnull, os.O_RDONLY)
-
-
-spare = None
+            spare.append(os.open(os.devnull, os.O_RDONLY))
 
 
 def content_if_there(frame):
@@ -589,10 +575,13 @@ class Pickler(pickle.Pickler):
     def reducer_override(self, obj):
         """Called by pickle for each object that is not of a basic type."""
         kind = type(obj)
-        if kind is types.FunctionType:
-            return NotImplemented if found_by_name(obj) else reduce_function(obj)
-        if isinstance(obj, type):
-            return NotImplemented if found_by_name(obj) or not obj.__flags__ & HEAP_TYPE else reduce_class(obj)
+        if kind is types.FunctionType or isinstance(obj, type) and obj.__flags__ & HEAP_TYPE:
+            if found_by_name(obj):
+                return NotImplemented
+            if by_name_only:
+                raise pickle.PicklingError(f"{describe(obj)} would travel by value, which --mixed rules out: define it "
+                                           "at the top level of a module")
+            return reduce_class(obj) if isinstance(obj, type) else reduce_function(obj)
         if issubclass(kind, getattr(sys.modules.get("multiprocessing.managers"), "BaseProxy", ())):
             return reduce_proxy(obj)
         reduce = REDUCERS.get(kind)
@@ -600,10 +589,11 @@ class Pickler(pickle.Pickler):
 
 
 HEAP_TYPE = 1 << 9  # the flag of classes that a `class` statement made (Py_TPFLAGS_HEAPTYPE)
+by_name_only = False  # hosts of several Python versions take part, and none reads the others' code
 
 REDUCERS = {  # types whose instances pickle does not take by itself, met inside functions and classes
-    types.CellType: lambda cell: (make_unnamed, ("CellType",)),  # filled by the function that closes over it
-    types.MappingProxyType: lambda proxy: (make_unnamed, ("MappingProxyType", dict(proxy))),
+    types.CellType: lambda cell: (operator.methodcaller("CellType"), (types,)),  # the function fills it that has it
+    types.MappingProxyType: lambda proxy: (operator.methodcaller("MappingProxyType", dict(proxy)), (types,)),
     types.ModuleType: lambda module: (importlib.import_module, (module.__name__,)),
     types.CodeType: lambda code: (marshal.loads, (marshal.dumps(code),)),
     staticmethod: lambda method: (staticmethod, (method.__func__,)),
@@ -646,31 +636,17 @@ def shipped_globals(fn):
             if name in fn.__globals__ and (home is None or main.by_value(name))}
 
 
-by_name_only = False  # hosts of several Python versions take part, and none reads the others' code
-
-
-def refuse_by_value(obj):
-    """Raise for what would have to travel by value, if that is not possible."""
-    if by_name_only:
-        raise pickle.PicklingError(f"{describe(obj)} would travel by value, which --mixed rules out: define it at the "
-                                   "top level of a module")
+LOOKS = "__defaults__", "__kwdefaults__", "__dict__", "__doc__", "__annotations__", "__qualname__", "__module__"
 
 
 def reduce_function(fn):
     """Pickle a function by value: an empty one first, then its state, so that it may refer to itself."""
-    refuse_by_value(fn)
-    cells, contents, shipped = fn.__closure__ or (), [], shipped_globals(fn)
+    cells, contents = fn.__closure__ or (), []
     for cell in cells:
         with contextlib.suppress(ValueError):  # a cell that is still empty
             contents.append((cell, cell.cell_contents))
-    state = (shipped, contents, fn.__defaults__, fn.__kwdefaults__, fn.__dict__, fn.__doc__,
-             getattr(fn, "__annotations__", {}), fn.__qualname__, fn.__module__)
+    state = (shipped_globals(fn), contents, *(getattr(fn, name) for name in LOOKS))
     return make_function, (fn.__code__, home_of(fn), fn.__name__, cells), state, None, None, fill_function
-
-
-def make_unnamed(kind, *args):
-    """An instance of a type of the module ``types`` that has no name by which pickle could find it."""
-    return getattr(types, kind)(*args)
 
 
 def make_function(code, module, name, cells):
@@ -685,13 +661,12 @@ def make_function(code, module, name, cells):
 
 def fill_function(fn, state):
     """The second half: globals, closure, defaults and attributes."""
-    (shipped, contents, fn.__defaults__, fn.__kwdefaults__, attributes, fn.__doc__, annotations, fn.__qualname__,
-     fn.__module__) = state
+    shipped, contents, *looks = state
     fn.__globals__.update(shipped)
     for cell, value in contents:
         cell.cell_contents = value
-    fn.__dict__.update(attributes)
-    fn.__annotations__ = annotations
+    for name, value in zip(LOOKS, looks):
+        setattr(fn, name, value)
 
 
 CLASS_IDS = weakref.WeakKeyDictionary()     # class -> id: one that returns is the very class that went
@@ -700,15 +675,11 @@ CLASSES = weakref.WeakValueDictionary()     # id -> class
 
 def reduce_class(cls):
     """Pickle a class by value, with an identity that survives the journey there and back."""
-    refuse_by_value(cls)
-    ident = CLASS_IDS.get(cls)
-    if ident is None:
-        ident = CLASS_IDS[cls] = f"{os.getpid()}-{id(cls)}-{time.monotonic_ns()}"
-        CLASSES[ident] = cls
-    slots = cls.__dict__.get("__slots__", ())
-    skip = {"__dict__", "__weakref__", "_abc_impl", "__slots__", *([slots] if isinstance(slots, str) else slots)}
-    attributes = {name: value for name, value in cls.__dict__.items() if name not in skip}
-    head = {name: cls.__dict__[name] for name in ("__slots__",) if name in cls.__dict__}
+    ident = CLASS_IDS.setdefault(cls, f"{os.getpid()}-{id(cls)}-{time.monotonic_ns()}")
+    CLASSES[ident] = cls
+    attributes = {name: value for name, value in cls.__dict__.items() if name != "_abc_impl"
+                  and getattr(value, "__objclass__", None) is not cls}  # slots, __dict__, __weakref__ are made anew
+    head = {"__slots__": attributes.pop("__slots__")} if "__slots__" in attributes else {}
     if type(cls).__name__ in ("EnumMeta", "EnumType"):
         head = {name: member.value for name, member in cls.__members__.items()}
         attributes = {name: value for name, value in attributes.items()
@@ -762,10 +733,8 @@ def explain(obj, where, depth=6):
 
 def parts_of(obj):
     """Pairs of a name and a part of obj, in which ``explain`` looks for the culprit."""
-    if isinstance(obj, (list, tuple)):
-        return [(f"[{i}]", part) for i, part in enumerate(obj)]
-    if isinstance(obj, dict):
-        return [(f"[{key!r}]", part) for key, part in obj.items()]
+    if isinstance(obj, (list, tuple, dict)):
+        return [(f"[{key!r}]", part) for key, part in (obj.items() if isinstance(obj, dict) else enumerate(obj))]
     if isinstance(obj, types.FunctionType):
         closure = zip(obj.__code__.co_freevars, obj.__closure__ or ())
         return [*((f", variable {name!r} of its closure", cell.cell_contents) for name, cell in closure),
@@ -784,32 +753,28 @@ def describe(fn):
     return getattr(fn, "__qualname__", None) or repr(fn)[:80]
 
 
-# Results travel as one pickle of (values, parts, failures): `values` when all are PLAIN, else `parts`,
-# a pickle for each, so that one that cannot be read does not harm the others; a large one is a frame.
+# Results travel as one pickle of (values, parts, failures): `values` when all are PLAIN, else `parts`, the frames
+# of each, so that one that cannot be read does not harm the others. Large ones follow; None is in their places.
 
 def encode_results(values, failures, title, memory=None):
     """Frames for a slice of results. failures: {offset: exception}. A value that cannot be sent fails.
 
     title(offset): what a result is the result of, for the message then. memory: see ``frame_of``."""
     failures = {offset: encode_failure(error) for offset, error in failures.items()}
-    kinds = set(map_builtin(type, values))
-    if kinds <= NUMBERS:
-        return [pickle.dumps((values, None, failures), 5)]
-    if kinds <= PLAIN:
+    if PLAIN.issuperset(map_builtin(type, values)):
         return dumps((values, None, failures), memory)
-    parts, buffers = [], []
+    parts, large = [], []
     for offset, value in enumerate(values):
         try:
-            head, *more = dumps(value, memory)
+            frames = dumps(value, memory)
         except FAULTS as error:
             why = explain(value, f"the result of {title(offset)}") or str(error)
             failures[offset] = encode_failure(CannotSend(f"{why} (a result of type {type(value).__name__})"))
-            head, more = None, ()
-        if head and size_of(head) >= OUT_OF_BAND:
-            head, more = b"", [head, *more]
-        parts.append((head, len(more)))
-        buffers += more
-    return [pickle.dumps((None, parts, failures), 5), *buffers]
+            frames = ()
+        part = [frame if size_of(frame) < OUT_OF_BAND else None for frame in frames]
+        large += [frame for frame, small in zip(frames, part) if small is None]
+        parts.append(part)
+    return [pickle.dumps((None, parts, failures), 5), *large]
 
 
 def decode_results(frames):
@@ -819,16 +784,14 @@ def decode_results(frames):
     if parts is None:
         return values, failures
     values, rest = [], iter(frames[1:])
-    for offset, (blob, count) in enumerate(parts):
-        value, buffers = None, list(itertools.islice(rest, count))
-        if blob is not None:
-            try:
-                value = loads([blob, *buffers] if blob else buffers)
-            except FAULTS as error:
-                failures[offset] = CannotSend(f"a result arrived but cannot be unpickled: "
-                                              f"{type(error).__name__}: {error}")
-                failures[offset].__cause__ = error
-        values.append(value)
+    for offset, part in enumerate(parts):
+        part = [next(rest) if frame is None else frame for frame in part]
+        values.append(None)
+        try:
+            values[offset] = loads(part) if part else None
+        except FAULTS as error:
+            failures[offset] = CannotSend(f"a result arrived but cannot be unpickled: {type(error).__name__}: {error}")
+            failures[offset].__cause__ = error
     return values, failures
 
 
@@ -851,14 +814,10 @@ def encode_failure(error):
     if isinstance(error, ModuleNotFoundError) and this_worker is not None and this_worker.config["below"]:
         error.msg = f"{error.msg} (on host {this_worker.config['name']}, for {sys.executable}: install it there)"
         error.args = (error.msg,)
-    text = traceback_text(error)
-    try:
+    blob, text = None, traceback_text(error)
+    with contextlib.suppress(*FAULTS):
         blob = pickle.dumps(dumps(error), 5)
-        if type(loads(pickle.loads(blob))) is not type(error):
-            blob = None
-    except FAULTS:
-        blob = None
-    return blob, text
+    return blob if type(decode_failure(blob, text)) is type(error) else None, text
 
 
 def traceback_text(error):
@@ -871,10 +830,8 @@ def traceback_text(error):
 def decode_failure(blob, text):
     """The exception that ``encode_failure`` took, with the text of its traceback as its cause."""
     try:
-        error = loads(unpickle(blob)) if blob else None
-    except FAULTS:
-        error = None
-    if error is None:
+        error = loads(unpickle(blob))
+    except FAULTS:  # of no pickle, too
         error = TaskError("a task raised an exception that cannot be pickled: " + text.rstrip().rpartition("\n")[2])
     error.__cause__ = RemoteTraceback(text)
     return error
@@ -895,6 +852,8 @@ class MainModule(types.ModuleType):
 
 class Main:
     """The program's main module: where it comes from, and which of its names travel by value."""
+
+    lock = threading.RLock()  # who imports it
 
     def __init__(self, path=None, name=None):
         self.path, self.name = path, name  # a file; or a module's name, as in python -m
@@ -929,25 +888,23 @@ class Main:
 
     def load(self):
         """The main module; in a worker it is imported first. Raises what the script raises."""
-        module = self.module
-        with main_lock:
-            if not self.loaded:
-                self.loaded = True
-                if self.path is not None:
-                    code, spec = read_main(self.path, self.name)
-                    module.__file__, module.__spec__ = self.path, spec
-                    module.__package__ = spec.parent if spec else None
-                    module.__loader__ = spec.loader if spec else RootLoader("__mp_main__", self.path)
-                    global importing_main
-                    importing_main = True
-                    try:
-                        exec(code, module.__dict__)
-                    except BaseException as error:
-                        self.error = error
-                        raise
-                    finally:
-                        importing_main = False
-        return module
+        global importing_main
+        with self.lock:
+            if self.loaded:
+                return self.module
+            self.loaded, module = True, self.module
+            code, spec = read_main(self.path, self.name)
+            module.__file__, module.__spec__, module.__package__ = self.path, spec, spec.parent if spec else None
+            module.__loader__ = spec.loader if spec else RootLoader("__mp_main__", self.path)
+            importing_main = True
+            try:
+                exec(code, module.__dict__)
+            except BaseException as error:
+                self.error = error
+                raise
+            finally:
+                importing_main = False
+            return module
 
     def adopt(self):
         """Let this process's own main module be the one; it is known under the workers' name for it, too."""
@@ -958,13 +915,12 @@ class Main:
     def install(self):
         """Make this process's ``__main__`` a stand-in for the user's, to be loaded when needed."""
         global main
-        main, self.loaded = self, False
+        main, self.loaded = self, self.path is None
         self.module = sys.modules["__main__"] = sys.modules["__mp_main__"] = MainModule("__mp_main__")
         self.module.__builtins__ = __builtins__  # for functions that come by value; until 3.9 nothing adds it
 
 
 main = Main()            # this process's; the root's Executor and the keeper set it
-main_lock = threading.RLock()
 importing_main = False   # then map and submit have no business
 
 
