@@ -777,28 +777,14 @@ def encode_results(values, failures, title, memory=None):
     return [pickle.dumps((None, parts, failures), 5), *large]
 
 
-def decode_results(frames):
-    """(values, failures) of frames as ``encode_results`` made them."""
-    values, parts, failures = unpickle(content(frames[0]))
-    failures = {offset: decode_failure(*failure) for offset, failure in failures.items()}
-    if parts is None:
-        return values, failures
-    values, rest = [], iter(frames[1:])
-    for offset, part in enumerate(parts):
-        part = [next(rest) if frame is None else frame for frame in part]
-        values.append(None)
-        try:
-            values[offset] = loads(part) if part else None
-        except FAULTS as error:
-            failures[offset] = CannotSend(f"a result arrived but cannot be unpickled: {type(error).__name__}: {error}")
-            failures[offset].__cause__ = error
-    return values, failures
-
-
 def read_results(frames, count, op=None):
-    """The same, of so many results; if there is something wrong with the frames, that is what they all are."""
+    """(values, failures) of frames as ``encode_results`` made them of so many results; with an `op`, of at most as
+    many. If there is something wrong with the frames, that is what they all are."""
     try:
-        values, failures = decode_results(frames)
+        values, parts, failures = unpickle(content(frames[0]))
+        failures = {offset: decode_failure(*failure) for offset, failure in failures.items()}
+        if parts is not None:
+            values = decode_parts(parts, iter(frames[1:]), failures)
         if not (0 < len(values) <= count if op else len(values) == count) or \
                 not all(offset in range(count) for offset in failures):
             raise ValueError("they are not as many as they should be")
@@ -807,6 +793,19 @@ def read_results(frames, count, op=None):
         count = 1 if op else count
         why = CannotSend(f"results arrived, but cannot be read: {type(error).__name__}: {error}")
         return [None] * count, dict.fromkeys(range(count), why)
+
+
+def decode_parts(parts, large, failures):
+    """The values of parts; what is wrong with one is added to the failures."""
+    values = [None] * len(parts)
+    for offset, part in enumerate(parts):
+        frames = [next(large) if frame is None else frame for frame in part]
+        try:
+            values[offset] = loads(frames) if frames else None
+        except FAULTS as error:
+            failures[offset] = CannotSend(f"a result arrived but cannot be unpickled: {type(error).__name__}: {error}")
+            failures[offset].__cause__ = error
+    return values
 
 
 def encode_failure(error):
@@ -4071,11 +4070,8 @@ class Keeper:
         self.notices_read, self.notices = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.signalled, self.signal_write = os.pipe()
         os.set_blocking(self.signal_write, False)
-        os.set_blocking(self.signalled, False)
         self.broker = self.listener = None
-        self.workers = {}          # pid -> (name, marker page)
-        self.prints = {}           # pid -> (name, ends of the pipes into which it prints)
-        self.heirs = None          # after a broker's death: see Broker
+        self.workers = {}          # pid -> (name, marker page, ends of the pipes into which it prints)
         self.broker_deaths = []    # when brokers died
         self.launchers = {}        # pid -> number of its host
         self.numbers = itertools.count(1)
@@ -4088,11 +4084,9 @@ class Keeper:
         """The life of the keeper process beside the root: its configuration comes through stdin."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-        stdin = os.dup(0)
+        line, stdin = sys.stdin.buffer.readline(), os.dup(0)
         with open(os.devnull) as null:
             os.dup2(null.fileno(), 0)
-        with open(stdin, "rb", closefd=False) as file:
-            line = file.readline()
         if line:  # else the root has ended already
             cls(json.loads(line), stdin).live()
 
@@ -4104,11 +4098,9 @@ class Keeper:
             self.prepare()
             self.run()
         except (PoolError, OSError) as error:  # such as no permission to write a file
-            self.exit_code = 1
             if self.config["below"] or self.broker or isinstance(error, OSError):  # else the root says it, too
                 print(f"minscoop: {error}", file=sys.stderr)
         except Exception:
-            self.exit_code = 1
             traceback.print_exc()
         finally:
             flush_output()
@@ -4185,8 +4177,8 @@ class Keeper:
 
     def start_broker(self, heirs=None):
         """Fork the broker, or one that takes over; it inherits sockets, pipes, and what is known of the workers."""
-        self.broker = self.fork(run_broker, self.config, self.notices_read, self.listener, heirs,
-                                list(self.prints.values()))
+        prints = [(name, *ends) for name, _, *ends in self.workers.values()]
+        self.broker = self.fork(run_broker, self.config, self.notices_read, self.listener, heirs, prints)
 
     def replace_broker(self, code):
         """A broker has died: another takes over, which asks everybody for what it cannot know."""
@@ -4200,10 +4192,9 @@ class Keeper:
         if len(self.broker_deaths) > BROKER_DEATHS:
             raise PoolError(text)
         logger.warning("%s; another takes over", text)
-        heirs = {name: running(marker)[2:] for name, marker in self.workers.values()}
+        heirs = {name: running(marker)[2:] for name, marker, *_ in self.workers.values()}
         if not self.config["below"]:
-            heirs[ROOT] = b"", b"0", b"0"
-            heirs.update((number.encode(), (b"", b"0", b"0")) for number in self.launchers.values())
+            heirs.update(dict.fromkeys([ROOT, *map_builtin(str.encode, self.launchers.values())], (b"", b"0", b"0")))
         self.start_broker(heirs)
         if self.failure:
             self.notify(b"FAILED", self.failure)
@@ -4215,15 +4206,12 @@ class Keeper:
             return pid
         try:
             signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+            for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN, which programs started here inherit
-            for descriptor in (self.stdin, self.lifeline, self.signalled, self.signal_write):
+            prints = [end for _, _, *ends in self.workers.values() for end in ends if target is not run_broker]
+            for descriptor in (self.stdin, self.lifeline, self.signalled, self.signal_write, *prints):
                 os.close(descriptor)
-            for _, *ends in self.prints.values() if target is not run_broker else ():
-                for descriptor in ends:
-                    os.close(descriptor)
             sys.stdin = open(os.devnull)
             if tied:
                 tie_to(self.lifeline_read)
@@ -4241,21 +4229,17 @@ class Keeper:
         """Fork one worker. It writes what it is running to a page of memory that we share."""
         name, marker = f"{self.config['host']}.{next(self.numbers)}".encode(), mmap.mmap(-1, 4096)
         pipes = [os.pipe(), os.pipe()] if self.config["piped"] else []
-        pid = self.fork(run_worker, name, self.config, marker, [end for _, end in pipes])
-        self.workers[pid] = name, marker
+        ends, theirs = [end for end, _ in pipes], [end for _, end in pipes]
+        self.workers[self.fork(run_worker, name, self.config, marker, theirs)] = name, marker, *ends
         if pipes:
-            self.prints[pid] = (name, *(end for end, _ in pipes))
-            self.notify(b"PRINTS", name, descriptors=self.prints[pid][1:])
-        for _, descriptor in pipes:
+            self.notify(b"PRINTS", name, descriptors=ends)
+        for descriptor in theirs:
             os.close(descriptor)
 
     def reap(self):
         """Take note of the children that have ended."""
         while self.exit_code is None:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
+            pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
             code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
@@ -4270,11 +4254,11 @@ class Keeper:
             else:
                 self.bury(pid, code, *self.workers.pop(pid))
 
-    def bury(self, pid, code, name, marker):
+    def bury(self, pid, code, name, marker, *ends):
         """Tell the broker that a worker has ended, and start another in its place."""
         ready, begun, task_id, lo, hi = running(marker)
         marker.close()
-        for descriptor in self.prints.pop(pid, ())[1:]:
+        for descriptor in ends:
             os.close(descriptor)
         obituary = f"{label(self.config, name, pid)} {status_text(code)}"
         by_itself = code != -signal.SIGTERM  # that is somebody's order, or a batch system's
@@ -4458,8 +4442,8 @@ class Launcher:
         self.up = None                                  # when the program was handed over
 
     def run(self):
-        """From login to the end. However it ends, the root is told."""
-        threading.Thread(target=self.watch_lifeline, daemon=True).start()
+        """From login to the end. However it ends, the root is told; unless the keeper has ended, and so do we."""
+        threading.Thread(target=lambda: (os.read(self.lifeline, 1), self.end()), daemon=True).start()
         try:
             os.read(self.tokens[0], 1)
             start = time.monotonic()
@@ -4469,14 +4453,8 @@ class Launcher:
             finally:
                 os.write(self.tokens[1], b".")
             self.config["login"] = time.monotonic() - start
-            patience = threading.Timer(LOGIN_PATIENCE, self.process.kill)  # it may also stop reading what we send
-            patience.start()
             self.hand_over(there)
-            if not self.process.stdout.peek(1):
-                raise HostError(self.diagnose(f"it has logged in, but not started within {LOGIN_PATIENCE:.0f} s"))
-            patience.cancel()
-            tunnel = Tunnel(self.process.stdout, self.process.stdin.fileno(), self.open_connection)
-            tunnel.pour()
+            Tunnel(self.process.stdout, self.process.stdin.fileno(), self.open_connection).pour()
             raise HostError(self.diagnose("the connection has ended"))
         except (HostError, OSError) as error:
             facts = {"host": self.host, "number": self.config["host"], "state": "gone", "reason": str(error)[:1000]}
@@ -4514,7 +4492,7 @@ class Launcher:
         while True:
             left = deadline - time.monotonic()
             if left < 0 or not readable(left, self.process.stdout):
-                raise HostError(self.diagnose(f"no Python answers within {LOGIN_PATIENCE:.0f} s", wait=False))
+                raise HostError(self.diagnose(f"no Python answers within {LOGIN_PATIENCE:.0f} s"))
             data = os.read(self.process.stdout.fileno(), 1 << 16)
             seen = (seen + data)[-(1 << 16):]
             self.noise = seen[-1000:].decode(errors="replace")
@@ -4534,9 +4512,9 @@ class Launcher:
         """The facts, if they are fit; else HostError."""
         config = self.config
         try:
-            there = dict.fromkeys(("executable", "pyzmq", "platform", "machine"))
-            there.update({"python": [0], **json.loads(answer)})
-            there["python"] = [int(number) for number in there["python"]]
+            there = {**dict.fromkeys(("executable", "pyzmq", "platform", "machine")), "python": [0],
+                     **json.loads(answer)}
+            version, here = tuple(map_builtin(int, there["python"])), sys.version_info[:2]
         except Exception as error:
             raise HostError(f"its answer makes no sense: {answer[:80]!r} ({type(error).__name__})") from None
         if there.get("error") == "python":
@@ -4544,7 +4522,6 @@ class Launcher:
                             "with --python or --prolog")
         if there.get("error"):
             raise HostError(f"cannot read the prolog {config['prolog']}: the file has to exist there")
-        version, here = tuple(there["python"]), sys.version_info[:2]
         found = f"Python {'.'.join(map_builtin(str, version))} ({there['executable']})"
         if version < (3, 8):
             raise HostError(f"has {found}, and 3.8 is the oldest that works: name another with --python")
@@ -4557,23 +4534,27 @@ class Launcher:
         """Send this program, its configuration and, where it is missing, pyzmq."""
         config, library = self.config, b""
         if there["pyzmq"] is None:
-            here = (list(sys.version_info[:2]), sys.platform, os.uname().machine)
-            if (there["python"][:2], there["platform"], there["machine"]) != here:
+            here = [*sys.version_info[:2], sys.platform, os.uname().machine]
+            if [*there["python"][:2], there["platform"], there["machine"]] != here:
                 raise HostError(f"pyzmq is missing there, and the one of here does not fit {there['platform']} "
                                 f"{there['machine']}: run '{there['executable']} -m pip install pyzmq' there")
             library = pack_pyzmq()
         with open(__file__, "rb") as file:
             program = file.read()
         settings = json.dumps(config).encode()
+        patience = threading.Timer(LOGIN_PATIENCE, self.process.kill)  # it may also stop reading what we send
+        patience.start()
         self.send(b"%d %d %d\n%s%s%s" % (len(program), len(settings), len(library), program, settings, library))
         self.up = time.monotonic()
+        if not self.process.stdout.peek(1):
+            raise HostError(self.diagnose(f"it has logged in, but not started within {LOGIN_PATIENCE:.0f} s"))
+        patience.cancel()
 
-    def diagnose(self, otherwise, wait=True):
+    def diagnose(self, otherwise):
         """Why the remote command has failed, in one line, with what to do."""
-        if wait:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(1)
-            self.ears.join(1)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(1)
+        self.ears.join(1)
         words = "\n".join([*self.complaints, self.noise])  # what nologin says goes to stdout
         for pattern, reason, remedy in SSH_SAYS if not self.up else ():
             found = re.search(f".*({pattern}).*", words, re.IGNORECASE)
@@ -4597,22 +4578,16 @@ class Launcher:
                     raise
                 time.sleep(TICK)
 
-    def watch_lifeline(self):
-        """A thread's job: end with the keeper."""
-        os.read(self.lifeline, 1)
-        self.end()
-
     def end(self):
         """End the remote command: it may end by itself at the end of its input, but not for long. Then us."""
         if self.process is not None:
             with contextlib.suppress(OSError):
                 os.close(self.process.stdin.fileno())
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(GRACE / 4)
-            except subprocess.TimeoutExpired:
-                self.process.terminate()  # srun then cancels its step, which it cannot when it is killed
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.process.wait(GRACE / 4)
+            self.process.terminate()  # srun then cancels its step, which it cannot when it is killed
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(GRACE / 4)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
         os._exit(0)
@@ -4644,7 +4619,7 @@ class Tunnel:
 
     def __init__(self, source, sink, connect=None):
         self.source, self.sink, self.connect = source, sink, connect
-        self.connection, self.serial = None, 0
+        self.connection, self.serial = socket.socket(socket.AF_UNIX), 0  # with nobody, as yet
         self.writing = threading.Lock()
 
     def write(self, serial, data):
@@ -4689,12 +4664,11 @@ class Tunnel:
                 raise HostError(f"something else than minscoop writes there, as it seems, {head!r}")
             data = self.source.read(size)
             if serial > self.serial and self.connect:
-                if self.connection:
-                    with contextlib.suppress(OSError):
-                        self.connection.shutdown(socket.SHUT_RDWR)
+                with contextlib.suppress(OSError):
+                    self.connection.shutdown(socket.SHUT_RDWR)
                 self.serial, self.connection = serial, self.connect()
                 threading.Thread(target=self.drain, args=(self.connection, serial), daemon=True).start()
-            if serial == self.serial and serial:
+            if serial == self.serial:
                 with contextlib.suppress(OSError):
                     if data:
                         self.connection.sendall(data)
@@ -4705,7 +4679,7 @@ class Tunnel:
 def run_agent(config, library=b""):
     """The life of the first process on another host: a keeper's parent, as the root is at home.
 
-    It ends with its stdin, unless there is none (--join), and with its keeper. Never returns."""
+    It ends with its keeper; and that with our stdin, unless there is none (--join). Never returns."""
     source, sink, null = os.dup(0), os.dup(1), os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(2, 1)  # nothing but blocks goes where these went
@@ -4719,38 +4693,38 @@ def run_agent(config, library=b""):
         for descriptor in (source, sink, lifeline):
             os.close(descriptor)
         Keeper(config, stdin).live()
-    threading.Thread(target=end_with, args=(pid, directory, memory), daemon=True).start()
     if config["tunnel"]:
         tunnel = Tunnel(open(source, "rb"), sink)
         tunnel.write(0, b"")  # the program has come
         threading.Thread(target=tunnel.accept, args=(f"{directory}/up",), daemon=True).start()
-        tunnel.pour()
-    else:
-        with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
-    os.close(lifeline)
-    time.sleep(GRACE)  # the keeper's end is ours
-
-
-def end_with(keeper, *directories):
-    """A thread's job: end this process when its keeper has ended."""
-    _, status = os.waitpid(keeper, 0)
-    remove(*directories)
+        threading.Thread(target=pour_until_end, args=(tunnel, lifeline), daemon=True).start()
+    try:
+        _, status = os.waitpid(pid, 0)
+    except KeyboardInterrupt:
+        os.close(lifeline)
+        _, status = os.waitpid(pid, 0)
+    remove(directory, memory)
     os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 1)
+
+
+def pour_until_end(tunnel, lifeline):
+    """A thread's job: carry what comes; then end the keeper."""
+    try:
+        tunnel.pour()
+    finally:
+        os.close(lifeline)
 
 
 def pack_pyzmq():
     """This machine's pyzmq, as the bytes of a zip file."""
+    import pathlib
     import zipfile
-    package = os.path.dirname(zmq.__file__)
-    buffer = io.BytesIO()
+    package, buffer = pathlib.Path(zmq.__file__).parent, io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for top in (package, os.path.join(os.path.dirname(package), "pyzmq.libs")):
-            for folder, folders, names in os.walk(top):
-                folders[:] = [name for name in folders if name not in ("__pycache__", "tests")]
-                for name in names:
-                    path = os.path.join(folder, name)
-                    archive.write(path, os.path.relpath(path, os.path.dirname(package)))
+        for path in itertools.chain(package.rglob("*"), package.with_name("pyzmq.libs").rglob("*")):
+            name = path.relative_to(package.parent)
+            if not {"__pycache__", "tests"}.intersection(name.parts):
+                archive.write(path, name)
     return buffer.getvalue()
 
 
@@ -4809,24 +4783,21 @@ class RootFinder:
 
     def find_spec(self, fullname, target=None):
         """See importlib.abc.PathEntryFinder."""
-        if self.names is None and this_worker is not None:
-            self.names = frozenset(self.listing(self.entry))
-        path = os.path.join(self.entry, fullname.rpartition(".")[2])
-        name = os.path.basename(path)
+        here = self.local and self.local.find_spec(fullname, target)
         if this_worker is None:  # the keeper has nobody to ask
-            return self.local and self.local.find_spec(fullname, target)
-        if name + "/" in self.names and "__init__.py" in self.listing(path):
-            return importlib.util.spec_from_file_location(
-                fullname, path + "/__init__.py", loader=RootLoader(fullname, path + "/__init__.py"),
-                submodule_search_locations=[path])
-        if name + ".py" in self.names:
-            return importlib.util.spec_from_file_location(
-                fullname, path + ".py", loader=RootLoader(fullname, path + ".py"))
-        spec = self.local.find_spec(fullname, target) if self.local else None
-        if spec is None and name + "/" in self.names:  # a namespace package (PEP 420)
-            spec = importlib.machinery.ModuleSpec(fullname, None)
-            spec.submodule_search_locations = [path]
-        return spec
+            return here
+        if self.names is None:
+            self.names = frozenset(self.listing(self.entry))
+        name = fullname.rpartition(".")[2]
+        path, directory = os.path.join(self.entry, name), name + "/" in self.names
+        package = directory and "__init__.py" in self.listing(path)
+        if package or name + ".py" in self.names:
+            file = path + "/__init__.py" if package else path + ".py"
+            return importlib.util.spec_from_file_location(fullname, file, loader=RootLoader(fullname, file))
+        if here is None and directory:  # a namespace package (PEP 420)
+            here = importlib.machinery.ModuleSpec(fullname, None)
+            here.submodule_search_locations = [path]
+        return here
 
 
 class RootLoader(importlib.machinery.SourceFileLoader):
@@ -4864,8 +4835,7 @@ def join(path, size):
                             f"--listen {path}, on a file system that this host sees?")
         time.sleep(0.2)
     try:
-        with open(path) as file:
-            config = json.loads(file.read(MAX_TEXT))
+        config = json.loads(read_text(path))
         program, mixed, python = config.pop("program"), config["mixed"], "%d.%d" % tuple(config["main_python"])
     except Exception as error:
         raise PoolError(f"{path} is not a connection file of minscoop: {error!r}") from None
