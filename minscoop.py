@@ -4082,8 +4082,6 @@ class Keeper:
     @classmethod
     def main(cls):
         """The life of the keeper process beside the root: its configuration comes through stdin."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         line, stdin = sys.stdin.buffer.readline(), os.dup(0)
         with open(os.devnull) as null:
             os.dup2(null.fileno(), 0)
@@ -4094,6 +4092,7 @@ class Keeper:
         """Prepare, start and supervise until the end; never returns."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # these go to the whole process group, but
             signal.signal(number, signal.SIG_IGN)                      # are the root's business; we end after it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])    # see Root.start_keeper
         try:
             self.prepare()
             self.run()
@@ -4496,9 +4495,9 @@ class Launcher:
             data = os.read(self.process.stdout.fileno(), 1 << 16)
             seen = (seen + data)[-(1 << 16):]
             self.noise = seen[-1000:].decode(errors="replace")
-            _, found, rest = seen.partition(token.encode() + b" ")
-            if found and b"\n" in rest:
-                return self.check(rest.partition(b"\n")[0])
+            answer = re.search(rb"%s (.*)\n" % token.encode(), seen)
+            if answer:
+                return self.check(answer[1])
             if not data:
                 raise HostError(self.diagnose("the remote command ended before Python ran"))
 
@@ -4762,19 +4761,18 @@ def find_modules(config):
     return [*filter(None, config["pythonpath"].split(os.pathsep)), *config["own_path"], *sys.path]
 
 
-class RootFinder:
+class RootFinder(importlib.machinery.FileFinder):
     """Finds modules that are beside the program on the root's machine, for one entry of sys.path (PEP 302).
 
     The root's file comes before one of the same name here: the same program runs everywhere."""
 
+    names = None  # in the root's directory
+
     def __init__(self, tops, entry):
         if not any((entry + "/").startswith(top.rstrip("/") + "/") for top in tops):
             raise ImportError("not the root's business")
-        self.entry, self.local, self.names = entry, None, None
-        if os.path.isdir(entry):
-            self.local = importlib.machinery.FileFinder(entry, (
-                importlib.machinery.ExtensionFileLoader, importlib.machinery.EXTENSION_SUFFIXES), (
-                importlib.machinery.SourceFileLoader, importlib.machinery.SOURCE_SUFFIXES))
+        super().__init__(entry, (importlib.machinery.ExtensionFileLoader, importlib.machinery.EXTENSION_SUFFIXES),
+                         (importlib.machinery.SourceFileLoader, importlib.machinery.SOURCE_SUFFIXES))
 
     def listing(self, path):
         """The names in a directory of the root's."""
@@ -4783,13 +4781,13 @@ class RootFinder:
 
     def find_spec(self, fullname, target=None):
         """See importlib.abc.PathEntryFinder."""
-        here = self.local and self.local.find_spec(fullname, target)
+        here = super().find_spec(fullname, target)
         if this_worker is None:  # the keeper has nobody to ask
             return here
         if self.names is None:
-            self.names = frozenset(self.listing(self.entry))
+            self.names = frozenset(self.listing(self.path))
         name = fullname.rpartition(".")[2]
-        path, directory = os.path.join(self.entry, name), name + "/" in self.names
+        path, directory = os.path.join(self.path, name), name + "/" in self.names
         package = directory and "__init__.py" in self.listing(path)
         if package or name + ".py" in self.names:
             file = path + "/__init__.py" if package else path + ".py"
