@@ -416,19 +416,16 @@ PLAIN = frozenset((int, float, bool, complex, type(None), str, bytes))  # always
 
 
 def dumps(obj, memory=None, lasting=False):
-    """Frames for one object: its pickle and its large buffers. Raises whatever pickling it raises.
-
-    memory, lasting: see ``frame_of``."""
+    """Frames for one object: its pickle, and large buffers. memory, lasting: see ``frame_of``. Raises what pickling
+    it raises."""
     buffers, chunks = [], []  # large bytes objects are chunks as they are
     sink = types.SimpleNamespace(write=lambda data: chunks.append(bytes(data)))  # it may be a view of what changes
 
     def keep_in_band(buffer):
-        data = buffer.raw()
-        if data.nbytes < OUT_OF_BAND:
-            return True
-        buffers.append(frame_of([data], memory, lasting))  # a copy: the caller may change its array once we return
-        return False
-
+        with buffer.raw() as data:
+            if data.nbytes >= OUT_OF_BAND:
+                buffers.append(frame_of([data], memory, lasting))  # a copy: arrays may change once we return
+            return data.nbytes < OUT_OF_BAND
     try:
         Pickler(sink, 5, buffer_callback=keep_in_band).dump(obj)
     except BaseException:
@@ -457,6 +454,8 @@ def loads(frames):
 # removed by who gives it up, or, if that one died, at the end of the pool.
 
 TOKEN = os.urandom(16)  # what a reference begins with, and no other frame; the same in all of a pool
+file_numbers = itertools.count()
+spare = []              # a file descriptor, kept for ``reading``
 
 
 def frame_of(chunks, memory=None, lasting=False):
@@ -474,9 +473,6 @@ def frame_of(chunks, memory=None, lasting=False):
             with contextlib.suppress(OSError):
                 os.unlink(path)
     return b"".join(chunks)
-
-
-file_numbers = itertools.count()
 
 
 def reference(frame):
@@ -520,9 +516,6 @@ def reading(path):
             yield file
     finally:
         keep_spare()
-
-
-spare = []  # that file descriptor
 
 
 def keep_spare():
@@ -4055,6 +4048,7 @@ spec = u.spec_from_file_location('minscoop', sys.argv[1])
 module = sys.modules['minscoop'] = u.module_from_spec(spec)
 spec.loader.exec_module(module)
 module.Keeper.main()"""
+READY, SEVERAL, LEAVING = 1, 2, 3  # first byte of a marker page: ready; has begun several tasks; leaves as it was told
 
 
 class Keeper:
@@ -4290,10 +4284,9 @@ class Keeper:
 
     def clean_up(self):
         """Kill what is left, and remove the sockets. Launchers end by themselves, when the lifeline does."""
-        for pid in [self.broker, *self.workers]:
-            if pid:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        for pid in filter(None, [self.broker, *self.workers]):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         remove(self.config["directory"], self.config["memory"])
         if self.config["listen"]:
             with contextlib.suppress(OSError):
@@ -4306,9 +4299,6 @@ def running(marker):
     state, begun, length = struct.unpack(">BQH", marker[:11])
     task_id, lo, hi = struct.unpack_from(f">{min(length, 4000)}sQQ", marker, 11)
     return state, pack_int(begun), task_id, pack_int(lo), pack_int(hi)
-
-
-READY, SEVERAL, LEAVING = 1, 2, 3  # first byte of a marker page: ready; has begun several tasks; leaves as it was told
 
 
 def run_worker(name, config, marker, pipes):
@@ -4609,12 +4599,11 @@ def remote_command(rsh, host):
     return [*(word.replace("{host}", host) for word in words), "sh"]
 
 
-BLOCK = 1 << 16  # bytes in a block, at most
-
-
 class Tunnel:
     """Carries the bytes of one local connection at a time through a pair of pipes: blocks, with a serial
     number of the connection and their length in front. An empty block: that connection was closed."""
+
+    BLOCK = 1 << 16  # bytes in one, at most
 
     def __init__(self, source, sink, connect=None):
         self.source, self.sink, self.connect = source, sink, connect
@@ -4631,7 +4620,7 @@ class Tunnel:
     def drain(self, connection, serial):
         """From a connection into the pipe, until one of them is closed."""
         with contextlib.suppress(OSError):
-            for data in iter(lambda: connection.recv(BLOCK), b""):
+            for data in iter(lambda: connection.recv(self.BLOCK), b""):
                 self.write(serial, data)
         with contextlib.suppress(OSError):
             self.write(serial, b"")
@@ -4659,7 +4648,7 @@ class Tunnel:
             if len(head) < 8:
                 return
             serial, size = struct.unpack(">II", head)
-            if size > BLOCK or self.connect and serial > self.serial + 1:
+            if size > self.BLOCK or self.connect and serial > self.serial + 1:
                 raise HostError(f"something else than minscoop writes there, as it seems, {head!r}")
             data = self.source.read(size)
             if serial > self.serial and self.connect:
@@ -4848,7 +4837,6 @@ def join(path, size):
 
 # ---------------------------------------------------------------------------------------------------
 # 13  Lists of hosts
-
 
 MAX_HOSTS = 100_000  # in one list: a bracket form can name more than there are
 MAX_TEXT = 1 << 26   # characters of a file of hosts: it may be no such file, and have no end
@@ -5392,6 +5380,7 @@ def as_completed(fs, timeout=None):
 # `from minscoop import futures, shared`, and the same from `scoop`, while a program runs under minscoop.
 
 mapReduce, setConst, getConst = map_reduce, set_const, get_const
+SCOOP_NAMES = ("scoop", "scoop.futures", "scoop.shared", "minscoop.futures", "minscoop.shared")
 
 
 def mapScan(map_fn, reduce_fn, *iterables, **kwargs):
@@ -5409,9 +5398,6 @@ def __getattr__(name):
     return {"IS_RUNNING": pool is not None, "IS_ORIGIN": this_worker is None, "SIZE": pool.size if pool else 0,
             "DEBUG": logger.isEnabledFor(logging.DEBUG), "BROKER": getattr(pool, "address", None),
             "worker": pool.name.decode() if pool else None}[name]
-
-
-SCOOP_NAMES = ("scoop", "scoop.futures", "scoop.shared", "minscoop.futures", "minscoop.shared")
 
 
 def install_names(names):
