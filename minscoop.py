@@ -899,17 +899,16 @@ class Main:
             return module
 
     def adopt(self):
-        """Let this process's own main module be the one; it is known under the workers' name for it, too."""
+        """Let this be the one of this process; its module is known under the workers' name for it, too."""
         global main
-        main, self.module = self, sys.modules["__main__"]
-        sys.modules["__mp_main__"] = self.module
+        main = self
+        sys.modules["__main__"] = sys.modules["__mp_main__"] = self.module
 
     def install(self):
         """Make this process's ``__main__`` a stand-in for the user's, to be loaded when needed."""
-        global main
-        main, self.loaded = self, self.path is None
-        self.module = sys.modules["__main__"] = sys.modules["__mp_main__"] = MainModule("__mp_main__")
+        self.loaded, self.module = self.path is None, MainModule("__mp_main__")
         self.module.__builtins__ = __builtins__  # for functions that come by value; until 3.9 nothing adds it
+        self.adopt()
 
 
 main = Main()            # this process's; the root's Executor and the keeper set it
