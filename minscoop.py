@@ -4480,7 +4480,7 @@ class Launcher:
         while True:
             left = deadline - time.monotonic()
             if left < 0 or not readable(left, self.process.stdout):
-                raise HostError(self.diagnose(f"no Python answers within {LOGIN_PATIENCE:.0f} s"))
+                raise HostError(self.diagnose(f"no Python answers within {LOGIN_PATIENCE:.0f} s", wait=False))
             data = os.read(self.process.stdout.fileno(), 1 << 16)
             seen = (seen + data)[-(1 << 16):]
             self.noise = seen[-1000:].decode(errors="replace")
@@ -4538,11 +4538,12 @@ class Launcher:
             raise HostError(self.diagnose(f"it has logged in, but not started within {LOGIN_PATIENCE:.0f} s"))
         patience.cancel()
 
-    def diagnose(self, otherwise):
+    def diagnose(self, otherwise, wait=True):
         """Why the remote command has failed, in one line, with what to do."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(1)
-        self.ears.join(1)
+        if wait:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(1)
+            self.ears.join(1)
         words = "\n".join([*self.complaints, self.noise])  # what nologin says goes to stdout
         for pattern, reason, remedy in SSH_SAYS if not self.up else ():
             found = re.search(f".*({pattern}).*", words, re.IGNORECASE)
