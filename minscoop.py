@@ -56,7 +56,6 @@ import collections
 import concurrent.futures
 import contextlib
 import copyreg
-import errno
 import fcntl
 import functools
 import glob
@@ -423,37 +422,26 @@ def import_zmq(descriptors=DESCRIPTORS):
 # imported by name on the other side travels by name; other functions and classes travel by value: their
 # code, closure, and those globals that importing their module there would not give.
 
-NUMBERS = frozenset((int, float, bool, complex, type(None)))
-PLAIN = NUMBERS | {str, bytes}  # always pickle and unpickle
-
-
-class Sink(list):
-    """What a pickler writes: chunks, since large bytes objects come as they are."""
-
-    def write(self, data):
-        """Take a chunk, which may be a view of what changes later."""
-        self.append(data if type(data) is bytes else bytes(data))
+PLAIN = frozenset((int, float, bool, complex, type(None), str, bytes))  # always pickle and unpickle
 
 
 def dumps(obj, memory=None, lasting=False):
-    """Frames for one object: its pickle and its large buffers. Raises whatever pickling it raises.
-
-    memory, lasting: see ``frame_of``."""
-    buffers, sink = [], Sink()
+    """Frames for one object: its pickle, and large buffers. memory, lasting: see ``frame_of``. Raises what pickling
+    it raises."""
+    buffers, chunks = [], []  # large bytes objects are chunks as they are
+    sink = types.SimpleNamespace(write=lambda data: chunks.append(bytes(data)))  # it may be a view of what changes
 
     def keep_in_band(buffer):
-        data = buffer.raw()
-        if data.nbytes < OUT_OF_BAND:
-            return True
-        buffers.append(frame_of([data], memory, lasting))  # a copy: the caller may change its array once we return
-        return False
-
+        with buffer.raw() as data:
+            if data.nbytes >= OUT_OF_BAND:
+                buffers.append(frame_of([data], memory, lasting))  # a copy: arrays may change once we return
+            return data.nbytes < OUT_OF_BAND
     try:
         Pickler(sink, 5, buffer_callback=keep_in_band).dump(obj)
     except BaseException:
         discard(buffers)
         raise
-    return [frame_of(sink, memory, lasting), *buffers]
+    return [frame_of(chunks, memory, lasting), *buffers]
 
 
 def unpickle(pickled, **options):
@@ -476,6 +464,8 @@ def loads(frames):
 # removed by who gives it up, or, if that one died, at the end of the pool.
 
 TOKEN = os.urandom(16)  # what a reference begins with, and no other frame; the same in all of a pool
+file_numbers = itertools.count()
+spare = []              # a file descriptor, kept for ``reading``
 
 
 def frame_of(chunks, memory=None, lasting=False):
@@ -493,9 +483,6 @@ def frame_of(chunks, memory=None, lasting=False):
             with contextlib.suppress(OSError):
                 os.unlink(path)
     return b"".join(chunks)
-
-
-file_numbers = itertools.count()
 
 
 def reference(frame):
@@ -532,28 +519,20 @@ def content(frame):
 @contextlib.contextmanager
 def reading(path):
     """An open file, also when the program has taken all descriptors: one is kept for this."""
-    global spare
+    with contextlib.suppress(IndexError):  # another thread is just using it
+        os.close(spare.pop())
     try:
-        file = open(path, "rb")
-    except OSError as error:
-        if error.errno != errno.EMFILE or spare is None:
-            raise
-        os.close(spare)
-        spare, file = None, open(path, "rb")
-    with file:
-        yield file
-    keep_spare()
+        with open(path, "rb") as file:
+            yield file
+    finally:
+        keep_spare()
 
 
 def keep_spare():
     """Keep a file descriptor for ``reading``."""
-    global spare
-    if spare is None:
+    if not spare:
         with contextlib.suppress(OSError):
-            spare = os.open(os.devnull, os.O_RDONLY)
-
-
-spare = None
+            spare.append(os.open(os.devnull, os.O_RDONLY))
 
 
 def content_if_there(frame):
@@ -599,11 +578,14 @@ class Pickler(pickle.Pickler):
     def reducer_override(self, obj):
         """Called by pickle for each object that is not of a basic type."""
         kind = type(obj)
-        if kind is types.FunctionType:
-            return NotImplemented if found_by_name(obj) else reduce_function(obj)
-        if isinstance(obj, type):
-            own = kind in copyreg.dispatch_table or not obj.__flags__ & HEAP_TYPE  # as pickle does by itself
-            return NotImplemented if own or found_by_name(obj) else reduce_class(obj)
+        of_pickle = isinstance(obj, type) and (kind in copyreg.dispatch_table or not obj.__flags__ & HEAP_TYPE)
+        if isinstance(obj, (type, types.FunctionType)) and not of_pickle:
+            if found_by_name(obj):
+                return NotImplemented
+            if by_name_only:
+                raise pickle.PicklingError(f"{describe(obj)} would travel by value, which --mixed rules out: define it "
+                                           "at the top level of a module")
+            return reduce_class(obj) if isinstance(obj, type) else reduce_function(obj)
         if issubclass(kind, getattr(sys.modules.get("multiprocessing.managers"), "BaseProxy", ())):
             return reduce_proxy(obj)
         reduce = REDUCERS.get(kind)
@@ -611,10 +593,11 @@ class Pickler(pickle.Pickler):
 
 
 HEAP_TYPE = 1 << 9  # the flag of classes that a `class` statement made (Py_TPFLAGS_HEAPTYPE)
+by_name_only = False  # hosts of several Python versions take part, and none reads the others' code
 
 REDUCERS = {  # types whose instances pickle does not take by itself, met inside functions and classes
-    types.CellType: lambda cell: (make_unnamed, ("CellType",)),  # filled by the function that closes over it
-    types.MappingProxyType: lambda proxy: (make_unnamed, ("MappingProxyType", dict(proxy))),
+    types.CellType: lambda cell: (operator.methodcaller("CellType"), (types,)),  # the function fills it that has it
+    types.MappingProxyType: lambda proxy: (operator.methodcaller("MappingProxyType", dict(proxy)), (types,)),
     types.ModuleType: lambda module: (importlib.import_module, (module.__name__,)),
     types.CodeType: lambda code: (marshal.loads, (marshal.dumps(code),)),
     staticmethod: lambda method: (staticmethod, (method.__func__,)),
@@ -657,31 +640,17 @@ def shipped_globals(fn):
             if name in fn.__globals__ and (home is None or main.by_value(name))}
 
 
-by_name_only = False  # hosts of several Python versions take part, and none reads the others' code
-
-
-def refuse_by_value(obj):
-    """Raise for what would have to travel by value, if that is not possible."""
-    if by_name_only:
-        raise pickle.PicklingError(f"{describe(obj)} would travel by value, which --mixed rules out: define it at the "
-                                   "top level of a module")
+LOOKS = "__defaults__", "__kwdefaults__", "__dict__", "__doc__", "__annotations__", "__qualname__", "__module__"
 
 
 def reduce_function(fn):
     """Pickle a function by value: an empty one first, then its state, so that it may refer to itself."""
-    refuse_by_value(fn)
-    cells, contents, shipped = fn.__closure__ or (), [], shipped_globals(fn)
+    cells, contents = fn.__closure__ or (), []
     for cell in cells:
         with contextlib.suppress(ValueError):  # a cell that is still empty
             contents.append((cell, cell.cell_contents))
-    state = (shipped, contents, fn.__defaults__, fn.__kwdefaults__, fn.__dict__, fn.__doc__,
-             getattr(fn, "__annotations__", {}), fn.__qualname__, fn.__module__)
+    state = (shipped_globals(fn), contents, *(getattr(fn, name) for name in LOOKS))
     return make_function, (fn.__code__, home_of(fn), fn.__name__, cells), state, None, None, fill_function
-
-
-def make_unnamed(kind, *args):
-    """An instance of a type of the module ``types`` that has no name by which pickle could find it."""
-    return getattr(types, kind)(*args)
 
 
 def make_function(code, module, name, cells):
@@ -696,13 +665,12 @@ def make_function(code, module, name, cells):
 
 def fill_function(fn, state):
     """The second half: globals, closure, defaults and attributes."""
-    (shipped, contents, fn.__defaults__, fn.__kwdefaults__, attributes, fn.__doc__, annotations, fn.__qualname__,
-     fn.__module__) = state
+    shipped, contents, *looks = state
     fn.__globals__.update(shipped)
     for cell, value in contents:
         cell.cell_contents = value
-    fn.__dict__.update(attributes)
-    fn.__annotations__ = annotations
+    for name, value in zip(LOOKS, looks):
+        setattr(fn, name, value)
 
 
 CLASS_IDS = weakref.WeakKeyDictionary()     # class -> id: one that returns is the very class that went
@@ -711,15 +679,11 @@ CLASSES = weakref.WeakValueDictionary()     # id -> class
 
 def reduce_class(cls):
     """Pickle a class by value, with an identity that survives the journey there and back."""
-    refuse_by_value(cls)
-    ident = CLASS_IDS.get(cls)
-    if ident is None:
-        ident = CLASS_IDS[cls] = f"{os.getpid()}-{id(cls)}-{time.monotonic_ns()}"
-        CLASSES[ident] = cls
-    slots = cls.__dict__.get("__slots__", ())
-    skip = {"__dict__", "__weakref__", "_abc_impl", "__slots__", *([slots] if isinstance(slots, str) else slots)}
-    attributes = {name: value for name, value in cls.__dict__.items() if name not in skip}
-    head = {name: cls.__dict__[name] for name in ("__slots__",) if name in cls.__dict__}
+    ident = CLASS_IDS.setdefault(cls, f"{os.getpid()}-{id(cls)}-{time.monotonic_ns()}")
+    CLASSES[ident] = cls
+    attributes = {name: value for name, value in cls.__dict__.items() if name != "_abc_impl"
+                  and getattr(value, "__objclass__", None) is not cls}  # slots, __dict__, __weakref__ are made anew
+    head = {"__slots__": attributes.pop("__slots__")} if "__slots__" in attributes else {}
     if type(cls).__name__ in ("EnumMeta", "EnumType"):
         head = {name: member.value for name, member in cls.__members__.items()}
         attributes = {name: value for name, value in attributes.items()
@@ -773,10 +737,8 @@ def explain(obj, where, depth=6):
 
 def parts_of(obj):
     """Pairs of a name and a part of obj, in which ``explain`` looks for the culprit."""
-    if isinstance(obj, (list, tuple)):
-        return [(f"[{i}]", part) for i, part in enumerate(obj)]
-    if isinstance(obj, dict):
-        return [(f"[{key!r}]", part) for key, part in obj.items()]
+    if isinstance(obj, (list, tuple, dict)):
+        return [(f"[{key!r}]", part) for key, part in (obj.items() if isinstance(obj, dict) else enumerate(obj))]
     if isinstance(obj, types.FunctionType):
         closure = zip(obj.__code__.co_freevars, obj.__closure__ or ())
         return [*((f", variable {name!r} of its closure", cell.cell_contents) for name, cell in closure),
@@ -795,58 +757,38 @@ def describe(fn):
     return getattr(fn, "__qualname__", None) or repr(fn)[:80]
 
 
-# Results travel as one pickle of (values, parts, failures): `values` when all are PLAIN, else `parts`,
-# a pickle for each, so that one that cannot be read does not harm the others; a large one is a frame.
+# Results travel as one pickle of (values, parts, failures): `values` when all are PLAIN, else `parts`, the frames
+# of each, so that one that cannot be read does not harm the others. Large ones follow; None is in their places.
 
 def encode_results(values, failures, title, memory=None):
     """Frames for a slice of results. failures: {offset: exception}. A value that cannot be sent fails.
 
     title(offset): what a result is the result of, for the message then. memory: see ``frame_of``."""
     failures = {offset: encode_failure(error) for offset, error in failures.items()}
-    kinds = set(map_builtin(type, values))
-    if kinds <= NUMBERS:
-        return [pickle.dumps((values, None, failures), 5)]
-    if kinds <= PLAIN:
+    if PLAIN.issuperset(map_builtin(type, values)):
         return dumps((values, None, failures), memory)
-    parts, buffers = [], []
+    parts, large = [], []
     for offset, value in enumerate(values):
         try:
-            head, *more = dumps(value, memory)
+            frames = dumps(value, memory)
         except FAULTS as error:
             why = explain(value, f"the result of {title(offset)}") or str(error)
             failures[offset] = encode_failure(CannotSend(f"{why} (a result of type {type(value).__name__})"))
-            head, more = None, ()
-        if head and size_of(head) >= OUT_OF_BAND:
-            head, more = b"", [head, *more]
-        parts.append((head, len(more)))
-        buffers += more
-    return [pickle.dumps((None, parts, failures), 5), *buffers]
-
-
-def decode_results(frames):
-    """(values, failures) of frames as ``encode_results`` made them."""
-    values, parts, failures = unpickle(content(frames[0]))
-    failures = {offset: decode_failure(*failure) for offset, failure in failures.items()}
-    if parts is None:
-        return values, failures
-    values, rest = [], iter(frames[1:])
-    for offset, (blob, count) in enumerate(parts):
-        value, buffers = None, list(itertools.islice(rest, count))
-        if blob is not None:
-            try:
-                value = loads([blob, *buffers] if blob else buffers)
-            except FAULTS as error:
-                failures[offset] = CannotSend(f"a result arrived but cannot be unpickled: "
-                                              f"{type(error).__name__}: {error}")
-                failures[offset].__cause__ = error
-        values.append(value)
-    return values, failures
+            frames = ()
+        part = [frame if size_of(frame) < OUT_OF_BAND else None for frame in frames]
+        large += [frame for frame, small in zip(frames, part) if small is None]
+        parts.append(part)
+    return [pickle.dumps((None, parts, failures), 5), *large]
 
 
 def read_results(frames, count, op=None):
-    """The same, of so many results; if there is something wrong with the frames, that is what they all are."""
+    """(values, failures) of frames as ``encode_results`` made them of so many results; with an `op`, of at most as
+    many. If there is something wrong with the frames, that is what they all are."""
     try:
-        values, failures = decode_results(frames)
+        values, parts, failures = unpickle(content(frames[0]))
+        failures = {offset: decode_failure(*failure) for offset, failure in failures.items()}
+        if parts is not None:
+            values = decode_parts(parts, iter(frames[1:]), failures)
         if not (0 < len(values) <= count if op else len(values) == count) or \
                 not all(offset in range(count) for offset in failures):
             raise ValueError("they are not as many as they should be")
@@ -857,19 +799,28 @@ def read_results(frames, count, op=None):
         return [None] * count, dict.fromkeys(range(count), why)
 
 
+def decode_parts(parts, large, failures):
+    """The values of parts; what is wrong with one is added to the failures."""
+    values = [None] * len(parts)
+    for offset, part in enumerate(parts):
+        frames = [next(large) if frame is None else frame for frame in part]
+        try:
+            values[offset] = loads(frames) if frames else None
+        except FAULTS as error:
+            failures[offset] = CannotSend(f"a result arrived but cannot be unpickled: {type(error).__name__}: {error}")
+            failures[offset].__cause__ = error
+    return values
+
+
 def encode_failure(error):
     """(pickle or None, text) of an exception. Tried out here, where its text and traceback are known."""
     if isinstance(error, ModuleNotFoundError) and this_worker is not None and this_worker.config["below"]:
         error.msg = f"{error.msg} (on host {this_worker.config['name']}, for {sys.executable}: install it there)"
         error.args = (error.msg,)
-    text = traceback_text(error)
-    try:
+    blob, text = None, traceback_text(error)
+    with contextlib.suppress(*FAULTS):
         blob = pickle.dumps(dumps(error), 5)
-        if type(loads(pickle.loads(blob))) is not type(error):
-            blob = None
-    except FAULTS:
-        blob = None
-    return blob, text
+    return blob if type(decode_failure(blob, text)) is type(error) else None, text
 
 
 def traceback_text(error):
@@ -882,10 +833,8 @@ def traceback_text(error):
 def decode_failure(blob, text):
     """The exception that ``encode_failure`` took, with the text of its traceback as its cause."""
     try:
-        error = loads(unpickle(blob)) if blob else None
-    except FAULTS:
-        error = None
-    if error is None:
+        error = loads(unpickle(blob))
+    except FAULTS:  # of no pickle, too
         error = TaskError("a task raised an exception that cannot be pickled: " + text.rstrip().rpartition("\n")[2])
     error.__cause__ = RemoteTraceback(text)
     return error
@@ -906,6 +855,8 @@ class MainModule(types.ModuleType):
 
 class Main:
     """The program's main module: where it comes from, and which of its names travel by value."""
+
+    lock = threading.RLock()  # who imports it
 
     def __init__(self, path=None, name=None):
         self.path, self.name = path, name  # a file; or a module's name, as in python -m
@@ -940,42 +891,38 @@ class Main:
 
     def load(self):
         """The main module; in a worker it is imported first. Raises what the script raises."""
-        module = self.module
-        with main_lock:
-            if not self.loaded:
-                self.loaded = True
-                if self.path is not None:
-                    code, spec = read_main(self.path, self.name)
-                    module.__file__, module.__spec__ = self.path, spec
-                    module.__package__ = spec.parent if spec else None
-                    module.__loader__ = spec.loader if spec else RootLoader("__mp_main__", self.path)
-                    global importing_main
-                    importing_main = True
-                    try:
-                        exec(code, module.__dict__)
-                    except BaseException as error:
-                        self.error = error
-                        raise
-                    finally:
-                        importing_main = False
-        return module
+        global importing_main
+        with self.lock:
+            if self.loaded:
+                return self.module
+            self.loaded, module = True, self.module
+            code, spec = read_main(self.path, self.name)
+            module.__file__, module.__spec__, module.__package__ = self.path, spec, spec.parent if spec else None
+            module.__loader__ = spec.loader if spec else RootLoader("__mp_main__", self.path)
+            importing_main = True
+            try:
+                exec(code, module.__dict__)
+            except BaseException as error:
+                self.error = error
+                raise
+            finally:
+                importing_main = False
+            return module
 
     def adopt(self):
-        """Let this process's own main module be the one; it is known under the workers' name for it, too."""
+        """Let this be the one of this process; its module is known under the workers' name for it, too."""
         global main
-        main, self.module = self, sys.modules["__main__"]
-        sys.modules["__mp_main__"] = self.module
+        main = self
+        sys.modules["__main__"] = sys.modules["__mp_main__"] = self.module
 
     def install(self):
         """Make this process's ``__main__`` a stand-in for the user's, to be loaded when needed."""
-        global main
-        main, self.loaded = self, False
-        self.module = sys.modules["__main__"] = sys.modules["__mp_main__"] = MainModule("__mp_main__")
+        self.loaded, self.module = self.path is None, MainModule("__mp_main__")
         self.module.__builtins__ = __builtins__  # for functions that come by value; until 3.9 nothing adds it
+        self.adopt()
 
 
 main = Main()            # this process's; the root's Executor and the keeper set it
-main_lock = threading.RLock()
 importing_main = False   # then map and submit have no business
 
 
@@ -4165,6 +4112,7 @@ module.__file__ = sys.argv[1]
 with open(sys.argv[2], 'rb') as file:  # the byte code that the root runs: compiling this file anew takes 70 ms
     exec(marshal.load(file), module.__dict__)
 module.Keeper.main()"""
+READY, SEVERAL, LEAVING = 1, 2, 3  # first byte of a marker page: ready; has begun several tasks; leaves as it was told
 
 
 pristine = _AS_SCRIPT  # nothing of the user's has run in this process
@@ -4228,11 +4176,8 @@ class Keeper:
         self.notices_read, self.notices = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.signalled, self.signal_write = os.pipe()
         os.set_blocking(self.signal_write, False)
-        os.set_blocking(self.signalled, False)
         self.broker = self.listener = None
-        self.workers = {}          # pid -> (name, marker page)
-        self.prints = {}           # pid -> (name, ends of the pipes into which it prints)
-        self.heirs = None          # after a broker's death: see Broker
+        self.workers = {}          # pid -> (name, marker page, ends of the pipes into which it prints)
         self.broker_deaths = []    # when brokers died
         self.launchers = {}        # pid -> number of its host
         self.numbers = itertools.count(1)
@@ -4243,13 +4188,9 @@ class Keeper:
     @classmethod
     def main(cls):
         """The life of the keeper process beside the root: its configuration comes through stdin."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-        stdin = os.dup(0)
+        line, stdin = sys.stdin.buffer.readline(), os.dup(0)
         with open(os.devnull) as null:
             os.dup2(null.fileno(), 0)
-        with open(stdin, "rb", closefd=False) as file:
-            line = file.readline()
         if line:  # else the root has ended already
             cls(json.loads(line), stdin).live()
 
@@ -4257,15 +4198,14 @@ class Keeper:
         """Prepare, start and supervise until the end; never returns."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # these go to the whole process group, but
             signal.signal(number, signal.SIG_IGN)                      # are the root's business; we end after it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])    # see Root.start_keeper
         try:
             self.prepare()
             self.run()
         except (PoolError, OSError) as error:  # such as no permission to write a file
-            self.exit_code = 1
             if self.config["below"] or self.broker or isinstance(error, OSError):  # else the root says it, too
                 print(f"minscoop: {error}", file=sys.stderr)
         except Exception:
-            self.exit_code = 1
             traceback.print_exc()
         finally:
             flush_output()
@@ -4342,8 +4282,8 @@ class Keeper:
 
     def start_broker(self, heirs=None):
         """Fork the broker, or one that takes over; it inherits sockets, pipes, and what is known of the workers."""
-        self.broker = self.fork(run_broker, self.config, self.notices_read, self.listener, heirs,
-                                list(self.prints.values()))
+        prints = [(name, *ends) for name, _, *ends in self.workers.values()]
+        self.broker = self.fork(run_broker, self.config, self.notices_read, self.listener, heirs, prints)
 
     def replace_broker(self, code):
         """A broker has died: another takes over, which asks everybody for what it cannot know."""
@@ -4357,10 +4297,9 @@ class Keeper:
         if len(self.broker_deaths) > BROKER_DEATHS:
             raise PoolError(text)
         logger.warning("%s; another takes over", text)
-        heirs = {name: running(marker)[2:] for name, marker in self.workers.values()}
+        heirs = {name: running(marker)[2:] for name, marker, *_ in self.workers.values()}
         if not self.config["below"]:
-            heirs[ROOT] = b"", b"0", b"0"
-            heirs.update((number.encode(), (b"", b"0", b"0")) for number in self.launchers.values())
+            heirs.update(dict.fromkeys([ROOT, *map_builtin(str.encode, self.launchers.values())], (b"", b"0", b"0")))
         self.start_broker(heirs)
         if self.failure:
             self.notify(b"FAILED", self.failure)
@@ -4372,15 +4311,12 @@ class Keeper:
             return pid
         try:
             signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+            for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN, which programs started here inherit
-            for descriptor in (self.stdin, self.lifeline, self.signalled, self.signal_write):
+            prints = [end for _, _, *ends in self.workers.values() for end in ends if target is not run_broker]
+            for descriptor in (self.stdin, self.lifeline, self.signalled, self.signal_write, *prints):
                 os.close(descriptor)
-            for _, *ends in self.prints.values() if target is not run_broker else ():
-                for descriptor in ends:
-                    os.close(descriptor)
             sys.stdin = open(os.devnull)
             if tied:
                 tie_to(self.lifeline_read)
@@ -4398,21 +4334,17 @@ class Keeper:
         """Fork one worker. It writes what it is running to a page of memory that we share."""
         name, marker = f"{self.config['host']}.{next(self.numbers)}".encode(), mmap.mmap(-1, 4096)
         pipes = [os.pipe(), os.pipe()] if self.config["piped"] else []
-        pid = self.fork(run_worker, name, self.config, marker, [end for _, end in pipes])
-        self.workers[pid] = name, marker
+        ends, theirs = [end for end, _ in pipes], [end for _, end in pipes]
+        self.workers[self.fork(run_worker, name, self.config, marker, theirs)] = name, marker, *ends
         if pipes:
-            self.prints[pid] = (name, *(end for end, _ in pipes))
-            self.notify(b"PRINTS", name, descriptors=self.prints[pid][1:])
-        for _, descriptor in pipes:
+            self.notify(b"PRINTS", name, descriptors=ends)
+        for descriptor in theirs:
             os.close(descriptor)
 
     def reap(self):
         """Take note of the children that have ended."""
         while self.exit_code is None:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
+            pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
             code = exit_code(status)
@@ -4427,11 +4359,11 @@ class Keeper:
             else:
                 self.bury(pid, code, *self.workers.pop(pid))
 
-    def bury(self, pid, code, name, marker):
+    def bury(self, pid, code, name, marker, *ends):
         """Tell the broker that a worker has ended, and start another in its place."""
         ready, begun, task_id, lo, hi = running(marker)
         marker.close()
-        for descriptor in self.prints.pop(pid, ())[1:]:
+        for descriptor in ends:
             os.close(descriptor)
         obituary = f"{label(self.config, name, pid)} {status_text(code)}"
         by_itself = code != -signal.SIGTERM  # that is somebody's order, or a batch system's
@@ -4464,10 +4396,9 @@ class Keeper:
 
     def clean_up(self):
         """Kill what is left, and remove the sockets. Launchers end by themselves, when the lifeline does."""
-        for pid in [self.broker, *self.workers]:
-            if pid:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        for pid in filter(None, [self.broker, *self.workers]):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         remove(self.config["directory"], self.config["memory"])
         if self.config["listen"]:
             with contextlib.suppress(OSError):
@@ -4480,9 +4411,6 @@ def running(marker):
     state, begun, length = struct.unpack(">BQH", marker[:11])
     task_id, lo, hi = struct.unpack_from(f">{min(length, 4000)}sQQ", marker, 11)
     return state, pack_int(begun), task_id, pack_int(lo), pack_int(hi)
-
-
-READY, SEVERAL, LEAVING = 1, 2, 3  # first byte of a marker page: ready; has begun several tasks; leaves as it was told
 
 
 def run_worker(name, config, marker, pipes):
@@ -4615,8 +4543,8 @@ class Launcher:
         self.up = None                                  # when the program was handed over
 
     def run(self):
-        """From login to the end. However it ends, the root is told."""
-        threading.Thread(target=self.watch_lifeline, daemon=True).start()
+        """From login to the end. However it ends, the root is told; unless the keeper has ended, and so do we."""
+        threading.Thread(target=lambda: (os.read(self.lifeline, 1), self.end()), daemon=True).start()
         try:
             os.read(self.tokens[0], 1)
             start = time.monotonic()
@@ -4626,14 +4554,8 @@ class Launcher:
             finally:
                 os.write(self.tokens[1], b".")
             self.config["login"] = time.monotonic() - start
-            patience = threading.Timer(LOGIN_PATIENCE, self.process.kill)  # it may also stop reading what we send
-            patience.start()
             self.hand_over(there)
-            if not self.process.stdout.peek(1):
-                raise HostError(self.diagnose(f"it has logged in, but not started within {LOGIN_PATIENCE:.0f} s"))
-            patience.cancel()
-            tunnel = Tunnel(self.process.stdout, self.process.stdin.fileno(), self.open_connection)
-            tunnel.pour()
+            Tunnel(self.process.stdout, self.process.stdin.fileno(), self.open_connection).pour()
             raise HostError(self.diagnose("the connection has ended"))
         except (HostError, OSError) as error:
             facts = {"host": self.host, "number": self.config["host"], "state": "gone", "reason": str(error)[:1000]}
@@ -4675,9 +4597,9 @@ class Launcher:
             data = os.read(self.process.stdout.fileno(), 1 << 16)
             seen = (seen + data)[-(1 << 16):]
             self.noise = seen[-1000:].decode(errors="replace")
-            _, found, rest = seen.partition(token.encode() + b" ")
-            if found and b"\n" in rest:
-                return self.check(rest.partition(b"\n")[0])
+            answer = re.search(rb"%s (.*)\n" % token.encode(), seen)
+            if answer:
+                return self.check(answer[1])
             if not data:
                 raise HostError(self.diagnose("the remote command ended before Python ran"))
 
@@ -4691,9 +4613,9 @@ class Launcher:
         """The facts, if they are fit; else HostError."""
         config = self.config
         try:
-            there = dict.fromkeys(("executable", "pyzmq", "platform", "machine"))
-            there.update({"python": [0], **json.loads(answer)})
-            there["python"] = [int(number) for number in there["python"]]
+            there = {**dict.fromkeys(("executable", "pyzmq", "platform", "machine")), "python": [0],
+                     **json.loads(answer)}
+            version, here = tuple(map_builtin(int, there["python"])), sys.version_info[:2]
         except Exception as error:
             raise HostError(f"its answer makes no sense: {answer[:80]!r} ({type(error).__name__})") from None
         if there.get("error") == "python":
@@ -4701,7 +4623,6 @@ class Launcher:
                             "with --python or --prolog")
         if there.get("error"):
             raise HostError(f"cannot read the prolog {config['prolog']}: the file has to exist there")
-        version, here = tuple(there["python"]), sys.version_info[:2]
         found = f"Python {'.'.join(map_builtin(str, version))} ({there['executable']})"
         if version < (3, 8):
             raise HostError(f"has {found}, and 3.8 is the oldest that works: name another with --python")
@@ -4714,16 +4635,21 @@ class Launcher:
         """Send this program, its configuration and, where it is missing, pyzmq."""
         config, library = self.config, b""
         if there["pyzmq"] is None:
-            here = (list(sys.version_info[:2]), sys.platform, os.uname().machine)
-            if (there["python"][:2], there["platform"], there["machine"]) != here:
+            here = [*sys.version_info[:2], sys.platform, os.uname().machine]
+            if [*there["python"][:2], there["platform"], there["machine"]] != here:
                 raise HostError(f"pyzmq is missing there, and the one of here does not fit {there['platform']} "
                                 f"{there['machine']}: run '{there['executable']} -m pip install pyzmq' there")
             library = pack_pyzmq()
         with open(__file__, "rb") as file:
             program = file.read()
         settings = json.dumps(config).encode()
+        patience = threading.Timer(LOGIN_PATIENCE, self.process.kill)  # it may also stop reading what we send
+        patience.start()
         self.send(b"%d %d %d\n%s%s%s" % (len(program), len(settings), len(library), program, settings, library))
         self.up = time.monotonic()
+        if not self.process.stdout.peek(1):
+            raise HostError(self.diagnose(f"it has logged in, but not started within {LOGIN_PATIENCE:.0f} s"))
+        patience.cancel()
 
     def diagnose(self, otherwise, wait=True):
         """Why the remote command has failed, in one line, with what to do."""
@@ -4754,22 +4680,16 @@ class Launcher:
                     raise
                 time.sleep(TICK)
 
-    def watch_lifeline(self):
-        """A thread's job: end with the keeper."""
-        os.read(self.lifeline, 1)
-        self.end()
-
     def end(self):
         """End the remote command: it may end by itself at the end of its input, but not for long. Then us."""
         if self.process is not None:
             with contextlib.suppress(OSError):
                 os.close(self.process.stdin.fileno())
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(GRACE / 4)
-            except subprocess.TimeoutExpired:
-                self.process.terminate()  # srun then cancels its step, which it cannot when it is killed
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.process.wait(GRACE / 4)
+            self.process.terminate()  # srun then cancels its step, which it cannot when it is killed
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(GRACE / 4)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
         os._exit(0)
@@ -4792,16 +4712,15 @@ def remote_command(rsh, host):
     return [*(word.replace("{host}", host) for word in words), "sh"]
 
 
-BLOCK = 1 << 16  # bytes in a block, at most
-
-
 class Tunnel:
     """Carries the bytes of one local connection at a time through a pair of pipes: blocks, with a serial
     number of the connection and their length in front. An empty block: that connection was closed."""
 
+    BLOCK = 1 << 16  # bytes in one, at most
+
     def __init__(self, source, sink, connect=None):
         self.source, self.sink, self.connect = source, sink, connect
-        self.connection, self.serial = None, 0
+        self.connection, self.serial = socket.socket(socket.AF_UNIX), 0  # with nobody, as yet
         self.writing = threading.Lock()
 
     def write(self, serial, data):
@@ -4814,7 +4733,7 @@ class Tunnel:
     def drain(self, connection, serial):
         """From a connection into the pipe, until one of them is closed."""
         with contextlib.suppress(OSError):
-            for data in iter(lambda: connection.recv(BLOCK), b""):
+            for data in iter(lambda: connection.recv(self.BLOCK), b""):
                 self.write(serial, data)
         with contextlib.suppress(OSError):
             self.write(serial, b"")
@@ -4842,16 +4761,15 @@ class Tunnel:
             if len(head) < 8:
                 return
             serial, size = struct.unpack(">II", head)
-            if size > BLOCK or self.connect and serial > self.serial + 1:
+            if size > self.BLOCK or self.connect and serial > self.serial + 1:
                 raise HostError(f"something else than minscoop writes there, as it seems, {head!r}")
             data = self.source.read(size)
             if serial > self.serial and self.connect:
-                if self.connection:
-                    with contextlib.suppress(OSError):
-                        self.connection.shutdown(socket.SHUT_RDWR)
+                with contextlib.suppress(OSError):
+                    self.connection.shutdown(socket.SHUT_RDWR)
                 self.serial, self.connection = serial, self.connect()
                 threading.Thread(target=self.drain, args=(self.connection, serial), daemon=True).start()
-            if serial == self.serial and serial:
+            if serial == self.serial:
                 with contextlib.suppress(OSError):
                     if data:
                         self.connection.sendall(data)
@@ -4862,7 +4780,7 @@ class Tunnel:
 def run_agent(config, library=b""):
     """The life of the first process on another host: a keeper's parent, as the root is at home.
 
-    It ends with its stdin, unless there is none (--join), and with its keeper. Never returns."""
+    It ends with its keeper; and that with our stdin, unless there is none (--join). Never returns."""
     source, sink, null = os.dup(0), os.dup(1), os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(2, 1)  # nothing but blocks goes where these went
@@ -4876,38 +4794,38 @@ def run_agent(config, library=b""):
         for descriptor in (source, sink, lifeline):
             os.close(descriptor)
         Keeper(config, stdin).live()
-    threading.Thread(target=end_with, args=(pid, directory, memory), daemon=True).start()
     if config["tunnel"]:
         tunnel = Tunnel(open(source, "rb"), sink)
         tunnel.write(0, b"")  # the program has come
         threading.Thread(target=tunnel.accept, args=(f"{directory}/up",), daemon=True).start()
-        tunnel.pour()
-    else:
-        with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
-    os.close(lifeline)
-    time.sleep(GRACE)  # the keeper's end is ours
-
-
-def end_with(keeper, *directories):
-    """A thread's job: end this process when its keeper has ended."""
-    _, status = os.waitpid(keeper, 0)
-    remove(*directories)
+        threading.Thread(target=pour_until_end, args=(tunnel, lifeline), daemon=True).start()
+    try:
+        _, status = os.waitpid(pid, 0)
+    except KeyboardInterrupt:
+        os.close(lifeline)
+        _, status = os.waitpid(pid, 0)
+    remove(directory, memory)
     os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 1)
+
+
+def pour_until_end(tunnel, lifeline):
+    """A thread's job: carry what comes; then end the keeper."""
+    try:
+        tunnel.pour()
+    finally:
+        os.close(lifeline)
 
 
 def pack_pyzmq():
     """This machine's pyzmq, as the bytes of a zip file."""
+    import pathlib
     import zipfile
-    package = os.path.dirname(zmq.__file__)
-    buffer = io.BytesIO()
+    package, buffer = pathlib.Path(zmq.__file__).parent, io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for top in (package, os.path.join(os.path.dirname(package), "pyzmq.libs")):
-            for folder, folders, names in os.walk(top):
-                folders[:] = [name for name in folders if name not in ("__pycache__", "tests")]
-                for name in names:
-                    path = os.path.join(folder, name)
-                    archive.write(path, os.path.relpath(path, os.path.dirname(package)))
+        for path in itertools.chain(package.rglob("*"), package.with_name("pyzmq.libs").rglob("*")):
+            name = path.relative_to(package.parent)
+            if not {"__pycache__", "tests"}.intersection(name.parts):
+                archive.write(path, name)
     return buffer.getvalue()
 
 
@@ -4945,19 +4863,18 @@ def find_modules(config):
     return [*filter(None, config["pythonpath"].split(os.pathsep)), *config["own_path"], *sys.path]
 
 
-class RootFinder:
+class RootFinder(importlib.machinery.FileFinder):
     """Finds modules that are beside the program on the root's machine, for one entry of sys.path (PEP 302).
 
     The root's file comes before one of the same name here: the same program runs everywhere."""
 
+    names = None  # in the root's directory
+
     def __init__(self, tops, entry):
         if not any((entry + "/").startswith(top.rstrip("/") + "/") for top in tops):
             raise ImportError("not the root's business")
-        self.entry, self.local, self.names = entry, None, None
-        if os.path.isdir(entry):
-            self.local = importlib.machinery.FileFinder(entry, (
-                importlib.machinery.ExtensionFileLoader, importlib.machinery.EXTENSION_SUFFIXES), (
-                importlib.machinery.SourceFileLoader, importlib.machinery.SOURCE_SUFFIXES))
+        super().__init__(entry, (importlib.machinery.ExtensionFileLoader, importlib.machinery.EXTENSION_SUFFIXES),
+                         (importlib.machinery.SourceFileLoader, importlib.machinery.SOURCE_SUFFIXES))
 
     def listing(self, path):
         """The names in a directory of the root's."""
@@ -4966,24 +4883,21 @@ class RootFinder:
 
     def find_spec(self, fullname, target=None):
         """See importlib.abc.PathEntryFinder."""
-        if self.names is None and this_worker is not None:
-            self.names = frozenset(self.listing(self.entry))
-        path = os.path.join(self.entry, fullname.rpartition(".")[2])
-        name = os.path.basename(path)
+        here = super().find_spec(fullname, target)
         if this_worker is None:  # the keeper has nobody to ask
-            return self.local and self.local.find_spec(fullname, target)
-        if name + "/" in self.names and "__init__.py" in self.listing(path):
-            return importlib.util.spec_from_file_location(
-                fullname, path + "/__init__.py", loader=RootLoader(fullname, path + "/__init__.py"),
-                submodule_search_locations=[path])
-        if name + ".py" in self.names:
-            return importlib.util.spec_from_file_location(
-                fullname, path + ".py", loader=RootLoader(fullname, path + ".py"))
-        spec = self.local.find_spec(fullname, target) if self.local else None
-        if spec is None and name + "/" in self.names:  # a namespace package (PEP 420)
-            spec = importlib.machinery.ModuleSpec(fullname, None)
-            spec.submodule_search_locations = [path]
-        return spec
+            return here
+        if self.names is None:
+            self.names = frozenset(self.listing(self.path))
+        name = fullname.rpartition(".")[2]
+        path, directory = os.path.join(self.path, name), name + "/" in self.names
+        package = directory and "__init__.py" in self.listing(path)
+        if package or name + ".py" in self.names:
+            file = path + "/__init__.py" if package else path + ".py"
+            return importlib.util.spec_from_file_location(fullname, file, loader=RootLoader(fullname, file))
+        if here is None and directory:  # a namespace package (PEP 420)
+            here = importlib.machinery.ModuleSpec(fullname, None)
+            here.submodule_search_locations = [path]
+        return here
 
 
 class RootLoader(importlib.machinery.SourceFileLoader):
@@ -5021,8 +4935,7 @@ def join(path, size):
                             f"--listen {path}, on a file system that this host sees?")
         time.sleep(0.2)
     try:
-        with open(path) as file:
-            config = json.loads(file.read(MAX_TEXT))
+        config = json.loads(read_text(path))
         program, mixed, python = config.pop("program"), config["mixed"], "%d.%d" % tuple(config["main_python"])
     except Exception as error:
         raise PoolError(f"{path} is not a connection file of minscoop: {error!r}") from None
@@ -5038,12 +4951,12 @@ def join(path, size):
 # ---------------------------------------------------------------------------------------------------
 # 13  Lists of hosts
 
-
 MAX_HOSTS = 100_000  # in one list: a bracket form can name more than there are
 MAX_TEXT = 1 << 26   # characters of a file of hosts: it may be no such file, and have no end
 NAME = r"(?!.{300})(?:[^\s,:@\[\]=-][^\s,:@\[\]=]*@)?(?:[^\s,:@\[\]=-][^\s,:@\[\]=]*|%s)"  # no '-' first: an option
 IPV6 = r"[0-9a-fA-F:.]*:[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(?:%\w+)?"
 HOST = "(" + NAME % rf"\[{IPV6}\]" + r")(?:(?::|\s+(?:slots=)?)([0-9]+))?"
+split_list = re.compile(r"(?:\[[^\[\]]*\]|[^,\s])+").findall  # at commas and blanks, except inside brackets
 
 
 def expand(text):
@@ -5063,32 +4976,25 @@ def expand(text):
             numbers += [str(number).zfill(len(match[1])) for number in range(lo, hi + 1)]
         total *= len(numbers) if i % 2 else 1
         choices.append(numbers if i % 2 else [piece])
-    return ["".join(pieces) for pieces in itertools.product(*choices)]
-
-
-def split_list(text):
-    """The items of a list with commas or blanks between them, except inside brackets."""
-    return re.findall(r"(?:\[[^\[\]]*\]|[^,\s])+", text)
+    return map_builtin("".join, itertools.product(*choices))
 
 
 def parse_host(text):
-    """(name, workers or None) pairs of one item: name, name:4, user@name:4, node[01-16]:8, [IPv6]:4, name 4."""
-    pairs = []
-    for form in expand(text):
+    """(name, workers or None) of each host of an item: name, name:4, user@name:4, node[01-16]:8, [IPv6]:4, name 4."""
+    for form in expand(text) if text else ():
         match = re.fullmatch(HOST, form)
         if match is None:
             raise ValueError(f"{text!r} is not a host, such as name, user@name, name:4 or node[01-16]:8")
-        pairs.append((re.sub(r"[\[\]]", "", match[1]), match[2] and int(match[2])))
-    return pairs
+        yield re.sub(r"[\[\]]", "", match[1]), match[2] and int(match[2])
 
 
-def extend(pairs, items):
-    """Add the pairs for which some items stand; those that are no text are pairs already."""
-    for item in items:
-        pairs += parse_host(item) if isinstance(item, str) else [item]
-        if len(pairs) > 10 * MAX_HOSTS:
-            raise ValueError(f"more than {10 * MAX_HOSTS} entries")
-    return pairs
+def parse_items(items, path=None):
+    """The hosts of items, one after the other; pairs stay as they are. path: of the file whose lines they are."""
+    for number, item in enumerate(items, 1):
+        try:
+            yield from parse_host(item) if isinstance(item, str) else [item]
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}" if path else str(error)) from None
 
 
 def read_text(path):
@@ -5104,13 +5010,13 @@ def add_up(pairs):
     """Each host once, in the order in which they first occur; a name without a number counts as one worker if it
     occurs again. Raises ValueError for what cannot be a host."""
     numbers = {}
-    for name, workers in pairs:
+    for entry, (name, workers) in enumerate(pairs):
         if not (isinstance(name, str) and re.fullmatch(NAME % IPV6, name)) \
                 or not (workers is None or isinstance(workers, int) and workers >= 0):
             raise ValueError(f"{name!r} with {workers!r} workers is not a host")
         numbers.setdefault(name, []).append(workers)
-        if len(numbers) > MAX_HOSTS:
-            raise ValueError(f"more than {MAX_HOSTS} hosts")
+        if len(numbers) > MAX_HOSTS or entry > 10 * MAX_HOSTS:
+            raise ValueError(f"more than {MAX_HOSTS} hosts, or {10 * MAX_HOSTS} entries")
     return [(name, found[0] if len(found) == 1 else sum(1 if n is None else n for n in found))
             for name, found in numbers.items()]
 
@@ -5120,23 +5026,17 @@ def parse_hosts(source):
 
     workers: None for one per core. A name that occurs again and again adds up, one worker each time if no
     number is given. Raises ValueError, with the line of a file."""
-    pairs = []
     if isinstance(source, str) and (os.path.exists(source) or "/" in source or source.endswith(".txt")):
         try:
             lines = read_text(source).splitlines()
         except (OSError, ValueError) as error:
             raise ValueError(f"cannot read the hosts file {source!r}: {error}") from None
-        for number, line in enumerate(lines, 1):
-            line = line.partition("#")[0].strip()
-            try:
-                extend(pairs, [line] if line else ())
-            except ValueError as error:
-                raise ValueError(f"{source}, line {number}: {error}") from None
+        found = add_up(parse_items([line.partition("#")[0].strip() for line in lines], source))
     else:
-        extend(pairs, split_list(source) if isinstance(source, str) else source)
-    if not pairs:
+        found = add_up(parse_items(split_list(source) if isinstance(source, str) else source))
+    if not found:
         raise ValueError(f"no hosts in {source!r}")
-    return add_up(pairs)
+    return found
 
 
 def deal(hosts, total):
@@ -5146,11 +5046,8 @@ def deal(hosts, total):
     for name, workers in hosts:
         dealt.append([name, min(left, 1 if workers is None else workers)])
         left -= dealt[-1][1]
-    for entry in itertools.cycle(dealt):
-        if left <= 0:
-            break
+    for _, entry in zip(range(left), itertools.cycle(dealt)):
         entry[1] += 1
-        left -= 1
     return [(name, workers) for name, workers in dealt if workers]
 
 
@@ -5161,8 +5058,22 @@ def is_local(name):
         or "." not in name and name == node.partition(".")[0]
 
 
-def counts(text):
-    """The numbers of Slurm's list of counts: 2(x3),1 is 2, 2, 2, 1."""
+# What batch systems tell. Each reader gets the environment and the value of the variable by which it is known.
+
+def slurm_hosts(env, nodes):
+    """Tasks per node, or CPUs per node where there is not more than one task per node."""
+    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        raise ValueError(f"srun has started this program {env['SLURM_STEP_NUM_TASKS']} times; start it once, without")
+    names = [name for name, _ in add_up(parse_items(split_list(nodes)))]
+    tasks, cpus = (slurm_counts(env.get(variable) or f"1(x{len(names)})")
+                   for variable in ("SLURM_TASKS_PER_NODE", "SLURM_JOB_CPUS_PER_NODE"))
+    if not len(tasks) == len(cpus) == len(names):
+        raise ValueError(f"{len(names)} nodes, but counts of tasks for {len(tasks)} and of CPUs for {len(cpus)}")
+    return zip(names, tasks if max(tasks, default=1) > 1 else cpus)
+
+
+def slurm_counts(text):
+    """The numbers of a list of counts: 2(x3),1 is 2, 2, 2, 1."""
     numbers = []
     for item in text.split(","):
         match = re.fullmatch(r"(\d{1,9})(?:\(x(\d{1,9})\))?", item.strip())
@@ -5172,48 +5083,19 @@ def counts(text):
     return numbers
 
 
-def slurm_hosts(env):
-    """Tasks per node, or CPUs per node where there is not more than one task per node."""
-    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        raise ValueError(f"srun has started this program {env['SLURM_STEP_NUM_TASKS']} times; start it once, without")
-    names = [name for name, _ in extend([], split_list(env["SLURM_JOB_NODELIST"]))]
-    tasks = counts(env.get("SLURM_TASKS_PER_NODE") or f"1(x{len(names)})")
-    cpus = counts(env.get("SLURM_JOB_CPUS_PER_NODE") or f"1(x{len(names)})")
-    for numbers in (tasks, cpus):
-        if len(numbers) != len(names):
-            raise ValueError(f"{len(names)} nodes in SLURM_JOB_NODELIST, but {len(numbers)} counts for them")
-    return list(zip(names, tasks if max(tasks, default=1) > 1 else cpus))
+def hosts_of_lines(env, path):
+    """A file with a line per worker, as PBS, Torque and OAR write it."""
+    hosts = add_up((name, 1) for name in read_text(path).split())
+    if all(workers == 1 for _, workers in hosts) and env.get("NCPUS", "").isdecimal():
+        return [(name, int(env["NCPUS"])) for name, _ in hosts]  # PBS: select=2:ncpus=8 has one line per chunk
+    return hosts
 
 
-def node_file_hosts(variable):
-    """A reader of a file with a line per worker, as PBS, Torque and OAR write it."""
-    def read(env):
-        hosts = add_up((name, 1) for name in read_text(env[variable]).split())
-        if all(workers == 1 for _, workers in hosts) and env.get("NCPUS", "").isdecimal():
-            return [(name, int(env["NCPUS"])) for name, _ in hosts]  # PBS: select=2:ncpus=8 has one line per chunk
-        return hosts
-    return read
-
-
-def in_pairs(words, what):
+def in_pairs(words):
     """Hosts of words that are names and counts in turns."""
     if len(words) % 2 or not all(count.isdecimal() for count in words[1::2]):
-        raise ValueError(f"{' '.join(words)!r} in {what} is not a name and a count")
-    return list(zip(words[::2], map_builtin(int, words[1::2])))
-
-
-def sge_hosts(env):
-    """Lines of name, slots and more in a file; a job without a parallel environment has none."""
-    if not env.get("PE_HOSTFILE"):
-        return in_pairs(["localhost", env["NSLOTS"]], "NSLOTS")
-    lines = filter(str.strip, read_text(env["PE_HOSTFILE"]).splitlines())
-    return [pair for line in lines for pair in in_pairs(line.split()[:2], env["PE_HOSTFILE"])]
-
-
-def lsf_hosts(env):
-    """Names and counts in turns; or a name per worker."""
-    words = env.get("LSB_MCPU_HOSTS", "").split()
-    return in_pairs(words, "LSB_MCPU_HOSTS") if words else [(name, 1) for name in env["LSB_HOSTS"].split()]
+        raise ValueError(f"{' '.join(words)[:80]!r} is not a name and a count")
+    return zip(words[::2], map_builtin(int, words[1::2]))
 
 
 SRUN = ("env -u SRUN_CPUS_PER_TASK -u SLURM_LABELIO -u SLURM_EXCLUSIVE "  # would narrow the step, or label its bytes
@@ -5222,15 +5104,16 @@ SRUN = ("env -u SRUN_CPUS_PER_TASK -u SLURM_LABELIO -u SLURM_EXCLUSIVE "  # woul
         "--unbuffered --input=all --output=all "    # bytes at once and as they are, whatever SLURM_STD... say
         "--mpi=none --export=ALL --chdir=/")        # no MPI that waits for its ranks; our environment
 
-BATCH_SYSTEMS = [  # name, a variable that tells it is there, its hosts, the remote command
+BATCH_SYSTEMS = [  # name, a variable that tells it is there, a reader, the remote command
     ("Slurm", "SLURM_JOB_NODELIST", slurm_hosts, SRUN),
-    ("PBS", "PBS_NODEFILE", node_file_hosts("PBS_NODEFILE"), "ssh"),
-    ("SGE", "PE_HOSTFILE", sge_hosts, "ssh"),
-    ("SGE", "NSLOTS", sge_hosts, "ssh"),
-    ("LSF", "LSB_MCPU_HOSTS", lsf_hosts, "ssh"),
-    ("LSF", "LSB_HOSTS", lsf_hosts, "ssh"),
-    ("OAR", "OAR_NODEFILE", node_file_hosts("OAR_NODEFILE"), "ssh"),
-    ("OAR", "OAR_NODE_FILE", node_file_hosts("OAR_NODE_FILE"), "ssh"),
+    ("PBS", "PBS_NODEFILE", hosts_of_lines, "ssh"),
+    ("SGE", "PE_HOSTFILE", lambda env, path: itertools.chain.from_iterable(
+        in_pairs(line.split()[:2]) for line in read_text(path).splitlines()), "ssh"),
+    ("SGE", "NSLOTS", lambda env, slots: in_pairs(["localhost", slots]), "ssh"),  # no parallel environment
+    ("LSF", "LSB_MCPU_HOSTS", lambda env, words: in_pairs(words.split()), "ssh"),
+    ("LSF", "LSB_HOSTS", lambda env, names: [(name, 1) for name in names.split()], "ssh"),
+    ("OAR", "OAR_NODEFILE", hosts_of_lines, "ssh"),
+    ("OAR", "OAR_NODE_FILE", hosts_of_lines, "ssh"),
 ]
 
 
@@ -5244,13 +5127,13 @@ def allocation(env=os.environ):
     ...     executor.submit(abs, -1).result()
     1
     """
-    for system, variable, hosts, rsh in BATCH_SYSTEMS:
+    for system, variable, read, rsh in BATCH_SYSTEMS:
         if env.get(variable):
             try:
-                found = add_up(hosts(env))
+                found = add_up(read(env, env[variable]))
                 if not found:
                     raise ValueError("it names no host")
-            except (OSError, ValueError, LookupError) as error:
+            except (OSError, ValueError) as error:
                 raise ValueError(f"the hosts of this {system} job cannot be told from {variable}={env[variable]!r}: "
                                  f"{error}; name them with --hosts") from None
             logger.info("%s job, by %s: %s", system, variable, ", ".join(f"{host}:{count}" for host, count in found))
@@ -5664,6 +5547,7 @@ def as_completed(fs, timeout=None):
 # `from minscoop import futures, shared`, and the same from `scoop`, while a program runs under minscoop.
 
 mapReduce, setConst, getConst = map_reduce, set_const, get_const
+SCOOP_NAMES = ("scoop", "scoop.futures", "scoop.shared", "minscoop.futures", "minscoop.shared")
 
 
 def mapScan(map_fn, reduce_fn, *iterables, **kwargs):
@@ -5681,9 +5565,6 @@ def __getattr__(name):
     return {"IS_RUNNING": pool is not None, "IS_ORIGIN": this_worker is None, "SIZE": pool.size if pool else 0,
             "DEBUG": logger.isEnabledFor(logging.DEBUG), "BROKER": getattr(pool, "address", None),
             "worker": pool.name.decode() if pool else None}[name]
-
-
-SCOOP_NAMES = ("scoop", "scoop.futures", "scoop.shared", "minscoop.futures", "minscoop.shared")
 
 
 def install_names(names):

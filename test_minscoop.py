@@ -1078,7 +1078,7 @@ class Locked(Exception):
 def test_results_keep_their_places_when_some_cannot_be_sent():
     """One result that cannot be pickled, or unpickled, is a failure at its own place only."""
     values = [0, LOCK, "two", Unreadable(), LargeBytes(b"4" * 100_000)]
-    got, failures = minscoop.decode_results(minscoop.encode_results(values, {}, "item {} of work".format))
+    got, failures = minscoop.read_results(minscoop.encode_results(values, {}, "item {} of work".format), 5)
     assert (got[0], got[2], got[4]) == (0, "two", values[4])
     assert sorted(failures) == [1, 3] and {type(error) for error in failures.values()} == {CannotSend}
     assert "the result of item 1 of work" in str(failures[1]) and "lock" in str(failures[1])
@@ -1615,8 +1615,7 @@ def test_results_are_joined_in_order_when_they_go_back(seed, op):
         guest.deliver(lo, hi - lo, ["".join(items)] if op else items, {})
     messages = sorted(node.named(b"RESULT"), key=lambda message: int(message[1]))
     covered = [i for _, lo, count, *_ in messages for i in range(int(lo), int(lo) + int(count))]
-    values = [value for *_, body in (message[:4] + (message[4:],) for message in messages)
-              for value in minscoop.decode_results(body)[0]]
+    values = [value for _, _, count, _, *body in messages for value in minscoop.read_results(body, int(count), op)[0]]
     assert covered == list(range(10)) and "".join(values) == "0123456789" and not node.guests
     assert [frames[4] for frames in node.sent].count(b"1") == 1 and node.sent[-1][4] == b"1"
 
@@ -7440,7 +7439,7 @@ class VirtualHost(minscoop.Keeper):
         self.launchers = {} if self.config["below"] else {number: number for number, _, _ in SIM.config["hosts"]}
         self.returncode, self.queue, self.stdin, self.pid = None, [], self, 0
         self.failure = None
-        self.prints, self.broker_deaths, self.exit_code, self.notices = {}, [], None, collections.deque()
+        self.broker_deaths, self.exit_code, self.notices = [], None, collections.deque()
         SIM.hosts[number] = self
         self.start_broker()
         for _ in range(size):
