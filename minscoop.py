@@ -41,8 +41,8 @@ Sections, in reading order:
      2  Errors                     8  Node                     14  Executor
      3  Messages                   9  Root                     15  Module functions
      4  Sending objects           10  Worker                   16  SCOOP's names
-     5  Futures                   11  Keeper                   17  Command line
-     6  Jobs and spans            12  Other hosts
+     5  Futures                   11  Keeper                   17  During a run
+     6  Jobs and spans            12  Other hosts             18  Command line
 """
 _AS_SCRIPT = __name__ == "__main__"
 if _AS_SCRIPT:  # classes defined below must pickle under a name that every process can import
@@ -50,6 +50,7 @@ if _AS_SCRIPT:  # classes defined below must pickle under a name that every proc
 
 import array
 import atexit
+import builtins
 import collections
 import concurrent.futures
 import contextlib
@@ -148,6 +149,9 @@ CENSUS_PATIENCE = 5.0  # s that a census waits for a worker. Smaller: who comput
 DESCRIPTORS = 30     # that have to be free in a process. Fewer than it needs: libzmq may abort it
 JOIN_PATIENCE = 600.0  # s that --join waits for its file, since jobs start in any order
 BROKER_DEATHS = 40   # deaths of brokers of one host within SILENCE, after which the host gives up
+LOOK = 0.25          # s between looks at what is done, for the progress line. Smaller: it costs and flickers
+PROGRESS_DELAY = 1.0  # s after which the line appears: what is done by then needs none
+PLAIN_PAUSE = 10.0   # s between lines of progress where there is no terminal. Smaller: they fill log files
 STARTUP_DEATHS = 3   # deaths in a row before a worker got ready, after which none is started any more
 
 
@@ -248,6 +252,7 @@ class RemoteTraceback(Exception):
 #   FILE     root → worker       path body                  here it is, or nothing; kept by brokers on the way
 #   OUTPUT   broker → root       worker stream text         lines that a worker has printed
 #   SHOWN    root → broker       host count                 so many characters of them are on the screen
+#   COUNT    both ways           idle                       the root asks how many workers would take work; so many
 #
 # Brokers form a tree: the root's one at the top, one per further host below. To each, the other is a node
 # that wants work and has some; what is for a node elsewhere goes by the host in its name.
@@ -269,7 +274,8 @@ def pack_int(number):
 FIELDS = {name.encode(): text.partition("*")[::2] for name, text in dict(
     HELLO="s*b", HUNGRY="n*n", DRY="", IDLE="n", TASK="isssnnsb*b", SPLIT="inni", SINGLY="i", RESULT="innsb*b",
     MANY="sbbb", CANCEL="i", LOST="innnb", CONST="bbb*b", FAILED="b", DIED="ssnnnnb", WHO="n", HELD="ni*n", TOLD="n",
-    STOP="", BYE="", HOST="b", SIZE="n", PROBE="*b", FETCH="s", FILE="s*b", OUTPUT="ssb", SHOWN="sn").items()}
+    STOP="", BYE="", HOST="b", SIZE="n", PROBE="*b", FETCH="s", FILE="s*b", OUTPUT="ssb", SHOWN="sn",
+    COUNT="n").items()}
 PATTERNS = {"n": rb"\0[0-9]{1,19}", "i": rb"\0[\w.]{1,255}:[0-9]{1,19}/[0-9]{1,19}", "s": rb"\0[^\0]{0,4096}"}
 
 
@@ -1410,6 +1416,7 @@ class Bundle(Job):
 
     def deliver(self, lo, count, values, failures):
         """Settle the futures of these calls."""
+        self.node.calls += count
         for future, value, i in zip(self.futures[lo:lo + count], values, range(count)):
             future._settle(FINISHED, value, failures.get(i))
 
@@ -1516,8 +1523,9 @@ class Mapping(Job):
     Inputs that have a length are known at once. Others, or all if there is a buffersize, are pulled in
     the threads of the user, at most `window` items ahead of who reads the results."""
 
-    def __init__(self, node, recipe, iterables, ordered=True, buffersize=None, parent=None):
+    def __init__(self, node, recipe, iterables, ordered=True, buffersize=None, parent=None, label=None):
         super().__init__(node)
+        self.tally, self.made = progress.find_tally(node, label), 0  # for the progress line; items that have results
         self.recipe, self.kind, self.ordered = recipe, b"reduce" if recipe.op else b"map", ordered
         self.chunks = {}                # first item -> (count, values, failures), not yet read
         self.pulled = self.read = 0     # items; the span of what is under way or unread
@@ -1532,11 +1540,13 @@ class Mapping(Job):
             columns = [it if isinstance(it, (range, tuple)) or type(it).__module__ == "numpy" else list(it)
                        for it in iterables]  # a list may change after the call; its copy does not
             self.pulled = min(map_builtin(len, columns), default=0)
+            self.tell(known=self.pulled)
             if self.pulled:
                 self.push(columns, 0, 0, self.pulled, parent=parent)
         else:
             self.rows = zip(*iterables)
             node.check_open()
+            self.tell(growing=1)
             node.sources.append(self)
             self.pull()
 
@@ -1553,9 +1563,11 @@ class Mapping(Job):
             rows, ended = self.take_rows(max(self.window - ahead, READ_AHEAD * max(1, self.node.size) * beyond))
             if rows:
                 lo, self.pulled = self.pulled, self.pulled + len(rows)
+                self.tell(known=len(rows))
                 self.push(tuple(zip(*rows)), lo, lo, self.pulled, parent=self._parent)
             if ended:
                 self.exhausted = True
+                self.tell(growing=-1)
                 with contextlib.suppress(ValueError):  # it was cancelled meanwhile
                     self.node.sources.remove(self)
                 self.node.wake(self)
@@ -1590,7 +1602,22 @@ class Mapping(Job):
         """Keep results for the reader, unless there can be none."""
         if not self.abandoned:
             self.chunks[lo] = count, values, failures
+        self.tell(made=count)
         self.node.wake(self)
+
+    def cancel(self):
+        """Drop what has not started; nor is it counted any more."""
+        if not self.cancelled:
+            super().cancel()
+            self.tell(known=self.made - self.pulled, growing=self.exhausted - 1)
+            self.tally = None
+
+    def tell(self, known=0, made=0, growing=0):
+        """Add to what the progress line counts, if it counts this map: items, those that have results, and whether
+        there may be more."""
+        self.made += made
+        if self.tally is not None:
+            self.tally.add(known, made, growing)
 
     def available(self):
         """Whether the reader can go on: there is a chunk for it, or there never will be."""
@@ -1684,7 +1711,7 @@ BLAME, BEGUN = 1, 2  # flags of DIED and LOST
 
 MAY_SAY = {role: frozenset(names.encode().split()) for role, names in {
     b"stranger": "HELLO PROBE", b"keeper": "DIED FAILED HOST OUTPUT",
-    b"root": "HELLO DRY TASK CANCEL CONST HELD TOLD STOP FILE SHOWN",
+    b"root": "HELLO DRY TASK CANCEL CONST HELD TOLD STOP FILE SHOWN COUNT",
     b"worker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT FAILED FETCH BYE",
     b"broker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT MANY FAILED FETCH BYE "
                "LOST DIED OUTPUT WHO PROBE",
@@ -2361,6 +2388,11 @@ class Broker:
         else:
             self.send(host, b"SHOWN", host, count)
 
+    def on_COUNT(self, sender, idle):
+        """Count the workers that have said that they would take work, and no more."""
+        hungry = (link for link in map_builtin(self.links.get, self.hungry) if link.role != b"root")
+        self.send(sender, b"COUNT", pack_int(sum(link.demand * link.width for link in hungry)))
+
     # -- the end
 
     def on_STOP(self, sender):
@@ -2522,7 +2554,7 @@ class Switchboard:
             self.watch(descriptor, self.read_prints)
 
     def read_prints(self, descriptor):
-        """Send whole lines of what a worker printed to the root; wait while that does not keep up."""
+        """Send what a worker printed to the root, from elsewhere in whole lines; wait while that does not keep up."""
         worker, stream, rest = self.prints[descriptor]
         if self.broker.printing > OUTPUT_AHEAD and not self.broker.finished:
             if descriptor not in self.paused:
@@ -2537,7 +2569,8 @@ class Switchboard:
             data = b""
         ended = not data or self.broker.finished  # workers have said BYE then, and no pipe holds more than this
         lines, newline, rest = (rest + data).rpartition(b"\n")
-        if ended or len(rest) > OUT_OF_BAND:
+        at_once = not (self.broker.below or self.config["tag_output"])  # as if the worker wrote to the terminal itself
+        if ended or at_once or len(rest) > OUT_OF_BAND:
             lines, newline, rest = lines + newline + rest, b"", b""
         self.prints[descriptor][2] = rest
         if lines:
@@ -2698,6 +2731,9 @@ class Node:
     seen = None       # id of the newest in the queue when the deputy last looked
     resting = False   # the deputy is, until the alarm is set
     dropped = 0       # messages that made no sense
+    calls = 0         # of `submit`, that were shipped and are done
+    retried = 0       # tasks that ran again, since their workers died
+    idle_workers = 0  # of the whole pool, when the broker was asked last
 
     def __init_subclass__(cls):
         cls.HANDLERS = {name[3:].encode(): getattr(cls, name) for name in dir(cls) if name.startswith("on_")}
@@ -3231,6 +3267,7 @@ class Node:
                 if len(job.deaths[i]) >= self.retries and shipment.open.close(i, i + 1):
                     self.fail_lost(job, i, i + 1, *job.deaths[i])
         suspects = (lo, hi) if flags & BLAME else (0, 0)
+        self.retried += bool(shipment.open)
         self.take_back(task_id, suspects, host_of(obituary.encode().partition(b" ")[0]))
 
     def fail_lost(self, job, lo, hi, *deaths):
@@ -3349,11 +3386,11 @@ class Node:
 
     # -- what the interface is made of
 
-    def map(self, fn, iterables, kwargs, timeout=None, buffersize=None, ordered=True, op=None):
+    def map(self, fn, iterables, kwargs, timeout=None, buffersize=None, progress=None, ordered=True, op=None):
         """See ``Interface.map``. op: that of a reduction; the results are then those of its parts, in order."""
         deadline = None if timeout is None else time.monotonic() + timeout
         fn = functools.partial(fn, **kwargs) if kwargs else fn
-        job = Mapping(self, Recipe(fn, op), iterables, ordered, buffersize=buffersize, parent=self.current_task())
+        job = Mapping(self, Recipe(fn, op), iterables, ordered, buffersize, self.current_task(), progress)
         results = job.results(deadline)
         weakref.finalize(results, job.abandon).atexit = False
         return results
@@ -3563,6 +3600,10 @@ class Root(Node):
             file.write(text)
             file.flush()
         self.send(b"SHOWN", host_of(worker), pack_int(len(lines)))
+
+    def on_COUNT(self, idle):
+        """So many workers would take work."""
+        self.idle_workers = int(idle)
 
 
 def own_path():
@@ -5228,7 +5269,7 @@ class Interface(concurrent.futures.Executor):
             raise TypeError(f"submit needs a callable first, not {fn!r}")
         return self._pool().submit(fn, args, kwargs)
 
-    def map(self, fn, *iterables, timeout=None, chunksize=None, buffersize=None, **kwargs):
+    def map(self, fn, *iterables, timeout=None, chunksize=None, buffersize=None, progress=None, **kwargs):
         """An iterator over fn(*row, **kwargs) for the rows of zip(*iterables), results in order.
 
         The work starts now, and is done even if the results are never read. The iterables may be endless:
@@ -5238,18 +5279,19 @@ class Interface(concurrent.futures.Executor):
         timeout: seconds from this call after which reading raises TimeoutError; None for no limit.
         chunksize: accepted and unused, since the size of slices is measured.
         buffersize: inputs pulled ahead of the reader at most, also for iterables that have a length.
+        progress: True, or a label: a line on stderr says how far it is. Not passed on to fn; in tasks, ignored.
         Raises, when read, what a call raised; TypeError or ValueError at once for bad arguments.
 
         >>> list(map(pow, [2, 3], [5, 2]))
         [32, 9]
         """
         check_map(fn, iterables, chunksize, buffersize)
-        return self._pool().map(fn, iterables, kwargs, timeout, buffersize)
+        return self._pool().map(fn, iterables, kwargs, timeout, buffersize, progress)
 
-    def map_as_completed(self, fn, *iterables, timeout=None, **kwargs):
+    def map_as_completed(self, fn, *iterables, timeout=None, progress=None, **kwargs):
         """As ``map``, but results come in the order in which they are made."""
         check_map(fn, iterables)
-        return self._pool().map(fn, iterables, kwargs, timeout, ordered=False)
+        return self._pool().map(fn, iterables, kwargs, timeout, progress=progress, ordered=False)
 
     def map_reduce(self, map_fn, reduce_fn, *iterables, **kwargs):
         """The reduction of map_fn(*row, **kwargs) over the rows, by any associative function. Blocks.
@@ -5366,7 +5408,8 @@ class Executor(Interface):
 
 
 OPTIONS = {"rsh": "ssh", "python": None, "prolog": None, "pythonpath": "", "path": None, "transport": "auto",
-           "external_hostname": None, "mixed": False, "all_hosts": False, "tag_output": False, "check": False}
+           "external_hostname": None, "mixed": False, "all_hosts": False, "tag_output": False, "piped": False,
+           "check": False}
 
 
 def plan(size, hosts, listen, options):
@@ -5389,7 +5432,8 @@ def plan(size, hosts, listen, options):
         total=sum(here) + sum(1 if workers is None else workers for _, workers in others),
         hosts=[(str(number), name, workers) for number, (name, workers) in enumerate(others, 1)],
         listens=bool(listen or others and options["transport"] != "stdio"), below=False, tunnel=True, addresses=[],
-        piped=options["tag_output"], sys_path=sys.path, own_path=own_path(), cwd=os.getcwd(), argv=sys.argv,
+        piped=options["piped"] or options["tag_output"], sys_path=sys.path, own_path=own_path(), cwd=os.getcwd(),
+        argv=sys.argv,
         log_level=logger.level, main_python=sys.version_info[:2], source=os.path.abspath(__file__),
         aliases=[name for name, module in list(sys.modules.items()) if module is this])
 
@@ -5537,7 +5581,216 @@ def configure_logging(level):
 
 
 # ---------------------------------------------------------------------------------------------------
-# 17  Command line
+# 17  During a run
+#
+# What the user sees and does meanwhile. The progress line stands on the terminal's last line until somebody prints:
+# then it is wiped, and drawn again below. To notice that, the launcher lets all that the program prints go through
+# ``Screen``, and what workers print, to pipes and through the root. Nothing is drawn while a line of others is not
+# complete.
+
+
+class Tally:
+    """What is counted under a label of the progress line: items of maps, those done, maps whose inputs go on."""
+
+    def __init__(self):
+        self.known = self.made = self.growing = 0
+
+    def add(self, known, made, growing):
+        """Count more, or less. Any thread."""
+        with progress.lock:
+            self.known += known
+            self.made += made
+            self.growing += growing
+
+    @property
+    def live(self):
+        """Whether there is more to come."""
+        return self.made < self.known or self.growing > 0
+
+
+class Progress:
+    """The progress line of this process, drawn by a thread.
+
+    wanted: True, all that the program does is shown; None, the maps that ask for it; False, nothing."""
+
+    def __init__(self, wanted=None):
+        self.wanted, self.lock, self.thread = wanted, threading.RLock(), None
+        self.tallies = {}              # label -> Tally, of what overlaps in time
+        self.nodes = weakref.WeakKeyDictionary()  # -> calls that were done when none was under way
+        self.began = self.since = self.said = 0.0  # when there was nothing last; when the first of the tallies began;
+                                       # when a plain line was written
+        self.drawn = 0                 # characters of the line on the screen
+        self.hidden = False            # somebody has written a part of a line, or waits for input
+
+    def find_tally(self, node, label):
+        """Where a map of this node is counted; None if it is not. label: of ``map``, or None."""
+        if not (self.wanted or label and self.wanted is not False):
+            return None
+        self.watch(node)
+        with self.lock:
+            if not any(tally.live for tally in self.tallies.values()):
+                self.tallies.clear()
+                self.since = time.monotonic()
+            return self.tallies.setdefault("" if label in (None, True) else " ".join(str(label).split()), Tally())
+
+    def watch(self, node):
+        """Show what this node does, from now on."""
+        with self.lock:
+            self.nodes.setdefault(node, node.calls)
+            if self.thread is None:
+                install_screens()
+                self.began = time.monotonic()
+                self.thread = threading.Thread(target=self.run, name="minscoop progress", daemon=True)
+                self.thread.start()
+
+    def run(self):
+        """A thread's job: look, and draw, as long as there may be something to be seen."""
+        while self.wanted is not False:
+            time.sleep(LOOK)
+            with self.lock:
+                counts = self.look()
+                if counts:
+                    self.show(counts)
+                    continue
+                self.wipe()
+                self.began = self.since = time.monotonic()
+                if not self.wanted:
+                    break
+        self.thread = None
+
+    def look(self):
+        """What is going on: {label: (known, made, whether there may be more)}; empty if nothing is."""
+        counts = {label: (tally.known, tally.made, tally.growing) for label, tally in self.tallies.items()}
+        live = any(tally.live for tally in self.tallies.values())
+        for node in list(self.nodes) if self.wanted else ():
+            left = calls_left(node)
+            if left:
+                known, made, growing = counts.get("", (0, 0, 0))
+                done, live = node.calls - self.nodes[node], True
+                counts[""] = known + done + left, made + done, growing
+            else:
+                self.nodes[node] = node.calls
+        return counts if live else {}
+
+    def show(self, counts):
+        """Show it: on a terminal by drawing the line anew, else by a line from time to time."""
+        now = time.monotonic()
+        for node in list(self.nodes):
+            node.send(b"COUNT", b"0")
+        if now - self.began < PROGRESS_DELAY:
+            return
+        text = progress_text(counts, now - self.since, self.nodes)
+        if not on_terminal():
+            if now - self.said > PLAIN_PAUSE:
+                self.said = now
+                print(text, file=sys.stderr, flush=True)
+        elif not self.hidden and in_foreground():
+            self.wipe()
+            text = text[:(os.get_terminal_size(2).columns or 80) - 1]
+            self.drawn = len(text)
+            os.write(2, text.encode(sys.stderr.encoding or "ascii", "replace"))
+
+    def wipe(self):
+        """Remove the line; a terminal that has become narrower shows it in several rows."""
+        if self.drawn:
+            rows = (self.drawn - 1) // (os.get_terminal_size(2).columns or 80)
+            os.write(2, b"\r" + b"\33[A" * rows + b"\33[J")
+            self.drawn = 0
+
+    def close(self):
+        """Show nothing any more."""
+        with self.lock:
+            self.wanted = False
+            self.wipe()
+
+
+progress = Progress()
+os.register_at_fork(after_in_child=lambda: progress.__init__(False))
+
+
+class Screen(io.FileIO):
+    """What sys.stdout and sys.stderr write to, if that is a terminal: makes room for it."""
+
+    def write(self, data):
+        """As FileIO does, with the progress line wiped before."""
+        with progress.lock:
+            progress.wipe()
+            progress.hidden = bytes(data[-1:]) != b"\n"
+            return super().write(data)
+
+
+def on_terminal():
+    """Whether stderr is a terminal on which a line can be drawn."""
+    return os.isatty(2) and os.environ.get("TERM") != "dumb"
+
+
+def in_foreground():
+    """Whether the terminal is ours now, as far as one can know."""
+    try:
+        return os.tcgetpgrp(2) == os.getpgrp()
+    except OSError:  # it is no session's
+        return True
+
+
+def install_screens():
+    """Let what this program prints to the terminal, and what it asks there, make room for itself."""
+    for descriptor, name in enumerate(("stdout", "stderr"), 1):
+        file = getattr(sys, name)
+        if on_terminal() and os.isatty(descriptor) and file is getattr(sys, f"__{name}__") and file is not None:
+            screen = Screen(descriptor, "w", closefd=False)
+            screen.name = file.name
+            file.flush()
+            buffer = screen if file.write_through else io.BufferedWriter(screen)  # python -u
+            setattr(sys, name, io.TextIOWrapper(buffer, file.encoding, file.errors, None, file.line_buffering,
+                                                file.write_through))
+            builtins.input = ask
+
+
+@functools.wraps(input)
+def ask(*args, original=input):
+    """``input``, with the progress line away meanwhile."""
+    with progress.lock:
+        progress.wipe()
+        progress.hidden = True
+    try:
+        return original(*args)
+    finally:
+        progress.hidden = False
+
+
+def calls_left(node):
+    """How many calls of ``submit`` are queued or away; of very many, about."""
+    with node.lock:
+        if node.broken is not None:
+            return 0
+        queued = len(node.queue) if len(node.queue) > 10_000 else \
+            sum(isinstance(unit, Future) and not unit.stale for unit in node.queue)
+        return queued + sum(hi - lo for shipment in node.away.values() if isinstance(shipment.span.job, Bundle)
+                            for lo, hi in shipment.open)
+
+
+def progress_text(counts, seconds, nodes):
+    """The progress line."""
+    known, made, growing = map_builtin(sum, zip(*counts.values()))
+    rest = "others" if len(counts) > 1 else ""
+    parts = [f"{label or rest} {m}".strip() + (f" of {k}" if not g else "") for label, (k, m, g) in counts.items()]
+    parts[-1] += "" if growing else f" ({100 * made // max(known, 1)} %)"
+    rate = made / max(seconds, 1e-3)
+    parts.append(f"{rate:.0f}/s" if rate >= 10 else f"{rate:.2g}/s")
+    if made and not growing:
+        left = round((known - made) / rate)
+        parts.append(f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left")
+    for node in list(nodes):
+        if isinstance(node, Root) and node.broken is None:
+            hosts = sum(facts.get("state") == "ready" for facts in list(node.hosts.values()))
+            parts.append(f"{max(0, node.size - node.idle_workers)} of {node.size} workers" +
+                         (f" on {hosts} hosts" if hosts > 1 else "") +
+                         (f", {node.retried} retries" if node.retried else ""))
+    return "minscoop: " + ", ".join(parts)
+
+
+# ---------------------------------------------------------------------------------------------------
+# 18  Command line
 
 USAGE_EXAMPLES = """\
 examples:
@@ -5579,6 +5832,9 @@ def make_parser():
     output = parser.add_argument_group("output")
     output.add_argument("-v", "--verbose", action="count", default=0, help="say what happens; -vv: everything")
     output.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+    output.add_argument("--progress", action="store_true", default=None,
+                        help="a line that says how far the run is (default on terminals; elsewhere lines now and then)")
+    output.add_argument("--no-progress", dest="progress", action="store_false", help="no such line")
     output.add_argument("--tag-output", action="store_true", help="host and worker before each line that tasks print")
     output.add_argument("--profile", metavar="DIR", help="write a cProfile file per worker to this directory")
     output.add_argument("--version", action="version", version=f"minscoop {__version__}")
@@ -5625,6 +5881,10 @@ def command_line(argv=None):
         parser.error(f"argument -n: a number from 0 on, not {options.workers}")
     if options.retries < 0:
         parser.error(f"argument --retries: a number from 0 on, not {options.retries}")
+    shown = not options.quiet and (on_terminal() if options.progress is None else options.progress)
+    options.piped = shown and on_terminal()  # so that what workers print makes room for the line
+    global progress
+    progress = Progress(shown or (False if options.quiet or options.progress is not None else None))
     configure_logging(logging.ERROR if options.quiet else
                       (logging.WARNING, logging.INFO, logging.DEBUG)[min(options.verbose, 2)])
     try:
@@ -5745,7 +6005,9 @@ def run_program(code, pool):
         sys.exit(f"minscoop: {error}")
     module = sys.modules["__main__"]
     try:
-        with executor:
+        with contextlib.closing(progress), executor:
+            if progress.wanted:
+                progress.watch(executor._node)
             try:
                 exec(code, module.__dict__)
             except (SystemExit, Terminated):

@@ -5461,7 +5461,160 @@ def test_scoops_examples_give_the_right_result_when_they_run_unmodified(scoop_ex
 
 
 # ---------------------------------------------------------------------------------------------------
-# 17  Command line
+# 17  During a run
+
+
+class Terminal:
+    """A pseudoterminal with a program of ours in it, and what is to be seen there."""
+
+    def __init__(self, *args, **env):
+        self.master, slave = os.openpty()
+        self.process = start(MINSCOOP, *args, stdin=slave, stdout=slave, stderr=slave, env={**os.environ, "PYTHONUNBUFFERED": "", "NO_COLOR": "1", **env})
+        os.close(slave)
+        self.seen = b""
+
+    def await_text(self, text):
+        """Read until a text has come."""
+        end = time.monotonic() + WAIT
+        while text.encode() not in self.seen and time.monotonic() < end:
+            if minscoop.readable(1, self.master):
+                self.seen += os.read(self.master, 10000)
+        assert text.encode() in self.seen
+
+    def type(self, text):
+        os.write(self.master, text.encode())
+
+    def screen(self):
+        """The lines that are left on the screen; what has been wiped is not."""
+        rows, row, column = [""], 0, 0
+        for part in re.findall(r"\x1b\[\d*[A-Z]|.|\n", self.seen.decode().replace("\r\n", "\n")):
+            if part == "\n":
+                row, column = row + 1, 0
+                rows += [""] * (row == len(rows))
+            elif part == "\r":
+                column = 0
+            elif part == "\x1b[J":
+                rows[row:] = [rows[row][:column]]
+            elif part[0] != "\x1b":
+                rows[row] = rows[row].ljust(column)[:column] + part + rows[row][column + 1:]
+                column += 1
+        return rows
+
+    def end(self):
+        """Wait for the end of the program; returns its exit code."""
+        while minscoop.readable(WAIT, self.master):
+            try:
+                self.seen += os.read(self.master, 10000)
+            except OSError:  # nobody has the other end any more
+                break
+        os.close(self.master)
+        return self.process.wait(WAIT)
+
+
+SLOW = """
+    import os, sys, time
+    from minscoop import futures
+    def slow(x):
+        print("worker", x)
+        if x > 2:
+            while not os.path.exists(sys.argv[1]): time.sleep(0.01)
+        return x
+    if __name__ == "__main__":
+        for x in futures.map(slow, range(6), progress="squares"):
+            print("root", x)
+        %s
+"""
+
+
+@pytest.mark.parametrize("end, code, last", [("", 0, "root 5"), ("1 / 0", 1, "ZeroDivisionError: division by zero")])
+def test_a_line_says_how_far_it_is_when_there_is_a_terminal(guard, script, tmp_path, end, code, last):
+    """It makes room for what the program and its workers print, and it is gone at the end."""
+    terminal = Terminal("-n", 2, script(SLOW % end), tmp_path / "go")
+    terminal.await_text("minscoop: squares 3 of 6 (50 %)")
+    terminal.await_text("2 of 2 workers")
+    touch(tmp_path / "go")
+    assert terminal.end() == code
+    rows = terminal.screen()
+    assert not [row for row in rows if "minscoop: " in row] and [*filter(None, rows)][-1] == last
+    assert sorted(row for row in rows if row.startswith(("root", "worker"))) == \
+        [f"{who} {i}" for who in ("root", "worker") for i in range(6)]
+
+
+@pytest.mark.parametrize("args", [["--no-progress"], ["-q"]])
+def test_there_is_no_line_when_none_is_wanted(guard, script, tmp_path, args):
+    """--no-progress and -q; also if a map asks for one."""
+    terminal = Terminal("-n", 1, *args, "-c", textwrap.dedent("""
+        import time, minscoop
+        for x in minscoop.map(time.sleep, [1.5], progress="squares"):
+            print("done")
+    """))
+    assert terminal.end() == 0 and terminal.seen == b"done\r\n"
+
+
+def test_the_line_is_away_when_the_program_asks_for_input(guard, tmp_path):
+    """As are lines that are not complete: nothing is drawn into them."""
+    terminal = Terminal("-n", 1, "-c", textwrap.dedent("""
+        import minscoop, sys
+        def wait(path):
+            import os, time
+            while not os.path.exists(path): time.sleep(0.01)
+        future = minscoop.submit(wait, sys.argv[1])
+        print("name", input("name? "))
+    """), tmp_path / "go", TERM="xterm")
+    terminal.await_text("name? ")
+    time.sleep(1.5)  # the line would have come
+    terminal.type("Bob\n")
+    terminal.await_text("minscoop: 0 of 1")
+    touch(tmp_path / "go")
+    assert terminal.end() == 0 and [*filter(None, terminal.screen())] == ["name? Bob", "name Bob"]
+
+
+@pytest.mark.parametrize("args, label", [(["--progress"], "None"), ([], "'squares'")])
+def test_lines_come_now_and_then_when_progress_is_wanted_without_a_terminal(guard, tmp_path, args, label):
+    """Plain ones, for log files; without the option, of maps that ask for it."""
+    process = start(MINSCOOP, "-n", 1, *args, "-c", textwrap.dedent(f"""
+        import minscoop, sys
+        def wait(path):
+            import os, time
+            while not os.path.exists(path): time.sleep(0.01)
+        list(minscoop.map(wait, sys.argv[1:], progress={label}))
+    """), tmp_path / "go")
+    assert re.fullmatch(r"minscoop: (squares )?0 of 1 \(0 %\), 0/s, 1 of 1 workers\n", process.stderr.readline())
+    touch(tmp_path / "go")
+    done = finish(process)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_what_is_counted_is_right_when_maps_overlap_and_end_in_any_way():
+    """Maps that overlap are summed up by label; those that end early, or after others, leave no rest."""
+    progress, node = minscoop.Progress(True), HandNode()
+    progress.watch = lambda node: None
+    with mock.patch.object(minscoop, "progress", progress):
+        whole = minscoop.Mapping(node, minscoop.Recipe(identity), [range(10)])
+        other = minscoop.Mapping(node, minscoop.Recipe(identity), [range(5)], label="other")
+        endless = minscoop.Mapping(node, minscoop.Recipe(identity), [itertools.count()])
+        whole.deliver(0, 4, [0] * 4, {})
+        other.deliver(0, 5, [0] * 5, {})
+        pulled = endless.pulled
+        assert progress.look() == {"": (10 + pulled, 4, 1), "other": (5, 5, 0)}
+        endless.cancel()
+        endless.deliver(0, 1, [0], {})
+        assert progress.look() == {"": (10, 4, 0), "other": (5, 5, 0)}
+        whole.deliver(4, 6, [0] * 6, {})
+        assert progress.look() == {}
+        minscoop.Mapping(node, minscoop.Recipe(identity), [range(3)])
+        assert progress.look() == {"": (3, 0, 0)}
+
+
+def test_an_argument_named_progress_stays_here_when_a_map_has_one(any_pool):
+    """It is the map's own, in tasks, too."""
+    def nested(x): return [list(any_map(identity, [x], progress="label"))
+                           for any_map in (minscoop.map, minscoop.map_as_completed)]
+    assert list(any_pool.map(nested, [1], progress=None)) == [[[1], [1]]]
+
+
+# ---------------------------------------------------------------------------------------------------
+# 18  Command line
 
 FACTS = '''
 """Text."""
