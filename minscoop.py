@@ -55,6 +55,7 @@ import collections
 import concurrent.futures
 import contextlib
 import errno
+import faulthandler
 import fcntl
 import functools
 import glob
@@ -146,6 +147,7 @@ LOGIN_PATIENCE = 60.0  # s that a remote command may take until Python answers (
 LOGINS = 8           # at a time; sshd begins to refuse at 10 (MaxStartups)
 CENSUS_PATIENCE = 5.0  # s that a census waits for a worker. Smaller: who computes without releasing the interpreter's
                      # lock is not heard; larger: the others wait that long
+ANSWER = 0.5         # s that workers have to write down their stacks. Smaller: not all do; larger: they come later
 DESCRIPTORS = 30     # that have to be free in a process. Fewer than it needs: libzmq may abort it
 JOIN_PATIENCE = 600.0  # s that --join waits for its file, since jobs start in any order
 BROKER_DEATHS = 40   # deaths of brokers of one host within SILENCE, after which the host gives up
@@ -252,6 +254,7 @@ class RemoteTraceback(Exception):
 #   FILE     root → worker       path body                  here it is, or nothing; kept by brokers on the way
 #   OUTPUT   broker → root       worker stream text         lines that a worker has printed
 #   SHOWN    root → broker       host count                 so many characters of them are on the screen
+#   STACKS   root → broker                                  let all workers say where they are
 #   COUNT    both ways           idle                       the root asks how many workers would take work; so many
 #
 # Brokers form a tree: the root's one at the top, one per further host below. To each, the other is a node
@@ -275,7 +278,7 @@ FIELDS = {name.encode(): text.partition("*")[::2] for name, text in dict(
     HELLO="s*b", HUNGRY="n*n", DRY="", IDLE="n", TASK="isssnnsb*b", SPLIT="inni", SINGLY="i", RESULT="innsb*b",
     MANY="sbbb", CANCEL="i", LOST="innnb", CONST="bbb*b", FAILED="b", DIED="ssnnnnb", WHO="n", HELD="ni*n", TOLD="n",
     STOP="", BYE="", HOST="b", SIZE="n", PROBE="*b", FETCH="s", FILE="s*b", OUTPUT="ssb", SHOWN="sn",
-    COUNT="n").items()}
+    STACKS="", COUNT="n").items()}
 PATTERNS = {"n": rb"\0[0-9]{1,19}", "i": rb"\0[\w.]{1,255}:[0-9]{1,19}/[0-9]{1,19}", "s": rb"\0[^\0]{0,4096}"}
 
 
@@ -1711,12 +1714,12 @@ BLAME, BEGUN = 1, 2  # flags of DIED and LOST
 
 MAY_SAY = {role: frozenset(names.encode().split()) for role, names in {
     b"stranger": "HELLO PROBE", b"keeper": "DIED FAILED HOST OUTPUT",
-    b"root": "HELLO DRY TASK CANCEL CONST HELD TOLD STOP FILE SHOWN COUNT",
+    b"root": "HELLO DRY TASK CANCEL CONST HELD TOLD STOP FILE SHOWN STACKS COUNT",
     b"worker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT FAILED FETCH BYE",
     b"broker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT MANY FAILED FETCH BYE "
                "LOST DIED OUTPUT WHO PROBE",
     b"above": "TASK CANCEL CONST HELD TOLD HUNGRY SPLIT SINGLY RESULT MANY LOST WHO SIZE STOP BYE PROBE FILE "
-              "SHOWN"}.items()}
+              "SHOWN STACKS"}.items()}
 OF_TASKS = frozenset((b"SPLIT", b"SINGLY", b"RESULT", b"LOST", b"CANCEL"))  # said by its holder or owner
 URGENT = frozenset((b"HUNGRY", b"DRY", b"PROBE", b"OUTPUT", b"FETCH"))  # they may overtake what is collected
 
@@ -1760,6 +1763,7 @@ class Broker:
         self.since = 0.0                        # when the census began
         self.presumed = set()                   # names that did not answer in time
         self.counted = False                    # there was one: maybe we do not know of every task who holds it
+        self.stacks_wanted = False              # the keeper is to be told
         self.printing = 0                       # characters of OUTPUT from here that are not yet SHOWN
         self.stopping = False
         self.finished = False                   # nobody is left: the loop may end
@@ -2377,8 +2381,15 @@ class Broker:
         for name in self.fetching.pop(path, ()):
             self.send(name, b"FILE", path, *body)
 
+    def on_STACKS(self, sender):
+        """The workers shall say where they are, here and below."""
+        self.stacks_wanted = True
+        for link in [link for link in self.links.values() if link.role == b"broker" and link.name != UP]:
+            self.send(link.name, b"STACKS")
+
     def on_OUTPUT(self, sender, *fields):
         """Pass on what a worker printed."""
+        self.printing += len(fields[2]) * (not sender)
         self.send(ROOT, b"OUTPUT", *fields)
 
     def on_SHOWN(self, sender, host, count):
@@ -2429,7 +2440,7 @@ class Switchboard:
 
     def __init__(self, config, notices, listener, heirs=None, prints=()):
         import_zmq()
-        self.config, self.notices, self.context = config, notices, zmq.Context()
+        self.config, self.notices, self.context, self.keeper = config, notices, zmq.Context(), os.getppid()
         self.broker = Broker(config["host"].encode(), config["size"], below=config["below"],
                              heirs=heirs)
         self.sources = {}    # socket or file descriptor -> what reads it
@@ -2516,6 +2527,9 @@ class Switchboard:
                 frames[3:] = [frame_of([memoryview(frame)], self.config["memory"], True) for frame in frames[3:]]
             said += self.broker.handle(sender, frames, time.monotonic())
         self.deliver(said)
+        if self.broker.stacks_wanted:
+            self.broker.stacks_wanted = False
+            os.kill(self.keeper, signal.SIGUSR1)
 
     def deliver(self, messages):
         """Send what the broker returned. A receiver that is gone is the keeper's matter."""
@@ -2574,7 +2588,6 @@ class Switchboard:
             lines, newline, rest = lines + newline + rest, b"", b""
         self.prints[descriptor][2] = rest
         if lines:
-            self.broker.printing += len(lines + newline)
             self.handle(b"", [b"OUTPUT", worker, stream, lines + newline])
         if ended:
             with contextlib.suppress(KeyError):  # it is paused
@@ -4039,7 +4052,8 @@ class Worker(Node):
             return
         task_id, lo, hi = mark
         length = len(task_id)
-        self.marker[1:27 + length] = struct.pack(f">QH{length}sQQ", self.begun, length, task_id, lo, hi)
+        self.marker[1:35 + length] = struct.pack(f">QH{length}sQQd", self.begun, length, task_id, lo, hi,
+                                                 time.monotonic())
 
     def feed(self):
         """Pull inputs of maps that nobody has begun to read. Says whether there were any."""
@@ -4166,6 +4180,7 @@ class Keeper:
         self.numbers = itertools.count(1)
         self.startup_deaths = 0
         self.failure = None        # why no worker can start
+        self.asked = None          # when workers were asked for their stacks
         self.exit_code = None
 
     @classmethod
@@ -4251,6 +4266,7 @@ class Keeper:
     def run(self):
         """Fork broker, workers and launchers; then reap and replace until the broker or the root ends."""
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGUSR1, lambda *_: None)
         signal.set_wakeup_fd(self.signal_write, warn_on_full_buffer=False)
         self.start_broker()
         tokens = os.pipe()
@@ -4261,9 +4277,12 @@ class Keeper:
         for _ in range(self.config["size"]):
             self.start_worker()
         while self.exit_code is None:
-            ready = readable(None, self.stdin, self.signalled)
+            ready = readable(ANSWER if self.asked else None, self.stdin, self.signalled)
+            if self.asked and time.monotonic() - self.asked >= ANSWER:
+                self.tell_stacks()
             if self.signalled in ready:
-                os.read(self.signalled, 4096)
+                if signal.SIGUSR1 in os.read(self.signalled, 4096):
+                    self.ask_for_stacks()
                 self.reap()
             if self.stdin in ready and not os.read(self.stdin, 4096):
                 self.exit_code = 0
@@ -4374,6 +4393,25 @@ class Keeper:
         else:
             self.give_up_if_alone(f"no worker can start; the last one: {obituary}")
 
+    def ask_for_stacks(self):
+        """Let every worker write its stacks to a file: from a signal handler in C, which needs no lock."""
+        self.asked = time.monotonic()
+        for pid in self.workers:
+            os.kill(pid, signal.SIGUSR1)
+
+    def tell_stacks(self):
+        """Send what they wrote to the root, as if they had printed it, with what each is running since when."""
+        self.asked = None
+        for pid, (name, marker) in self.workers.items():
+            _, _, task_id, lo, hi = running(marker)
+            task = f"items {lo.decode()} to {hi.decode()} of task {task_id.decode()}, for " \
+                f"{time.monotonic() - struct.unpack_from('>d', marker, 27 + len(task_id))[0]:.1f} s"
+            text = f"worker {label(self.config, name, pid)} is running {task if task_id else 'nothing'}\n"
+            with contextlib.suppress(OSError), open(stacks_path(self.config, name), "r+") as file:
+                text += of_tasks(file.read(STACKS_LENGTH)) if task_id else ""
+                file.truncate(0)
+            self.notify(b"OUTPUT", name, b"err", f"{text.rstrip()}\n\n".encode())
+
     def give_up_if_alone(self, reason):
         """Without any worker, or a host that may bring some, the pool ends; a host ends for itself."""
         if self.workers or self.launchers or self.config["listen"] or self.config["check"]:
@@ -4413,6 +4451,25 @@ def running(marker):
 READY, SEVERAL, LEAVING = 1, 2, 3  # first byte of a marker page: ready; has begun several tasks; leaves as it was told
 
 
+STACKS_LENGTH = 1 << 16  # characters of a worker's stacks: what a notice takes
+
+
+def stacks_path(config, name):
+    """The file for the stacks of a worker."""
+    return f"{config['directory']}/{name.decode()}.stacks"
+
+
+def of_tasks(stacks):
+    """Of a worker's stacks those of tasks, without our frames around them. None: it may be stuck in our code; all."""
+    tasks = []
+    for stack in stacks.split("\n\n"):
+        lines = stack.splitlines()
+        while lines and re.search(f'"{re.escape(__file__)}"|"<string>"|/(threading|garbage).py"', lines[-1]):
+            lines.pop()
+        tasks += ["\n".join(lines)] if len(lines) > 1 else []
+    return "\n\n".join(tasks) or stacks or "it has not answered"
+
+
 def run_worker(name, config, marker, pipes):
     """The life of a worker process. pipes: to print into, if it is not to print where the root does."""
     for descriptor, end in enumerate(pipes, 1):
@@ -4420,6 +4477,7 @@ def run_worker(name, config, marker, pipes):
         os.close(end)
     with contextlib.suppress(AttributeError, ValueError):  # what a task prints appears at once
         sys.stdout.reconfigure(line_buffering=True)
+    faulthandler.register(signal.SIGUSR1, open(stacks_path(config, name), "a"))
     global this_worker
     this_worker = Worker(name, config, marker)
     this_worker.start()
@@ -5789,6 +5847,16 @@ def progress_text(counts, seconds, nodes):
     return "minscoop: " + ", ".join(parts)
 
 
+def answer_with_stacks(node):
+    """Let SIGUSR1 print the stacks of all threads, here and on workers, unless the signal means something else."""
+    def ask_workers(*_):
+        print(f"the above is the root, pid {os.getpid()}; workers follow\n", file=sys.stderr, flush=True)
+        node.send(b"STACKS")
+    if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
+        signal.signal(signal.SIGUSR1, ask_workers)
+        faulthandler.register(signal.SIGUSR1, 2, chain=True)
+
+
 # ---------------------------------------------------------------------------------------------------
 # 18  Command line
 
@@ -6006,6 +6074,7 @@ def run_program(code, pool):
     module = sys.modules["__main__"]
     try:
         with contextlib.closing(progress), executor:
+            answer_with_stacks(executor._node)
             if progress.wanted:
                 progress.watch(executor._node)
             try:

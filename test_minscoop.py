@@ -5469,7 +5469,8 @@ class Terminal:
 
     def __init__(self, *args, **env):
         self.master, slave = os.openpty()
-        self.process = start(MINSCOOP, *args, stdin=slave, stdout=slave, stderr=slave, env={**os.environ, "PYTHONUNBUFFERED": "", "NO_COLOR": "1", **env})
+        self.process = start(MINSCOOP, *args, stdin=slave, stdout=slave, stderr=slave,
+                             env={**os.environ, "PYTHONUNBUFFERED": "", "NO_COLOR": "1", **env})
         os.close(slave)
         self.seen = b""
 
@@ -5611,6 +5612,50 @@ def test_an_argument_named_progress_stays_here_when_a_map_has_one(any_pool):
     def nested(x): return [list(any_map(identity, [x], progress="label"))
                            for any_map in (minscoop.map, minscoop.map_as_completed)]
     assert list(any_pool.map(nested, [1], progress=None)) == [[[1], [1]]]
+
+
+STUCK = """
+    import re, sys, time
+    import minscoop
+    def deep_in_c(path):
+        open(path, "w").close()
+        re.match("(a+)+$", "a" * 40 + "b")  # takes for ever, and never releases the interpreter's lock
+    def parent(path): minscoop.submit(deep_in_c, path).result()
+    if __name__ == "__main__":
+        minscoop.submit(parent, sys.argv[1])
+        time.sleep(100)
+"""
+
+
+def print_stacks_of(process, text):
+    """What a program says on SIGUSR1, up to a line with this text."""
+    process.send_signal(signal.SIGUSR1)
+    return "".join(itertools.takewhile(lambda line: text not in line, iter(process.stderr.readline, "")))
+
+
+@pytest.mark.parametrize("where", [["-n", "2"], ["--hosts", "localhost:1,other:1", "-e", "./ssh"]],
+                         ids=["here", "two hosts"])
+def test_everybody_says_where_they_are_when_the_root_gets_sigusr1(guard, script, tmp_path, where):
+    """A worker too that is deep in code in C, as often as it is asked: its task, since when, and its stack."""
+    script('#!/bin/sh\nshift\nexec sh -c "$*"\n', "ssh").chmod(0o755)
+    process = start(MINSCOOP, *where, script(STUCK), tmp_path / "begun", cwd=tmp_path)
+    await_file(tmp_path / "begun")
+    for _ in range(2):
+        said = print_stacks_of(process, "in parent")
+        assert "in <module>" in said and f"root, pid {process.pid}" in said
+        assert re.search(r"worker \d.\d \(host [^,]+, pid \d+\) is running items 0 to 1 of task 0.root:0/0, for \d+.\d s\n"
+                         r"(?s:.*)/re\b.*\n  File .* in deep_in_c\n", said), said
+    process.terminate()
+    assert finish(process).returncode == 128 + signal.SIGTERM
+
+
+def test_sigusr1_is_the_programs_own_when_it_has_a_handler():
+    done = launch("-n", 1, "-c", textwrap.dedent("""
+        import os, signal
+        signal.signal(signal.SIGUSR1, lambda *_: print("mine"))
+        os.kill(os.getpid(), signal.SIGUSR1)
+    """))
+    assert (done.stdout, done.stderr, done.returncode) == ("mine\n", "", 0)
 
 
 # ---------------------------------------------------------------------------------------------------
