@@ -254,6 +254,7 @@ class RemoteTraceback(Exception):
 #   FILE     root → worker       path body                  here it is, or nothing; kept by brokers on the way
 #   OUTPUT   broker → root       worker stream text         lines that a worker has printed
 #   SHOWN    root → broker       host count                 so many characters of them are on the screen
+#   PROFILE  worker → root       worker stats               its profile
 #   STACKS   root → broker                                  let all workers say where they are
 #   COUNT    both ways           idle                       the root asks how many workers would take work; so many
 #
@@ -278,7 +279,7 @@ FIELDS = {name.encode(): text.partition("*")[::2] for name, text in dict(
     HELLO="s*b", HUNGRY="n*n", DRY="", IDLE="n", TASK="isssnnsb*b", SPLIT="inni", SINGLY="i", RESULT="innsb*b",
     MANY="sbbb", CANCEL="i", LOST="innnb", CONST="bbb*b", FAILED="b", DIED="ssnnnnb", WHO="n", HELD="ni*n", TOLD="n",
     STOP="", BYE="", HOST="b", SIZE="n", PROBE="*b", FETCH="s", FILE="s*b", OUTPUT="ssb", SHOWN="sn",
-    STACKS="", COUNT="n").items()}
+    PROFILE="sb", STACKS="", COUNT="n").items()}
 PATTERNS = {"n": rb"\0[0-9]{1,19}", "i": rb"\0[\w.]{1,255}:[0-9]{1,19}/[0-9]{1,19}", "s": rb"\0[^\0]{0,4096}"}
 
 
@@ -1715,9 +1716,10 @@ BLAME, BEGUN = 1, 2  # flags of DIED and LOST
 MAY_SAY = {role: frozenset(names.encode().split()) for role, names in {
     b"stranger": "HELLO PROBE", b"keeper": "DIED FAILED HOST OUTPUT",
     b"root": "HELLO DRY TASK CANCEL CONST HELD TOLD STOP FILE SHOWN STACKS COUNT",
-    b"worker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT FAILED FETCH BYE",
+    b"worker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT FAILED FETCH BYE "
+               "PROFILE",
     b"broker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT MANY FAILED FETCH BYE "
-               "LOST DIED OUTPUT WHO PROBE",
+               "LOST DIED OUTPUT WHO PROBE PROFILE",
     b"above": "TASK CANCEL CONST HELD TOLD HUNGRY SPLIT SINGLY RESULT MANY LOST WHO SIZE STOP BYE PROBE FILE "
               "SHOWN STACKS"}.items()}
 OF_TASKS = frozenset((b"SPLIT", b"SINGLY", b"RESULT", b"LOST", b"CANCEL"))  # said by its holder or owner
@@ -2380,6 +2382,10 @@ class Broker:
         self.files[path] = body
         for name in self.fetching.pop(path, ()):
             self.send(name, b"FILE", path, *body)
+
+    def on_PROFILE(self, sender, *fields):
+        """Pass on a worker's profile."""
+        self.send(ROOT, b"PROFILE", *fields)
 
     def on_STACKS(self, sender):
         """The workers shall say where they are, here and below."""
@@ -3458,7 +3464,7 @@ class Root(Node):
             self.abort()
             raise
 
-    keeper = None
+    keeper = profile = None  # profile: the sum of those of workers
 
     def start_keeper(self, options):
         """Start the keeper, a fresh interpreter: this process may have threads, which no fork survives."""
@@ -3540,8 +3546,12 @@ class Root(Node):
             self.send(b"STOP")
             while not self.ended and self.keeper.poll() is None and self.broken is None:
                 self.wait_for(lambda: self.ended or self.keeper.poll() is not None, None, 0.01)
+            if self.broken is None:  # the keeper may have ended, and the last words of others not have been read
+                self.wait_for(lambda: self.ended, None, GRACE / 4)
         finally:
             self.abort()
+            if self.profile:
+                self.profile.sort_stats("cumulative").print_stats(25)
 
     def abort(self):
         """End the pool now, whatever is under way. Waits for it, at most GRACE seconds."""
@@ -3613,6 +3623,17 @@ class Root(Node):
             file.write(text)
             file.flush()
         self.send(b"SHOWN", host_of(worker), pack_int(len(lines)))
+
+    def on_PROFILE(self, worker, stats):
+        """Keep a worker's profile: in a file of its own if there is a directory, and in the sum of all."""
+        import pstats
+        stats = unpickle(bytes(stats))
+        if self.options["profile"] is not True:
+            stats_of(stats).dump_stats(os.path.join(self.options["profile"], f"worker-{worker.decode()}.prof"))
+        self.profile = self.profile or pstats.Stats(stream=sys.stderr)
+        stats = without_ours(stats)
+        if stats:  # else that would be an error
+            self.profile.add(stats_of(stats))
 
     def on_COUNT(self, idle):
         """So many workers would take work."""
@@ -4128,8 +4149,7 @@ class Worker(Node):
         self.marker[0] = LEAVING
         if self.profiles:
             import pstats
-            stats = pstats.Stats(*self.profiles)
-            stats.dump_stats(os.path.join(self.config["profile"], f"worker-{self.name.decode()}.prof"))
+            self.send(b"PROFILE", self.name, pickle.dumps(pstats.Stats(*self.profiles).stats, 5))
         flush_output()
         self.send(b"BYE")
         self.close(linger=GRACE)
@@ -4221,8 +4241,9 @@ class Keeper:
         sys.path[:], sys.argv = config["sys_path"] or find_modules(config), config["argv"]
         install_names(config["aliases"])
         configure_logging(config["log_level"])
-        if config["profile"]:
-            os.makedirs(config["profile"], exist_ok=True)
+        if config["profile"]:  # a worker cannot import before it is connected
+            importlib.import_module("cProfile")
+            importlib.import_module("pstats")
         if config["nice"]:
             with contextlib.suppress(PermissionError):  # only root may be less nice
                 os.nice(config["nice"])
@@ -5393,7 +5414,8 @@ class Executor(Interface):
     retries: a task over which this many workers have died fails with WorkerLost; with 0, so does
         all that may have begun in a worker that died.
     nice: niceness added to the workers' (see nice(1)).
-    profile: a directory, to which every worker writes a file for ``pstats``.
+    profile: True: at the end a table on stderr says in which functions the workers have spent their time; the name
+        of a directory: that, and a file for ``pstats`` is written there for every worker.
     hosts: where to run them: the name of a file, "a,b:4,user@c,node[01-16]:8,localhost", or a sequence of such
         items or of (name, workers) pairs. None for this machine only. See also ``allocation``.
     listen: a file to be written (mode 0600) with which `python minscoop.py --join FILE` adds further hosts.
@@ -5419,12 +5441,15 @@ class Executor(Interface):
         refuse_in_import()
         self._down, self._pid = False, os.getpid()
         options = plan(size, hosts, listen, options)
+        if profile and profile is not True:
+            profile = os.path.abspath(profile)
+            os.makedirs(profile, exist_ok=True)
         if this_worker is None:
             Main.of_this_process().adopt()
         global by_name_only
         by_name_only = options["mixed"]
         self._node = Inline() if size == 0 else Root(dict(
-            options, retries=retries, nice=nice, profile=profile and os.path.abspath(profile),
+            options, retries=retries, nice=nice, profile=profile,
             main=(main.path, main.name), listen=listen and os.path.abspath(listen)))
         executors.append(self)
 
@@ -5847,6 +5872,25 @@ def progress_text(counts, seconds, nodes):
     return "minscoop: " + ", ".join(parts)
 
 
+def stats_of(stats):
+    """A ``pstats.Stats`` of what is in another."""
+    import pstats
+    return pstats.Stats(types.SimpleNamespace(create_stats=lambda: None, stats=stats))
+
+
+def without_ours(stats):
+    """Of a profile what the tasks did: without our functions, and what these have called of Python's built-in ones."""
+    ours, rest = {key for key in stats if key[0] == os.path.abspath(__file__)}, {}
+    for key in stats.keys() - ours:
+        *figures, callers = stats[key]
+        for caller in ours & callers.keys() if key[0] == "~" else ():
+            figures = map_builtin(operator.sub, figures, callers[caller])
+        calls, *figures = figures
+        if calls > 0:
+            rest[key] = calls, *figures, {caller: callers[caller] for caller in callers.keys() - ours}
+    return rest
+
+
 def answer_with_stacks(node):
     """Let SIGUSR1 print the stacks of all threads, here and on workers, unless the signal means something else."""
     def ask_workers(*_):
@@ -5904,7 +5948,9 @@ def make_parser():
                         help="a line that says how far the run is (default on terminals; elsewhere lines now and then)")
     output.add_argument("--no-progress", dest="progress", action="store_false", help="no such line")
     output.add_argument("--tag-output", action="store_true", help="host and worker before each line that tasks print")
-    output.add_argument("--profile", metavar="DIR", help="write a cProfile file per worker to this directory")
+    output.add_argument("--profile", metavar="DIR", nargs="?", const=True, type=lambda name: name or True,
+                        help="at the end, a table of the time spent in functions, on all workers; with DIR (that is no "
+                             "file), also a file per worker there, for pstats")
     output.add_argument("--version", action="version", version=f"minscoop {__version__}")
     return parser
 
@@ -5972,7 +6018,8 @@ def command_line(argv=None):
 
 
 def join_hosts(parser, words):
-    """The words of the command line, with those of `--host a a b script.py` joined as `--host a,a,b`."""
+    """The words of the command line, with those of `--host a a b script.py` joined as `--host a,a,b`, and what follows
+    --profile only if it can be a directory."""
     valued = {option for action in parser._actions if action.nargs is None for option in action.option_strings}
     joined, words = [], collections.deque(words)
     while words and words[0].startswith("-") and words[0] not in ("-m", "-c", "--"):
@@ -5982,6 +6029,9 @@ def join_hosts(parser, words):
             while words and not (words[0].startswith("-") or words[0].endswith(".py") or os.path.exists(words[0])):
                 hosts.append(words.popleft())
             joined.append(hosts[0] if len(hosts) == 1 else ",".join(hosts))
+        elif joined[-1] == "--profile":
+            bare = not words or words[0].startswith("-") or words[0].endswith(".py") or os.path.isfile(words[0])
+            joined[-1] += "=" if bare else "=" + words.popleft()
         elif joined[-1] in valued and words:
             joined.append(words.popleft())
     return [*joined, *words]

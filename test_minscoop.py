@@ -5633,18 +5633,18 @@ def print_stacks_of(process, text):
     return "".join(itertools.takewhile(lambda line: text not in line, iter(process.stderr.readline, "")))
 
 
-@pytest.mark.parametrize("where", [["-n", "2"], ["--hosts", "localhost:1,other:1", "-e", "./ssh"]],
+@pytest.mark.parametrize("where", [["-n", "2"], ["--hosts", "localhost:1,other:1", "-e", "./elsewhere"]],
                          ids=["here", "two hosts"])
 def test_everybody_says_where_they_are_when_the_root_gets_sigusr1(guard, script, tmp_path, where):
     """A worker too that is deep in code in C, as often as it is asked: its task, since when, and its stack."""
-    script('#!/bin/sh\nshift\nexec sh -c "$*"\n', "ssh").chmod(0o755)
+    script('#!/bin/sh\nshift\nexec sh -c "$*"\n', "elsewhere").chmod(0o755)
     process = start(MINSCOOP, *where, script(STUCK), tmp_path / "begun", cwd=tmp_path)
     await_file(tmp_path / "begun")
     for _ in range(2):
         said = print_stacks_of(process, "in parent")
         assert "in <module>" in said and f"root, pid {process.pid}" in said
-        assert re.search(r"worker \d.\d \(host [^,]+, pid \d+\) is running items 0 to 1 of task 0.root:0/0, for \d+.\d s\n"
-                         r"(?s:.*)/re\b.*\n  File .* in deep_in_c\n", said), said
+        assert re.search(r"worker \d.\d \(host [^,]+, pid \d+\) is running items 0 to 1 of task 0.root:0/0, for \d+"
+                         r".\d s\n(?s:.*)/re\b.*\n  File .* in deep_in_c\n", said), said
     process.terminate()
     assert finish(process).returncode == 128 + signal.SIGTERM
 
@@ -5656,6 +5656,44 @@ def test_sigusr1_is_the_programs_own_when_it_has_a_handler():
         os.kill(os.getpid(), signal.SIGUSR1)
     """))
     assert (done.stdout, done.stderr, done.returncode) == ("mine\n", "", 0)
+
+
+PROFILED = """
+    from minscoop import futures
+    import os, sys, time
+    def pid(i): time.sleep(0.01); return os.getpid()
+    def spin_for_a_while(i): return sum(range(20000))
+    def both(i): return spin_for_a_while(i), futures.submit(spin_for_a_while, i).result()
+    if __name__ == "__main__":
+        while len(set(futures.map(pid, range(20)))) < 2: pass  # until both workers are there
+        list(futures.map(both, range(1000)))
+        print(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("where, options, workers", [
+    (["-n", "2"], ["--profile"], 0), (["-n", "2"], ["--profile", "profiles"], 2),
+    (["-n", "2"], ["--profile=profiles"], 2),
+    (["--hosts", "localhost:1,other:1", "-e", "./elsewhere"], ["--profile", "profiles"], 2)],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_a_table_says_where_time_went_when_it_was_asked_for(script, tmp_path, where, options, workers):
+    """One of all workers of all hosts, of the program's functions; with a directory, also a file per worker there."""
+    script('#!/bin/sh\nshift\nexec sh -c "$*"\n', "elsewhere").chmod(0o755)
+    done = launch(*where, *options, script(PROFILED).name, "argument", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "['argument']\n") and "Ordered by: cumulative time" in done.stderr
+    assert re.search(r" 1000(/\d+)?  .*program.py:6\(both\)\n", done.stderr), done.stderr
+    assert re.search(r" 2000(/\d+)?  .*program.py:5\(spin_for_a_while\)\n", done.stderr)
+    assert "run_slice" not in done.stderr
+    files = list(tmp_path.glob("profiles/*"))
+    calls = [figures[1] for path in files for key, figures in pstats.Stats(str(path)).stats.items() if key[2] == "both"]
+    assert len(files) == workers and sum(calls) == 1000 * bool(workers)
+
+
+def test_an_executor_profiles_when_it_is_told_to(capsys):
+    with minscoop.Executor(1, profile=True) as executor:
+        assert executor.submit(identity, 1).result() == 1
+    assert "identity" in [name for _, _, name in executor._node.profile.stats]
+    assert "Ordered by: cumulative time" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -5959,19 +5997,6 @@ def test_workers_are_nice_when_told_to_be(script):
     """)
     before = os.nice(0)
     assert output_of("-n", 1, "--nice", "5", path) == f"{before} {min(19, before + 5)}\n"
-
-
-def test_every_worker_leaves_a_profile_when_told_to(script, tmp_path):
-    """--profile DIR: a file for pstats per worker, with what ran there."""
-    output_of("-n", 2, "--profile", tmp_path / "profiles", script("""
-        from minscoop import futures
-        def spin_for_a_while(i): return sum(range(200000))
-        if __name__ == "__main__":
-            list(futures.map(spin_for_a_while, range(100)))
-    """))
-    files = [path for path in (tmp_path / "profiles").iterdir()]
-    names = {name for path in files for _, _, name in pstats.Stats(str(path)).stats}
-    assert len(files) == 2 and "spin_for_a_while" in names
 
 
 def test_breakpoints_work_when_there_are_no_workers(script):
