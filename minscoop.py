@@ -254,6 +254,7 @@ class RemoteTraceback(Exception):
 #   FILE     root → worker       path body                  here it is, or nothing; kept by brokers on the way
 #   OUTPUT   broker → root       worker stream text         lines that a worker has printed
 #   SHOWN    root → broker       host count                 so many characters of them are on the screen
+#   LOG      worker → root       record                     what it has logged (JSON); the keeper's, too
 #   PROFILE  worker → root       worker stats               its profile
 #   STACKS   root → broker                                  let all workers say where they are
 #   COUNT    both ways           idle                       the root asks how many workers would take work; so many
@@ -279,7 +280,7 @@ FIELDS = {name.encode(): text.partition("*")[::2] for name, text in dict(
     HELLO="s*b", HUNGRY="n*n", DRY="", IDLE="n", TASK="isssnnsb*b", SPLIT="inni", SINGLY="i", RESULT="innsb*b",
     MANY="sbbb", CANCEL="i", LOST="innnb", CONST="bbb*b", FAILED="b", DIED="ssnnnnb", WHO="n", HELD="ni*n", TOLD="n",
     STOP="", BYE="", HOST="b", SIZE="n", PROBE="*b", FETCH="s", FILE="s*b", OUTPUT="ssb", SHOWN="sn",
-    PROFILE="sb", STACKS="", COUNT="n").items()}
+    LOG="b", PROFILE="sb", STACKS="", COUNT="n").items()}
 PATTERNS = {"n": rb"\0[0-9]{1,19}", "i": rb"\0[\w.]{1,255}:[0-9]{1,19}/[0-9]{1,19}", "s": rb"\0[^\0]{0,4096}"}
 
 
@@ -1714,12 +1715,12 @@ class Link:
 BLAME, BEGUN = 1, 2  # flags of DIED and LOST
 
 MAY_SAY = {role: frozenset(names.encode().split()) for role, names in {
-    b"stranger": "HELLO PROBE", b"keeper": "DIED FAILED HOST OUTPUT",
+    b"stranger": "HELLO PROBE", b"keeper": "DIED FAILED HOST OUTPUT LOG",
     b"root": "HELLO DRY TASK CANCEL CONST HELD TOLD STOP FILE SHOWN STACKS COUNT",
     b"worker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT FAILED FETCH BYE "
-               "PROFILE",
+               "LOG PROFILE",
     b"broker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT MANY FAILED FETCH BYE "
-               "LOST DIED OUTPUT WHO PROBE PROFILE",
+               "LOST DIED OUTPUT WHO PROBE LOG PROFILE",
     b"above": "TASK CANCEL CONST HELD TOLD HUNGRY SPLIT SINGLY RESULT MANY LOST WHO SIZE STOP BYE PROBE FILE "
               "SHOWN STACKS"}.items()}
 OF_TASKS = frozenset((b"SPLIT", b"SINGLY", b"RESULT", b"LOST", b"CANCEL"))  # said by its holder or owner
@@ -2383,6 +2384,10 @@ class Broker:
         for name in self.fetching.pop(path, ()):
             self.send(name, b"FILE", path, *body)
 
+    def on_LOG(self, sender, record):
+        """Pass on what was logged."""
+        self.send(ROOT, b"LOG", record)
+
     def on_PROFILE(self, sender, *fields):
         """Pass on a worker's profile."""
         self.send(ROOT, b"PROFILE", *fields)
@@ -2707,6 +2712,8 @@ def run_broker(*args):
     with contextlib.suppress(OSError, ValueError):  # it needs up to three descriptors per worker
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    logger.handlers[:] = []  # its keeper's sends notices to ourselves
+    configure_logging(logger.level)
     Switchboard(*args).run()
 
 
@@ -3624,6 +3631,12 @@ class Root(Node):
             file.flush()
         self.send(b"SHOWN", host_of(worker), pack_int(len(lines)))
 
+    def on_LOG(self, record):
+        """Handle what was logged elsewhere as if it had been logged here."""
+        record = logging.makeLogRecord(json.loads(bytes(record)))
+        if logging.getLogger(record.name).isEnabledFor(record.levelno):
+            logging.getLogger(record.name).handle(record)
+
     def on_PROFILE(self, worker, stats):
         """Keep a worker's profile: in a file of its own if there is a directory, and in the sum of all."""
         import pstats
@@ -4240,7 +4253,7 @@ class Keeper:
         config = self.config
         sys.path[:], sys.argv = config["sys_path"] or find_modules(config), config["argv"]
         install_names(config["aliases"])
-        configure_logging(config["log_level"])
+        send_logs(config["log_level"], self.notify, "keeper", config["name"])
         if config["profile"]:  # a worker cannot import before it is connected
             importlib.import_module("cProfile")
             importlib.import_module("pstats")
@@ -4501,6 +4514,7 @@ def run_worker(name, config, marker, pipes):
     faulthandler.register(signal.SIGUSR1, open(stacks_path(config, name), "a"))
     global this_worker
     this_worker = Worker(name, config, marker)
+    send_logs(config["log_level"], this_worker.send, name.decode(), config["name"])
     this_worker.start()
 
 
@@ -5517,7 +5531,7 @@ def plan(size, hosts, listen, options):
         listens=bool(listen or others and options["transport"] != "stdio"), below=False, tunnel=True, addresses=[],
         piped=options["piped"] or options["tag_output"], sys_path=sys.path, own_path=own_path(), cwd=os.getcwd(),
         argv=sys.argv,
-        log_level=logger.level, main_python=sys.version_info[:2], source=os.path.abspath(__file__),
+        log_level=logger.getEffectiveLevel(), main_python=sys.version_info[:2], source=os.path.abspath(__file__),
         aliases=[name for name, module in list(sys.modules.items()) if module is this])
 
 
@@ -5653,14 +5667,62 @@ def install_names(names):
     sys.modules.update(dict.fromkeys(names, this))
 
 
+class Formatter(logging.Formatter):
+    """Says where a record of another process comes from, if that is asked for."""
+
+    def format(self, record):
+        """As in `--tag-output`."""
+        where = "" if record.worker in ("root", "keeper") or logger.level > logging.INFO else \
+            f"{record.host} {record.worker}: "
+        return f"minscoop: {where}{super().format(record)}"
+
+
 def configure_logging(level):
     """Messages of the logger ``minscoop`` go to stderr, unless the program has set up something else."""
     logger.setLevel(level)
     if not logger.handlers and level:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("minscoop: %(message)s"))
+        handler.setFormatter(Formatter())
         logger.addHandler(handler)
         logger.propagate = False
+
+
+place = {"worker": "root", "host": os.uname().nodename}  # where this process is
+
+
+def locate(record):
+    """Every record has the name of its worker and host."""
+    record.__dict__.update({**place, **record.__dict__})
+    return True
+
+
+logger.addFilter(locate)
+
+
+class Records(logging.Handler):
+    """Sends the records of the logger ``minscoop`` and those below it to the root, for its handlers."""
+
+    def __init__(self, send):
+        super().__init__()
+        self.transmit = send
+
+    def emit(self, record):
+        """Send a record; its arguments and its exception go as text."""
+        try:
+            locate(record)
+            fields = dict(record.__dict__, msg=record.getMessage(), args=None, exc_info=None)
+            if record.exc_info:
+                fields["exc_text"] = logging.Formatter().formatException(record.exc_info)
+            self.transmit(b"LOG", json.dumps(fields, default=str).encode())
+        except Exception:
+            self.handleError(record)
+
+
+def send_logs(level, send, worker, host):
+    """What this process logs goes to the root, by send(*frames)."""
+    place.update(worker=worker, host=host or os.uname().nodename)
+    logger.setLevel(level)
+    logger.handlers[:], logger.propagate = [Records(send)], False
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -5696,6 +5696,44 @@ def test_an_executor_profiles_when_it_is_told_to(capsys):
     assert "Ordered by: cumulative time" in capsys.readouterr().err
 
 
+LOGGING = """
+    import logging, sys
+    import minscoop
+    def log(x):
+        minscoop.logger.info("not to be seen")
+        logging.getLogger("minscoop.below").warning("%d, %s", x, object, extra={"more": {1: object}})
+        try: 1 / 0
+        except ZeroDivisionError: minscoop.logger.exception("wrong")
+    class Keep(logging.Handler):
+        def emit(self, record):
+            if record.worker != "keeper":
+                print(record.name, record.worker, record.host, record.getMessage(),
+                      "ZeroDivisionError" in logging.Formatter().format(record))
+    if __name__ == "__main__":
+        if len(sys.argv) > 1:
+            logging.getLogger().addHandler(Keep())
+            with minscoop.Executor(1) as executor: executor.submit(log, 5).result()
+        else:
+            minscoop.submit(log, 5).result()
+"""
+
+
+def test_the_programs_handlers_get_what_a_task_logs_when_it_uses_our_logger(guard, script):
+    """With worker and host; arguments and exceptions come as text; the level is the root's."""
+    done = python(script(LOGGING), "executor", env={**os.environ, "PYTHONPATH": str(HERE)})
+    host = os.uname().nodename
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"minscoop.below 0.1 {host} 5, <class 'object'> False\nminscoop 0.1 {host} wrong True\n"
+
+
+@pytest.mark.parametrize("options, tag", [([], ""), (["-v"], f"{os.uname().nodename} 0.1: ")])
+def test_what_a_task_logs_is_on_stderr_when_the_launcher_ran_it(script, options, tag):
+    """With host and worker before it when -v is given."""
+    said = launch("-n", 1, *options, script(LOGGING)).stderr
+    assert f"minscoop: {tag}5, <class 'object'>\n" in said and f"minscoop: {tag}wrong\nTraceback" in said
+    assert ("not to be seen" in said) == bool(options)
+
+
 # ---------------------------------------------------------------------------------------------------
 # 18  Command line
 
