@@ -910,6 +910,7 @@ class Main:
     def __init__(self, path=None, name=None):
         self.path, self.name = path, name  # a file; or a module's name, as in python -m
         self.loaded, self.error, self.module = True, None, sys.modules["__main__"]
+        self.known = None         # its names as the script has left them, if a prompt follows
 
     @classmethod
     def of_this_process(cls):
@@ -921,8 +922,9 @@ class Main:
         return cls(os.path.abspath(path)) if path and os.path.isfile(path) else cls()
 
     def by_value(self, name):
-        """Whether this global of the main module is unknown where workers import the script."""
-        return self.path is None or name in self.guarded
+        """Whether this global of the main module is unknown, or another, where workers import the script."""
+        return self.path is None or name in self.guarded or self.known is not None and (
+            self.module.__dict__.get(name) is not self.known.get(name))
 
     @functools.cached_property
     def guarded(self):
@@ -5953,6 +5955,22 @@ def without_ours(stats):
     return rest
 
 
+def prompt(namespace):
+    """An interactive prompt, as `python -i` has one, until the end of its input; the pool is up meanwhile."""
+    import code
+    with contextlib.suppress(ImportError):
+        import readline
+        import rlcompleter
+        readline.set_completer(rlcompleter.Completer(namespace).complete)
+        libedit = "libedit" in (readline.__doc__ or "")
+        readline.parse_and_bind("bind ^I rl_complete" if libedit else "tab: complete")
+    main.known = dict(namespace)
+    workers = executors[-1]._node.size
+    code.InteractiveConsole(namespace).interact(
+        f"minscoop {__version__} on Python {sys.version.partition(' ')[0]}, {workers} workers"
+        f"{': map, submit, futures, executor' if 'executor' in namespace else ''}. Ctrl-D ends.", "")
+
+
 def answer_with_stacks(node):
     """Let SIGUSR1 print the stacks of all threads, here and on workers, unless the signal means something else."""
     def ask_workers(*_):
@@ -5987,14 +6005,17 @@ def make_parser():
     """The parser of the command line, up to the program; what follows that is the program's own."""
     import argparse
     parser = argparse.ArgumentParser(
-        prog="minscoop.py", usage="python minscoop.py [options] (script.py | -m module | -c code) [arguments]",
+        prog="minscoop.py", usage="python minscoop.py [options] [script.py | -m module | -c code] [arguments]",
         description="Run a Python program with a pool of worker processes behind its map and submit.",
         epilog=USAGE_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     program = parser.add_argument_group("program (everything after it belongs to the program)")
-    rest = {"nargs": argparse.REMAINDER, "default": []}
-    program.add_argument("script", metavar="script.py", help="a Python file", **rest)
+    rest = {"nargs": argparse.REMAINDER}
+    program.add_argument("script", metavar="script.py", help="a Python file", default=[], **rest)
     program.add_argument("-m", dest="module", metavar="module", help="a module or package, as with python -m", **rest)
     program.add_argument("-c", dest="code", metavar="code", help="Python code, as with python -c", **rest)
+    program.add_argument("-i", dest="interactive", action="store_true",
+                         help="an interactive prompt afterwards, also after an exception; the default without a "
+                              "program on a terminal (else the program is read from stdin)")
     pool = parser.add_argument_group("pool")
     pool.add_argument("-n", type=int, default=None, metavar="N", dest="workers",
                       help=f"workers in all (default: usable cores, here {usable_cores()}, or as the hosts say); "
@@ -6051,8 +6072,10 @@ def command_line(argv=None):
     """Run a program as the command line says; returns or raises SystemExit with its exit code."""
     parser = make_parser()
     options = parser.parse_args(join_hosts(parser, sys.argv[1:] if argv is None else argv))
-    if not (options.script or options.module or options.code or options.check or options.join):
-        parser.error("no program: give a script, -m module or -c code")
+    if [] in (options.module, options.code):
+        parser.error("no program: -m needs a module, -c needs code")
+    if not (options.script or options.module or options.code):
+        options.interactive = options.interactive or sys.stdin is not None and sys.stdin.isatty()
     if options.workers is not None and options.workers < 0:
         parser.error(f"argument -n: a number from 0 on, not {options.workers}")
     if options.retries < 0:
@@ -6074,9 +6097,9 @@ def command_line(argv=None):
     try:
         code = prepare_program(options)
     except (OSError, ImportError, SyntaxError, ValueError) as error:
-        name = "the code" if options.code else program_words(options)[0]
+        name = "the code" if options.code else (program_words(options) or ["-"])[0]
         parser.exit(2, f"minscoop.py: cannot run {name}: {first_line(error)}\n")
-    run_program(code, pool)
+    run_program(code, pool, options.interactive)
 
 
 def join_hosts(parser, words):
@@ -6148,7 +6171,7 @@ def first_line(error):
 
 def program_words(options):
     """The script, module or code, and its arguments; argparse takes what follows a -- for the script's."""
-    words = [*(options.code or options.module), *options.script]
+    words = [*(options.code or options.module or ()), *options.script]
     return words[1:] if options.script[:1] == words[:1] == ["--"] else words
 
 
@@ -6156,8 +6179,13 @@ def prepare_program(options):
     """Compile the program and set up sys.argv, sys.path and ``__main__`` as Python would; returns the code."""
     module = types.ModuleType("__main__")
     module.__builtins__ = __builtins__
-    name, *rest = program_words(options)
-    if options.code:
+    name, *rest = program_words(options) or [""]
+    if name in ("", "-") and not (options.code or options.module):  # as python, and python -
+        text = "" if options.interactive and not name or sys.stdin is None else sys.stdin.read()
+        code, argv0, sys.path[0] = compile(text, "<stdin>", "exec"), name, ""
+        if options.interactive and not name:
+            module.__dict__.update(map=map, submit=submit, futures=sys.modules["minscoop"])
+    elif options.code:
         code, argv0, sys.path[0] = compile(name, "<string>", "exec"), "-c", ""
     elif options.module:
         sys.path[0] = os.getcwd()
@@ -6175,8 +6203,8 @@ def prepare_program(options):
     return code
 
 
-def run_program(code, pool):
-    """Execute the program with an Executor around it. pool: its arguments."""
+def run_program(code, pool, interactive=False):
+    """Execute the program with an Executor around it. pool: its arguments. interactive: a prompt follows."""
     signal.signal(signal.SIGTERM, terminate)
     install_names(SCOOP_NAMES)
     try:
@@ -6189,15 +6217,21 @@ def run_program(code, pool):
             answer_with_stacks(executor._node)
             if progress.wanted:
                 progress.watch(executor._node)
+            if "submit" in module.__dict__:
+                module.executor = executor
             try:
                 exec(code, module.__dict__)
-            except (SystemExit, Terminated):
+            except Terminated:
                 raise
             except BaseException as error:
-                show(error)
-                raise
+                if interactive or not isinstance(error, SystemExit):
+                    show(error)
+                if not interactive:
+                    raise
             finally:
                 flush_output()
+            if interactive:
+                prompt(module.__dict__)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)  # so that a shell sees what it was

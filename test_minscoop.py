@@ -5734,6 +5734,78 @@ def test_what_a_task_logs_is_on_stderr_when_the_launcher_ran_it(script, options,
     assert ("not to be seen" in said) == bool(options)
 
 
+def test_what_is_typed_runs_on_workers_when_there_is_a_prompt(guard):
+    """Functions and classes that are made, and made anew, there; errors and Ctrl-C end a line, and Ctrl-D all."""
+    terminal = Terminal("-n", 2, TERM="dumb")
+    for line, answer in [
+            ("def f(x): return x * 2\n", ">>> "), ("list(map(f, range(5)))", "[0, 2, 4, 6, 8]"),
+            ("class A:\n    def __init__(self, x): self.x = f(x)\n", ">>> "), ("submit(A, 21).result().x", "42"),
+            ("type(submit(A, 1).result()) is A", "True"), ("def f(x): return x - 1\n", ">>> "),
+            ("submit(A, 101).result().x", "100"), ("1 / 0", "ZeroDivisionError"),
+            ("import time; print('sle' + 'eps'); list(map(time.sleep, [0.2] * 1000))", "sleeps"),
+            ("\3", "KeyboardInterrupt"), ("sum(map(f, range(1000)))", "498500"),
+            ("executor.submit(f, 8).result() + futures.submit(f, 70).result()", "76")]:
+        terminal.seen = b""
+        if line == "\3":
+            time.sleep(0.5)
+            terminal.process.send_signal(signal.SIGINT)
+        else:
+            terminal.type(line + "\n")
+        terminal.await_text("\n" + answer if answer[0].isdigit() else answer)
+        terminal.await_text(">>> " if answer != "sleeps" else answer)
+    terminal.type("\4")
+    assert terminal.end() == 0
+
+
+@pytest.mark.parametrize("end", ["", "1 / 0", "sys.exit(5)"])
+def test_a_prompt_follows_when_the_program_ran_with_i(script, end):
+    """Also after an exception; what the program has can be used, and made anew, with its pool."""
+    done = launch("-n", 1, "-i", script(f"""
+        import sys
+        from minscoop import futures
+        def f(x): return x * 2
+        def g(x): return f(x) + 1
+        if __name__ == "__main__":
+            text = "kept"
+            {end}
+    """), stdin="print(text, futures.submit(g, 5).result())\ndef f(x): return 0\n\n"
+                "def h(x): return f(x), g(x)\n\nprint(futures.submit(h, 5).result())\n")
+    assert done.returncode == 0 and "kept 11" in done.stdout and "(0, 1)" in done.stdout, done
+    assert ("ZeroDivisionError" in done.stderr) == (end == "1 / 0")
+
+
+@pytest.mark.parametrize("args", [[], ["-", "x"]])
+def test_the_program_is_read_from_stdin_when_there_is_no_other(args):
+    """As python does."""
+    program = "import sys, minscoop\ndef f(x): return x + 1\nprint(sys.argv, list(minscoop.map(f, [1])), __name__)\n"
+    bare, ours = python(*args, stdin="import sys; print(sys.argv)"), launch("-n", 1, *args, stdin=program)
+    assert (ours.returncode, ours.stderr) == (0, "") and ours.stdout == bare.stdout.strip() + " [2] __main__\n"
+
+
+NOTEBOOK = """
+import sys, types
+import minscoop
+shell = sys.modules["__main__"] = types.ModuleType("__main__")
+def run(cell): exec(compile(cell, "<ipython-input>", "exec"), shell.__dict__)
+run("import minscoop, dataclasses; executor = minscoop.Executor(1)")
+run("class Point:\\n    def __init__(self, x): self.x = x\\n    def twice(self): return Point(factor * self.x)")
+run("factor = 2")
+run("def work(x): return Point(x).twice()")
+run("print(executor.submit(work, 4).result().x, type(executor.submit(work, 4).result()) is Point)")
+run("factor = 3")
+run("print([point.x for point in executor.map(work, range(3))])")
+run("class Point(Point):\\n    def twice(self): return super().twice()")
+run("print(executor.submit(work, 4).result().x)")
+run("executor.shutdown()")
+"""
+
+
+def test_cells_of_a_notebook_work_when_they_use_an_executor(script):
+    """A main module without a file, which grows: all of it goes by value, as it is then."""
+    done = python(script(NOTEBOOK), env={**os.environ, "PYTHONPATH": str(HERE)})
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "8 True\n[0, 3, 6]\n12\n")
+
+
 # ---------------------------------------------------------------------------------------------------
 # 18  Command line
 
@@ -5899,7 +5971,7 @@ REFUSED = [  # arguments, what stderr says
     (["no_such.py"], "no_such.py"), (["-m", "no_such_module"], "no_such_module"), (["-m", "json.no_such"], "no_such"),
     (["."], "directory"), (["--no-such-option", "good.py"], "--no-such-option"), (["-x", "good.py"], "-x"),
     (["-n", "-3", "good.py"], "-3"), (["-n-3", "good.py"], "-3"), (["-n", "many", "good.py"], "many"),
-    (["-n", "1.5", "good.py"], "1.5"), ([], "no program"), (["-n", "2"], "no program"), (["-n"], "-n"), (["-c"], "-c"),
+    (["-n", "1.5", "good.py"], "1.5"), (["-n"], "-n"), (["-c"], "-c"),
     (["-m"], "-m"), (["syntax.py"], "syntax.py, line 2"), (["--nice", "x", "good.py"], "x"),
     (["--retries", "-1", "good.py"], "-1"), (["-c", "1 +"], "syntax"), (["binary.py"], "binary.py"),
     (["unreadable.py"], "unreadable.py"), (["--hosts", "a:x", "good.py"], "a:x"), (["--hosts"], "--hosts"),
