@@ -6084,6 +6084,8 @@ def command_line(argv=None):
     options.piped = shown and on_terminal()  # so that what workers print makes room for the line
     global progress
     progress = Progress(shown or (False if options.quiet or options.progress is not None else None))
+    if options.piped:  # before anybody keeps what sys.stderr is
+        install_screens()
     configure_logging(logging.ERROR if options.quiet else
                       (logging.WARNING, logging.INFO, logging.DEBUG)[min(options.verbose, 2)])
     try:

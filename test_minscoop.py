@@ -2169,8 +2169,8 @@ def test_a_file_is_asked_for_once_when_many_workers_import_it():
 def test_output_comes_with_its_worker_when_a_task_prints_elsewhere():
     """OUTPUT goes to the root; SHOWN back to the broker of that host, which reads on."""
     tree = Tree()
-    tree.brokers[b"1"].printing = 5
     assert tree("1.keeper OUTPUT 1.1 out lines") == ["0.root OUTPUT 1.1 out lines"]
+    assert tree.brokers[b"1"].printing == 5 and tree.brokers[b"0"].printing == 0
     assert tree("0.root SHOWN 1 5") == [] and tree.brokers[b"1"].printing == 0 == tree.brokers[b"2"].printing
 
 
