@@ -39,12 +39,13 @@ one range that is split on demand (Tzannes, Caragea, Barua, Vishkin, "Lazy binar
 Licence: MIT, (c) 2026 the minscoop authors. Needs CPython 3.8 or newer, pyzmq 22 or newer, Linux or macOS.
 
 Sections, in reading order:
-     1  Tunables                   7  Broker                   13  Lists of hosts
-     2  Errors                     8  Node                     14  Executor
-     3  Messages                   9  Root                     15  Module functions
-     4  Sending objects           10  Worker                   16  SCOOP's names
-     5  Futures                   11  Keeper                   17  Report
-     6  Jobs and spans            12  Other hosts              18  Command line
+     1  Tunables                   8  Node                     15  Module functions
+     2  Errors                     9  Root                     16  SCOOP's names
+     3  Messages                  10  Worker                   17  During a run
+     4  Sending objects           11  Keeper                   18  Report
+     5  Futures                   12  Other hosts              19  Command line
+     6  Jobs and spans            13  Lists of hosts
+     7  Broker                    14  Executor
 """
 _AS_SCRIPT = __name__ == "__main__"
 if _AS_SCRIPT:  # classes defined below must pickle under a name that every process can import
@@ -52,10 +53,13 @@ if _AS_SCRIPT:  # classes defined below must pickle under a name that every proc
 
 import array
 import atexit
+import builtins
 import collections
 import concurrent.futures
 import contextlib
 import copyreg
+import errno
+import faulthandler
 import fcntl
 import functools
 import glob
@@ -152,9 +156,13 @@ RECORDS = 0.25       # s between RECORDs of a worker, if they are wanted, and 1 
                      # more messages; larger: more is lost with a worker
 MAX_EVENTS = 50000   # tasks in a report, those merged with their neighbours counted as one; the workers together send
                      # as many in three seconds. Smaller: less is seen; larger: slow pages, and memory of the root
+ANSWER = 0.5         # s that workers have to write down their stacks. Smaller: not all do; larger: they come later
 DESCRIPTORS = 30     # that have to be free in a process. Fewer than it needs: libzmq may abort it
 JOIN_PATIENCE = 600.0  # s that --join waits for its file, since jobs start in any order
 BROKER_DEATHS = 40   # deaths of brokers of one host within SILENCE, after which the host gives up
+LOOK = 0.25          # s between looks at what is done, for the progress line. Smaller: it costs and flickers
+PROGRESS_DELAY = 1.0  # s after which the line appears: what is done by then needs none
+PLAIN_PAUSE = 10.0   # s between lines of progress where there is no terminal. Smaller: they fill log files
 STARTUP_DEATHS = 3   # deaths in a row before a worker got ready, after which none is started any more
 
 
@@ -256,6 +264,10 @@ class RemoteTraceback(Exception):
 #   FILE     root → worker       path body                  here it is, or nothing; kept by brokers on the way
 #   OUTPUT   broker → root       worker stream text         lines that a worker has printed
 #   SHOWN    root → broker       host count                 so many characters of them are on the screen
+#   LOG      worker → root       record                     what it has logged (JSON); the keeper's, too
+#   PROFILE  worker → root       worker stats               its profile
+#   STACKS   root → broker                                  let all workers say where they are
+#   COUNT    both ways           idle                       the root asks how many workers would take work; so many
 #
 # Brokers form a tree: the root's one at the top, one per further host below. To each, the other is a node
 # that wants work and has some; what is for a node elsewhere goes by the host in its name.
@@ -278,7 +290,7 @@ FIELDS = {name.encode(): text.partition("*")[::2] for name, text in dict(
     HELLO="s*b", HUNGRY="n*n", DRY="", IDLE="n", TASK="isssnnsb*b", SPLIT="inni", SINGLY="i", RESULT="innsb*b",
     MANY="sbbb", CANCEL="i", LOST="innnb", CONST="bbb*b", FAILED="b", DIED="ssnnnnb", WHO="n", HELD="ni*n", TOLD="n",
     RECORD="sb", STOP="", BYE="", HOST="b", SIZE="n", PROBE="*b", FETCH="s", FILE="s*b", OUTPUT="ssb",
-    SHOWN="sn").items()}
+    SHOWN="sn", LOG="b", PROFILE="sb", STACKS="", COUNT="n").items()}
 PATTERNS = {"n": rb"\0[0-9]{1,19}", "i": rb"\0[\w.]{1,255}:[0-9]{1,19}/[0-9]{1,19}", "s": rb"\0[^\0]{0,4096}"}
 
 
@@ -861,6 +873,7 @@ class Main:
     def __init__(self, path=None, name=None):
         self.path, self.name = path, name  # a file; or a module's name, as in python -m
         self.loaded, self.error, self.module = True, None, sys.modules["__main__"]
+        self.known = None         # its names as the script has left them, if a prompt follows
 
     @classmethod
     def of_this_process(cls):
@@ -872,8 +885,9 @@ class Main:
         return cls(os.path.abspath(path)) if path and os.path.isfile(path) else cls()
 
     def by_value(self, name):
-        """Whether this global of the main module is unknown where workers import the script."""
-        return self.path is None or name in self.guarded
+        """Whether this global of the main module is unknown, or another, where workers import the script."""
+        return self.path is None or name in self.guarded or self.known is not None and (
+            self.module.__dict__.get(name) is not self.known.get(name))
 
     @functools.cached_property
     def guarded(self):
@@ -1366,6 +1380,7 @@ class Bundle(Job):
 
     def deliver(self, lo, count, values, failures):
         """Settle the futures of these calls."""
+        self.node.calls += count
         for future, value, i in zip(self.futures[lo:lo + count], values, range(count)):
             future._settle(FINISHED, value, failures.get(i))
 
@@ -1472,8 +1487,9 @@ class Mapping(Job):
     Inputs that have a length are known at once. Others, or all if there is a buffersize, are pulled in
     the threads of the user, at most `window` items ahead of who reads the results."""
 
-    def __init__(self, node, recipe, iterables, ordered=True, buffersize=None, parent=None):
+    def __init__(self, node, recipe, iterables, ordered=True, buffersize=None, parent=None, label=None):
         super().__init__(node)
+        self.tally, self.made = progress.find_tally(node, label), 0  # for the progress line; items that have results
         self.recipe, self.kind, self.ordered = recipe, b"reduce" if recipe.op else b"map", ordered
         self.chunks = {}                # first item -> (count, values, failures), not yet read
         self.pulled = self.read = 0     # items; the span of what is under way or unread
@@ -1488,11 +1504,13 @@ class Mapping(Job):
             columns = [it if isinstance(it, (range, tuple)) or type(it).__module__ == "numpy" else list(it)
                        for it in iterables]  # a list may change after the call; its copy does not
             self.pulled = min(map_builtin(len, columns), default=0)
+            self.tell(known=self.pulled)
             if self.pulled:
                 self.push(columns, 0, 0, self.pulled, parent=parent)
         else:
             self.rows = zip(*iterables)
             node.check_open()
+            self.tell(growing=1)
             node.sources.append(self)
             self.pull()
 
@@ -1509,9 +1527,11 @@ class Mapping(Job):
             rows, ended = self.take_rows(max(self.window - ahead, READ_AHEAD * max(1, self.node.size) * beyond))
             if rows:
                 lo, self.pulled = self.pulled, self.pulled + len(rows)
+                self.tell(known=len(rows))
                 self.push(tuple(zip(*rows)), lo, lo, self.pulled, parent=self._parent)
             if ended:
                 self.exhausted = True
+                self.tell(growing=-1)
                 with contextlib.suppress(ValueError):  # it was cancelled meanwhile
                     self.node.sources.remove(self)
                 self.node.wake(self)
@@ -1546,7 +1566,22 @@ class Mapping(Job):
         """Keep results for the reader, unless there can be none."""
         if not self.abandoned:
             self.chunks[lo] = count, values, failures
+        self.tell(made=count)
         self.node.wake(self)
+
+    def cancel(self):
+        """Drop what has not started; nor is it counted any more."""
+        if not self.cancelled:
+            super().cancel()
+            self.tell(known=self.made - self.pulled, growing=self.exhausted - 1)
+            self.tally = None
+
+    def tell(self, known=0, made=0, growing=0):
+        """Add to what the progress line counts, if it counts this map: items, those that have results, and whether
+        there may be more."""
+        self.made += made
+        if self.tally is not None:
+            self.tally.add(known, made, growing)
 
     def available(self):
         """Whether the reader can go on: there is a chunk for it, or there never will be."""
@@ -1639,13 +1674,14 @@ class Link:
 BLAME, BEGUN = 1, 2  # flags of DIED and LOST
 
 MAY_SAY = {role: frozenset(names.encode().split()) for role, names in {
-    b"stranger": "HELLO PROBE", b"keeper": "DIED FAILED HOST OUTPUT",
-    b"root": "HELLO DRY TASK CANCEL CONST HELD TOLD STOP FILE SHOWN",
-    b"worker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT FAILED FETCH RECORD BYE",
+    b"stranger": "HELLO PROBE", b"keeper": "DIED FAILED HOST OUTPUT LOG",
+    b"root": "HELLO DRY TASK CANCEL CONST HELD TOLD STOP FILE SHOWN STACKS COUNT",
+    b"worker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT FAILED FETCH RECORD BYE "
+               "LOG PROFILE",
     b"broker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT MANY FAILED FETCH RECORD BYE "
-               "LOST DIED OUTPUT WHO PROBE",
+               "LOST DIED OUTPUT WHO PROBE LOG PROFILE",
     b"above": "TASK CANCEL CONST HELD TOLD HUNGRY SPLIT SINGLY RESULT MANY LOST WHO SIZE STOP BYE PROBE FILE "
-              "SHOWN"}.items()}
+              "SHOWN STACKS"}.items()}
 OF_TASKS = frozenset((b"SPLIT", b"SINGLY", b"RESULT", b"LOST", b"CANCEL"))  # said by its holder or owner
 URGENT = frozenset((b"HUNGRY", b"DRY", b"PROBE", b"OUTPUT", b"FETCH", b"RECORD"))  # they may overtake what is collected
 
@@ -1689,6 +1725,7 @@ class Broker:
         self.since = 0.0                        # when the census began
         self.presumed = set()                   # names that did not answer in time
         self.counted = False                    # there was one: maybe we do not know of every task who holds it
+        self.stacks_wanted = False              # the keeper is to be told
         self.printing = 0                       # characters of OUTPUT from here that are not yet SHOWN
         self.stopping = False
         self.finished = False                   # nobody is left: the loop may end
@@ -2306,8 +2343,23 @@ class Broker:
         for name in self.fetching.pop(path, ()):
             self.send(name, b"FILE", path, *body)
 
+    def on_LOG(self, sender, record):
+        """Pass on what was logged."""
+        self.send(ROOT, b"LOG", record)
+
+    def on_PROFILE(self, sender, *fields):
+        """Pass on a worker's profile."""
+        self.send(ROOT, b"PROFILE", *fields)
+
+    def on_STACKS(self, sender):
+        """The workers shall say where they are, here and below."""
+        self.stacks_wanted = True
+        for link in [link for link in self.links.values() if link.role == b"broker" and link.name != UP]:
+            self.send(link.name, b"STACKS")
+
     def on_OUTPUT(self, sender, *fields):
         """Pass on what a worker printed."""
+        self.printing += len(fields[2]) * (not sender)
         self.send(ROOT, b"OUTPUT", *fields)
 
     def on_SHOWN(self, sender, host, count):
@@ -2320,6 +2372,11 @@ class Broker:
     def on_RECORD(self, sender, *fields):
         """Pass on what a worker has run."""
         self.send(ROOT, b"RECORD", *fields)
+
+    def on_COUNT(self, sender, idle):
+        """Count the workers that have said that they would take work, and no more."""
+        hungry = (link for link in map_builtin(self.links.get, self.hungry) if link.role != b"root")
+        self.send(sender, b"COUNT", pack_int(sum(link.demand * link.width for link in hungry)))
 
     # -- the end
 
@@ -2357,7 +2414,7 @@ class Switchboard:
 
     def __init__(self, config, notices, listener, heirs=None, prints=()):
         import_zmq()
-        self.config, self.notices, self.context = config, notices, zmq.Context()
+        self.config, self.notices, self.context, self.keeper = config, notices, zmq.Context(), os.getppid()
         self.broker = Broker(config["host"].encode(), config["size"], below=config["below"],
                              heirs=heirs)
         self.sources = {}    # socket or file descriptor -> what reads it
@@ -2402,7 +2459,8 @@ class Switchboard:
         alone = not (self.broker.below or self.config["listens"] or self.broker.heirs)
         due = time.monotonic()
         while not self.broker.finished and not (self.cut and time.monotonic() - self.cut > GRACE / 2):
-            pause = PATIENCE if self.broker.waiting or self.ended else GRACE / 4 if self.cut else None if alone else HEARTBEAT
+            hurry = self.broker.waiting or self.ended
+            pause = PATIENCE if hurry else GRACE / 4 if self.cut else None if alone else HEARTBEAT
             if self.broker.parcels:
                 wait = max(0.0, self.broker.due - time.monotonic()) + 1e-3  # poll rounds down to milliseconds
                 pause = wait if pause is None else min(pause, wait)
@@ -2449,6 +2507,9 @@ class Switchboard:
                 frames[3:] = [frame_of([memoryview(frame)], self.config["memory"], True) for frame in frames[3:]]
             said += self.broker.handle(sender, frames, time.monotonic())
         self.deliver(said)
+        if self.broker.stacks_wanted:
+            self.broker.stacks_wanted = False
+            os.kill(self.keeper, signal.SIGUSR1)
 
     def deliver(self, messages):
         """Send what the broker returned. A receiver that is gone is the keeper's matter."""
@@ -2489,7 +2550,7 @@ class Switchboard:
             self.watch(descriptor, self.read_prints)
 
     def read_prints(self, descriptor):
-        """Send whole lines of what a worker printed to the root; wait while that does not keep up."""
+        """Send what a worker printed to the root, from elsewhere in whole lines; wait while that does not keep up."""
         worker, stream, rest = self.prints[descriptor]
         if self.broker.printing > OUTPUT_AHEAD and not self.broker.finished:
             if descriptor not in self.paused:
@@ -2504,11 +2565,11 @@ class Switchboard:
             data = b""
         ended = not data or self.broker.finished  # workers have said BYE then, and no pipe holds more than this
         lines, newline, rest = (rest + data).rpartition(b"\n")
-        if ended or len(rest) > OUT_OF_BAND:
+        at_once = not (self.broker.below or self.config["tag_output"])  # as if the worker wrote to the terminal itself
+        if ended or at_once or len(rest) > OUT_OF_BAND:
             lines, newline, rest = lines + newline + rest, b"", b""
         self.prints[descriptor][2] = rest
         if lines:
-            self.broker.printing += len(lines + newline)
             self.handle(b"", [b"OUTPUT", worker, stream, lines + newline])
         if ended:
             with contextlib.suppress(KeyError):  # it is paused
@@ -2622,6 +2683,8 @@ def run_broker(*args):
     with contextlib.suppress(OSError, ValueError):  # it needs up to three descriptors per worker
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    logger.handlers[:] = []  # its keeper's sends notices to ourselves
+    configure_logging(logger.level)
     Switchboard(*args).run()
 
 
@@ -2668,6 +2731,9 @@ class Node:
     resting = False   # the deputy is, until the alarm is set
     watching = False  # the deputy sleeps on the socket
     dropped = 0       # messages that made no sense
+    calls = 0         # of `submit`, that were shipped and are done
+    retried = 0       # tasks that ran again, since their workers died
+    idle_workers = 0  # of the whole pool, when the broker was asked last
 
     def __init_subclass__(cls):
         cls.HANDLERS = {name[3:].encode(): getattr(cls, name) for name in dir(cls) if name.startswith("on_")}
@@ -3220,6 +3286,7 @@ class Node:
                 if len(job.deaths[i]) >= self.retries and shipment.open.close(i, i + 1):
                     self.fail_lost(job, i, i + 1, *job.deaths[i])
         suspects = (lo, hi) if flags & BLAME else (0, 0)
+        self.retried += bool(shipment.open)
         self.take_back(task_id, suspects, host_of(obituary.encode().partition(b" ")[0]))
 
     def fail_lost(self, job, lo, hi, *deaths):
@@ -3338,11 +3405,11 @@ class Node:
 
     # -- what the interface is made of
 
-    def map(self, fn, iterables, kwargs, timeout=None, buffersize=None, ordered=True, op=None):
+    def map(self, fn, iterables, kwargs, timeout=None, buffersize=None, progress=None, ordered=True, op=None):
         """See ``Interface.map``. op: that of a reduction; the results are then those of its parts, in order."""
         deadline = None if timeout is None else time.monotonic() + timeout
         fn = functools.partial(fn, **kwargs) if kwargs else fn
-        job = Mapping(self, Recipe(fn, op), iterables, ordered, buffersize=buffersize, parent=self.current_task())
+        job = Mapping(self, Recipe(fn, op), iterables, ordered, buffersize, self.current_task(), progress)
         results = job.results(deadline)
         weakref.finalize(results, job.abandon).atexit = False
         return results
@@ -3397,7 +3464,7 @@ class Root(Node):
             self.abort()
             raise
 
-    keeper = None
+    keeper = profile = None  # profile: the sum of those of workers
 
     def start_keeper(self, options):
         """Start the keeper, a fresh interpreter: this process may have threads, which no fork survives."""
@@ -3486,8 +3553,12 @@ class Root(Node):
             self.send(b"STOP")
             while not self.ended and self.keeper.poll() is None and self.broken is None:
                 self.wait_for(lambda: self.ended or self.keeper.poll() is not None, None, 0.01)
+            if self.broken is None:  # the keeper may have ended, and the last words of others not have been read
+                self.wait_for(lambda: self.ended, None, GRACE / 4)
         finally:
             self.abort()
+            if self.profile:
+                self.profile.sort_stats("cumulative").print_stats(25)
 
     def abort(self):
         """End the pool now, whatever is under way. Waits for it, at most GRACE seconds."""
@@ -3562,6 +3633,27 @@ class Root(Node):
 
     def on_RECORD(self, worker, body):
         """See ``Collector``, which is there if this is wanted."""
+
+    def on_LOG(self, record):
+        """Handle what was logged elsewhere as if it had been logged here."""
+        record = logging.makeLogRecord(json.loads(bytes(record)))
+        if logging.getLogger(record.name).isEnabledFor(record.levelno):
+            logging.getLogger(record.name).handle(record)
+
+    def on_PROFILE(self, worker, stats):
+        """Keep a worker's profile: in a file of its own if there is a directory, and in the sum of all."""
+        import pstats
+        stats = unpickle(bytes(stats))
+        if self.options["profile"] is not True:
+            stats_of(stats).dump_stats(os.path.join(self.options["profile"], f"worker-{worker.decode()}.prof"))
+        self.profile = self.profile or pstats.Stats(stream=sys.stderr)
+        stats = without_ours(stats)
+        if stats:  # else that would be an error
+            self.profile.add(stats_of(stats))
+
+    def on_COUNT(self, idle):
+        """So many workers would take work."""
+        self.idle_workers = int(idle)
 
 
 def own_path():
@@ -4010,7 +4102,8 @@ class Worker(Node):
             return
         task_id, lo, hi = mark
         length = len(task_id)
-        self.marker[1:27 + length] = struct.pack(f">QH{length}sQQ", self.begun, length, task_id, lo, hi)
+        self.marker[1:35 + length] = struct.pack(f">QH{length}sQQd", self.begun, length, task_id, lo, hi,
+                                                 time.monotonic())
 
     def feed(self):
         """Pull inputs of maps that nobody has begun to read. Says whether there were any."""
@@ -4085,8 +4178,7 @@ class Worker(Node):
         self.marker[0] = LEAVING
         if self.profiles:
             import pstats
-            stats = pstats.Stats(*self.profiles)
-            stats.dump_stats(os.path.join(self.config["profile"], f"worker-{self.name.decode()}.prof"))
+            self.send(b"PROFILE", self.name, pickle.dumps(pstats.Stats(*self.profiles).stats, 5))
         flush_output()
         self.send(b"BYE")
         self.close(linger=GRACE)
@@ -4183,6 +4275,7 @@ class Keeper:
         self.numbers = itertools.count(1)
         self.startup_deaths = 0
         self.failure = None        # why no worker can start
+        self.asked = None          # when workers were asked for their stacks
         self.exit_code = None
 
     @classmethod
@@ -4217,9 +4310,10 @@ class Keeper:
         config = self.config
         sys.path[:], sys.argv = config["sys_path"] or find_modules(config), config["argv"]
         install_names(config["aliases"])
-        configure_logging(config["log_level"])
-        if config["profile"]:
-            os.makedirs(config["profile"], exist_ok=True)
+        send_logs(config["log_level"], self.notify, "keeper", config["name"])
+        if config["profile"]:  # a worker cannot import before it is connected
+            importlib.import_module("cProfile")
+            importlib.import_module("pstats")
         if config["nice"]:
             with contextlib.suppress(PermissionError):  # only root may be less nice
                 os.nice(config["nice"])
@@ -4263,6 +4357,7 @@ class Keeper:
     def run(self):
         """Fork broker, workers and launchers; then reap and replace until the broker or the root ends."""
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGUSR1, lambda *_: None)
         signal.set_wakeup_fd(self.signal_write, warn_on_full_buffer=False)
         self.start_broker()
         tokens = os.pipe()
@@ -4273,9 +4368,12 @@ class Keeper:
         for _ in range(self.config["size"]):
             self.start_worker()
         while self.exit_code is None:
-            ready = readable(None, self.stdin, self.signalled)
+            ready = readable(ANSWER if self.asked else None, self.stdin, self.signalled)
+            if self.asked and time.monotonic() - self.asked >= ANSWER:
+                self.tell_stacks()
             if self.signalled in ready:
-                os.read(self.signalled, 4096)
+                if signal.SIGUSR1 in os.read(self.signalled, 4096):
+                    self.ask_for_stacks()
                 self.reap()
             if self.stdin in ready and not os.read(self.stdin, 4096):
                 self.exit_code = 0
@@ -4378,6 +4476,25 @@ class Keeper:
         else:
             self.give_up_if_alone(f"no worker can start; the last one: {obituary}")
 
+    def ask_for_stacks(self):
+        """Let every worker write its stacks to a file: from a signal handler in C, which needs no lock."""
+        self.asked = time.monotonic()
+        for pid in self.workers:
+            os.kill(pid, signal.SIGUSR1)
+
+    def tell_stacks(self):
+        """Send what they wrote to the root, as if they had printed it, with what each is running since when."""
+        self.asked = None
+        for pid, (name, marker) in self.workers.items():
+            _, _, task_id, lo, hi = running(marker)
+            task = f"items {lo.decode()} to {hi.decode()} of task {task_id.decode()}, for " \
+                f"{time.monotonic() - struct.unpack_from('>d', marker, 27 + len(task_id))[0]:.1f} s"
+            text = f"worker {label(self.config, name, pid)} is running {task if task_id else 'nothing'}\n"
+            with contextlib.suppress(OSError), open(stacks_path(self.config, name), "r+") as file:
+                text += of_tasks(file.read(STACKS_LENGTH)) if task_id else ""
+                file.truncate(0)
+            self.notify(b"OUTPUT", name, b"err", f"{text.rstrip()}\n\n".encode())
+
     def give_up_if_alone(self, reason):
         """Without any worker, or a host that may bring some, the pool ends; a host ends for itself."""
         if self.workers or self.launchers or self.config["listen"] or self.config["check"]:
@@ -4413,6 +4530,26 @@ def running(marker):
     return state, pack_int(begun), task_id, pack_int(lo), pack_int(hi)
 
 
+
+STACKS_LENGTH = 1 << 16  # characters of a worker's stacks: what a notice takes
+
+
+def stacks_path(config, name):
+    """The file for the stacks of a worker."""
+    return f"{config['directory']}/{name.decode()}.stacks"
+
+
+def of_tasks(stacks):
+    """Of a worker's stacks those of tasks, without our frames around them. None: it may be stuck in our code; all."""
+    tasks = []
+    for stack in stacks.split("\n\n"):
+        lines = stack.splitlines()
+        while lines and re.search(f'"{re.escape(__file__)}"|"<string>"|/(threading|garbage).py"', lines[-1]):
+            lines.pop()
+        tasks += ["\n".join(lines)] if len(lines) > 1 else []
+    return "\n\n".join(tasks) or stacks or "it has not answered"
+
+
 def run_worker(name, config, marker, pipes):
     """The life of a worker process. pipes: to print into, if it is not to print where the root does."""
     for descriptor, end in enumerate(pipes, 1):
@@ -4420,8 +4557,10 @@ def run_worker(name, config, marker, pipes):
         os.close(end)
     with contextlib.suppress(AttributeError, ValueError):  # what a task prints appears at once
         sys.stdout.reconfigure(line_buffering=True)
+    faulthandler.register(signal.SIGUSR1, open(stacks_path(config, name), "a"))
     global this_worker
     this_worker = (RecordingWorker if config["record"] else Worker)(name, config, marker)
+    send_logs(config["log_level"], this_worker.send, name.decode(), config["name"])
     this_worker.start()
 
 
@@ -5232,7 +5371,7 @@ class Interface(concurrent.futures.Executor):
             raise TypeError(f"submit needs a callable first, not {fn!r}")
         return self._pool().submit(fn, args, kwargs)
 
-    def map(self, fn, *iterables, timeout=None, chunksize=None, buffersize=None, **kwargs):
+    def map(self, fn, *iterables, timeout=None, chunksize=None, buffersize=None, progress=None, **kwargs):
         """An iterator over fn(*row, **kwargs) for the rows of zip(*iterables), results in order.
 
         The work starts now, and is done even if the results are never read. The iterables may be endless:
@@ -5242,22 +5381,23 @@ class Interface(concurrent.futures.Executor):
         timeout: seconds from this call after which reading raises TimeoutError; None for no limit.
         chunksize: accepted and unused, since the size of slices is measured.
         buffersize: inputs pulled ahead of the reader at most, also for iterables that have a length.
+        progress: True, or a label: a line on stderr says how far it is. Not passed on to fn; in tasks, ignored.
         Raises, when read, what a call raised; TypeError or ValueError at once for bad arguments.
 
         >>> list(map(pow, [2, 3], [5, 2]))
         [32, 9]
         """
         check_map(fn, iterables, chunksize, buffersize)
-        return self._pool().map(fn, iterables, kwargs, timeout, buffersize)
+        return self._pool().map(fn, iterables, kwargs, timeout, buffersize, progress)
 
-    def map_as_completed(self, fn, *iterables, timeout=None, **kwargs):
+    def map_as_completed(self, fn, *iterables, timeout=None, progress=None, **kwargs):
         """As ``map``, but results come in the order in which they are made.
 
         >>> sorted(map_as_completed(abs, [-1, 2, -3]))
         [1, 2, 3]
         """
         check_map(fn, iterables)
-        return self._pool().map(fn, iterables, kwargs, timeout, ordered=False)
+        return self._pool().map(fn, iterables, kwargs, timeout, progress=progress, ordered=False)
 
     def map_reduce(self, map_fn, reduce_fn, *iterables, **kwargs):
         """The reduction of map_fn(*row, **kwargs) over the rows, by any associative function. Blocks.
@@ -5313,7 +5453,8 @@ class Executor(Interface):
     nice: niceness added to the workers' (see nice(1)).
     initializer, initargs: initializer(*initargs) runs in every worker before its first task, also in one that
         replaces another. If it raises, the pool is broken: PoolError at everything.
-    profile: a directory, to which every worker writes a file for ``pstats``.
+    profile: True: at the end a table on stderr says in which functions the workers have spent their time; the name
+        of a directory: that, and a file for ``pstats`` is written there for every worker.
     hosts: where to run them: the name of a file, "a,b:4,user@c,node[01-16]:8,localhost", or a sequence of such
         items or of (name, workers) pairs. None for this machine only. See also ``allocation``.
     listen: a file to be written (mode 0600) with which `python minscoop.py --join FILE` adds further hosts.
@@ -5347,6 +5488,9 @@ class Executor(Interface):
         options = plan(size, hosts, listen, options)
         wishes = {"summary": summary, "report": report and writable(report), "trace": trace and writable(trace),
                   "record": 2 if report or trace else int(summary)}
+        if profile and profile is not True:
+            profile = os.path.abspath(profile)
+            os.makedirs(profile, exist_ok=True)
         if this_worker is None:
             Main.of_this_process().adopt()
         global by_name_only
@@ -5357,7 +5501,7 @@ class Executor(Interface):
         self._node = kinds[0](wishes) if size == 0 else kinds[1](dict(
             options, **wishes, retries=retries, nice=nice, main=(main.path, main.name),
             initializer=initializer and packed(initializer, tuple(initargs)),
-            profile=profile and os.path.abspath(profile), listen=listen and os.path.abspath(listen)))
+            profile=profile, listen=listen and os.path.abspath(listen)))
         executors.append(self)
 
     def _pool(self):
@@ -5407,7 +5551,8 @@ def packed(initializer, initargs):
 
 
 OPTIONS = {"rsh": "ssh", "python": None, "prolog": None, "pythonpath": "", "path": None, "transport": "auto",
-           "external_hostname": None, "mixed": False, "all_hosts": False, "tag_output": False, "check": False}
+           "external_hostname": None, "mixed": False, "all_hosts": False, "tag_output": False, "piped": False,
+           "check": False}
 
 
 def plan(size, hosts, listen, options):
@@ -5430,8 +5575,9 @@ def plan(size, hosts, listen, options):
         total=sum(here) + sum(1 if workers is None else workers for _, workers in others),
         hosts=[(str(number), name, workers) for number, (name, workers) in enumerate(others, 1)],
         listens=bool(listen or others and options["transport"] != "stdio"), below=False, tunnel=True, addresses=[],
-        piped=options["tag_output"], sys_path=sys.path, own_path=own_path(), cwd=os.getcwd(), argv=sys.argv,
-        log_level=logger.level, main_python=sys.version_info[:2], source=os.path.abspath(__file__),
+        piped=options["piped"] or options["tag_output"], sys_path=sys.path, own_path=own_path(), cwd=os.getcwd(),
+        argv=sys.argv,
+        log_level=logger.getEffectiveLevel(), main_python=sys.version_info[:2], source=os.path.abspath(__file__),
         aliases=[name for name, module in list(sys.modules.items()) if module is this])
 
 
@@ -5574,18 +5720,320 @@ def install_names(names):
     sys.modules.update(dict.fromkeys(names, this))
 
 
+class Formatter(logging.Formatter):
+    """Says where a record of another process comes from, if that is asked for."""
+
+    def format(self, record):
+        """As in `--tag-output`."""
+        where = "" if record.worker in ("root", "keeper") or logger.level > logging.INFO else \
+            f"{record.host} {record.worker}: "
+        return f"minscoop: {where}{super().format(record)}"
+
+
 def configure_logging(level):
     """Messages of the logger ``minscoop`` go to stderr, unless the program has set up something else."""
     logger.setLevel(level)
     if not logger.handlers and level:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("minscoop: %(message)s"))
+        handler.setFormatter(Formatter())
         logger.addHandler(handler)
         logger.propagate = False
 
 
+place = {"worker": "root", "host": os.uname().nodename}  # where this process is
+
+
+def locate(record):
+    """Every record has the name of its worker and host."""
+    record.__dict__.update({**place, **record.__dict__})
+    return True
+
+
+logger.addFilter(locate)
+
+
+class Records(logging.Handler):
+    """Sends the records of the logger ``minscoop`` and those below it to the root, for its handlers."""
+
+    def __init__(self, send):
+        super().__init__()
+        self.transmit = send
+
+    def emit(self, record):
+        """Send a record; its arguments and its exception go as text."""
+        try:
+            locate(record)
+            fields = dict(record.__dict__, msg=record.getMessage(), args=None, exc_info=None)
+            if record.exc_info:
+                fields["exc_text"] = logging.Formatter().formatException(record.exc_info)
+            self.transmit(b"LOG", json.dumps(fields, default=str).encode())
+        except Exception:
+            self.handleError(record)
+
+
+def send_logs(level, send, worker, host):
+    """What this process logs goes to the root, by send(*frames)."""
+    place.update(worker=worker, host=host or os.uname().nodename)
+    logger.setLevel(level)
+    logger.handlers[:], logger.propagate = [Records(send)], False
+
+
 # ---------------------------------------------------------------------------------------------------
-# 17  Report
+# 17  During a run
+#
+# What the user sees and does meanwhile. The progress line stands on the terminal's last line until somebody prints:
+# then it is wiped, and drawn again below. To notice that, the launcher lets all that the program prints go through
+# ``Screen``, and what workers print, to pipes and through the root. Nothing is drawn while a line of others is not
+# complete.
+
+
+class Tally:
+    """What is counted under a label of the progress line: items of maps, those done, maps whose inputs go on."""
+
+    def __init__(self):
+        self.known = self.made = self.growing = 0
+
+    def add(self, known, made, growing):
+        """Count more, or less. Any thread."""
+        with progress.lock:
+            self.known += known
+            self.made += made
+            self.growing += growing
+
+    @property
+    def live(self):
+        """Whether there is more to come."""
+        return self.made < self.known or self.growing > 0
+
+
+class Progress:
+    """The progress line of this process, drawn by a thread.
+
+    wanted: True, all that the program does is shown; None, the maps that ask for it; False, nothing."""
+
+    def __init__(self, wanted=None):
+        self.wanted, self.lock, self.thread = wanted, threading.RLock(), None
+        self.tallies = {}              # label -> Tally, of what overlaps in time
+        self.nodes = weakref.WeakKeyDictionary()  # -> calls that were done when none was under way
+        self.began = self.since = self.said = 0.0  # when there was nothing last; when the first of the tallies began;
+                                       # when a plain line was written
+        self.drawn = 0                 # characters of the line on the screen
+        self.hidden = False            # somebody has written a part of a line, or waits for input
+
+    def find_tally(self, node, label):
+        """Where a map of this node is counted; None if it is not. label: of ``map``, or None."""
+        if not (self.wanted or label and self.wanted is not False):
+            return None
+        self.watch(node)
+        with self.lock:
+            if not any(tally.live for tally in self.tallies.values()):
+                self.tallies.clear()
+                self.since = time.monotonic()
+            return self.tallies.setdefault("" if label in (None, True) else " ".join(str(label).split()), Tally())
+
+    def watch(self, node):
+        """Show what this node does, from now on."""
+        with self.lock:
+            self.nodes.setdefault(node, node.calls)
+            if self.thread is None:
+                install_screens()
+                self.began = time.monotonic()
+                self.thread = threading.Thread(target=self.run, name="minscoop progress", daemon=True)
+                self.thread.start()
+
+    def run(self):
+        """A thread's job: look, and draw, as long as there may be something to be seen."""
+        while self.wanted is not False:
+            time.sleep(LOOK)
+            with self.lock:
+                counts = self.look()
+                if counts:
+                    self.show(counts)
+                    continue
+                self.wipe()
+                self.began = self.since = time.monotonic()
+                if not self.wanted:
+                    break
+        self.thread = None
+
+    def look(self):
+        """What is going on: {label: (known, made, whether there may be more)}; empty if nothing is."""
+        counts = {label: (tally.known, tally.made, tally.growing) for label, tally in self.tallies.items()}
+        live = any(tally.live for tally in self.tallies.values())
+        for node in list(self.nodes) if self.wanted else ():
+            left = calls_left(node)
+            if left:
+                known, made, growing = counts.get("", (0, 0, 0))
+                done, live = node.calls - self.nodes[node], True
+                counts[""] = known + done + left, made + done, growing
+            else:
+                self.nodes[node] = node.calls
+        return counts if live else {}
+
+    def show(self, counts):
+        """Show it: on a terminal by drawing the line anew, else by a line from time to time."""
+        now = time.monotonic()
+        for node in list(self.nodes):
+            node.send(b"COUNT", b"0")
+        if now - self.began < PROGRESS_DELAY:
+            return
+        text = progress_text(counts, now - self.since, self.nodes)
+        if not on_terminal():
+            if now - self.said > PLAIN_PAUSE:
+                self.said = now
+                print(text, file=sys.stderr, flush=True)
+        elif not self.hidden and in_foreground():
+            self.wipe()
+            text = text[:(os.get_terminal_size(2).columns or 80) - 1]
+            self.drawn = len(text)
+            os.write(2, text.encode(sys.stderr.encoding or "ascii", "replace"))
+
+    def wipe(self):
+        """Remove the line; a terminal that has become narrower shows it in several rows."""
+        if self.drawn:
+            rows = (self.drawn - 1) // (os.get_terminal_size(2).columns or 80)
+            os.write(2, b"\r" + b"\33[A" * rows + b"\33[J")
+            self.drawn = 0
+
+    def close(self):
+        """Show nothing any more."""
+        with self.lock:
+            self.wanted = False
+            self.wipe()
+
+
+progress = Progress()
+os.register_at_fork(after_in_child=lambda: progress.__init__(False))
+
+
+class Screen(io.FileIO):
+    """What sys.stdout and sys.stderr write to, if that is a terminal: makes room for it."""
+
+    def write(self, data):
+        """As FileIO does, with the progress line wiped before."""
+        with progress.lock:
+            progress.wipe()
+            progress.hidden = bytes(data[-1:]) != b"\n"
+            return super().write(data)
+
+
+def on_terminal():
+    """Whether stderr is a terminal on which a line can be drawn."""
+    return os.isatty(2) and os.environ.get("TERM") != "dumb"
+
+
+def in_foreground():
+    """Whether the terminal is ours now, as far as one can know."""
+    try:
+        return os.tcgetpgrp(2) == os.getpgrp()
+    except OSError:  # it is no session's
+        return True
+
+
+def install_screens():
+    """Let what this program prints to the terminal, and what it asks there, make room for itself."""
+    for descriptor, name in enumerate(("stdout", "stderr"), 1):
+        file = getattr(sys, name)
+        if on_terminal() and os.isatty(descriptor) and file is getattr(sys, f"__{name}__") and file is not None:
+            screen = Screen(descriptor, "w", closefd=False)
+            screen.name = file.name
+            file.flush()
+            buffer = screen if file.write_through else io.BufferedWriter(screen)  # python -u
+            setattr(sys, name, io.TextIOWrapper(buffer, file.encoding, file.errors, None, file.line_buffering,
+                                                file.write_through))
+            builtins.input = ask
+
+
+@functools.wraps(input)
+def ask(*args, original=input):
+    """``input``, with the progress line away meanwhile."""
+    with progress.lock:
+        progress.wipe()
+        progress.hidden = True
+    try:
+        return original(*args)
+    finally:
+        progress.hidden = False
+
+
+def calls_left(node):
+    """How many calls of ``submit`` are queued or away; of very many, about."""
+    with node.lock:
+        if node.broken is not None:
+            return 0
+        queued = len(node.queue) if len(node.queue) > 10_000 else \
+            sum(isinstance(unit, Future) and not unit.stale for unit in node.queue)
+        return queued + sum(hi - lo for shipment in node.away.values() if isinstance(shipment.span.job, Bundle)
+                            for lo, hi in shipment.open)
+
+
+def progress_text(counts, seconds, nodes):
+    """The progress line."""
+    known, made, growing = map_builtin(sum, zip(*counts.values()))
+    rest = "others" if len(counts) > 1 else ""
+    parts = [f"{label or rest} {m}".strip() + (f" of {k}" if not g else "") for label, (k, m, g) in counts.items()]
+    parts[-1] += "" if growing else f" ({100 * made // max(known, 1)} %)"
+    rate = made / max(seconds, 1e-3)
+    parts.append(f"{rate:.0f}/s" if rate >= 10 else f"{rate:.2g}/s")
+    if made and not growing:
+        left = round((known - made) / rate)
+        parts.append(f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left")
+    for node in list(nodes):
+        if isinstance(node, Root) and node.broken is None:
+            hosts = sum(facts.get("state") == "ready" for facts in list(node.hosts.values()))
+            parts.append(f"{max(0, node.size - node.idle_workers)} of {node.size} workers" +
+                         (f" on {hosts} hosts" if hosts > 1 else "") +
+                         (f", {node.retried} retries" if node.retried else ""))
+    return "minscoop: " + ", ".join(parts)
+
+
+def stats_of(stats):
+    """A ``pstats.Stats`` of what is in another."""
+    import pstats
+    return pstats.Stats(types.SimpleNamespace(create_stats=lambda: None, stats=stats))
+
+
+def without_ours(stats):
+    """Of a profile what the tasks did: without our functions, and what these have called of Python's built-in ones."""
+    ours, rest = {key for key in stats if key[0] == os.path.abspath(__file__)}, {}
+    for key in stats.keys() - ours:
+        *figures, callers = stats[key]
+        for caller in ours & callers.keys() if key[0] == "~" else ():
+            figures = map_builtin(operator.sub, figures, callers[caller])
+        calls, *figures = figures
+        if calls > 0:
+            rest[key] = calls, *figures, {caller: callers[caller] for caller in callers.keys() - ours}
+    return rest
+
+
+def prompt(namespace):
+    """An interactive prompt, as `python -i` has one, until the end of its input; the pool is up meanwhile."""
+    import code
+    with contextlib.suppress(ImportError):
+        import readline
+        import rlcompleter
+        readline.set_completer(rlcompleter.Completer(namespace).complete)
+        libedit = "libedit" in (readline.__doc__ or "")
+        readline.parse_and_bind("bind ^I rl_complete" if libedit else "tab: complete")
+    main.known = dict(namespace)
+    workers = executors[-1]._node.size
+    code.InteractiveConsole(namespace).interact(
+        f"minscoop {__version__} on Python {sys.version.partition(' ')[0]}, {workers} workers"
+        f"{': map, submit, futures, executor' if 'executor' in namespace else ''}. Ctrl-D ends.", "")
+
+
+def answer_with_stacks(node):
+    """Let SIGUSR1 print the stacks of all threads, here and on workers, unless the signal means something else."""
+    def ask_workers(*_):
+        print(f"the above is the root, pid {os.getpid()}; workers follow\n", file=sys.stderr, flush=True)
+        node.send(b"STACKS")
+    if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
+        signal.signal(signal.SIGUSR1, ask_workers)
+        faulthandler.register(signal.SIGUSR1, 2, chain=True)
+
+
+# ---------------------------------------------------------------------------------------------------
+# 18  Report
 #
 # What ran where and when. It is recorded only if that is wanted (`record` in the configuration: 1 for totals, 2 for
 # each task too), by classes that take the place of Worker, Root and Inline, so that else nothing is done or tested.
@@ -6418,7 +6866,7 @@ document.body.dataset.drawn = N
 
 
 # ---------------------------------------------------------------------------------------------------
-# 18  Command line
+# 19  Command line
 
 USAGE_EXAMPLES = """\
 examples:
@@ -6441,14 +6889,17 @@ def make_parser():
     """The parser of the command line, up to the program; what follows that is the program's own."""
     import argparse
     parser = argparse.ArgumentParser(
-        prog="minscoop.py", usage="python minscoop.py [options] (script.py | -m module | -c code) [arguments]",
+        prog="minscoop.py", usage="python minscoop.py [options] [script.py | -m module | -c code] [arguments]",
         description="Run a Python program with a pool of worker processes behind its map and submit.",
         epilog=USAGE_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     program = parser.add_argument_group("program (everything after it belongs to the program)")
-    rest = {"nargs": argparse.REMAINDER, "default": []}
-    program.add_argument("script", metavar="script.py", help="a Python file", **rest)
+    rest = {"nargs": argparse.REMAINDER}
+    program.add_argument("script", metavar="script.py", help="a Python file", default=[], **rest)
     program.add_argument("-m", dest="module", metavar="module", help="a module or package, as with python -m", **rest)
     program.add_argument("-c", dest="code", metavar="code", help="Python code, as with python -c", **rest)
+    program.add_argument("-i", dest="interactive", action="store_true",
+                         help="an interactive prompt afterwards, also after an exception; the default without a "
+                              "program on a terminal (else the program is read from stdin)")
     pool = parser.add_argument_group("pool")
     pool.add_argument("-n", type=int, default=None, metavar="N", dest="workers",
                       help=f"workers in all (default: usable cores, here {usable_cores()}, or as the hosts say); "
@@ -6462,10 +6913,15 @@ def make_parser():
                         help="say what happens, and at the end what each host did and what was the limit; -vv: "
                              "everything")
     output.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+    output.add_argument("--progress", action="store_true", default=None,
+                        help="a line that says how far the run is (default on terminals; elsewhere lines now and then)")
+    output.add_argument("--no-progress", dest="progress", action="store_false", help="no such line")
     output.add_argument("--tag-output", action="store_true", help="host and worker before each line that tasks print")
     output.add_argument("--report", metavar="FILE", help="write a page (HTML) with what each worker ran when")
     output.add_argument("--trace", metavar="FILE", help="the same as JSON, for Perfetto or chrome://tracing")
-    output.add_argument("--profile", metavar="DIR", help="write a cProfile file per worker to this directory")
+    output.add_argument("--profile", metavar="DIR", nargs="?", const=True, type=lambda name: name or True,
+                        help="at the end, a table of the time spent in functions, on all workers; with DIR (that is no "
+                             "file), also a file per worker there, for pstats")
     output.add_argument("--version", action="version", version=f"minscoop {__version__}")
     return parser
 
@@ -6504,12 +6960,20 @@ def command_line(argv=None):
     """Run a program as the command line says; returns or raises SystemExit with its exit code."""
     parser = make_parser()
     options = parser.parse_args(join_hosts(parser, sys.argv[1:] if argv is None else argv))
-    if not (options.script or options.module or options.code or options.check or options.join):
-        parser.error("no program: give a script, -m module or -c code")
+    if [] in (options.module, options.code):
+        parser.error("no program: -m needs a module, -c needs code")
+    if not (options.script or options.module or options.code):
+        options.interactive = options.interactive or sys.stdin is not None and sys.stdin.isatty()
     if options.workers is not None and options.workers < 0:
         parser.error(f"argument -n: a number from 0 on, not {options.workers}")
     if options.retries < 0:
         parser.error(f"argument --retries: a number from 0 on, not {options.retries}")
+    shown = not options.quiet and (on_terminal() if options.progress is None else options.progress)
+    options.piped = shown and on_terminal()  # so that what workers print makes room for the line
+    global progress
+    progress = Progress(shown or (False if options.quiet or options.progress is not None else None))
+    if options.piped:  # before anybody keeps what sys.stderr is
+        install_screens()
     configure_logging(logging.ERROR if options.quiet else
                       (logging.WARNING, logging.INFO, logging.DEBUG)[min(options.verbose, 2)])
     try:
@@ -6523,13 +6987,14 @@ def command_line(argv=None):
     try:
         code = prepare_program(options)
     except (OSError, ImportError, SyntaxError, ValueError) as error:
-        name = "the code" if options.code else program_words(options)[0]
+        name = "the code" if options.code else (program_words(options) or ["-"])[0]
         parser.exit(2, f"minscoop.py: cannot run {name}: {first_line(error)}\n")
-    run_program(code, pool)
+    run_program(code, pool, options.interactive)
 
 
 def join_hosts(parser, words):
-    """The words of the command line, with those of `--host a a b script.py` joined as `--host a,a,b`."""
+    """The words of the command line, with those of `--host a a b script.py` joined as `--host a,a,b`, and what follows
+    --profile only if it can be a directory."""
     valued = {option for action in parser._actions if action.nargs is None for option in action.option_strings}
     joined, words = [], collections.deque(words)
     while words and words[0].startswith("-") and words[0] not in ("-m", "-c", "--"):
@@ -6539,6 +7004,9 @@ def join_hosts(parser, words):
             while words and not (words[0].startswith("-") or words[0].endswith(".py") or os.path.exists(words[0])):
                 hosts.append(words.popleft())
             joined.append(hosts[0] if len(hosts) == 1 else ",".join(hosts))
+        elif joined[-1] == "--profile":
+            bare = not words or words[0].startswith("-") or words[0].endswith(".py") or os.path.isfile(words[0])
+            joined[-1] += "=" if bare else "=" + words.popleft()
         elif joined[-1] in valued and words:
             joined.append(words.popleft())
     return [*joined, *words]
@@ -6598,7 +7066,7 @@ def first_line(error):
 
 def program_words(options):
     """The script, module or code, and its arguments; argparse takes what follows a -- for the script's."""
-    words = [*(options.code or options.module), *options.script]
+    words = [*(options.code or options.module or ()), *options.script]
     return words[1:] if options.script[:1] == words[:1] == ["--"] else words
 
 
@@ -6606,8 +7074,13 @@ def prepare_program(options):
     """Compile the program and set up sys.argv, sys.path and ``__main__`` as Python would; returns the code."""
     module = types.ModuleType("__main__")
     module.__builtins__ = __builtins__
-    name, *rest = program_words(options)
-    if options.code:
+    name, *rest = program_words(options) or [""]
+    if name in ("", "-") and not (options.code or options.module):  # as python, and python -
+        text = "" if options.interactive and not name or sys.stdin is None else sys.stdin.read()
+        code, argv0, sys.path[0] = compile(text, "<stdin>", "exec"), name, ""
+        if options.interactive and not name:
+            module.__dict__.update(map=map, submit=submit, futures=sys.modules["minscoop"])
+    elif options.code:
         code, argv0, sys.path[0] = compile(name, "<string>", "exec"), "-c", ""
     elif options.module:
         sys.path[0] = os.getcwd()
@@ -6625,8 +7098,8 @@ def prepare_program(options):
     return code
 
 
-def run_program(code, pool):
-    """Execute the program with an Executor around it. pool: its arguments."""
+def run_program(code, pool, interactive=False):
+    """Execute the program with an Executor around it. pool: its arguments. interactive: a prompt follows."""
     signal.signal(signal.SIGTERM, terminate)
     install_names(SCOOP_NAMES)
     try:
@@ -6636,16 +7109,25 @@ def run_program(code, pool):
     global pristine
     pristine, module = False, sys.modules["__main__"]
     try:
-        with executor:
+        with contextlib.closing(progress), executor:
+            answer_with_stacks(executor._node)
+            if progress.wanted:
+                progress.watch(executor._node)
+            if "submit" in module.__dict__:
+                module.executor = executor
             try:
                 exec(code, module.__dict__)
-            except (SystemExit, Terminated):
+            except Terminated:
                 raise
             except BaseException as error:
-                show(error)
-                raise
+                if interactive or not isinstance(error, SystemExit):
+                    show(error)
+                if not interactive:
+                    raise
             finally:
                 flush_output()
+            if interactive:
+                prompt(module.__dict__)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)  # so that a shell sees what it was
