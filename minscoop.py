@@ -2,7 +2,9 @@
 """minscoop: one Python file that turns machines you can reach with ssh into one pool for ``map`` and ``submit``.
 
     python minscoop.py --hosts hosts.txt script.py       # or -n 4: four workers on this machine
-    with minscoop.Executor(4) as executor: ...           # from any Python program
+    >>> with Executor(4) as executor:                    # minscoop.Executor, in any Python program
+    ...     list(executor.map(abs, [-1, 2, -3]))
+    [1, 2, 3]
 
 Futures emanate from workers: any task may create tasks and wait for them, to any depth.
 
@@ -53,6 +55,7 @@ import atexit
 import collections
 import concurrent.futures
 import contextlib
+import copyreg
 import errno
 import fcntl
 import functools
@@ -92,6 +95,7 @@ from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, 
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 
 sys.modules["minscoop"] = sys.modules["__main__" if _AS_SCRIPT else __name__]
+_CODE = sys._getframe().f_code  # of this module, for the keeper
 
 __version__ = "0.1.0"
 __all__ = ["Executor", "Future", "submit", "map", "map_as_completed", "map_reduce", "map_scan", "wait",
@@ -116,8 +120,8 @@ ASK_EARLY = 6e-3     # s of work left when a worker asks for more. Smaller than 
                      # giver is just at: it idles; larger: it hoards what others could run
 TOO_LATE = 0.1e-3    # s of work left when asking goes with the last result. Smaller: one more message for each task;
                      # larger: the wait for the next
-TICK = 40e-3         # s without a look at the socket after which the deputy takes over. Smaller: it wakes up for
-                     # nothing, which hundreds of workers on a host feel; larger: what is queued is given away later
+TICK = 40e-3         # s between looks of the deputy at what could be given away, while others want some. Smaller: it
+                     # wakes up for nothing, which hundreds of workers on a host feel; larger: others wait longer
 HOLD = 2e-6          # s, times the workers of the pool: how long a host's broker collects what several workers say to
                      # one owner. Smaller: the top one is busy all the time (25 us a message); larger: results are late
 PATROL = 1.0         # s between looks at things that report no event (is the keeper alive?)
@@ -598,7 +602,8 @@ class Pickler(pickle.Pickler):
         if kind is types.FunctionType:
             return NotImplemented if found_by_name(obj) else reduce_function(obj)
         if isinstance(obj, type):
-            return NotImplemented if found_by_name(obj) or not obj.__flags__ & HEAP_TYPE else reduce_class(obj)
+            own = kind in copyreg.dispatch_table or not obj.__flags__ & HEAP_TYPE  # as pickle does by itself
+            return NotImplemented if own or found_by_name(obj) else reduce_class(obj)
         if issubclass(kind, getattr(sys.modules.get("multiprocessing.managers"), "BaseProxy", ())):
             return reduce_proxy(obj)
         reduce = REDUCERS.get(kind)
@@ -1347,13 +1352,11 @@ class Ranges(list):
 
     def close(self, lo, hi):
         """Take [lo, hi) off, if all of it is there; says whether."""
-        if (lo, hi) in self:  # as it is most often
-            self.remove((lo, hi))
-            return True
-        covered = any(first <= lo and hi <= end for first, end in self)
-        if covered:
-            self.cut(lo, hi)
-        return covered
+        for i, (first, end) in enumerate(self):
+            if first <= lo < hi <= end:
+                self[i:i + 1] = [part for part in ((first, lo), (hi, end)) if part[0] < part[1]]
+                return True
+        return False
 
 
 class Job:
@@ -1445,10 +1448,10 @@ class Guest(Job):
         """Unpickle callable and arguments: the columns. Raises whatever unpickling raises."""
         recipe, *data = self.body
         self.body, self.item_bytes = None, sum(map_builtin(size_of, data)) // (self.hi - self.lo)
+        self.recipe = CALLS if self.kind == b"calls" else Recipe.decode(bytes(recipe))
         self.columns = loads(data)
         if not self.columns or any(len(column) != self.hi - self.lo for column in self.columns):
             raise ValueError("it has not as many items as it should have")
-        self.recipe = CALLS if self.kind == b"calls" else Recipe.decode(bytes(recipe))
         return self.columns
 
     def title(self, item):
@@ -2452,7 +2455,8 @@ class Switchboard:
         alone = not (self.broker.below or self.config["listens"] or self.broker.heirs)
         due = time.monotonic()
         while not self.broker.finished and not (self.cut and time.monotonic() - self.cut > GRACE / 2):
-            pause = PATIENCE if self.broker.waiting or self.ended else GRACE / 4 if self.cut else None if alone else HEARTBEAT
+            pause = PATIENCE if self.broker.waiting or self.ended else \
+                GRACE / 4 if self.cut else None if alone else HEARTBEAT
             if self.broker.parcels:
                 wait = max(0.0, self.broker.due - time.monotonic()) + 1e-3  # poll rounds down to milliseconds
                 pause = wait if pause is None else min(pause, wait)
@@ -2692,6 +2696,8 @@ def about_this_machine():
 class Shipment:
     """A task that this node owns and that another holds: its items, and which of them are still open."""
 
+    __slots__ = ("span", "open", "doubt", "references")
+
     def __init__(self, span, lo, hi, frames=()):
         self.span, self.open = span, Ranges([(lo, hi)])
         self.doubt = Ranges()  # those that nobody has HELD since WHO
@@ -2714,6 +2720,7 @@ class Node:
     attendant = None  # ident of the thread that sleeps on the socket
     seen = None       # id of the newest in the queue when the deputy last looked
     resting = False   # the deputy is, until the alarm is set
+    watching = False  # the deputy sleeps on the socket
     dropped = 0       # messages that made no sense
 
     def __init_subclass__(cls):
@@ -2782,8 +2789,8 @@ class Node:
                     transmit(self.socket, bundled(self.outbox.popleft()))
             finally:
                 self.sending = False
-            if self.attending.locked() and readable_now(self.socket):
-                self.rouse()
+            if (self.watching or self.attending.locked()) and readable_now(self.socket):
+                self.rouse(self.watching)
 
     def wishes_if_done(self):
         """What goes with the last result of a task: nothing."""
@@ -2794,6 +2801,8 @@ class Node:
         with self.lock:
             self.stopped.set()
             self.alarm.set()
+            if self.watching:
+                self.rouse(deputy=True)
             socket, self.socket = self.socket, None
             if socket is not None:
                 socket.close(linger=int(linger * 1000))
@@ -2814,9 +2823,9 @@ class Node:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self.wake_read, 4096)
 
-    def rouse(self):
-        """Wake the thread that sleeps in ``attend``, if there is one."""
-        if self.attending.locked():
+    def rouse(self, deputy=False):
+        """Wake the thread that sleeps in ``attend``, if there is one; the deputy in ``watch``, if that is said."""
+        if deputy or self.attending.locked():
             with contextlib.suppress(OSError):  # full: it will wake; closed: nobody sleeps there any more
                 os.write(self.wake_write, b"!")
 
@@ -2874,31 +2883,47 @@ class Node:
         self.connections += 1
 
     def deputise(self):
-        """The deputy: looks at the socket when nobody else has done so for a TICK; rests while one sleeps on it."""
-        looks = -1
+        """The deputy: waits for messages at which nobody else looks for a SLICE; rests while one sleeps on the socket.
+
+        It wakes up for messages only, and once in a TICK while others want what we may get to have."""
         while not self.stopped.wait(TICK):
             self.alarm.clear()
             self.resting = True
             if self.attending.locked():
                 self.alarm.wait(PATROL)
             self.resting = False
-            while self.looks == looks and not self.attending.locked() and self.socket is not None:
+            while not (self.attending.locked() or self.stopped.is_set()):
                 try:
-                    self.stand_in()
+                    looks = self.looks
+                    self.watch(TICK if self.wanted else PATROL)
+                    if self.looks == looks:
+                        self.stand_in()
                 except Exception:
-                    if self.socket is not None:  # else it was closed meanwhile
+                    if not self.stopped.is_set():  # else the socket was closed meanwhile
                         logger.exception("the deputy of %s", self.name.decode())
-                looks += 1  # was it only us?
-            looks = self.looks
+
+    def watch(self, timeout):
+        """Sleep until a message has been there for a SLICE, or for `timeout` seconds. By the deputy only."""
+        with self.lock:
+            self.watching = True
+            ready = self.socket is None or readable_now(self.socket)
+        came = ready or readable(timeout, self.wake_read, self.descriptor)
+        self.watching = False
+        if came:
+            self.stopped.wait(SLICE)
+            self.hear()
+
+    def hear(self):
+        """Take off what ``rouse`` wrote, unless somebody else sleeps now, for whom it may be."""
+        if self.attending.acquire(blocking=False):
+            try:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self.wake_read, 4096)
+            finally:
+                self.attending.release()
 
     def stand_in(self):
         """One look at the socket by the deputy."""
-        with self.lock:
-            if self.socket is None:
-                return
-            ready = readable_now(self.socket)
-        if not ready:
-            readable(TICK if self.wanted else 2 * TICK, self.descriptor)
         self.serve(as_deputy=True)
         newest = id(self.queue[-1]) if self.queue else None
         if self.wanted:
@@ -3082,8 +3107,8 @@ class Node:
             return 1  # the first one tells how large they are
         if self.executes:  # as much to each as we keep; to a whole host half
             share = min(-(-count // 2), -(-count * self.width // (1 + self.width * self.wanted)))
-        else:
-            share = -(-count * self.width // (2 * self.size or 1))
+        else:  # what is left for later evens out what takes long; with half of it kept, 256 workers asked too often
+            share = -(-2 * count * self.width // (3 * self.size or 1))
         return max(1, min(share, MAX_BODY // max(1, item_bytes)))
 
     def bundle(self):
@@ -3224,7 +3249,8 @@ class Node:
                 self.recall(new)
                 return
             self.away[bytes(new)] = part = Shipment(shipment.span, lo, hi)
-            part.doubt.extend(shipment.doubt.cut(lo, hi))
+            if shipment.doubt:
+                part.doubt.extend(shipment.doubt.cut(lo, hi))
             if not shipment.open:
                 del self.away[task_id]
 
@@ -3430,16 +3456,23 @@ class Root(Node):
     def start_keeper(self, options):
         """Start the keeper, a fresh interpreter: this process may have threads, which no fork survives."""
         config = dict(options, directory=self.directory, address=self.address, memory=self.memory, token=TOKEN.hex())
-        command = [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", BOOT, os.path.abspath(__file__)]
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until it has its own handler
         try:
-            keeper = subprocess.Popen(command, stdin=subprocess.PIPE)
+            keeper = ForkedKeeper() if pristine else subprocess.Popen(self.keepers_command(), stdin=subprocess.PIPE)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         with contextlib.suppress(BrokenPipeError):  # it died: wait_for will find out
             keeper.stdin.write(json.dumps(config).encode() + b"\n")
             keeper.stdin.flush()
         return keeper
+
+    def keepers_command(self):
+        """The command that runs a keeper in an interpreter like this one."""
+        code = os.path.join(self.directory, "minscoop.bytecode")
+        with open(code, "wb") as file:
+            marshal.dump(_CODE, file)
+        flags = subprocess._args_from_interpreter_flags()
+        return [sys.executable, *flags, "-c", BOOT, os.path.abspath(__file__), code]
 
     def sleep(self, ready, what, timeout):
         """One thread of those that wait sleeps on the socket, and serves it; others wait to be woken."""
@@ -3619,6 +3652,11 @@ def flush_output():
             file.flush()
 
 
+def exit_code(status):
+    """That of a status as waitpid gives it; negative for a signal."""  # os.waitstatus_to_exitcode came with 3.9
+    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
+
+
 def status_text(code):
     """What a process's exit code says, in words. Negative: a signal."""
     if code >= 0:
@@ -3684,14 +3722,23 @@ class Worker(Node):
         self.holder.ident = threading.get_ident()
         self.start_profile()
         self.open(self.address, b"worker")
+        self.initialise()
         logger.debug("worker %s is ready", self.label)
         self.work()
 
-    def fail(self, error):
-        """Tell the root that the script cannot be imported here, and end."""
+    def initialise(self):
+        """Run the initializer, if there is one."""
+        if self.config["initializer"]:
+            try:
+                initializer, *initargs = loads(unpickle(self.config["initializer"].encode("latin-1")))
+                initializer(*initargs)
+            except BaseException as error:
+                self.fail("cannot start, since its initializer failed", error)
+
+    def fail(self, what, error):
+        """Tell the root why no task can run here, and end."""
         text = traceback_text(error).rstrip()
-        self.send(b"FAILED", f"worker {self.label} cannot import the script {main.path}, as workers do to find "
-                             f"its functions:\n{text}".encode())
+        self.send(b"FAILED", f"worker {self.label} {what}:\n{text}".encode())
         self.leave()
 
     def work(self):
@@ -3978,7 +4025,7 @@ class Worker(Node):
             return True
         except BaseException as error:
             if main.error is not None:
-                self.fail(main.error)
+                self.fail(f"cannot import the script {main.path}, as workers do to find its functions", main.error)
             with self.lock:
                 span.lo = span.hi
             if job.left > 1:
@@ -4112,13 +4159,61 @@ def descends(unit, task):
 # ---------------------------------------------------------------------------------------------------
 # 11  Keeper
 
-BOOT = """import sys
+BOOT = """import marshal, sys, types
 sys.path[:] = [path for path in sys.path if path]  # the working directory may have a tempfile.py of its own
-import importlib.util as u
-spec = u.spec_from_file_location('minscoop', sys.argv[1])
-module = sys.modules['minscoop'] = u.module_from_spec(spec)
-spec.loader.exec_module(module)
+module = sys.modules['minscoop'] = types.ModuleType('minscoop')
+module.__file__ = sys.argv[1]
+with open(sys.argv[2], 'rb') as file:  # the byte code that the root runs: compiling this file anew takes 70 ms
+    exec(marshal.load(file), module.__dict__)
 module.Keeper.main()"""
+
+
+pristine = _AS_SCRIPT  # nothing of the user's has run in this process
+
+
+class ForkedKeeper:
+    """The keeper as a fork of the launcher, which saves 30 ms of imports; for who started it, as subprocess.Popen.
+
+    Only while the launcher is pristine: what the user's imports leave behind, threads above all, does not stand it."""
+
+    returncode = None
+
+    def __init__(self):
+        read, write = os.pipe()
+        flush_output()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.dup2(read, 0)
+            for descriptor in map_builtin(int, os.listdir("/dev/fd")):
+                with contextlib.suppress(OSError):  # that of the listing itself
+                    os.close(descriptor) if descriptor > 2 else None
+            Keeper.main()
+        os.close(read)
+        self.stdin = open(write, "wb")
+
+    def poll(self):
+        """Its exit code, negative for a signal; None while it lives."""
+        if self.returncode is None:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:  # the program was quicker, and does not tell
+                pid, status = self.pid, 0
+            if pid:
+                self.returncode = exit_code(status)
+        return self.returncode
+
+    def wait(self, timeout=math.inf):
+        """Wait for its end, so many seconds at most. Raises subprocess.TimeoutExpired."""
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("keeper", timeout)
+            time.sleep(1e-3)
+
+    def kill(self):
+        """Kill it, if it is there."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
 
 
 class Keeper:
@@ -4321,7 +4416,7 @@ class Keeper:
                 return
             if pid == 0:
                 return
-            code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
+            code = exit_code(status)
             if pid == self.broker and code == 0:
                 self.exit_code = 0
             elif pid == self.broker:
@@ -5241,12 +5336,16 @@ class Interface(concurrent.futures.Executor):
         """The node that does it. Raises RuntimeError after shutdown."""
         raise NotImplementedError
 
-    def submit(self, fn, /, *args, **kwargs):
+    def submit(self, fn, /, *args, **kwargs):  # a SyntaxError here: this Python is older than 3.8, which is needed
         """Schedule fn(*args, **kwargs) to run once, somewhere in the pool; return its Future. Does not block.
 
         In a task, the new task is queued where it was made until another worker is hungry, and costs a
         few microseconds if it is awaited before. Any thread may call it. Raises RuntimeError after
-        shutdown, PoolError when the pool is broken; what cannot be sent fails its future."""
+        shutdown, PoolError when the pool is broken; what cannot be sent fails its future.
+
+        >>> submit(pow, 2, 10).result()
+        1024
+        """
         if not callable(fn):
             raise TypeError(f"submit needs a callable first, not {fn!r}")
         return self._pool().submit(fn, args, kwargs)
@@ -5270,7 +5369,11 @@ class Interface(concurrent.futures.Executor):
         return self._pool().map(fn, iterables, kwargs, timeout, buffersize)
 
     def map_as_completed(self, fn, *iterables, timeout=None, **kwargs):
-        """As ``map``, but results come in the order in which they are made."""
+        """As ``map``, but results come in the order in which they are made.
+
+        >>> sorted(map_as_completed(abs, [-1, 2, -3]))
+        [1, 2, 3]
+        """
         check_map(fn, iterables)
         return self._pool().map(fn, iterables, kwargs, timeout, ordered=False)
 
@@ -5300,11 +5403,21 @@ class Interface(concurrent.futures.Executor):
         """Set constants for the whole pool, once. Blocks until the broker has taken them.
 
         Anything that can be sent, functions and lambdas included. Raises TypeError for a name that is
-        set already, CannotSend for a value that cannot be pickled."""
+        set already, CannotSend for a value that cannot be pickled.
+
+        >>> with Executor(2) as executor:
+        ...     executor.set_const(rate=1.25, rounded=lambda value: round(value, 1))
+        ...     executor.get_const("rate")
+        1.25
+        """
         self._pool().set_const(constants)
 
     def get_const(self, name, timeout=0.1):
-        """A shared constant, from anywhere in the pool; None if it is not set within `timeout` seconds."""
+        """A shared constant, from anywhere in the pool; None if it is not set within `timeout` seconds.
+
+        >>> get_const("discount", timeout=0) is None
+        True
+        """
         return self._pool().get_const(name, timeout)
 
 
@@ -5316,6 +5429,8 @@ class Executor(Interface):
     retries: a task over which this many workers have died fails with WorkerLost; with 0, so does
         all that may have begun in a worker that died.
     nice: niceness added to the workers' (see nice(1)).
+    initializer, initargs: initializer(*initargs) runs in every worker before its first task, also in one that
+        replaces another. If it raises, the pool is broken: PoolError at everything.
     profile: a directory, to which every worker writes a file for ``pstats``.
     hosts: where to run them: the name of a file, "a,b:4,user@c,node[01-16]:8,localhost", or a sequence of such
         items or of (name, workers) pairs. None for this machine only. See also ``allocation``.
@@ -5338,12 +5453,14 @@ class Executor(Interface):
     [1, 2, 3]
     """
 
-    def __init__(self, max_workers=None, *, retries=3, nice=0, profile=None, hosts=None, listen=None, summary=False,
-                 report=None, trace=None, **options):
+    def __init__(self, max_workers=None, *, retries=3, nice=0, initializer=None, initargs=(), profile=None,
+                 hosts=None, listen=None, summary=False, report=None, trace=None, **options):
         size = max_workers
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 0):
             raise ValueError(f"max_workers must be a number from 0 on, not {max_workers!r}")
         refuse_in_import()
+        if initializer is not None and not callable(initializer):
+            raise TypeError(f"initializer must be a callable, not {initializer!r}")
         self._down, self._pid = False, os.getpid()
         options = plan(size, hosts, listen, options)
         wishes = {"summary": summary, "report": report and writable(report), "trace": trace and writable(trace),
@@ -5352,9 +5469,18 @@ class Executor(Interface):
             Main.of_this_process().adopt()
         global by_name_only
         by_name_only = options["mixed"]
+        first = None
+        if initializer and size == 0:
+            initializer(*initargs)
+        elif initializer:
+            try:
+                first = pickle.dumps(dumps((initializer, *initargs)), 5).decode("latin-1")
+            except FAULTS as error:
+                why = explain(initializer, "the initializer") or explain(tuple(initargs), "initargs")
+                raise CannotSend(why or str(error)) from error
         kinds = (RecordingInline, RecordingRoot) if wishes["record"] else (Inline, Root)
         self._node = kinds[0](wishes) if size == 0 else kinds[1](dict(
-            options, **wishes, retries=retries, nice=nice, main=(main.path, main.name),
+            options, **wishes, initializer=first, retries=retries, nice=nice, main=(main.path, main.name),
             profile=profile and os.path.abspath(profile), listen=listen and os.path.abspath(listen)))
         executors.append(self)
 
@@ -5512,12 +5638,21 @@ def wait(fs, timeout=None, return_when=ALL_COMPLETED):
     """Wait for futures; returns (done, not_done), as ``concurrent.futures.wait``.
 
     timeout: seconds; None, or -1 as in SCOOP, for no limit. return_when: ALL_COMPLETED, FIRST_COMPLETED
-    or FIRST_EXCEPTION. In a task, other tasks run meanwhile."""
+    or FIRST_EXCEPTION. In a task, other tasks run meanwhile.
+
+    >>> done, not_done = wait([submit(abs, -1), submit(abs, 2)])
+    >>> len(done), len(not_done)
+    (2, 0)
+    """
     return concurrent.futures.wait(fs, None if timeout == -1 else timeout, return_when)
 
 
 def as_completed(fs, timeout=None):
-    """An iterator over futures as they complete, as ``concurrent.futures.as_completed``."""
+    """An iterator over futures as they complete, as ``concurrent.futures.as_completed``.
+
+    >>> sorted(future.result() for future in as_completed([submit(abs, -1), submit(abs, 2)]))
+    [1, 2]
+    """
     return concurrent.futures.as_completed(fs, timeout)
 
 
@@ -6615,7 +6750,8 @@ def run_program(code, pool):
         executor = Executor(**pool)
     except (MinscoopError, OSError, ValueError) as error:
         sys.exit(f"minscoop: {error}")
-    module = sys.modules["__main__"]
+    global pristine
+    pristine, module = False, sys.modules["__main__"]
     try:
         with executor:
             try:

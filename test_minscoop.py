@@ -7,8 +7,8 @@ process print its stacks, and fails; the run ends if that does not end it. A tes
 thread, a socket directory or shared memory behind fails.
 
 The tests of hosts make hosts, which needs root on Linux, sshd, ip and nft, or Slurm and munge; others download
-something, or need chromium. Set CI to make them fail, not skip, where that is not possible. Set MINSCOOP_MEGABYTES=3000 to try
-with so much what is done with 50 else.
+something, or need chromium. Set CI to make them fail, not skip, where that is not possible. Set
+MINSCOOP_MEGABYTES=3000 to try with so much what is done with 50 else.
 """
 import _thread
 import ast
@@ -1125,6 +1125,30 @@ def test_names_travel_by_value_when_only_the_guard_binds_them(script):
     main = minscoop.Main(str(script(GUARDED)))
     assert {"json", "p", "cosine", "sin", "inside", "Inner", "loop", "handle", "a", "b", "c", "total"} <= main.guarded
     assert not {"os", "both", "here", "top", "other", "local", "hidden", "attribute"} & main.guarded
+
+
+def test_classes_are_made_anew_when_their_metaclass_has_told_pickle_how(script):
+    """As DEAP's creator does, also when a later one has taken the name; the script is imported before arguments are."""
+    script("""
+        import copyreg, sys
+        class Meta(type):
+            def __reduce__(cls): return make, (cls.__name__,)
+        def make(name):
+            cls = globals()[name] = Meta(name, (list,), {"__module__": __name__})
+            return cls
+        copyreg.pickle(Meta, Meta.__reduce__)
+    """, "creator.py")
+    assert output_of("-n", 2, script("""
+        import creator
+        from minscoop import futures
+        assert not hasattr(creator, "Row")
+        creator.make("Row")
+        def live(row): return creator.Row(row + [1])
+        if __name__ == "__main__":
+            rows = [creator.Row() for _ in range(4)]
+            for _ in range(5): rows = list(futures.map(live, rows))
+            print(rows[0], type(rows[0]).__name__)
+    """)) == "[1, 1, 1, 1, 1] Row\n"
 
 
 SENDING = """
@@ -2366,11 +2390,11 @@ def test_a_small_part_is_given_when_items_are_large():
 
 
 def test_a_large_part_is_given_when_a_host_asks_for_its_workers():
-    """The width of HUNGRY: half of the fair share of all for whom it is; a worker keeps as much as it gives to each."""
+    """The width of HUNGRY: two thirds of the fair share of all for whom it is; a worker keeps what it gives to each."""
     job = HandJob(identity, list(range(1000)))
     job.node.size, job.item_bytes = 100, 1
     job.node.on_HUNGRY(b"2", b"10")
-    assert [int(task[5]) - int(task[4]) for task in given(job, 0)] == [50, 48]
+    assert [int(task[5]) - int(task[4]) for task in given(job, 0)] == [67, 63]
     worker = HandJob(identity, list(range(90)))
     worker.node.executes, worker.item_bytes = True, 1
     assert [int(task[5]) - int(task[4]) for task in given(worker, 2)] == [30, 30]
@@ -2424,11 +2448,11 @@ def test_only_what_was_lost_runs_again_when_a_holder_dies():
     """Results that are in stay; the items that ran are sent singly, and avoid the host."""
     job = HandJob(identity, list(range(9)))
     job.item_bytes, job.node.size = 1, 1
-    (task_id, *_), = given(job)  # items 0 to 4
+    (task_id, *_), = given(job)  # items 0 to 5
     job.node.on_RESULT(task_id, b"0", b"2", b"0", *results([0, 1]))
     job.node.on_LOST(task_id, b"2", b"4", b"1", b"7.1 (host h, pid 1) killed")
     again = {(span.lo, span.hi): (span.singly, span.avoid) for span in job.node.queue if not span.stale}
-    assert again == {(2, 5): (True, b"7"), (5, 9): (False, b"")}
+    assert again == {(2, 6): (True, b"7"), (6, 9): (False, b"")}
 
 
 def test_an_item_fails_alone_when_it_has_killed_enough_workers():
@@ -4988,6 +5012,39 @@ def test_several_executors_live_when_a_program_has_several(guard):
         assert minscoop.submit(os.getpid).result(WAIT) == pids[0]
 
 
+PREPARED = []
+
+
+def prepare(value):
+    PREPARED.append(value)
+
+
+def test_workers_are_prepared_when_there_is_an_initializer(guard):
+    """In each before its first task, also in one that replaces another; inline in this process."""
+    with minscoop.Executor(2, initializer=prepare, initargs=(7,)) as executor:
+        assert executor.submit(len_of_prepared).result() == 1
+        os.kill(executor.submit(os.getpid).result(), signal.SIGKILL)
+        assert set(executor.map(len_of_prepared, range(20))) == {1}
+    with minscoop.Executor(0, initializer=prepare, initargs=(7,)) as executor:
+        assert executor.submit(len_of_prepared).result() == 1
+    PREPARED.clear()
+
+
+def len_of_prepared(_=None):
+    return len(PREPARED)
+
+
+def test_the_pool_is_broken_when_the_initializer_fails(guard):
+    """As with ProcessPoolExecutor. What is no initializer, or cannot be sent, is told at once."""
+    with minscoop.Executor(2, initializer=int, initargs=("x",)) as executor:
+        with pytest.raises(minscoop.PoolError, match="(?s)initializer failed.*ValueError: invalid literal"):
+            executor.submit(abs, 1).result()
+    with pytest.raises(TypeError, match="initializer must be a callable, not 3"):
+        minscoop.Executor(2, initializer=3)
+    with pytest.raises(minscoop.CannotSend, match=r"initargs\[1\].*lock"):
+        minscoop.Executor(2, initializer=print, initargs=(1, threading.Lock()))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_nothing_can_be_submitted_when_an_executor_is_down(guard, workers):
     """RuntimeError, as PEP 3148 has it; shutting down twice is allowed."""
@@ -5075,11 +5132,15 @@ def test_a_program_without_a_guard_is_told_what_to_do_when_it_makes_an_executor(
         done.returncode == 1 and '__name__ == "__main__"' in done.stderr
 
 
-def test_doctests_hold_when_they_are_tried(pool):
-    """The examples in docstrings are right."""
-    import doctest
-    failed, tried = doctest.testmod(minscoop)
-    assert tried >= 4 and not failed
+@pytest.mark.parametrize("how", ["in a pool", "serially"])
+def test_docstrings_are_right_when_their_examples_are_tried(how):
+    """All that is public has some; with `python -m doctest` they may be tried without a pool."""
+    before = [MINSCOOP, "-n", 2] if how == "in a pool" else ["-W", "ignore"]
+    done = python(*before, "-m", "doctest", "-v", MINSCOOP)
+    assert done.returncode == 0 and done.stderr == "" and "Test passed." in done.stdout, done
+    tried = set(re.findall(r" tests? in minscoop(?:\.|$)(.*)", done.stdout, re.M))
+    assert tried >= {"", "Executor", "submit", "map", "map_as_completed", "map_reduce", "map_scan", "set_const",
+                     "get_const", "wait", "as_completed"}
 
 
 DEEP = """
@@ -5174,7 +5235,7 @@ class CPythonsFuture(minscoop.Future):
 CPythonsExecutor.__name__, CPythonsFuture.__name__ = "Executor", "Future"  # for the programs, and for repr()
 
 CPYTHONS_EXCEPTIONS = {  # why not -> tests
-    "no such option: initializer; modules that tasks import, and set_const, prepare a worker":
+    "an initializer there gets a queue of multiprocessing's, which only its own children inherit":
         "InitializerMixin.test_initializer FailingInitializerMixin.test_initializer",
     "no such option: max_tasks_per_child":
         "ProcessPoolExecutorTest.test_max_tasks_per_child ProcessPoolExecutorTest.test_max_tasks_early_shutdown "
@@ -5787,7 +5848,8 @@ def browse(page, tmp_path, script=""):
 
 def test_a_browser_draws_the_page_when_it_is_opened(script, tmp_path):
     """Numbers, a picture that is not empty, and what one sees with the pointer over a task."""
-    launch("-n", 2, "--report", tmp_path / "run.html", script(NESTED), tmp_path / "flag</script>")
+    (tmp_path / "flag<").mkdir()
+    launch("-n", 2, "--report", tmp_path / "run.html", script(NESTED), tmp_path / "flag<" / "script>")
     seen = browse(tmp_path / "run.html", tmp_path, """
         const bar = FN.findIndex(f => f >= 0 && name(f) === "leaf"), inks = new Set(), out = document.body.dataset
         for (let i = 0, d = pen.getImageData(0, 0, canvas.width, canvas.height).data; i < d.length; i += 4)
@@ -6564,19 +6626,187 @@ def run_line(path):
     return next((line for line in lines if re.match(r"(\w+=\S* )*python3? ", line)), None)
 
 
+EXAMPLES = {  # what each prints; benchmark.py has tests of its own, see below
+    "aio": r"the loop goes on\n2432902008176640000 \[1, 1, 2, 6, 24, 120\]\n",
+    "arrays": r"\(600, 600\) float64 True\n",
+    "constants": r"\[1.2, 3.1, 12.5\]\nTypeError: .*\nnot set: None\n",
+    "errors": r"(?s)raised here, too: division by zero\n.*in divide\n.*as a value: ZeroDivisionError\(.*\)\nalive\n"
+              r"exit code 3\nthe call of _exit killed 3 workers .*\n",
+    "gridsearch": r"\{'C': 10, 'gamma': 0.1\} 0.9\d\d\n",
+    "hello": r"(Hello World from Future #\d+\n){16}",
+    "islands": r"(round \d: the best have \d+ \d+ \d+ \d+ ones\n){5}",
+    "mandelbrot": r"wrote mandelbrot.png\n",
+    "minimize": r"lowest at \(1.000, 1.000\), after \d+ evaluations\n",
+    "onemax": r"best: 1{30} with 30 ones\n",
+    "pi": r"pi is about 3.14\d*\n",
+    "plain": r"sum of squares: 328350\n(from \d+: \d+ steps\n){4}",
+    "progress": r"([\r\n]*(map|map_as_completed|as_completed): .*)+\n1.80 s of work\n",
+    "sampling": r"slope (1.9|2.0)\d \+- 0.0\d, intercept [01].\d \+- 0.\d\n",
+    "scale": r"(?s) +hosts .*",
+    "submit": r"3 \*\* 10 = 59049\n(2 \*\* \d+ = \d+\n){3}\[1, 2, 4, 8, 16, 32, 64, 128\] 0\n",
+    "switch": r"by thousands: 168 135 127 120 119 114 117 107 110 112\nin all: 1229\n",
+    "tree": r"8 queens: 92 solutions\n",
+    "where": r"(host \S+, worker \S+: \d+ tasks\n)+",
+    "wordcount": r"\d+ words in \d+ files\nserial .* s, pool .* s\n( *\d+ [a-z]+\n){10}",
+}
+
+
+def need_packages(path):
+    """Skip if something is missing that an example imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else \
+            [node.module] if isinstance(node, ast.ImportFrom) else []
+        for name in names:
+            name = name.partition(".")[0]
+            if not (path.parent / f"{name}.py").exists() and importlib.util.find_spec(name) is None:
+                skip_or_fail(f"{name} is not installed")
+
+
+def in_a_fresh_copy(tmp_path, command, **kwargs):
+    """Start a command line in a directory with what a user has; `python` is this one."""
+    if not (tmp_path / "examples").exists():
+        shutil.copytree(HERE / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in "minscoop.py", "test_minscoop.py":
+            shutil.copy(HERE / name, tmp_path)
+    command = re.sub(r"(?<![\w./])python3?(?= )", shlex.quote(sys.executable), command)
+    return subprocess.Popen(["bash", "-c", command], cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, start_new_session=True, **kwargs)
+
+
 @pytest.mark.parametrize("path", sorted(path for path in (HERE / "examples").glob("*.py") if path.stem != "benchmark"),
                          ids=lambda path: path.stem)
 def test_an_example_runs_when_its_line_is_pasted(tmp_path, path):
-    """Each opens with its run line, which works in a fresh copy, and says something."""
-    shutil.copy(MINSCOOP, tmp_path)
-    shutil.copytree(HERE / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
-    line = run_line(path)
-    assert line, "no run line in its docstring"
-    command = re.sub(r"\bpython3?(?= )", shlex.quote(sys.executable), re.sub(r" \[.*?\]", "", line), count=1)
-    process = subprocess.Popen(["bash", "-c", command], cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True, start_new_session=True)
-    done = finish(process)
-    assert (done.returncode, done.stderr) == (0, "") and done.stdout
+    """Each opens with its run line, which works in a fresh copy, and prints what it is to print."""
+    need_packages(path)
+    done = finish(in_a_fresh_copy(tmp_path, re.sub(r" \[.*?\]", "", run_line(path))))
+    assert (done.returncode, done.stderr) == (0, "") and re.fullmatch(EXAMPLES[path.stem], done.stdout), done
+
+
+@pytest.mark.parametrize("name, module", [("processes", "concurrent.futures"), ("dask", "distributed"),
+                                          ("mpi", "mpi4py.futures")])
+def test_a_program_runs_unchanged_when_it_is_given_another_executor(tmp_path, name, module):
+    """examples/switch.py on the standard library's, and on others where they are installed."""
+    with contextlib.suppress(ImportError, RuntimeError):  # no such package, no MPI
+        importlib.import_module(module)
+    if module not in sys.modules:
+        pytest.skip(f"{module} is not installed")
+    done = finish(in_a_fresh_copy(tmp_path, f"PYTHONPATH=. python examples/switch.py {name}"))
+    assert done.returncode == 0 and re.fullmatch(EXAMPLES["switch"], done.stdout), done
+
+
+def test_joblib_nests_and_gives_up_when_minscoop_runs_it(script):
+    """The backend of examples/gridsearch.py: nested calls, also deep ones on one worker; generators, errors, limits."""
+    need_packages(HERE / "examples" / "gridsearch.py")
+    path = script(f"""
+        import sys
+        sys.path.append({str(HERE / "examples")!r})
+        import gridsearch, minscoop, time
+        from joblib import Parallel, delayed, parallel_config
+        def same(x): return x
+        def nested(n): return Parallel()(delayed(same)(x) for x in range(n)), minscoop.IS_ORIGIN
+        def deep(n): return 1 if n == 0 else sum(Parallel(2)(delayed(deep)(n - 1) for _ in range(2)))
+        def third(x): return 1 / (x - 3)
+        if __name__ == "__main__":
+            with parallel_config("minscoop"):
+                assert Parallel()(delayed(same)(x) for x in range(300)) == list(range(300))
+                assert Parallel(2)(delayed(nested)(n) for n in range(3)) == [([*range(n)], False) for n in range(3)]
+                assert Parallel(2)(delayed(deep)(n) for n in range(5)) == [2 ** n for n in range(5)]
+                assert list(Parallel(2, return_as="generator")(delayed(same)(x) for x in range(9))) == [*range(9)]
+                for calls in (delayed(third)(x) for x in range(9)), (delayed(int)(text) for text in "1x3"):
+                    try: Parallel(2, pre_dispatch="all")(calls)
+                    except (ZeroDivisionError, ValueError) as error: print(type(error).__name__)
+                try: Parallel(2, timeout=0.1)(delayed(time.sleep)(x) for x in [1])
+                except Exception as error: print(type(error).__name__)
+                assert Parallel(-1)(delayed(same)(x) for x in range(5)) == list(range(5))
+    """)
+    for workers in 1, 2:
+        assert output_of("-n", workers, path) == "ZeroDivisionError\nValueError\nTimeoutError\n"
+
+
+# What README.md says: the commands in it, what is run in their place, so that it ends soon and has hosts, and what that
+# prints. The one for these tests is what .ci/run runs.
+
+ALL = "all took part\n"
+README_RUNS = {
+    "python minscoop.py --hosts node1,node2,localhost script.py":
+        ("python minscoop.py --hosts good1,good2,localhost script.py good1 good2 {node}", ALL),
+    "python minscoop.py --check --hosts hosts.txt": (..., r"HOST .*\n\(here\) .*\ngood1 .*MB/s\n"),
+    "python minscoop.py --hosts hosts.txt script.py": ("{command} good1 {node}", ALL),
+    "python minscoop.py script.py": ("{command} {node}", ALL),
+    "python minscoop.py -n 4 script.py": ("{command} {node}", ALL),
+    "python minscoop.py --listen pool.json script.py":
+        ("{command} {node} a & FATE=a python minscoop.py --join pool.json; wait $!", ALL),
+    "python minscoop.py --join pool.json":
+        ("python minscoop.py --listen pool.json script.py a b & FATE=a {command} & FATE=b {command}; wait", ALL),
+    'python -c "import minscoop; help(minscoop.map)"': (..., "(?s).*the rows of zip.*"),
+    "python test_minscoop.py simulate 0 10000": ("python test_minscoop.py simulate 0 3", "3 seeds, 0 failed\n"),
+    "python test_minscoop.py simulate 1234": (..., ""),
+    "python test_minscoop.py break 500": ("{command} 3 1000", r".*: seed \d+\n"),
+    "python test_minscoop.py chaos 0 30": ("python test_minscoop.py chaos 0 0", "(?s).* skipped.*"),
+    "python test_minscoop.py fuzz 0 30": ("python test_minscoop.py fuzz 0 1", ""),
+    "python test_minscoop.py soak 10000000": ("python test_minscoop.py soak 1000", r"tasks\t.*\n\d+\t.*\n"),
+}
+
+
+def readme():
+    return (HERE / "README.md").read_text()
+
+
+def readme_commands():
+    """What README.md says in code, on lines of their own or in sentences, that begins with python."""
+    lines = re.findall("^    (.*)", readme(), re.M) + re.findall("`([^`\n]+)`", readme())
+    return {part.strip() for line in lines for part in re.split(" {3,}", line) if re.match("python3? .*minscoop", part)}
+
+
+def test_every_command_is_tried_when_it_stands_in_the_readme():
+    """Those that follow; the first, which has a test of its own; that of these tests, and the usage."""
+    others = {command for command in readme_commands() if "venv" in command}
+    usage = minscoop.make_parser().usage
+    assert readme_commands() - others == {*README_RUNS, usage} and len(others) == 2
+
+
+@pytest.mark.parametrize("command", README_RUNS)
+def test_a_command_of_the_readme_does_what_it_says_when_it_is_pasted(guard, ssh, script, tmp_path, command):
+    """In a fresh copy, with a script and a list of hosts beside it."""
+    script(SQUARES.replace("sys.argv[1]", "','.join(sys.argv[1:])").replace("sys.argv[2:]", "()").replace(
+        "print(*sorted(seen))", "print(wanted - seen or 'all took part')"), "script.py")
+    (tmp_path / "hosts.txt").write_text("good1 1\nlocalhost 1\n")
+    if "test_minscoop.py" in command and not LINUX:
+        pytest.skip("looks into /proc")
+    run, printed = README_RUNS[command]
+    run = command if run is ... else run.format(command=command, node=NODE)
+    done = finish(in_a_fresh_copy(tmp_path, run))
+    assert (done.returncode, done.stderr) == (0, "") and re.fullmatch(printed, done.stdout), done
+
+
+def test_the_readmes_first_lines_set_it_up_when_they_are_pasted(guard, tmp_path):
+    """A virtual environment with nothing but pyzmq, then the program shown, which prints what is shown."""
+    command, = (command for command in readme_commands() if command.endswith("hello.py"))
+    install, hello = command.rsplit(" && ", 1)
+    if finish(in_a_fresh_copy(tmp_path, install)).returncode:
+        skip_or_fail("cannot install pyzmq")
+    done = finish(in_a_fresh_copy(tmp_path, hello))
+    first, *_, last = re.findall("^    (Hello .*)", readme(), re.M)
+    lines = done.stdout.splitlines()
+    assert (done.returncode, done.stderr, lines[0], lines[15], len(lines)) == (0, "", first, last, 16)
+    assert re.findall("```python\n(.*?)```", readme(), re.S)[0] in (tmp_path / "examples" / "hello.py").read_text()
+
+
+def test_a_program_of_the_readme_runs_when_it_is_pasted(script):
+    """The one with an Executor, in plain Python."""
+    _, program = re.findall("```python\n(.*?)```", readme(), re.S)
+    done = python(script(program), env=dict(os.environ, PYTHONPATH=str(HERE)))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "328350\n", "")
+
+
+def test_options_and_remote_commands_exist_when_the_readme_names_them():
+    """Each option of the command line stands in its table, and nothing else; every `-e` can be read."""
+    table = readme().split("## The command line")[1].split("## ")[0]
+    named = set(re.findall(r"`(--?[a-z-]+)", " ".join(re.findall(r"^\| (.*?) \|", table, re.M)))) - {"-vv"}
+    actions = [set(action.option_strings) for action in minscoop.make_parser()._actions if action.option_strings]
+    assert named <= set().union(*actions) and all({*named, "--tunnel"} & options for options in actions)
+    for remote in re.findall("`-e '(.*?)'`", readme()):
+        assert minscoop.remote_command(remote, "h")[-1] == "sh"
 
 
 def benchmark(tmp_path, systems, only, *args, env=None):
@@ -7342,7 +7572,8 @@ class Simulation(Scheduler):
         self.bodies, self.unwanted, self.joining, self.idle_since = {}, set(), 0, None
         self.coup = 0.0                 # when a broker died
         self.config = {"total": sum(self.sizes), "retries": self.retries, "address": "", "profile": None,
-                       "listen": None, "check": False, "all_hosts": False, "host": "0", "size": self.sizes[0],
+                       "initializer": None, "listen": None, "check": False, "all_hosts": False, "host": "0",
+                       "size": self.sizes[0],
                        "hosts": [(str(i), f"host{i}", size) for i, size in enumerate(self.sizes) if i]}
 
     def log(self, *event):

@@ -1,30 +1,38 @@
-"""PYTHONPATH=. python examples/scale.py [--hosts 10 100 1000] [--html scale.html] [--memory]
+"""PYTHONPATH=. python examples/scale.py [--hosts 10 100 1000] [--svg scale.svg] [--memory] [--costs]
 
 How far one pool goes: the real Broker, Root and Worker of minscoop on hundreds of virtual hosts, in virtual time.
 
 What decides is the code itself; virtual are the clock, the network and the tasks: a task of ten seconds takes no
 time. Each process handles one message after another, at the costs below, so one that has too much to do is late.
-A task that runs holds its worker; messages that come meanwhile are answered by the deputy a TICK later. Tasks of a
+A task that runs holds its worker; messages that come meanwhile are answered by the deputy a SLICE later. Tasks of a
 tree create others and do not wait for them: that would need a thread for each. Everybody is there and hungry when
-the clock starts. The ideal is all work shared evenly, or the longest task (the deepest branch) if that is more.
+the clock starts. The ideal is all work shared evenly, or the longest task if that is more; for a tree the best
+schedule there is.
 """
 import argparse
 import gc
 import heapq
 import importlib
 import json
+import itertools
 import math
+import pathlib
+import pickle
 import random
+import shutil
+import tempfile
 import threading
 import time
 import tracemalloc
 
 import minscoop
 
-# Seconds, measured on one core of 2.5 GHz; in the report the handlers' own times are those of this run
+# Seconds, measured on one core of 2.5 GHz; in the report the handlers' own times are those of this run. ROOT and SHIP
+# are twice what `--costs` measures, a flood of one kind of message, since caches will not hold everything at once;
+# RESULT is what it takes amid a simulation of 1000 hosts, where they do not.
 BROKER = 25e-6   # of a broker for a message: 20 us to receive and send six frames, 5 us in handle()
-ROOT = 40e-6     # of the root for a message
-SHIP = 60e-6     # of the root for a TASK that it pickles
+ROOT = 15e-6     # of the root for a message
+SHIP = 30e-6     # of the root for a TASK that it pickles
 RESULT = 6e-6    # of the root for a RESULT or a SPLIT, beside the message
 WORKER = 50e-6   # of a worker to wake up, or around a task
 IPC = 100e-6     # from one process of a host to another
@@ -130,7 +138,7 @@ class Worker(minscoop.Worker):
             self.pool.post(self.name, self.host, frames, self.pool.now)
 
     def arrive(self, sender, frames):
-        """A message: it wakes an idle worker, or the deputy, which sleeps on the socket once a task takes long."""
+        """A message: it wakes an idle worker, or the deputy, who sleeps on the socket while a task runs."""
         self.inbox.append(frames)
         self.look_soon()
 
@@ -138,7 +146,7 @@ class Worker(minscoop.Worker):
         """Have somebody look at the socket, and give away what is wanted."""
         if not self.looking:
             self.looking = True
-            self.pool.at(max(self.pool.now + WORKER, self.began + 2 * minscoop.TICK if self.unit else 0), self.look)
+            self.pool.at(self.pool.now + WORKER + (minscoop.SLICE if self.unit else 0), self.look)
 
     def look(self):
         """Somebody looks at the socket; the deputy does as in ``stand_in``."""
@@ -309,10 +317,22 @@ class Pool:
         self.root.flush()
         tasks = (children ** levels - 1) // (children - 1)
         self.go(lambda: self.done == tasks)
-        return self.report(tasks, tasks * seconds, levels * seconds, self.finished)
+        return self.report(tasks, tasks * seconds, seconds * self.rounds(levels, children), self.finished)
+
+    def rounds(self, levels, children):
+        """Tasks one after another in the best schedule of a tree: whoever is nearest to its root first."""
+        ready, rounds = [1] + [0] * levels, 0
+        while any(ready[:levels]):
+            rounds, free = rounds + 1, self.workers
+            for level, count in list(enumerate(ready[:levels])):
+                run = min(count, free)
+                free -= run
+                ready[level] -= run
+                ready[level + 1] += run * children
+        return rounds
 
     def report(self, tasks, total, longest, end):
-        """What came out."""
+        """What came out. longest: the time that it takes with as many workers as one likes, or better than that."""
         span, top = max(end, self.finished) - self.began, self.places[b"0"]
         assert self.done == tasks, f"{self.done} of {tasks} tasks have run"
         return dict(hosts=self.hosts, tasks=tasks, seconds=span, efficiency=max(total / self.workers, longest) / span,
@@ -365,6 +385,52 @@ def memory(hosts=1563, tasks=40):
     return held / len(below.placed), several + hosts * (empty - several)
 
 
+class Flooded(minscoop.Node):
+    """A root with a socket, to which one kind of message is sent again and again."""
+
+    def __init__(self, count, *frames):
+        minscoop.import_zmq()
+        super().__init__(minscoop.ROOT, 64, 3)
+        self.deputise = lambda: None
+        directory = tempfile.mkdtemp()
+        router = minscoop.zmq.Context.instance().socket(minscoop.zmq.ROUTER)
+        router.sndhwm = 0
+        router.bind(f"ipc://{directory}/flood")
+        self.open(f"ipc://{directory}/flood", b"root")
+        name = router.recv_multipart()[0]
+        for _ in range(count):
+            minscoop.transmit(router, [name, *minscoop.bundled([frames])])
+        time.sleep(1)  # until all is there
+        self.flood = router, directory, count
+
+    def take_all(self):
+        """Handle everything; returns the seconds for one message."""
+        start = time.thread_time()
+        self.serve()
+        (router, directory, count), seconds = self.flood, time.thread_time() - start
+        assert not self.dropped and not self.wanted
+        self.close()
+        router.close(linger=0)
+        shutil.rmtree(directory)
+        return seconds / count
+
+
+def costs(count=20000):
+    """Seconds of the root for a MANY without content, for a TASK that it gives, for a RESULT amid a MANY."""
+    message = Flooded(count, b"MANY", minscoop.ROOT, bytes(64), bytes(64), pickle.dumps([], 5)).take_all()
+    giver = Flooded(count, b"HUNGRY", b"1", b"1")
+    minscoop.Mapping(giver, minscoop.Recipe(work), [[float(i) for i in range(16 * count)]])
+    giver.portion = lambda *_: 16
+    task = giver.take_all() - message / 2
+    owner, body, results = Flooded(1, b"SIZE", b"64"), minscoop.encode_results([1.0], {}, None), []
+    span = minscoop.Mapping(owner, minscoop.Recipe(work), [range(2 * count)]).spans[0]
+    for i in range(0, 2 * count, 2):
+        task_id = owner.register(span, i, i + 2, ())
+        results.append((b"RESULT", task_id, b"%d" % i, b"1", b"0", *body))
+    owner.inbox.append([b"MANY", minscoop.ROOT, b"", b"", pickle.dumps(results, 5)])
+    return message, task, owner.take_all() / count
+
+
 COLUMNS = ["hosts", "kind", "task, s", "tasks", "took, s", "efficiency", "messages/task", "at the top", "top broker",
            "with sockets", "root"]
 
@@ -376,29 +442,46 @@ def line_of(row):
             f"{row['modelled']:.3f}", f"{row['root']:.3f}"]
 
 
-COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7"]
+KINDS = {"map": "#0072b2", "heavy": "#d55e00", "tree": "#009e73"}
+DASHES = ["1,3", "4,3", "9,3", ""]  # from the shortest tasks to the longest
+LEFT, WIDTH, HEIGHT = 50, 330, 200
 
 
-def curve(rows, key, title):
-    """A picture of one column against the number of hosts, as SVG: a line for each kind and length of task."""
-    left, width, height = 50, 420, 220
-    reach = max(1, math.log10(max(row["hosts"] for row in rows)))
-    top = max(1.0, *(row[key] for row in rows))
-    lines = {}
-    for row in rows:
-        place = f"{left + width * math.log10(row['hosts']) / reach:.0f},{height - (height - 30) * row[key] / top:.0f}"
+def curve(rows, key, title, top):
+    """One column against the number of hosts, as SVG: a line for each kind and length of task."""
+    reach, lines = max(1, math.log10(max(row["hosts"] for row in rows))), {}
+    for row in sorted(rows, key=lambda row: row["hosts"]):
+        place = f"{LEFT + WIDTH * math.log10(row['hosts']) / reach:.0f},{HEIGHT - 170 * min(1, row[key] / top):.0f}"
         lines.setdefault((row["kind"], row["length"]), []).append(place)
-    parts = [f'<svg width="640" height="{height + 30}" font-family="sans-serif" font-size="12">'
-             f'<text x="{left}" y="16">{title}</text>'
-             f'<path d="M{left},30V{height}H{left + width}" fill="none" stroke="black"/>'
-             f'<text x="8" y="36">{top:.2g}</text><text x="8" y="{height}">0</text>']
-    parts += [f'<text x="{left + width * i / reach - 8:.0f}" y="{height + 16}">{10 ** i}</text>'
+    lengths = sorted({length for _, length in lines})
+    parts = [f'<text x="{LEFT}" y="16">{title}</text><path d="M{LEFT},30V{HEIGHT}H{LEFT + WIDTH}" fill="none" '
+             f'stroke="currentColor"/><text x="8" y="36">{top:.2g}</text><text x="8" y="{HEIGHT}">0</text>']
+    parts += [f'<text x="{LEFT + WIDTH * i / reach - 8:.0f}" y="{HEIGHT + 16}">{10 ** i}</text>'
               for i in range(int(reach) + 1)]
-    for i, ((kind, length), places) in enumerate(lines.items()):
-        colour = COLOURS[i % len(COLOURS)]
-        parts.append(f'<polyline points="{" ".join(places)}" fill="none" stroke="{colour}" stroke-width="2"/>'
-                     f'<text x="{left + width + 10}" y="{40 + 16 * i}" fill="{colour}">{kind}, {length:g} s</text>')
-    return "".join(parts) + "</svg>"
+    for (kind, length), places in lines.items():
+        dash = DASHES[lengths.index(length) - len(lengths)]
+        parts.append(f'<polyline points="{" ".join(places)}" fill="none" stroke="{KINDS[kind]}" stroke-width="2" '
+                     f'stroke-dasharray="{dash}"><title>{kind}, tasks of {length:g} s</title></polyline>')
+    return "".join(parts)
+
+
+def legend(rows):
+    """Which colour is which kind of work, and which dashes are which length of a task."""
+    lengths = sorted({row["length"] for row in rows})
+    entries = [(kind, KINDS[kind], "") for kind in sorted({row["kind"] for row in rows})]
+    entries += [(f"{length:g} s", "currentColor", DASHES[i - len(lengths)]) for i, length in enumerate(lengths)]
+    return "".join(f'<path d="M0,{20 * i}h36" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
+                   f'<text x="44" y="{20 * i + 4}">{text}</text>' for i, (text, colour, dash) in enumerate(entries))
+
+
+def picture(rows):
+    """The curves and their legend, as SVG."""
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * WIDTH + 240}" height="{HEIGHT + 30}" '
+            'font-family="sans-serif" font-size="12" style="background:#fff;color:#222" fill="#222">'
+            f'{curve(rows, "efficiency", "efficiency, against hosts of 64 workers", 1)}'
+            f'<g transform="translate({WIDTH + 70})">'
+            f'{curve(rows, "modelled", "load of the top broker, in cores, sockets included", 1)}</g>'
+            f'<g transform="translate({2 * WIDTH + 150},40)">{legend(rows)}</g></svg>')
 
 
 def page(rows):
@@ -406,9 +489,18 @@ def page(rows):
     cells = "".join("<tr>" + "".join(f"<td>{text}</td>" for text in line_of(row)) + "</tr>" for row in rows)
     return (f"<!doctype html><meta charset=utf-8><title>minscoop at scale</title><h1>minscoop at scale</h1>"
             f"<p>Hosts of {SIZE} workers, in virtual time; the loads are shares of a core.</p>"
-            f"{curve(rows, 'efficiency', 'efficiency, against hosts')}<br>"
-            f"{curve(rows, 'modelled', 'load of the top broker, sockets included, against hosts')}"
-            f"<table><tr><th>{'<th>'.join(COLUMNS)}</tr>{cells}</table>")
+            f"{picture(rows)}<table><tr><th>{'<th>'.join(COLUMNS)}</tr>{cells}</table>")
+
+
+def sweep(options):
+    """The rows of the table, as they are simulated: the large pools last, since they take longest."""
+    for hosts, kind, length in itertools.product(options.hosts, options.kinds, options.seconds):
+        yield dict(simulate(hosts, kind, length, options.per_worker), kind=kind, length=length)
+
+
+def read(files):
+    """The rows that `--json` has written."""
+    return [row for file in files for row in json.loads(pathlib.Path(file).read_text())]
 
 
 def main():
@@ -417,22 +509,32 @@ def main():
     parser.add_argument("--hosts", type=int, nargs="+", default=[1, 10], help="numbers of hosts (default: 1 10)")
     parser.add_argument("--seconds", type=float, nargs="+", default=[1.0], help="lengths of tasks (default: 1)")
     parser.add_argument("--kinds", nargs="+", default=["map"], help="of map, heavy, tree (default: map)")
+    parser.add_argument("--per-worker", type=int, default=10, metavar="N", help="tasks for each (default: 10)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures")
+    parser.add_argument("--draw", metavar="FILE", nargs="+", help="take figures from such files, and simulate nothing")
     parser.add_argument("--html", metavar="FILE", help="draw the curves into a page of its own")
+    parser.add_argument("--svg", metavar="FILE", help="draw the curves as a picture")
     parser.add_argument("--memory", action="store_true", help="measure what brokers remember, too")
+    parser.add_argument("--costs", action="store_true", help="measure what messages cost the root, too")
     options = parser.parse_args()
     rows, form = [], "{:>6} {:>6} {:>8} {:>8} {:>9} {:>11} {:>14} {:>11} {:>11} {:>13} {:>6}"
     print(form.format(*COLUMNS))
-    for kind in options.kinds:
-        for length in options.seconds:
-            for hosts in options.hosts:
-                rows.append(dict(simulate(hosts, kind, length), kind=kind, length=length))
-                print(form.format(*line_of(rows[-1])), flush=True)
+    for row in read(options.draw) if options.draw else sweep(options):
+        rows.append(row)
+        print(form.format(*line_of(row)), flush=True)
+        if options.json:
+            pathlib.Path(options.json).write_text(json.dumps(rows, indent=1))
     if options.memory:
         task, bookkeeping = memory()
         print(f"{task:.0f} bytes for a task in flight; {bookkeeping / 1e6:.0f} MB for {1563 * SIZE} workers")
+    if options.costs:
+        message, task, result = costs()
+        print(f"a message takes the root {message * 1e6:.1f} us, a TASK that it gives {task * 1e6:.1f} us, a RESULT "
+              f"amid others {result * 1e6:.1f} us")
     if options.html:
-        with open(options.html, "w", encoding="utf-8") as file:
-            file.write(page(rows))
+        pathlib.Path(options.html).write_text(page(rows), encoding="utf-8")
+    if options.svg:
+        pathlib.Path(options.svg).write_text(picture(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":  # its functions travel by name

@@ -1,0 +1,41 @@
+"""python minscoop.py -q -n 2 examples/errors.py
+
+What goes wrong in a task comes out where its result is asked for; a worker's death costs only time.
+"""
+import os
+import sys
+import tempfile
+
+from minscoop import WorkerLost, futures
+
+
+def divide(dividend, divisor):
+    return dividend / divisor
+
+
+def die_once(path):
+    """Kill the worker that runs this first."""
+    if not os.path.exists(path):
+        open(path, "w").close()
+        os._exit(9)
+    return "alive"
+
+
+if __name__ == "__main__":
+    try:
+        futures.submit(divide, 1, 0).result()
+    except ZeroDivisionError as error:
+        print("raised here, too:", error)
+        print(error.__cause__)  # the traceback of the worker
+    print("as a value:", repr(futures.submit(divide, 2, 0).exception()))
+
+    with tempfile.TemporaryDirectory() as directory:  # a fresh worker runs it again
+        print(futures.submit(die_once, os.path.join(directory, "mark")).result())
+    try:
+        futures.submit(sys.exit, 3).result()  # ends the task, not the worker
+    except SystemExit as error:
+        print("exit code", error.code)
+    try:
+        futures.submit(os._exit, 9).result()
+    except WorkerLost as error:  # three died over it: --retries
+        print(str(error).partition(":")[0])
