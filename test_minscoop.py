@@ -5630,6 +5630,25 @@ def test_an_argument_is_shown_in_short_when_it_is_large_or_rude(value, text):
     assert minscoop.short(value) == text
 
 
+class RudeCallable:
+    """Whoever asks it for anything but a call ends the process."""
+
+    def __call__(self, *args):
+        return args
+
+    def __getattribute__(self, name):
+        raise SystemExit
+
+
+@pytest.mark.parametrize("fn, name", [
+    (identity, "identity"), (abs, "abs"), (Rude, "Rude"), (functools.partial(functools.partial(left, 1), 2), "left"),
+    (Rude().__repr__, "Rude.__repr__"), (functools.lru_cache()(identity), "identity"), (RudeCallable(), "RudeCallable"),
+    ([].append, "list.append")], ids=map(str, range(8)))
+def test_a_callable_has_the_same_name_everywhere_when_it_is_counted(fn, name):
+    """Its function's or its class's, and none of its own code runs."""
+    assert minscoop.name_of(fn) == name
+
+
 @pytest.mark.skipif(numpy is None, reason="no numpy")
 def test_an_array_is_shown_by_its_shape_when_it_is_an_argument():
     """And a scalar by its value."""
