@@ -7,8 +7,8 @@ process print its stacks, and fails; the run ends if that does not end it. A tes
 thread, a socket directory or shared memory behind fails.
 
 The tests of hosts make hosts, which needs root on Linux, sshd, ip and nft, or Slurm and munge; others download
-something, or need chromium. Set CI to make them fail, not skip, where that is not possible. Set MINSCOOP_MEGABYTES=3000 to try
-with so much what is done with 50 else.
+something, or need chromium. Set CI to make them fail, not skip, where that is not possible. Set
+MINSCOOP_MEGABYTES=3000 to try with so much what is done with 50 else.
 """
 import _thread
 import ast
@@ -5975,6 +5975,25 @@ def test_an_argument_is_shown_in_short_when_it_is_large_or_rude(value, text):
     assert minscoop.short(value) == text
 
 
+class RudeCallable:
+    """Whoever asks it for anything but a call ends the process."""
+
+    def __call__(self, *args):
+        return args
+
+    def __getattribute__(self, name):
+        raise SystemExit
+
+
+@pytest.mark.parametrize("fn, name", [
+    (identity, "identity"), (abs, "abs"), (Rude, "Rude"), (functools.partial(functools.partial(left, 1), 2), "left"),
+    (Rude().__repr__, "Rude.__repr__"), (functools.lru_cache()(identity), "identity"), (RudeCallable(), "RudeCallable"),
+    ([].append, "list.append")], ids=map(str, range(8)))
+def test_a_callable_has_the_same_name_everywhere_when_it_is_counted(fn, name):
+    """Its function's or its class's, and none of its own code runs."""
+    assert minscoop.name_of(fn) == name
+
+
 @pytest.mark.skipif(numpy is None, reason="no numpy")
 def test_an_array_is_shown_by_its_shape_when_it_is_an_argument():
     """And a scalar by its value."""
@@ -6193,7 +6212,8 @@ def browse(page, tmp_path, script=""):
 
 def test_a_browser_draws_the_page_when_it_is_opened(script, tmp_path):
     """Numbers, a picture that is not empty, and what one sees with the pointer over a task."""
-    launch("-n", 2, "--report", tmp_path / "run.html", script(NESTED), tmp_path / "flag</script>")
+    (tmp_path / "flag<").mkdir()
+    launch("-n", 2, "--report", tmp_path / "run.html", script(NESTED), tmp_path / "flag<" / "script>")
     seen = browse(tmp_path / "run.html", tmp_path, """
         const bar = FN.findIndex(f => f >= 0 && name(f) === "leaf"), inks = new Set(), out = document.body.dataset
         for (let i = 0, d = pen.getImageData(0, 0, canvas.width, canvas.height).data; i < d.length; i += 4)
