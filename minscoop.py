@@ -3154,8 +3154,10 @@ class Node:
                 self.queue.popleft()
             self.rich = len(self.queue) > self.executes or self.queue and self.queue[0].several
             task_id = self.register(span, lo, hi, frames)
-            self.send(b"TASK", task_id, span.avoid, pack_int(bool(self.rich)), job.kind, pack_int(lo), pack_int(hi),
-                      pack_int(span.singly), *frames)
+            part = isinstance(job, Guest) and task_id != job.id
+            news = [(b"SPLIT", job.id, pack_int(lo), pack_int(hi), task_id)] if part else []
+            self.send_all(*news, (b"TASK", task_id, span.avoid, pack_int(bool(self.rich)), job.kind, pack_int(lo),
+                                  pack_int(hi), pack_int(span.singly), *frames))  # at once: no CANCEL comes between
         if isinstance(job, Guest) and job.left == 0:
             job.flush()
         return True
@@ -3184,7 +3186,6 @@ class Node:
             self.guests.pop(job.id, None)
             return job.id
         task_id = b"%s/%d" % (job.id.rpartition(b"/")[0], lo)
-        self.send(b"SPLIT", job.id, pack_int(lo), pack_int(hi), task_id)
         job.open.cut(lo, hi)
         job.left -= hi - lo
         return task_id
