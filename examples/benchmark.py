@@ -402,8 +402,8 @@ WORK = {
                   lambda pool: have(pool, b"-", 1)[0] - START, 64),
     "sleepers": Work("64 workers, 640 x 100 ms asleep", "efficiency", "crowd processes", {},
                      lambda pool: efficiency(pool, time.sleep, [0.1] * pool.workers * some(10)), 64),
-    "crowd": Work("256 workers, 2560 x 100 ms asleep", "efficiency", "crowd processes", {None: 0.95},
-                  lambda pool: efficiency(pool, time.sleep, [0.1] * pool.workers * some(10)), 256),
+    "crowd": Work("256 workers, 10 240 x 100 ms asleep", "efficiency", "crowd processes", {None: 0.95},
+                  lambda pool: efficiency(pool, time.sleep, [0.1] * pool.workers * some(40)), 256),
 }
 
 
