@@ -246,8 +246,8 @@ class RemoteTraceback(Exception):
 #   LOST     broker → owner      id lo hi flags obituary    its holder died, running lo..hi; flags: see on_DIED; no
 #                                                           obituary: nobody can take it
 #   CONST    node → broker → *   name setter body           a shared constant; the first of its name holds
-#   FAILED   worker → root       reason                     no worker can start (the keeper says so), or import
-#                                                           the script
+#   FAILED   worker → root       reason                     no worker can start (the keeper says so), import the
+#                                                           script, or be initialised
 #   DIED     keeper → broker     name id lo hi flags        a worker process has ended, running lo..hi of a task;
 #                                begun obituary             or a host is gone
 #   WHO      broker → node       round                      messages were lost: say again who you are and what you do
