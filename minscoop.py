@@ -2906,24 +2906,25 @@ class Node:
             self.resting = False
             while not (self.attending.locked() or self.stopped.is_set()):
                 try:
-                    looks = self.looks
-                    self.watch(TICK if self.wanted else PATROL)
-                    if self.looks == looks:
+                    if self.watch(TICK if self.wanted else PATROL):
                         self.stand_in()
                 except Exception:
                     if not self.stopped.is_set():  # else the socket was closed meanwhile
                         logger.exception("the deputy of %s", self.name.decode())
 
     def watch(self, timeout):
-        """Sleep until a message has been there for a SLICE, or for `timeout` seconds. By the deputy only."""
+        """Sleep until a message has been there for a SLICE, or for `timeout` seconds; says whether nobody else has
+        looked. By the deputy only."""
         with self.lock:
             self.watching = True
             ready = self.socket is None or readable_now(self.socket)
+        looks = self.looks  # who looked before has not seen what was announced now, to us
         came = ready or readable(timeout, self.wake_read, self.descriptor)
         self.watching = False
         if came:
             self.stopped.wait(SLICE)
             self.hear()
+        return self.looks == looks
 
     def hear(self):
         """Take off what ``rouse`` wrote, unless somebody else sleeps now, for whom it may be."""
@@ -3472,7 +3473,8 @@ class Root(Node):
         config = dict(options, directory=self.directory, address=self.address, memory=self.memory, token=TOKEN.hex())
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until it has its own handler
         try:
-            keeper = ForkedKeeper() if pristine else subprocess.Popen(self.keepers_command(), stdin=subprocess.PIPE)
+            fork = pristine and None not in (sys.stdin, sys.stdout, sys.stderr)  # else a pipe may have their numbers
+            keeper = ForkedKeeper() if fork else subprocess.Popen(self.keepers_command(), stdin=subprocess.PIPE)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         with contextlib.suppress(BrokenPipeError):  # it died: wait_for will find out
@@ -5052,9 +5054,17 @@ class RootLoader(importlib.machinery.SourceFileLoader):
         raise OSError
 
 
+def replaceable(path):
+    """A file that may be replaced, behind links. Raises OSError for what is none: nobody wants a new /dev/null."""
+    path = os.path.realpath(path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "it is no file", path)
+    return path
+
+
 def write_private(path, text):
     """Write a file that only its owner may read, at once as a whole."""
-    descriptor, temporary = tempfile.mkstemp(prefix=".minscoop-", dir=os.path.dirname(os.path.abspath(path)))
+    descriptor, temporary = tempfile.mkstemp(prefix=".minscoop-", dir=os.path.dirname(path))
     with open(descriptor, "w") as file:
         file.write(text)
     os.replace(temporary, path)
@@ -5502,7 +5512,7 @@ class Executor(Interface):
         self._node = kinds[0](wishes) if size == 0 else kinds[1](dict(
             options, **wishes, retries=retries, nice=nice, main=(main.path, main.name),
             initializer=initializer and packed(initializer, tuple(initargs)),
-            profile=profile, listen=listen and os.path.abspath(listen)))
+            profile=profile, listen=listen and replaceable(listen)))
         executors.append(self)
 
     def _pool(self):
@@ -6490,10 +6500,8 @@ def summary_lines(run):
 
 def writable(path):
     """A file that will be written at the end, as an absolute path. Raises ValueError if that cannot be."""
-    path = os.path.abspath(path)
     try:
-        if os.path.isdir(path):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path = replaceable(path)
         with tempfile.TemporaryFile(dir=os.path.dirname(path)):
             return path
     except OSError as error:

@@ -6414,6 +6414,15 @@ def test_the_work_is_done_when_the_programs_files_are_closed_or_full(guard, scri
     assert (tmp_path / "out").read_text().split() == [said] * 3 + ["4950"]
 
 
+@pytest.mark.parametrize("option", ["--listen", "--report", "--trace"])
+def test_nothing_is_replaced_when_it_is_no_file(tmp_path, option):
+    """Else root would turn /dev/null into a file; a link stays one."""
+    os.mkfifo(tmp_path / "fifo")
+    done = python(MINSCOOP, "-n", 1, option, tmp_path / "fifo", "-c", "pass")
+    assert done.returncode and "it is no file" in done.stderr and str(tmp_path / "fifo") in done.stderr
+    assert (tmp_path / "fifo").is_fifo()
+
+
 REFUSED = [  # arguments, what stderr says
     (["no_such.py"], "no_such.py"), (["-m", "no_such_module"], "no_such_module"), (["-m", "json.no_such"], "no_such"),
     (["."], "directory"), (["--no-such-option", "good.py"], "--no-such-option"), (["-x", "good.py"], "-x"),
@@ -7085,6 +7094,7 @@ README_RUNS = {
     "python minscoop.py --hosts hosts.txt script.py": ("{command} good1 {node}", ALL),
     "python minscoop.py script.py": ("{command} {node}", ALL),
     "python minscoop.py -n 4 script.py": ("{command} {node}", ALL),
+    "python minscoop.py -n 4": ("echo 'print(sum(map(abs, [-1, 2])))' | {command}", "3\n"),
     "python minscoop.py --listen pool.json script.py":
         ("{command} {node} a & FATE=a python minscoop.py --join pool.json; wait $!", ALL),
     "python minscoop.py --join pool.json":
