@@ -413,10 +413,10 @@ def import_zmq(descriptors=DESCRIPTORS):
     try:
         import zmq
     except ImportError as error:
-        raise PoolError(f"minscoop needs pyzmq, which {sys.executable} cannot import ({error}): "
-                        f"run '{sys.executable} -m pip install pyzmq'") from None
+        raise PoolError(f"pyzmq is needed, which {sys.executable} cannot import ({error}): "
+                        f"run '{sys.executable} -m pip install pyzmq', or use -n 0, which does without") from None
     if zmq.pyzmq_version_info() < (22,):
-        raise PoolError(f"minscoop needs pyzmq 22 or newer, found {zmq.__version__}: "
+        raise PoolError(f"pyzmq 22 or newer is needed, found {zmq.__version__}: "
                         f"run '{sys.executable} -m pip install --upgrade pyzmq'")
     importlib.import_module("zmq.utils.garbage")  # else by pyzmq for the first large frame: maybe from the root, then
     try:
@@ -424,7 +424,7 @@ def import_zmq(descriptors=DESCRIPTORS):
             for _ in range(descriptors):
                 stack.enter_context(socket.socket(socket.AF_UNIX))
     except OSError as error:
-        raise PoolError(f"minscoop needs {descriptors} free file descriptors ({error}): see ulimit -n") from None
+        raise PoolError(f"{descriptors} free file descriptors are needed ({error}): see ulimit -n") from None
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -4472,9 +4472,10 @@ class Keeper:
         self.notify(b"DIED", name, task_id or b"-", lo, hi, flags, begun, obituary.encode())
         if ready == LEAVING:
             return
-        logger.warning("worker %s", obituary)
         self.startup_deaths = 0 if ready else self.startup_deaths + 1
-        if self.startup_deaths < STARTUP_DEATHS:
+        goes_on = self.startup_deaths < STARTUP_DEATHS
+        logger.warning("worker %s%s", obituary, "; another takes its place" if goes_on else "")
+        if goes_on:
             self.start_worker()
         else:
             self.give_up_if_alone(f"no worker can start; the last one: {obituary}")
@@ -4488,7 +4489,7 @@ class Keeper:
     def tell_stacks(self):
         """Send what they wrote to the root, as if they had printed it, with what each is running since when."""
         self.asked = None
-        for pid, (name, marker) in self.workers.items():
+        for pid, (name, marker, *_) in self.workers.items():
             _, _, task_id, lo, hi = running(marker)
             task = f"items {lo.decode()} to {hi.decode()} of task {task_id.decode()}, for " \
                 f"{time.monotonic() - struct.unpack_from('>d', marker, 27 + len(task_id))[0]:.1f} s"
@@ -4561,10 +4562,18 @@ def run_worker(name, config, marker, pipes):
     with contextlib.suppress(AttributeError, ValueError):  # what a task prints appears at once
         sys.stdout.reconfigure(line_buffering=True)
     faulthandler.register(signal.SIGUSR1, open(stacks_path(config, name), "a"))
+    if "PYTHONBREAKPOINT" not in os.environ:
+        sys.breakpointhook = refuse_breakpoint
     global this_worker
     this_worker = (RecordingWorker if config["record"] else Worker)(name, config, marker)
     send_logs(config["log_level"], this_worker.send, name.decode(), config["name"])
     this_worker.start()
+
+
+def refuse_breakpoint(*_, **__):
+    """What breakpoint() does in a worker, which has no terminal."""
+    raise RuntimeError("breakpoint() works in tasks with -n 0, where they run in your own process (or set "
+                       "PYTHONBREAKPOINT to a debugger that needs no terminal)")
 
 
 def tie_to(lifeline):
@@ -5055,10 +5064,10 @@ class RootLoader(importlib.machinery.SourceFileLoader):
 
 
 def replaceable(path):
-    """A file that may be replaced, behind links. Raises OSError for what is none: nobody wants a new /dev/null."""
+    """A file that may be replaced, behind links. Raises OSError for what nobody wants to: /dev/null, or a program."""
     path = os.path.realpath(path)
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise OSError(errno.EINVAL, "it is no file", path)
+    if os.path.exists(path) and (path.endswith(".py") or not os.path.isfile(path)):
+        raise OSError(errno.EINVAL, f"it is {'a program' if os.path.isfile(path) else 'no file'}", path)
     return path
 
 
@@ -5078,9 +5087,12 @@ def checksum(config):
 
 def join(path, size):
     """Add this host's workers to the pool that a connection file describes. Never returns; raises PoolError."""
-    deadline = time.monotonic() + JOIN_PATIENCE
-    while not os.path.exists(path):
-        if time.monotonic() > deadline:
+    for waited in itertools.count():
+        if os.path.exists(path):
+            break
+        if waited == 10:
+            logger.warning("waiting for %s, for %.0f s at most", path, JOIN_PATIENCE)
+        if waited * 0.2 > JOIN_PATIENCE:
             raise PoolError(f"{path} has not appeared within {JOIN_PATIENCE:.0f} s: is the pool started with "
                             f"--listen {path}, on a file system that this host sees?")
         time.sleep(0.2)
@@ -5578,6 +5590,8 @@ def plan(size, hosts, listen, options):
     pairs = [("localhost", size)] if hosts is None else parse_hosts(hosts)
     if hosts is not None and size:
         pairs = deal(pairs, size)
+    if hosts is not None and not (listen or options["check"] or any(workers != 0 for _, workers in pairs)):
+        raise ValueError("no worker would work: each of the hosts has 0")
     here = [usable_cores() if workers is None else workers for name, workers in pairs if is_local(name)]
     others = [(name, workers) for name, workers in pairs if not is_local(name)]
     this = sys.modules["minscoop"]
@@ -5593,8 +5607,8 @@ def plan(size, hosts, listen, options):
 
 
 class Terminated(BaseException):
-    """SIGTERM came: raised in the main thread of a program that the command line runs. Not a SystemExit, which may
-    be the fault of an object that is just being pickled."""
+    """SIGTERM or SIGHUP came: raised in the main thread of a program that the command line runs. Not a SystemExit,
+    which may be the fault of an object that is just being pickled."""
 
 
 executors = []       # those of this process that live; the module's functions use the last
@@ -6029,8 +6043,8 @@ def prompt(namespace):
     main.known = dict(namespace)
     workers = executors[-1]._node.size
     code.InteractiveConsole(namespace).interact(
-        f"minscoop {__version__} on Python {sys.version.partition(' ')[0]}, {workers} workers"
-        f"{': map, submit, futures, executor' if 'executor' in namespace else ''}. Ctrl-D ends.", "")
+        f"minscoop {__version__} on Python {sys.version.partition(' ')[0]}, {workers} workers: "
+        f"{'map' if namespace.get('map') is map else 'futures.map'}, submit, futures, executor. Ctrl-D ends.", "")
 
 
 def answer_with_stacks(node):
@@ -6977,6 +6991,9 @@ def command_line(argv=None):
         options.interactive = options.interactive or sys.stdin is not None and sys.stdin.isatty()
     if options.workers is not None and options.workers < 0:
         parser.error(f"argument -n: a number from 0 on, not {options.workers}")
+    if options.workers == 0 and (options.hosts or options.check or options.listen or options.join or options.profile):
+        parser.error("-n 0 runs everything in this process, without hosts: it goes with none of --hosts, --check, "
+                     "--listen, --join and --profile (see python -m cProfile)")
     if options.retries < 0:
         parser.error(f"argument --retries: a number from 0 on, not {options.retries}")
     shown = not options.quiet and (on_terminal() if options.progress is None else options.progress)
@@ -7090,7 +7107,7 @@ def prepare_program(options):
         text = "" if options.interactive and not name or sys.stdin is None else sys.stdin.read()
         code, argv0, sys.path[0] = compile(text, "<stdin>", "exec"), name, ""
         if options.interactive and not name:
-            module.__dict__.update(map=map, submit=submit, futures=sys.modules["minscoop"])
+            module.map = map  # a script has its own, or Python's
     elif options.code:
         code, argv0, sys.path[0] = compile(name, "<string>", "exec"), "-c", ""
     elif options.module:
@@ -7111,7 +7128,9 @@ def prepare_program(options):
 
 def run_program(code, pool, interactive=False):
     """Execute the program with an Executor around it. pool: its arguments. interactive: a prompt follows."""
-    signal.signal(signal.SIGTERM, terminate)
+    for number in signal.SIGTERM, signal.SIGHUP:
+        if signal.getsignal(number) is signal.SIG_DFL:  # else it is ignored, as with nohup
+            signal.signal(number, functools.partial(terminate, os.getpid()))
     install_names(SCOOP_NAMES)
     try:
         executor = Executor(**pool)
@@ -7124,8 +7143,6 @@ def run_program(code, pool, interactive=False):
             answer_with_stacks(executor._node)
             if progress.wanted:
                 progress.watch(executor._node)
-            if "submit" in module.__dict__:
-                module.executor = executor
             try:
                 exec(code, module.__dict__)
             except Terminated:
@@ -7138,22 +7155,29 @@ def run_program(code, pool, interactive=False):
             finally:
                 flush_output()
             if interactive:
+                ours = dict(submit=submit, futures=sys.modules["minscoop"], executor=executor)
+                module.__dict__.update({**ours, **module.__dict__})  # what the script has goes first
                 prompt(module.__dict__)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)  # so that a shell sees what it was
-    except Terminated:
-        sys.exit(128 + signal.SIGTERM)
+    except Terminated as error:
+        sys.exit(128 + error.args[0])
     except SystemExit:
         raise
     except BaseException:
         sys.exit(1)
 
 
-def terminate(*_):
-    """Handler of SIGTERM: end as the exit code that shells give to it says. A second one changes nothing."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise Terminated
+def terminate(pid, number, _):
+    """Handler of SIGTERM and SIGHUP: end as the exit code that shells give to them says. A second one changes nothing.
+
+    pid: of the process that it is for. Those that it forks, by multiprocessing for instance, have no handler."""
+    if os.getpid() == pid:
+        signal.signal(number, signal.SIG_IGN)
+        raise Terminated(number)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def show(error):

@@ -3549,7 +3549,7 @@ except KeyboardInterrupt:
     assert (done.returncode, done.stdout, done.stderr) == (0, "55\n", "")
 
 
-@pytest.mark.parametrize("signum, code", [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGHUP, -signal.SIGHUP)])
+@pytest.mark.parametrize("signum, code", [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGHUP, 128 + signal.SIGHUP)])
 def test_nothing_is_left_when_another_signal_ends_a_program(guard, script, tmp_path, signum, code):
     """SIGTERM as batch systems send it, SIGHUP as a closing terminal does."""
     process = start(MINSCOOP, "-n", 2, script(WORK), "sleep", tmp_path / "working")
@@ -3715,7 +3715,8 @@ def test_each_failure_is_told_in_one_line_when_hosts_cannot_be_had(ssh, script, 
 
 @pytest.mark.parametrize("args, text", [
     (["--hosts", "refused,good:1", "--all-hosts"], "refused"), (["--hosts", "refused,nokey"], "no host is left"),
-    (["--hosts", "refused:0,localhost:0"], "no host is left"),
+    (["--hosts", "refused:1,localhost:0"], "no host is left"),
+    (["--hosts", "a:0,localhost:0"], "each of the hosts has 0"),
     (["--hosts", "good", "--python", "/no/python"], "/no/python"),
     (["--hosts", "good", "--prolog", "/no/prolog"], "/no/prolog"),
     (["--hosts", "good", "--path", "/no/path"], "/no/path"),
@@ -5694,8 +5695,8 @@ def print_stacks_of(process, text):
     return "".join(itertools.takewhile(lambda line: text not in line, iter(process.stderr.readline, "")))
 
 
-@pytest.mark.parametrize("where", [["-n", "2"], ["--hosts", "localhost:1,other:1", "-e", "./elsewhere"]],
-                         ids=["here", "two hosts"])
+@pytest.mark.parametrize("where", [["-n", "2"], ["-n", "2", "--tag-output"], [
+    "--hosts", "localhost:1,other:1", "-e", "./elsewhere"]], ids=["here", "tagged", "two hosts"])
 def test_everybody_says_where_they_are_when_the_root_gets_sigusr1(guard, script, tmp_path, where):
     """A worker too that is deep in code in C, as often as it is asked: its task, since when, and its stack."""
     script('#!/bin/sh\nshift\nexec sh -c "$*"\n', "elsewhere").chmod(0o755)
@@ -5705,7 +5706,7 @@ def test_everybody_says_where_they_are_when_the_root_gets_sigusr1(guard, script,
         said = print_stacks_of(process, "in parent")
         assert "in <module>" in said and f"root, pid {process.pid}" in said
         assert re.search(r"worker \d.\d \(host [^,]+, pid \d+\) is running items 0 to 1 of task 0.root:0/0, for \d+"
-                         r".\d s\n(?s:.*)/re\b.*\n  File .* in deep_in_c\n", said), said
+                         r".\d s\n(?s:.*)/re\b.*\n.*  File .* in deep_in_c\n", said), said
     process.terminate()
     assert finish(process).returncode == 128 + signal.SIGTERM
 
@@ -6412,6 +6413,37 @@ def test_the_work_is_done_when_the_programs_files_are_closed_or_full(guard, scri
     said = "OSError" if redirection == ">/dev/full" else "NoneType"
     assert done.returncode == 0 and done.stderr == ""
     assert (tmp_path / "out").read_text().split() == [said] * 3 + ["4950"]
+
+
+def test_a_program_is_not_replaced_when_it_is_named_by_mistake(script):
+    """`--report script.py`, where the name of the page was forgotten."""
+    path = script("print(1)")
+    done = python(MINSCOOP, "-n", 1, "--report", path)
+    assert done.returncode and "it is a program" in done.stderr
+    with open(path) as file:
+        assert "print(1)" in file.read()
+
+
+def test_other_processes_of_a_program_end_as_usual_when_they_are_terminated(script):
+    """Those that it forks itself do not have our handler of SIGTERM, which Pool sends at its end."""
+    done = launch("-n", 1, script("""
+        import multiprocessing
+        if __name__ == "__main__":
+            for _ in range(5):
+                with multiprocessing.get_context("fork").Pool(2) as pool:
+                    print(pool.map(abs, [-1]))
+    """))
+    assert (done.stdout, done.stderr) == ("[1]\n" * 5, "")
+
+
+def test_a_breakpoint_in_a_worker_says_what_to_do_when_it_is_met(script):
+    """A worker has no terminal."""
+    assert "-n 0" in output_of("-n", 1, script("""
+        from minscoop import futures
+        def stop(): breakpoint()
+        if __name__ == "__main__":
+            print(futures.submit(stop).exception())
+    """))
 
 
 @pytest.mark.parametrize("option", ["--listen", "--report", "--trace"])
