@@ -154,7 +154,7 @@ CENSUS_PATIENCE = 5.0  # s that a census waits for a worker. Smaller: who comput
                      # lock is not heard; larger: the others wait that long
 RECORDS = 0.25       # s between RECORDs of a worker, if they are wanted, and 1 ms for each worker of the pool. Smaller:
                      # more messages; larger: more is lost with a worker
-MAX_EVENTS = 50000   # tasks in a report, those merged with their neighbours counted as one; the workers together send
+MAX_EVENTS = 40000   # tasks in a report, those merged with their neighbours counted as one; the workers together send
                      # as many in three seconds. Smaller: less is seen; larger: slow pages, and memory of the root
 ANSWER = 0.5         # s that workers have to write down their stacks. Smaller: not all do; larger: they come later
 DESCRIPTORS = 30     # that have to be free in a process. Fewer than it needs: libzmq may abort it
@@ -6015,7 +6015,7 @@ def answer_with_stacks(node):
 # Times are those of the worker's monotonic clock; within a host these agree. Those of another host are moved to the
 # root's by what its quickest RECORD seemed to take: they are late by what it did take, some milliseconds.
 
-WORKER, FN, START, END, OWN, COUNT, NAME, PARENT, TEXT, AGAIN = range(10)  # of an event: its worker; its function;
+WORKER, FN, START, END, OWN, COUNT, EVENT, PARENT, TEXT, AGAIN = range(10)  # of an event: its worker; its function;
 # when it began and ended; seconds in its own code, without waiting; calls; its name; its parent's, or, if that is on
 # another worker, the task that it is of; its arguments; whether it ran again, since a worker died
 
@@ -6079,7 +6079,7 @@ def merged(a, b):
     """Two events as one; b began later."""
     fn, parent = (x if x == y else None for x, y in ((a[FN], b[FN]), (a[PARENT], b[PARENT])))
     return [a[WORKER], fn or "(several)", a[START], max(a[END], b[END]), a[OWN] + b[OWN], a[COUNT] + b[COUNT],
-            a[NAME], parent, None, a[AGAIN] or b[AGAIN]]
+            a[EVENT], parent, None, a[AGAIN] or b[AGAIN]]
 
 
 def no_totals():
@@ -6132,7 +6132,7 @@ class Recording:
         """The event of what is about to be run."""
         self.totals["runs"] += 1
         parent, name = getattr(unit._parent, "event", None), self.name.decode()
-        task = parent[NAME] if parent else getattr(getattr(unit, "job", None), "id", b"").decode().partition("/")[0]
+        task = parent[EVENT] if parent else getattr(getattr(unit, "job", None), "id", b"").decode().partition("/")[0]
         event = [name, "?", 0.0, 0.0, 0.0, 1, f"{name}#{self.totals['runs']}", task, None,
                  isinstance(unit, Slice) and unit.span.avoid != b""]
         with contextlib.suppress(Exception):
@@ -6176,7 +6176,7 @@ class Recording:
         """Remember whose child leaves, so that its event elsewhere can say so."""
         task_id, parent = super().register(span, lo, hi, frames), getattr(span._parent, "event", None)
         if parent and self.level > 1 and len(self.parents) < self.cap:
-            self.parents[task_id.partition(b"/")[0].decode()] = parent[NAME]
+            self.parents[task_id.partition(b"/")[0].decode()] = parent[EVENT]
         return task_id
 
     def on_LOST(self, task_id, lo, hi, flags, obituary):
@@ -6291,7 +6291,8 @@ class Collector(Recording):
             self.collect(self.name, self.news())
         self.lost += self.losses
         run = digest(self)
-        text = json.dumps(dict(run, traceEvents=[*trace_entries(run)], records=None, events=None))
+        shown = dict(run, traceEvents=[*trace_entries(run)], records=None, events=None)
+        text = json.dumps(shown, separators=(",", ":"))
         page = PAGE.replace("@DATA@", text.replace("<", "\\u003c"))  # data cannot end the element that it is in
         for key, content in ("report", page), ("trace", text):
             if self.wishes[key]:
@@ -6350,8 +6351,8 @@ def sums(records):
         for name, seconds in news["seconds"].items():
             functions[name][1] += seconds
     return dict(hosts=hosts, functions=dict(sorted(functions.items(), key=lambda item: -item[1][1])),
-                tasks=sum(total[0] for total in functions.values()), runs=sum(news["runs"] for news in records.values()),
-                workers={name: news["host"] for name, news in records.items()})
+                tasks=sum(total[0] for total in functions.values()),
+                runs=sum(news["runs"] for news in records.values()), workers={name: news["host"] for name, news in records.items()})
 
 
 def verdict(run):
@@ -6437,7 +6438,7 @@ def trace_entries(run):
     for event, lane in placed:
         where, again = (event[WORKER], event[START], lane), {"again": True} if event[AGAIN] else {}
         own, length = (round(seconds * 1e6) for seconds in (event[OWN], event[END] - event[START]))
-        yield dict(entry("X", event[FN], *where, task=event[NAME], parent=event[PARENT], arguments=event[TEXT],
+        yield dict(entry("X", event[FN], *where, task=event[EVENT], parent=event[PARENT], arguments=event[TEXT],
                          calls=event[COUNT], own=own, **again), dur=length)
         if again:
             yield dict(entry("i", "retry", *where), s="t")
@@ -6457,19 +6458,20 @@ PAGE = r"""<!DOCTYPE html>
 body { margin: 1.2em; background: var(--back); color: var(--text); font: 15px/1.45 system-ui, sans-serif;
   overflow-wrap: anywhere }
 h1 { font-size: 1.3em } h2 { font-size: 1.05em } .soft { color: var(--soft) }
-.scroll { overflow: auto; max-height: 22em } td, th { padding: .15em .9em .15em 0; text-align: left }
+.scroll { overflow: auto; max-height: 14em } td, th { padding: .15em .9em .15em 0; text-align: left }
 #box { position: relative } canvas { width: 100%; border: 1px solid var(--line) }
 #tip { position: absolute; pointer-events: none; background: var(--back); border: 1px solid var(--soft);
   max-width: 32em; padding: .3em .6em; white-space: pre-wrap } #tip:empty { display: none }
 i { display: inline-block; width: .8em; height: .8em; margin: 0 .4em 0 1em }
 .bars { display: flex; align-items: flex-end; height: 2.2em; gap: 1px } b { width: 7px; min-height: 1px }
 </style></head><body>
-<h1 id="title"></h1><p id="facts" class="soft"></p><p id="verdict"></p><table id="hosts"></table>
+<h1 id="title"></h1><p id="facts" class="soft"></p><p id="verdict"></p>
+<div class="scroll"><table id="hosts"></table></div>
 <h2>Timeline</h2><p id="legend"></p>
 <div id="box"><canvas id="view"></canvas><div id="tip"></div></div>
-<p class="soft">Wheel: time. Shift and wheel: workers. Drag to move, double click to see all. A bar is a call, or a slice
-of a map or of short calls; the paler, the more it waited. Below it are those that began before it ended: its children,
-or what its worker ran meanwhile. ✕: a worker died. △: something ran again. <span id="merged"></span></p>
+<p class="soft">Wheel: time. Shift and wheel: workers. Drag to move, double click to see all. A bar is a call, or a
+slice of a map or of short calls; the paler, the more it waited. Below it are those that began before it ended: its
+children, or what its worker ran meanwhile. ✕: a worker died. △: something ran again. <span id="merged"></span></p>
 <h2>Functions</h2><div class="scroll"><table id="functions"></table></div>
 <h2>Slowest calls</h2><div class="scroll"><table id="slowest"></table></div>
 <h2>Lost workers</h2><div class="scroll"><table id="lost"></table></div>
@@ -6526,7 +6528,7 @@ function histogram(cell, f) {
   bars.className = "bars"
   for (let p = low; p <= high; p++) {
     const bar = make(bars, "b"), count = bins[p] ?? 0
-    bar.style.height = percent(count / Math.max(...Object.values(bins))), bar.style.background = hue(f)
+    bar.style.height = `${100 * count / Math.max(...Object.values(bins))}%`, bar.style.background = hue(f)
     bar.title = `${time(2 ** (p - 1))} to ${time(2 ** p)}: ${whole(count)}`
   }
   bars.append(time(2 ** high))
