@@ -5867,7 +5867,7 @@ class Progress:
             if time.monotonic() - self.said > PLAIN_PAUSE:
                 self.said = time.monotonic()
                 print(text, file=sys.stderr, flush=True)
-        elif not self.hidden:
+        elif not self.hidden and in_foreground():
             self.wipe()
             text = text[:(os.get_terminal_size(2).columns or 80) - 1]
             self.drawn = len(text)
@@ -5909,6 +5909,14 @@ class Screen(io.FileIO):
 def on_terminal():
     """Whether stderr is a terminal on which a line can be drawn."""
     return os.isatty(2) and os.environ.get("TERM") != "dumb"
+
+
+def in_foreground():
+    """Whether the terminal is ours now, as far as one can know."""
+    try:
+        return os.tcgetpgrp(2) == os.getpgrp()
+    except OSError:  # it is no session's
+        return True
 
 
 def install_screens():
@@ -6210,6 +6218,11 @@ class RecordingWorker(Recording, Worker):
     def __init__(self, name, config, mark):
         super().__init__(name, config, mark, level=config["record"], cap=max(8, MAX_EVENTS // 12 // config["total"]))
 
+    @property
+    def pause(self):
+        """Seconds between RECORDs."""
+        return RECORDS + self.size * 1e-3
+
     def yield_baton(self):
         """As ever; from here on this task's event loop waits, or somebody else's task runs."""
         event = getattr(self.local, "event", None)
@@ -6219,27 +6232,23 @@ class RecordingWorker(Recording, Worker):
 
     def attend(self, timeout):
         """As ever; but first, if it is time, say what was run."""
-        self.tell_if_due()
-        super().attend(min(timeout, RECORDS + self.size * 1e-3) if self.fresh else timeout)
+        self.tell(self.pause)
+        super().attend(min(timeout, self.pause) if self.fresh else timeout)
 
     def end(self, event, unit):
         """The same between tasks."""
         super().end(event, unit)
-        self.tell_if_due()
+        self.tell(self.pause)
 
-    def tell_if_due(self):
-        """Send a RECORD if there is something new and the last one is old."""
-        if self.fresh and time.monotonic() - self.recorded > RECORDS + self.size * 1e-3:
-            self.tell()
-
-    def tell(self):
-        """Send a RECORD."""
-        thin(self.events, self.cap)
-        self.send(b"RECORD", self.name, pickle.dumps(self.news(), 5))
+    def tell(self, pause):
+        """Send a RECORD, if there is something new and the last one is that old."""
+        if self.fresh and time.monotonic() - self.recorded > pause or not pause:
+            thin(self.events, self.cap)
+            self.send(b"RECORD", self.name, pickle.dumps(self.news(), 5))
 
     def leave(self):
         """Say the last, and leave."""
-        self.tell()
+        self.tell(0)
         super().leave()
 
 
@@ -6352,7 +6361,8 @@ def sums(records):
             functions[name][1] += seconds
     return dict(hosts=hosts, functions=dict(sorted(functions.items(), key=lambda item: -item[1][1])),
                 tasks=sum(total[0] for total in functions.values()),
-                runs=sum(news["runs"] for news in records.values()), workers={name: news["host"] for name, news in records.items()})
+                runs=sum(news["runs"] for news in records.values()),
+                workers={name: news["host"] for name, news in records.items()})
 
 
 def verdict(run):
@@ -6429,12 +6439,11 @@ def trace_entries(run):
         return dict(ph=ph, name=title, ts=round(moment * 1e6), tid=1000 * numbers[worker] + lane, args=args,
                     pid=hosts.index(run["workers"][worker]) + 1)
 
-    placed = sorted(((event, lane) for event, lane in lanes(run["events"])), key=operator.itemgetter(1))
+    placed = sorted(lanes(run["events"]), key=operator.itemgetter(1))
     for name, host in run["workers"].items():
         yield entry("M", "process_name", name, name=host)
-        yield entry("M", "thread_name", name, name=f"worker {name}")
-    for name, lane in sorted({(event[WORKER], lane) for event, lane in placed if lane}):
-        yield entry("M", "thread_name", name, lane=lane, name=f"worker {name}, within ({lane})")
+    for name, lane in sorted({(name, 0) for name in numbers}.union((event[WORKER], lane) for event, lane in placed)):
+        yield entry("M", "thread_name", name, lane=lane, name=f"worker {name}" + f", within ({lane})" * (lane > 0))
     for event, lane in placed:
         where, again = (event[WORKER], event[START], lane), {"again": True} if event[AGAIN] else {}
         own, length = (round(seconds * 1e6) for seconds in (event[OWN], event[END] - event[START]))

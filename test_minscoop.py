@@ -6006,7 +6006,7 @@ def test_totals_are_those_of_the_last_record_when_others_are_lost(collector):
         worker.queue.clear()
         worker.parked.clear()
         if i % 10 == 9:
-            worker.tell()
+            worker.tell(0)
     records = [frames for frames in worker.sent if frames[0] == b"RECORD"]
     assert len(records) == 3
     collector.on_RECORD(*records[0][1:])
