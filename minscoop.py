@@ -5994,7 +5994,7 @@ def without_ours(stats):
 def prompt(namespace):
     """An interactive prompt, as `python -i` has one, until the end of its input; the pool is up meanwhile."""
     import code
-    if hasattr(sys, "__interactivehook__"):
+    if hasattr(sys, "__interactivehook__") and sys.stdin.isatty():
         sys.__interactivehook__()  # names are completed, lines are kept
     main.known = dict(namespace)
     code.InteractiveConsole(namespace).interact(
@@ -6555,14 +6555,14 @@ const rows = begins[lanes.length] || 1, end = Math.max(D.seconds * 1e6, 1), row 
 const AXIS = 20, STRIP = 44, HEAD = AXIS + 2 * STRIP + 14, GUTTER = 170
 const deaths = D.losses.map(([worker, at]) => [at * 1e6, begins[workers.indexOf(worker)]])
 const most = Math.max(1, ...D.waiting.map(([, n]) => n))
-let t0 = 0, t1 = end, y0 = 0, y1 = rows, width = 1, height = 1, ink = {}
+let t0 = 0, t1 = end, y0 = 0, y1 = rows, width = 1, height = 1, ink = {}, frame = 0
 const X = t => GUTTER + (t - t0) / (t1 - t0) * (width - GUTTER), Y = r => HEAD + (r - y0) / (y1 - y0) * (height - HEAD)
 const timeAt = x => t0 + (x - GUTTER) / (width - GUTTER) * (t1 - t0)
 const rowAt = y => y0 + (y - HEAD) / (height - HEAD) * (y1 - y0)
 function show(a, b, c, d) {  // these times and rows, within what there is
   const dt = Math.min(Math.max(b - a, 5), end), dy = Math.min(Math.max(d - c, 1), rows)
   t0 = Math.min(Math.max(a, 0), end - dt), t1 = t0 + dt, y0 = Math.min(Math.max(c, 0), rows - dy), y1 = y0 + dy
-  requestAnimationFrame(paint)
+  cancelAnimationFrame(frame), frame = requestAnimationFrame(paint)
 }
 function paint() {
   const scale = devicePixelRatio || 1, style = getComputedStyle(document.documentElement)

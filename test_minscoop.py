@@ -5795,9 +5795,9 @@ def test_what_a_task_logs_is_on_stderr_when_the_launcher_ran_it(script, options,
     assert ("not to be seen" in said) == bool(options)
 
 
-def test_what_is_typed_runs_on_workers_when_there_is_a_prompt(guard):
+def test_what_is_typed_runs_on_workers_when_there_is_a_prompt(guard, tmp_path):
     """Functions and classes that are made, and made anew, there; errors and Ctrl-C end a line, and Ctrl-D all."""
-    terminal = Terminal("-n", 2, TERM="dumb")
+    terminal = Terminal("-n", 2, TERM="dumb", HOME=str(tmp_path))  # where the history of lines is kept
     for line, answer in [
             ("def f(x): return x * 2\n", ">>> "), ("list(map(f, range(5)))", "[0, 2, 4, 6, 8]"),
             ("class A:\n    def __init__(self, x): self.x = f(x)\n", ">>> "), ("submit(A, 21).result().x", "42"),
