@@ -154,7 +154,7 @@ CENSUS_PATIENCE = 5.0  # s that a census waits for a worker. Smaller: who comput
                      # lock is not heard; larger: the others wait that long
 RECORDS = 0.25       # s between RECORDs of a worker, if they are wanted, and 1 ms for each worker of the pool. Smaller:
                      # more messages; larger: more is lost with a worker
-MAX_EVENTS = 50000   # tasks in a report, those merged with their neighbours counted as one; the workers together send
+MAX_EVENTS = 40000   # tasks in a report, those merged with their neighbours counted as one; the workers together send
                      # as many in three seconds. Smaller: less is seen; larger: slow pages, and memory of the root
 ANSWER = 0.5         # s that workers have to write down their stacks. Smaller: not all do; larger: they come later
 DESCRIPTORS = 30     # that have to be free in a process. Fewer than it needs: libzmq may abort it
@@ -1581,7 +1581,8 @@ class Mapping(Job):
         there may be more."""
         self.made += made
         if self.tally is not None:
-            self.tally.add(known, made, growing)
+            with progress.lock:
+                self.tally[:] = map_builtin(operator.add, self.tally, (known, made, growing))
 
     def available(self):
         """Whether the reader can go on: there is a chunk for it, or there never will be."""
@@ -5361,13 +5362,16 @@ class Inline(Node):
 
     def finish(self):
         """Run the maps that nobody has begun to read."""
-        for job in list(self.sources):
-            while not job.begun and job.pull(beyond=True):
-                pass
-        while self.queue:
-            span = self.queue.popleft()
-            while not span.stale and not span.job.begun:
-                self.sleep(lambda: span.stale, span.job, None)
+        try:
+            for job in list(self.sources):
+                while not job.begun and job.pull(beyond=True):
+                    pass
+            while self.queue:
+                span = self.queue.popleft()
+                while not span.stale and not span.job.begun:
+                    self.sleep(lambda: span.stale, span.job, None)
+        finally:
+            self.abort()
 
     def abort(self):
         """Nothing is under way, ever."""
@@ -5812,25 +5816,6 @@ def send_logs(level, send, worker, host):
 # complete.
 
 
-class Tally:
-    """What is counted under a label of the progress line: items of maps, those done, maps whose inputs go on."""
-
-    def __init__(self):
-        self.known = self.made = self.growing = 0
-
-    def add(self, known, made, growing):
-        """Count more, or less. Any thread."""
-        with progress.lock:
-            self.known += known
-            self.made += made
-            self.growing += growing
-
-    @property
-    def live(self):
-        """Whether there is more to come."""
-        return self.made < self.known or self.growing > 0
-
-
 class Progress:
     """The progress line of this process, drawn by a thread.
 
@@ -5838,10 +5823,10 @@ class Progress:
 
     def __init__(self, wanted=None):
         self.wanted, self.lock, self.thread = wanted, threading.RLock(), None
-        self.tallies = {}              # label -> Tally, of what overlaps in time
+        self.tallies = {}              # label -> [items of maps, those done, maps whose inputs go on]
         self.nodes = weakref.WeakKeyDictionary()  # -> calls that were done when none was under way
-        self.began = self.since = self.said = 0.0  # when there was nothing last; when the first of the tallies began;
-                                       # when a plain line was written
+        self.began = self.since = 0.0  # when there was nothing last; when the first of the tallies began
+        self.said = -PLAIN_PAUSE       # when a plain line was written
         self.drawn = 0                 # characters of the line on the screen
         self.hidden = False            # somebody has written a part of a line, or waits for input
 
@@ -5851,10 +5836,14 @@ class Progress:
             return None
         self.watch(node)
         with self.lock:
-            if not any(tally.live for tally in self.tallies.values()):
+            if not self.live():
                 self.tallies.clear()
                 self.since = time.monotonic()
-            return self.tallies.setdefault("" if label in (None, True) else " ".join(str(label).split()), Tally())
+            return self.tallies.setdefault("" if label in (None, True) else " ".join(str(label).split()), [0, 0, 0])
+
+    def live(self):
+        """Whether a map goes on."""
+        return any(made < known or growing for known, made, growing in self.tallies.values())
 
     def watch(self, node):
         """Show what this node does, from now on."""
@@ -5871,22 +5860,24 @@ class Progress:
         while self.wanted is not False:
             time.sleep(LOOK)
             with self.lock:
-                counts = self.look()
-                if counts:
-                    self.show(counts)
+                counts, now = self.look(), time.monotonic()
+                if not counts:
+                    self.wipe()
+                    self.began = self.since = now
+                    if not self.wanted:
+                        break
                     continue
-                self.wipe()
-                self.began = self.since = time.monotonic()
-                if not self.wanted:
-                    break
+                for node in list(self.nodes):
+                    node.send(b"COUNT", b"0")
+                if now - self.began > PROGRESS_DELAY:
+                    self.draw(progress_text(counts, now - self.since, list(self.nodes)))
         self.thread = None
 
     def look(self):
         """What is going on: {label: (known, made, whether there may be more)}; empty if nothing is."""
-        counts = {label: (tally.known, tally.made, tally.growing) for label, tally in self.tallies.items()}
-        live = any(tally.live for tally in self.tallies.values())
-        for node in list(self.nodes) if self.wanted else ():
-            left = calls_left(node)
+        counts, live = {label: tuple(tally) for label, tally in self.tallies.items()}, self.live()
+        for node in list(self.nodes):
+            left = calls_left(node) if self.wanted else 0
             if left:
                 known, made, growing = counts.get("", (0, 0, 0))
                 done, live = node.calls - self.nodes[node], True
@@ -5895,17 +5886,11 @@ class Progress:
                 self.nodes[node] = node.calls
         return counts if live else {}
 
-    def show(self, counts):
+    def draw(self, text):
         """Show it: on a terminal by drawing the line anew, else by a line from time to time."""
-        now = time.monotonic()
-        for node in list(self.nodes):
-            node.send(b"COUNT", b"0")
-        if now - self.began < PROGRESS_DELAY:
-            return
-        text = progress_text(counts, now - self.since, self.nodes)
         if not on_terminal():
-            if now - self.said > PLAIN_PAUSE:
-                self.said = now
+            if time.monotonic() - self.said > PLAIN_PAUSE:
+                self.said = time.monotonic()
                 print(text, file=sys.stderr, flush=True)
         elif not self.hidden and in_foreground():
             self.wipe()
@@ -5920,11 +5905,16 @@ class Progress:
             os.write(2, b"\r" + b"\33[A" * rows + b"\33[J")
             self.drawn = 0
 
+    def make_room(self, hidden):
+        """Let somebody else have the screen; hidden: the line stays away."""
+        with self.lock:
+            self.wipe()
+            self.hidden = hidden
+
     def close(self):
         """Show nothing any more."""
-        with self.lock:
-            self.wanted = False
-            self.wipe()
+        self.wanted = False
+        self.make_room(True)
 
 
 progress = Progress()
@@ -5937,8 +5927,7 @@ class Screen(io.FileIO):
     def write(self, data):
         """As FileIO does, with the progress line wiped before."""
         with progress.lock:
-            progress.wipe()
-            progress.hidden = bytes(data[-1:]) != b"\n"
+            progress.make_room(hidden=bytes(data[-1:]) != b"\n")
             return super().write(data)
 
 
@@ -5972,9 +5961,7 @@ def install_screens():
 @functools.wraps(input)
 def ask(*args, original=input):
     """``input``, with the progress line away meanwhile."""
-    with progress.lock:
-        progress.wipe()
-        progress.hidden = True
+    progress.make_room(hidden=True)
     try:
         return original(*args)
     finally:
@@ -5984,31 +5971,29 @@ def ask(*args, original=input):
 def calls_left(node):
     """How many calls of ``submit`` are queued or away; of very many, about."""
     with node.lock:
-        if node.broken is not None:
-            return 0
         queued = len(node.queue) if len(node.queue) > 10_000 else \
             sum(isinstance(unit, Future) and not unit.stale for unit in node.queue)
-        return queued + sum(hi - lo for shipment in node.away.values() if isinstance(shipment.span.job, Bundle)
-                            for lo, hi in shipment.open)
+        away = sum(hi - lo for shipment in node.away.values() if isinstance(shipment.span.job, Bundle)
+                   for lo, hi in shipment.open)
+        return 0 if node.broken else queued + away
 
 
 def progress_text(counts, seconds, nodes):
     """The progress line."""
     known, made, growing = map_builtin(sum, zip(*counts.values()))
-    rest = "others" if len(counts) > 1 else ""
+    rest, rate = "others" if len(counts) > 1 else "", made / max(seconds, 1e-3)
     parts = [f"{label or rest} {m}".strip() + (f" of {k}" if not g else "") for label, (k, m, g) in counts.items()]
     parts[-1] += "" if growing else f" ({100 * made // max(known, 1)} %)"
-    rate = made / max(seconds, 1e-3)
     parts.append(f"{rate:.0f}/s" if rate >= 10 else f"{rate:.2g}/s")
     if made and not growing:
         left = round((known - made) / rate)
         parts.append(f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left")
-    for node in list(nodes):
-        if isinstance(node, Root) and node.broken is None:
-            hosts = sum(facts.get("state") == "ready" for facts in list(node.hosts.values()))
-            parts.append(f"{max(0, node.size - node.idle_workers)} of {node.size} workers" +
-                         (f" on {hosts} hosts" if hosts > 1 else "") +
-                         (f", {node.retried} retries" if node.retried else ""))
+    for root in nodes:
+        if isinstance(root, Root) and not root.broken:
+            hosts = sum(facts.get("state") == "ready" for facts in list(root.hosts.values()))
+            parts.append(f"{max(0, root.size - root.idle_workers)} of {root.size} workers" +
+                         (f" on {hosts} hosts" if hosts > 1 else ""))
+            parts += [f"{root.retried} retries"] * (root.retried > 0)
     return "minscoop: " + ", ".join(parts)
 
 
@@ -6034,16 +6019,11 @@ def without_ours(stats):
 def prompt(namespace):
     """An interactive prompt, as `python -i` has one, until the end of its input; the pool is up meanwhile."""
     import code
-    with contextlib.suppress(ImportError):
-        import readline
-        import rlcompleter
-        readline.set_completer(rlcompleter.Completer(namespace).complete)
-        libedit = "libedit" in (readline.__doc__ or "")
-        readline.parse_and_bind("bind ^I rl_complete" if libedit else "tab: complete")
+    if hasattr(sys, "__interactivehook__") and sys.stdin.isatty():
+        sys.__interactivehook__()  # names are completed, lines are kept
     main.known = dict(namespace)
-    workers = executors[-1]._node.size
     code.InteractiveConsole(namespace).interact(
-        f"minscoop {__version__} on Python {sys.version.partition(' ')[0]}, {workers} workers: "
+        f"minscoop {__version__} on Python {sys.version.partition(' ')[0]}, {executors[-1]._node.size} workers: "
         f"{'map' if namespace.get('map') is map else 'futures.map'}, submit, futures, executor. Ctrl-D ends.", "")
 
 
@@ -6068,10 +6048,9 @@ def answer_with_stacks(node):
 # Times are those of the worker's monotonic clock; within a host these agree. Those of another host are moved to the
 # root's by what its quickest RECORD seemed to take: they are late by what it did take, some milliseconds.
 
-WORKER, FN, DEPTH, START, END, OWN, COUNT, MERGED, NUMBER, PARENT, TASK, TEXT, AGAIN = range(13)  # of an event
-# its worker; name of its function; depth below the outermost task; when it began and ended; seconds in its own code,
-# without waiting; calls; events merged; its number in its worker, and its parent's there; the task of another node that
-# it is of; its arguments; whether it ran again, since a worker died
+WORKER, FN, START, END, OWN, COUNT, EVENT, PARENT, TEXT, AGAIN = range(10)  # of an event: its worker; its function;
+# when it began and ended; seconds in its own code, without waiting; calls; its name; its parent's, or, if that is on
+# another worker, the task that it is of; its arguments; whether it ran again, since a worker died
 
 
 def short(value, depth=2):
@@ -6082,11 +6061,9 @@ def short(value, depth=2):
     if kind in (bool, float, complex, type(None)) or kind is int and value.bit_length() < 100:
         return repr(value)
     if kind in BRACKETS and depth:
-        items = [short(item, depth - 1) for item in itertools.islice(value, 3)] + ["…"] * (len(value) > 3)
-        if kind is dict:
-            items[:3] = [f"{short(key, 0)}: {short(item, depth - 1)}"
-                         for key, item in itertools.islice(value.items(), 3)]
-        return BRACKETS[kind] % ", ".join(items)
+        rows = itertools.islice(value.items() if kind is dict else zip(value), 3)
+        items = [": ".join(short(part, depth - 1) for part in row) for row in rows]
+        return BRACKETS[kind] % ", ".join(items + ["…"] * (len(value) > 3))
     if kind.__module__ == "numpy":
         return f"{kind.__name__}{value.shape}" if value.shape else repr(value)
     return value.__qualname__ if kind is types.FunctionType else f"<{kind.__name__}>"
@@ -6109,14 +6086,14 @@ def first_call(unit):
     """(callable, arguments, keyword arguments) of a future, or of the first item of a slice."""
     if isinstance(unit, Future):
         return unit._call
-    row = [column[unit.lo - unit.span.base] for column in unit.span.columns]
+    row = [column[0] for column in unit.span.items(unit.lo, unit.lo + 1)]
     return row[0] if unit.job.recipe is CALLS else (unit.job.recipe.fn, row, {})
 
 
 def thin(events, cap):
-    """Merge neighbours of one worker, function and depth, first those that are shortest together, until there are at
-    most `cap` events. Counts and times stay exact, texts go. If that does not do, of any depth; then any function."""
-    for fields in (WORKER, FN, DEPTH), (WORKER, FN), (WORKER,):
+    """Merge neighbours of one worker and function, first those that are shortest together, until there are at most
+    `cap` events. Counts and times stay exact, texts go. If that does not do, of any function."""
+    for fields in (WORKER, FN), (WORKER,):
         kind = operator.itemgetter(*fields)
         while len(events) > cap:
             events.sort(key=lambda event: (kind(event), event[START]))
@@ -6126,93 +6103,93 @@ def thin(events, cap):
             limit, single, kept = spans[min(len(events) - cap, len(spans)) - 1], False, []
             for event in events:
                 single = single and kind(kept[-1]) == kind(event) and event[END] - kept[-1][START] <= limit
-                if single:
-                    kept[-1] = merged(kept[-1], event)
-                else:
-                    kept.append(event)
+                kept[len(kept) - single:] = [merged(kept[-1], event) if single else event]
                 single = not single
             events[:] = kept
 
 
 def merged(a, b):
     """Two events as one; b began later."""
-    one = [x if x == y else None for x, y in zip(a, b)]
-    one[FN] = one[FN] or "(several)"
-    one[START], one[END], one[NUMBER], one[DEPTH] = a[START], max(a[END], b[END]), a[NUMBER], a[DEPTH]
-    one[OWN], one[COUNT], one[MERGED] = a[OWN] + b[OWN], a[COUNT] + b[COUNT], a[MERGED] + b[MERGED]
-    one[TEXT], one[AGAIN] = None, a[AGAIN] or b[AGAIN]
-    return one
+    fn, parent = (x if x == y else None for x, y in ((a[FN], b[FN]), (a[PARENT], b[PARENT])))
+    return [a[WORKER], fn or "(several)", a[START], max(a[END], b[END]), a[OWN] + b[OWN], a[COUNT] + b[COUNT],
+            a[EVENT], parent, None, a[AGAIN] or b[AGAIN]]
+
+
+def no_totals():
+    """The totals of a worker that has not run anything: when it ran the first and the last; events begun; bytes of all
+    messages, also if they lie in shared memory; seconds in each function; calls by function and log2 of seconds."""
+    return dict(first=math.inf, last=0.0, runs=0, received=0, sent=0, life=0.0,
+                seconds=collections.Counter(), calls=collections.Counter())
 
 
 class Recording:
-    """Mixed into a node: it counts what travels and what is lost, and times what it runs. One clock, which always
-    runs for somebody: an event, `overhead`, or `asleep`."""
+    """Mixed into a node: it counts what travels and what is lost, and times what it runs."""
 
     def __init__(self, *args, level=2, cap=MAX_EVENTS):
-        self.level, self.cap = level, cap
-        self.born = self.since = self.recorded = time.monotonic()
-        self.first, self.last = math.inf, 0.0   # when anything was run
-        self.overhead, self.asleep = [0.0] * (OWN + 1), [0.0] * (OWN + 1)
-        self.current = self.overhead
-        self.bytes_in = self.bytes_out = 0      # of all messages, also if they lie in shared memory
-        self.functions = {}                     # name -> [calls, seconds of their own, longest, {log2 of s: calls}]
-        self.events, self.losses, self.parents = [], [], {}   # since the last RECORD
-        self.runs, self.fresh = 0, False        # events begun; whether a RECORD would bring anything new
+        self.level, self.cap, self.local = level, cap, threading.local()
+        self.totals = no_totals()
+        self.events, self.losses, self.parents = [], [], {}  # since the last RECORD
+        self.born = self.recorded = time.monotonic()
+        self.fresh = False                                   # whether there is anything new
         super().__init__(*args)
 
-    def charge(self, event):
-        """From now on time is this event's. Returns whose it was."""
-        before, now = self.current, time.monotonic()
-        before[OWN] += now - self.since
-        self.current, self.since = event, now
-        return before
+    @contextlib.contextmanager
+    def instead(self, event):
+        """Meanwhile this thread does that, or waits (None), on top of what it did: that does not run."""
+        outer, begun = getattr(self.local, "event", None), time.monotonic()
+        self.local.event = event
+        try:
+            yield
+        finally:
+            self.local.event = outer
+            if outer is not None:
+                outer[OWN] -= time.monotonic() - begun
 
     def execute(self, unit, me=None):
-        """Run user code, on the clock; in a thread that a task made (me: None), beside it."""
+        """Run user code, and note when."""
         event = unit.event = self.begin(unit)
-        before = self.charge(event) if me else None
-        event[START] = self.since if me else time.monotonic()
         try:
-            super().execute(unit, me)
+            with self.instead(event):
+                super().execute(unit, me)
         finally:
-            if me:
-                self.charge(before)
-            event[END] = self.since if me else time.monotonic()
-            event[OWN] = event[OWN] if me else event[END] - event[START]
+            now = time.monotonic()
+            event[OWN], event[END] = max(0.0, event[OWN] + (event[END] or now) - event[START]), now
             self.end(event, unit)
+
+    def wait_for(self, ready, what=None, timeout=None):
+        """As ever; who waits does not run."""
+        with self.instead(None):
+            return super().wait_for(ready, what, timeout)
 
     def begin(self, unit):
         """The event of what is about to be run."""
-        self.runs += 1
-        parent, task = getattr(unit._parent, "event", None), getattr(getattr(unit, "job", None), "id", None)
-        event = [self.name.decode(), "?", min(parent[DEPTH] + 1, 99) if parent else 0, 0.0, 0.0, 0.0, 1, 1,
-                 self.runs, parent and parent[NUMBER], task and task.decode(), None,
+        self.totals["runs"] += 1
+        parent, name = getattr(unit._parent, "event", None), self.name.decode()
+        task = parent[EVENT] if parent else getattr(getattr(unit, "job", None), "id", b"").decode().partition("/")[0]
+        event = [name, "?", 0.0, 0.0, 0.0, 1, f"{name}#{self.totals['runs']}", task, None,
                  isinstance(unit, Slice) and unit.span.avoid != b""]
         with contextlib.suppress(Exception):
             fn, args, kwargs = first_call(unit)
             event[FN] = name_of(fn)
             if self.level > 1:
-                words = [short(value) for value in itertools.islice(args, 5)] + ["…"] * (len(args) > 5)
+                words = [short(value) for value in args[:5]] + ["…"] * (len(args) > 5)
                 words += [f"{key}={short(value)}" for key, value in itertools.islice(kwargs.items(), 5)]
                 event[TEXT] = ", ".join(words)[:120]
+        event[START] = time.monotonic()
         return event
 
     def end(self, event, unit):
         """Count what was run; of short calls of several functions, each is taken to last as long as the others."""
-        names = {event[FN]: 1}
-        if isinstance(unit, Slice):
-            event[COUNT], names = unit.hi - unit.lo, {event[FN]: unit.hi - unit.lo}
-            if unit.job.recipe is CALLS and event[COUNT] > 1:
-                calls = unit.span.columns[0][unit.lo - unit.span.base:unit.hi - unit.span.base]
-                names = collections.Counter(name_of(call[0]) for call in calls)
-        mean = event[OWN] / event[COUNT]
+        event[COUNT] = unit.hi - unit.lo if isinstance(unit, Slice) else 1
+        names, mean, totals = {event[FN]: event[COUNT]}, event[OWN] / event[COUNT], self.totals
+        if event[COUNT] > 1 and unit.job.recipe is CALLS:
+            names = collections.Counter(name_of(call[0]) for call in unit.span.items(unit.lo, unit.hi)[0])
         for name, count in names.items():
-            name = name if name in self.functions or len(self.functions) < 300 else "(others)"
-            total = self.functions.setdefault(name, [0, 0.0, 0.0, {}])
-            total[:3] = total[0] + count, total[1] + mean * count, max(total[2], mean)
-            power = math.frexp(max(mean, 1e-7))[1]
-            total[3][power] = total[3].get(power, 0) + count
-        self.first, self.last, self.fresh = min(self.first, event[START]), event[END], True
+            name = name if name in totals["seconds"] or len(totals["seconds"]) < 300 else "(others)"
+            totals["seconds"][name] += mean * count
+            totals["calls"][name, math.frexp(max(mean, 1e-7))[1]] += count
+        totals.update(first=min(totals["first"], event[START]), last=event[END])
+        self.fresh = True
         if self.level > 1:
             self.events.append(event)
             if len(self.events) > 2 * self.cap:
@@ -6220,47 +6197,42 @@ class Recording:
 
     def handle(self, message):
         """Count it, and handle it."""
-        self.bytes_in += sum(map_builtin(size_of, message))
+        self.totals["received"] += sum(map_builtin(size_of, message))
         super().handle(message)
 
     def send_all(self, *messages):
         """Count them, and send them."""
-        self.bytes_out += sum(size_of(frame) for message in messages for frame in message)
+        self.totals["sent"] += sum(map_builtin(size_of, itertools.chain(*messages)))
         super().send_all(*messages)
 
     def register(self, span, lo, hi, frames):
         """Remember whose child leaves, so that its event elsewhere can say so."""
         task_id, parent = super().register(span, lo, hi, frames), getattr(span._parent, "event", None)
-        if parent and not isinstance(span.job, Guest) and self.level > 1 and len(self.parents) < self.cap:
-            self.parents[task_id.partition(b"/")[0].decode()] = parent[NUMBER]
+        if parent and self.level > 1 and len(self.parents) < self.cap:
+            self.parents[task_id.partition(b"/")[0].decode()] = parent[EVENT]
         return task_id
 
     def on_LOST(self, task_id, lo, hi, flags, obituary):
-        """Note who died, what it was running, and how many items run again."""
+        """Note who died, and how many items run again."""
         shipment = self.away.get(task_id)
         super().on_LOST(task_id, lo, hi, flags, obituary)
         if shipment is not None and obituary:
-            running = shipment.span.job.title(int(lo)) if int(flags) & BLAME and int(lo) < int(hi) else None
             again = 0 if shipment.span.job.cancelled else sum(end - first for first, end in shipment.open)
-            self.losses.append([self.name.decode(), time.monotonic(), bytes(obituary).decode(errors="replace"), running,
-                                again])
+            self.losses.append([self.name.decode(), time.monotonic(), bytes(obituary).decode(errors="replace"), again])
             self.fresh = True
 
     def queued(self):
         """Items that wait here to be run; a long queue is not looked through."""
         with self.lock:
+            units = [unit for unit in itertools.islice(self.queue, 1000) if not unit.stale]
             return max(0, len(self.queue) - 1000) + sum(
-                0 if unit.stale else unit.hi - unit.lo if isinstance(unit, Span) else 1
-                for unit in itertools.islice(self.queue, 1000))
+                unit.hi - unit.lo if isinstance(unit, Span) else 1 for unit in units)
 
     def news(self):
-        """What a RECORD says."""
-        self.charge(self.current)
-        self.recorded, self.fresh = self.since, False
-        said = dict(now=self.since, first=self.first, last=self.last, overhead=self.overhead[OWN],
-                    asleep=self.asleep[OWN], runs=self.runs, bytes=[self.bytes_in, self.bytes_out],
-                    functions=self.functions, queued=self.queued(), events=self.events, losses=self.losses,
-                    parents=self.parents)
+        """What a RECORD says: totals, so that the next makes up for one that is lost, and what is new."""
+        self.recorded, self.fresh = time.monotonic(), False
+        said = dict(self.totals, now=self.recorded, life=self.recorded - self.born, host=place["host"],
+                    queued=self.queued(), events=self.events, losses=self.losses, parents=self.parents)
         self.events, self.losses, self.parents = [], [], {}
         return said
 
@@ -6271,46 +6243,37 @@ class RecordingWorker(Recording, Worker):
     def __init__(self, name, config, mark):
         super().__init__(name, config, mark, level=config["record"], cap=max(8, MAX_EVENTS // 12 // config["total"]))
 
-    def charged(self, event, method, *args):
-        """Call a method while the clock runs for this, if this thread has the baton."""
-        if self.holder.ident != threading.get_ident():
-            return method(*args)
-        before = self.charge(event)
-        try:
-            return method(*args)
-        finally:
-            self.charge(before)
-
-    def wait_for(self, ready, what=None, timeout=None):
-        """As ever; who waits does not run."""
-        return self.charged(self.overhead, super().wait_for, ready, what, timeout)
+    @property
+    def pause(self):
+        """Seconds between RECORDs."""
+        return RECORDS + self.size * 1e-3
 
     def yield_baton(self):
-        """The same: from here on its event loop waits, or somebody else's task runs."""
-        self.charge(self.overhead)
+        """As ever; from here on this task's event loop waits, or somebody else's task runs."""
+        event = getattr(self.local, "event", None)
+        if event is not None:
+            event[END] = time.monotonic()
         super().yield_baton()
 
     def attend(self, timeout):
-        """As ever, asleep; but first, if it is time, say what was run."""
-        pause = RECORDS + self.size * 1e-3
-        if self.fresh and time.monotonic() - self.recorded > pause:
-            self.tell()
-        self.charged(self.asleep, super().attend, min(timeout, pause) if self.fresh else timeout)
+        """As ever; but first, if it is time, say what was run."""
+        self.tell(self.pause)
+        super().attend(min(timeout, self.pause) if self.fresh else timeout)
 
     def end(self, event, unit):
         """The same between tasks."""
         super().end(event, unit)
-        if event[END] - self.recorded > RECORDS + self.size * 1e-3:
-            self.tell()
+        self.tell(self.pause)
 
-    def tell(self):
-        """Send a RECORD."""
-        thin(self.events, self.cap)
-        self.send(b"RECORD", self.name, pickle.dumps(self.news(), 5))
+    def tell(self, pause):
+        """Send a RECORD, if there is something new and the last one is that old."""
+        if self.fresh and time.monotonic() - self.recorded > pause or not pause:
+            thin(self.events, self.cap)
+            self.send(b"RECORD", self.name, pickle.dumps(self.news(), 5))
 
     def leave(self):
         """Say the last, and leave."""
-        self.tell()
+        self.tell(0)
         super().leave()
 
 
@@ -6320,7 +6283,7 @@ class Collector(Recording):
     def __init__(self, options):
         self.records, self.offsets = {}, {}   # worker -> its latest RECORD; host -> what to add to its times
         self.known, self.slowest, self.lost, self.owners = [], [], [], {}
-        self.waiting, self.waits = [], 0      # [time, items that wait]; their sum as workers said last
+        self.waiting = []                     # [time, items that wait]
         self.wishes, self.published, self.used = options, False, time.process_time()
         super().__init__(options, level=options["record"])
 
@@ -6330,9 +6293,9 @@ class Collector(Recording):
 
     def collect(self, worker, news):
         """Keep it; of events only so many."""
-        worker, host, now = worker.decode(), host_of(worker).decode(), time.monotonic()
-        events, here = news.pop("events"), host == host_of(self.name).decode()
-        self.offsets[host] = 0.0 if here else min(self.offsets.get(host, math.inf), now - news["now"])
+        host, here, now = host_of(worker), host_of(self.name), time.monotonic()
+        events, late = news.pop("events"), now - news["now"]
+        self.offsets[host.decode()] = 0.0 if host == here else min(self.offsets.get(host.decode(), math.inf), late)
         self.lost += news.pop("losses")
         if len(self.owners) < 2 * MAX_EVENTS:
             self.owners.update(news.pop("parents"))
@@ -6340,64 +6303,45 @@ class Collector(Recording):
         self.known += events
         if len(self.known) > 2 * MAX_EVENTS:
             thin(self.known, MAX_EVENTS)
-        self.waits += news["queued"] - self.records.get(worker, news)["queued"] * (worker in self.records)
-        self.records[worker] = news
+        self.records[worker.decode()] = news
         if not self.waiting or now - self.waiting[-1][0] > 0.02:
-            self.waiting.append([now, self.waits + self.queued()])
+            self.waiting.append([now, self.queued() + sum(news["queued"] for news in self.records.values())])
             self.waiting = self.waiting[::2] if len(self.waiting) > 4000 else self.waiting
 
-    def publish(self):
-        """Write what was asked for, once. What goes wrong here harms nobody else."""
-        if self.published:
+    def abort(self):
+        """The same, and then publish; a pool that never started has nothing to say."""
+        super().abort()
+        if self.published or self.context is None and not isinstance(self, Inline):
             return
         self.published = True
         try:
-            self.lost += self.losses
-            run = digest(self)
-            for key, write in ("report", write_page), ("trace", write_trace):
-                if self.wishes[key]:
-                    part = f"{self.wishes[key]}.{os.getpid()}.part"
-                    with open(part, "w", encoding="utf-8") as file:
-                        write(run, file)
-                    os.replace(part, self.wishes[key])
-            if self.wishes["summary"]:
-                print("\n".join(summary_lines(run)), file=sys.stderr, flush=True)
-        except Exception as error:  # the disk is full, stderr is closed, a record made no sense
+            self.publish()
+        except Exception as error:  # the disk is full, stderr is closed, a record made no sense: no harm to others
             logger.error("the report could not be written: %s", error)
+
+    def publish(self):
+        """Write what was asked for."""
+        if isinstance(self, Inline):
+            self.collect(self.name, self.news())
+        self.lost += self.losses
+        run = digest(self)
+        shown = dict(run, traceEvents=[*trace_entries(run)], records=None, events=None)
+        text = json.dumps(shown, separators=(",", ":"))
+        page = PAGE.replace("@DATA@", text.replace("<", "\\u003c"))  # data cannot end the element that it is in
+        for key, content in ("report", page), ("trace", text):
+            if self.wishes[key]:
+                with open(self.wishes[key], "w", encoding="utf-8") as file:
+                    file.write(content)
+        if self.wishes["summary"]:
+            print("\n".join(summary_lines(run)), file=sys.stderr, flush=True)
 
 
 class RecordingRoot(Collector, Root):
     """A root that publishes when the pool has ended, however that came."""
 
-    def abort(self):
-        """The same; a pool that never started has nothing to say."""
-        super().abort()
-        if self.context is not None:
-            self.publish()
-
 
 class RecordingInline(Collector, Inline):
-    """Without a pool: all is run by the script's own process, in one row. Outside of tasks, that "sleeps". The clock is
-    one for all its threads: of tasks that run in several at a time, it knows only the sum."""
-
-    hosts = {}
-
-    def __init__(self, options):
-        super().__init__(options)
-        self.current = self.asleep
-
-    def finish(self):
-        """Publish, once the rest is run."""
-        try:
-            super().finish()
-        finally:
-            self.abort()
-
-    def abort(self):
-        """Publish what was run till now."""
-        if not self.published:
-            self.collect(self.name, self.news())
-            self.publish()
+    """Without a pool: all is run by the script's own process, in one row."""
 
 
 def digest(root):
@@ -6408,483 +6352,337 @@ def digest(root):
     thin(root.known, MAX_EVENTS)
     for event in {id(event): event for event in root.known + root.slowest}.values():
         event[START], event[END] = since(event[WORKER], event[START]), since(event[WORKER], event[END])
-        owner = event[TASK] and root.owners.get(event[TASK].partition("/")[0])
-        event[PARENT] = f"{event[WORKER]}#{event[PARENT]}" if event[PARENT] else \
-            owner and f"{event[TASK].partition(':')[0]}#{owner}"
-    losses, seconds = {}, time.monotonic() - root.born
-    for owner, moment, obituary, running, again in root.lost:  # the owners of what it held tell of the same death
+        event[PARENT] = root.owners.get(event[PARENT], event[PARENT])
+    losses, seconds, hosts = {}, time.monotonic() - root.born, {}
+    for owner, moment, obituary, again in root.lost:  # the owners of what it held tell of the same death
         name = re.match(r"\w+\.\d+ |", obituary)[0].strip() or "?"
-        loss = losses.setdefault(obituary, [name, since(owner, moment), obituary, None, 0])
-        loss[3:] = running or loss[3], loss[4] + again
+        losses.setdefault(obituary, [name, since(owner, moment), obituary, 0])[3] += again
+        hosts.update((worker.partition(".")[0], news["host"]) for worker, news in root.records.items())
+        root.records.setdefault(name, dict(no_totals(), host=hosts.get(name.partition(".")[0], "(a lost host)")))
     for worker, news in root.records.items():
-        news["first"], news["last"] = since(worker, news["first"]), since(worker, news["last"])
-        news["code"] = sum(own for _, own, _, _ in news["functions"].values())
-    losses = sorted(losses.values(), key=operator.itemgetter(1))
+        news.update(first=since(worker, news["first"]), last=since(worker, news["last"]), workers=1,
+                    tasks=sum(news["calls"].values()), code=sum(news["seconds"].values()),
+                    again=sum(loss[3] for loss in losses.values() if loss[0] == worker))
+    records = dict(sorted(root.records.items(), key=lambda item: [(len(word), word) for word in item[0].split(".")]))
     run = dict(title=" ".join(map_builtin(str, sys.argv)).strip()[:200] or "-", ended=time.strftime("%Y-%m-%d %H:%M"),
-               seconds=seconds, cpu=(time.process_time() - root.used) / seconds, events=root.known, losses=losses,
-               slowest=root.slowest, moved=root.bytes_in + root.bytes_out, inline=isinstance(root, Inline),
-               waiting=[[moment - root.born, count] for moment, count in root.waiting], records=root.records)
-    run.update(add_hosts(root, run), functions=add_functions(root.records.values()))
+               seconds=seconds, cpu=(time.process_time() - root.used) / seconds, inline=isinstance(root, Inline),
+               events=root.known, slowest=root.slowest, records=records, losses=sorted(losses.values()),
+               waiting=[[since("", moment), count] for moment, count in root.waiting],
+               moved=root.totals["received"] + root.totals["sent"], **sums(records))
     return dict(run, verdict=verdict(run))
 
 
-def add_hosts(root, run):
-    """What the hosts did: {name: [workers, calls, seconds in tasks, seconds of their lives, bytes in, bytes out, items
-    that ran again]}; and the host of each worker, in order."""
-    def host(name):
-        number = name.partition(".")[0]
-        return root.hosts.get(number, {}).get("host") or (
-            os.uname().nodename if number == root.name.partition(b".")[0].decode() else "(a lost host)")
-
-    hosts, workers = {}, {}
-    names = {*root.records, *(loss[0] for loss in run["losses"])}
-    for name in sorted(names, key=lambda name: [part for word in name.split(".") for part in (len(word), word)]):
-        workers[name], said = host(name), root.records.get(name)
-        row = hosts.setdefault(workers[name], [0, 0, 0.0, 0.0, 0, 0, 0])
-        row[0] += name != "?"
-        if said is not None:
-            calls = sum(total[0] for total in said["functions"].values())
-            figures = calls, said["code"], said["code"] + said["overhead"] + said["asleep"], *said["bytes"]
-            row[1:6] = map_builtin(operator.add, row[1:], figures)
-    for name, *_, again in run["losses"]:
-        hosts[workers[name]][6] += again
-    return dict(hosts=hosts, workers=workers, tasks=sum(row[1] for row in hosts.values()))
-
-
-def add_functions(records):
-    """{name: [calls, seconds of their own, longest, {log2 of seconds: calls}]} of all workers, most time first."""
-    functions = {}
-    for news in records:
-        for name, (count, own, longest, powers) in news["functions"].items():
-            total = functions.setdefault(name, [0, 0.0, 0.0, collections.Counter()])
-            total[:3] = total[0] + count, total[1] + own, max(total[2], longest)
-            total[3].update(powers)
-    return dict(sorted(functions.items(), key=lambda item: -item[1][1]))
+def sums(records):
+    """What all workers did: {host: its figures}, {function: [calls, seconds, {log2 of seconds: calls}]}, all calls, and
+    the host of each worker."""
+    hosts, functions, keys = {}, {}, ("workers", "tasks", "code", "life", "received", "sent", "again")
+    for news in records.values():
+        row = hosts.setdefault(news["host"], dict.fromkeys(keys, 0))
+        row.update((key, row[key] + news[key]) for key in keys)
+        for (name, power), count in news["calls"].items():
+            total = functions.setdefault(name, [0, 0.0, collections.Counter()])
+            total[0], total[2][power] = total[0] + count, total[2][power] + count
+        for name, seconds in news["seconds"].items():
+            functions[name][1] += seconds
+    return dict(hosts=hosts, functions=dict(sorted(functions.items(), key=lambda item: -item[1][1])),
+                tasks=sum(total[0] for total in functions.values()),
+                runs=sum(news["runs"] for news in records.values()),
+                workers={name: news["host"] for name, news in records.items()})
 
 
 def verdict(run):
     """One sentence: what the program was limited by, and what to change."""
-    records, seconds = [news for news in run["records"].values() if news["last"]], run["seconds"]
-    if run["inline"] or not records:
+    records, seconds = [news for news in run["records"].values() if news["life"]], run["seconds"]
+    if run["inline"] or not run["tasks"]:
         return "Everything ran in the script's own process (-n 0)." if run["inline"] else "No task was run."
-    first, end = min(news["first"] for news in records), max(news["last"] for news in records)
-    whole = max(end - first, 1e-9) * len(run["records"])  # what the workers could have done from the first task on
-    code, extra = (sum(news[key] for news in records) for key in ("code", "overhead"))
-    idle, tail = max(0.0, whole - code - extra), sum(end - max(news["last"], first) for news in run["records"].values())
-    mean, size = code / sum(news["runs"] for news in records), run["moved"] / run["tasks"]
-    name, longest = max(((name, total[2]) for name, total in run["functions"].items()), key=operator.itemgetter(1))
+    first, end = min(news["first"] for news in records if news["last"]), max(news["last"] for news in records)
+    whole = max(end - first, 1e-9) * len(records)  # what the workers could have done from the first task on
+    code, tail = sum(news["code"] for news in records), sum(end - max(news["last"], first) for news in records)
+    short_ones, size = code / run["runs"] < 1e-3, run["moved"] / run["tasks"]  # slices of a map take longer than that
     busy = f"{code / whole:.0%} of the time between the first and the last task"
-    if end - first < seconds / 2 and seconds > 2:
-        return (f"Limited by the root: the script gave the pool nothing to do for {seconds - end + first:.1f} of "
-                f"{seconds:.1f} s. Move that work into tasks, or submit earlier.")
-    if code > 0.8 * whole:
-        return f"Limited by nothing but the number of workers: they ran tasks {busy}."
-    if size < 1e5 and (extra > idle or mean < 1e-3):
-        return (f"Limited by too-short tasks: {scaled(code / run['tasks'], 's')} each on average; workers ran them "
-                f"{busy}. Let each do more, or use map, which runs many at a time.")
-    if extra > idle or run["moved"] > 5e7 * (end - first) and tail < idle / 2:
-        return (f"Limited by the network, or by packing what goes through it: {scaled(run['moved'], 'B')} in and out "
-                f"of the root, {scaled(size, 'B')} for each task. Send less: constants, map_reduce, files' names.")
-    if tail > idle / 2:
-        return (f"Limited by imbalance: workers waited {tail / whole:.0%} of the time for the last tasks; the longest "
-                f"({name}) took {scaled(longest, 's')}. Make tasks smaller, or submit the longest first.")
+    network = f"{scaled(run['moved'], 'B')} in and out of the root, {scaled(size, 'B')} for each task"
     why = f"its process was busy {run['cpu']:.0%} of the time" if run["cpu"] > 0.7 else "too few were made in time"
-    return (f"Limited by the root: workers ran tasks {busy}, and waited for more; {why}. Make tasks larger, create "
-            "them in tasks, or reduce results where they are made (map_reduce).")
+    return next(text for holds, text in (
+        (end - first < seconds / 2 and seconds > 2,
+         f"Limited by the root: the script gave the pool nothing to do for {seconds - end + first:.1f} of "
+         f"{seconds:.1f} s. Move that work into tasks, or submit earlier."),
+        (code > 0.8 * whole, f"Limited by nothing but the number of workers: they ran tasks {busy}."),
+        (size < 1e5 and short_ones,
+         f"Limited by too-short tasks: {scaled(code / run['tasks'], 's')} each on average; workers ran them {busy}. "
+         "Let each do more, or use map, which runs many at a time."),
+        (run["moved"] > 5e7 * (end - first) and tail < (whole - code) / 2,
+         f"Limited by the network, or by packing what goes through it: {network}. Send less: constants, map_reduce, "
+         "files' names."),
+        (tail > (whole - code) / 2,
+         f"Limited by imbalance: workers waited {tail / whole:.0%} of the time for the last tasks. Make tasks smaller, "
+         "or submit the longest first."),
+        (True,
+         f"Limited by the root: workers ran tasks {busy}, and waited for more; {why}. Make tasks larger, create them "
+         "in tasks, or reduce results where they are made (map_reduce).")) if holds)
 
 
 def scaled(number, unit):
     """A number with its unit, in three digits."""
-    for factor, prefix in (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"):
-        if number >= factor:
-            break
-    return f"{number / factor:.3g} {prefix}{unit}" if number else f"0 {unit}"
+    power = max(-3, min(3, math.floor(math.log10(number) / 3))) if number else 0
+    return f"{number / 1000 ** power:.3g} {['', *'kMGnµm'][power]}{unit}"
 
 
 def summary_lines(run):
     """What -v says at the end."""
     rows = [("HOST", "WORKERS", "TASKS", "BUSY", "RECEIVED", "SENT", "RETRIES")]
-    for host, (workers, calls, code, life, received, sent, again) in run["hosts"].items():
-        rows.append((host, str(workers), str(calls), f"{code / life:.0%}" if life else "-", scaled(received, "B"),
-                     scaled(sent, "B"), str(again)))
-    yield f"minscoop: {run['tasks']} tasks in {run['seconds']:.2f} s"
-    yield from aligned(rows)
-    yield f"minscoop: {run['verdict']}"
+    for host, row in run["hosts"].items():
+        rows.append((host, str(row["workers"]), str(row["tasks"]), f"{row['code'] / max(row['life'], 1e-9):.0%}",
+                     scaled(row["received"], "B"), scaled(row["sent"], "B"), str(row["again"])))
+    return [f"minscoop: {run['tasks']} tasks in {run['seconds']:.2f} s", *aligned(rows), f"minscoop: {run['verdict']}"]
 
 
 def writable(path):
     """A file that will be written at the end, as an absolute path. Raises ValueError if that cannot be."""
     try:
         path = replaceable(path)
-        with tempfile.TemporaryFile(dir=os.path.dirname(path)):
+        with open(path, "a"):
             return path
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror}") from None
 
 
-def lanes(events, nested):
-    """(event, lane) for those of one worker, by their beginning: in a lane none overlap, unless nested."""
-    stacks = []
-    for event in sorted(events, key=lambda event: (event[START], -event[END])):
-        for lane in range(len(stacks) + 1):
-            stack = stacks[lane] if lane < len(stacks) else []
-            while stack and stack[-1] <= event[START]:
-                stack.pop()
-            if not stack or nested and event[END] <= stack[-1]:
-                break
-        stacks[lane:lane + 1] = [stack + [event[END]]]
+def lanes(events):
+    """(event, lane), by worker and beginning: in a lane of a worker none overlap."""
+    ends = {}  # (worker, lane) -> when the last one there ended
+    for event in sorted(events, key=operator.itemgetter(WORKER, START)):
+        lane = next(lane for lane in itertools.count() if ends.get((event[WORKER], lane), 0.0) <= event[START])
+        ends[event[WORKER], lane] = event[END]
         yield event, lane
 
 
-def by_worker(run):
-    """{worker: its events}, for all workers in order."""
-    events = {name: [] for name in run["workers"]}
-    for event in run["events"]:
-        events[event[WORKER]].append(event)
-    return events
-
-
 def trace_entries(run):
-    """The entries of a trace: hosts are processes, workers threads; more than one if tasks of a worker overlap."""
+    """The run in Chrome's trace event format: hosts are processes, workers threads; of what overlaps in a worker, such
+    as a task and its children, the inner ones are in further threads. The page draws the same."""
     hosts, numbers = [*run["hosts"]], {name: i for i, name in enumerate(run["workers"], 1)}
-    for number, host in enumerate(hosts, 1):
-        yield dict(ph="M", name="process_name", pid=number, tid=0, args=dict(name=host))
-    for name, events in by_worker(run).items():
-        place, known = dict(pid=hosts.index(run["workers"][name]) + 1, tid=numbers[name]), set()
-        for event, lane in itertools.chain([(None, 0)], lanes(events, nested=True)):
-            place["tid"] = numbers[name] + lane * len(numbers)
-            if lane not in known:
-                known.add(lane)
-                args = dict(name=f"worker {name}" + f", beside it ({lane})" * (lane > 0))
-                yield dict(place, ph="M", name="thread_name", args=args)
-                yield dict(place, ph="M", name="thread_sort_index", args=dict(sort_index=1000 * numbers[name] + lane))
-            if event is not None:
-                args = dict(task=f"{name}#{event[NUMBER]}", of=event[TASK], parent=event[PARENT], arguments=event[TEXT],
-                            calls=event[COUNT], merged=event[MERGED], own_ms=round(event[OWN] * 1e3, 6))
-                moment = round(event[START] * 1e6, 3)
-                yield dict(place, ph="X", cat="task", name=event[FN], ts=moment, args=args,
-                           dur=round((event[END] - event[START]) * 1e6, 3))
-                if event[AGAIN]:
-                    yield dict(place, ph="i", s="t", cat="retry", name="retry", ts=moment, args=args)
-    for name, moment, obituary, running, again in run["losses"]:
-        yield dict(pid=hosts.index(run["workers"][name]) + 1, tid=numbers[name], ph="i", s="t", cat="loss",
-                   name="worker lost", ts=round(moment * 1e6, 3), args=dict(why=obituary, running=running, again=again))
+
+    def entry(ph, title, worker, moment=0.0, lane=0, **args):
+        return dict(ph=ph, name=title, ts=round(moment * 1e6), tid=1000 * numbers[worker] + lane, args=args,
+                    pid=hosts.index(run["workers"][worker]) + 1)
+
+    placed = sorted(lanes(run["events"]), key=operator.itemgetter(1))
+    for name, host in run["workers"].items():
+        yield entry("M", "process_name", name, name=host)
+    for name, lane in sorted({(name, 0) for name in numbers}.union((event[WORKER], lane) for event, lane in placed)):
+        yield entry("M", "thread_name", name, lane=lane, name=f"worker {name}" + f", within ({lane})" * (lane > 0))
+    for event, lane in placed:
+        where, again = (event[WORKER], event[START], lane), {"again": True} if event[AGAIN] else {}
+        own, length = (round(seconds * 1e6) for seconds in (event[OWN], event[END] - event[START]))
+        yield dict(entry("X", event[FN], *where, task=event[EVENT], parent=event[PARENT], arguments=event[TEXT],
+                         calls=event[COUNT], own=own, **again), dur=length)
+        if again:
+            yield dict(entry("i", "retry", *where), s="t")
+    for name, moment, obituary, again in run["losses"]:
+        yield dict(entry("i", "worker lost", name, moment, why=obituary, again=again), s="t")
 
 
-def write_trace(run, file):
-    """Write the run in Chrome's trace event format."""
-    file.write('{"displayTimeUnit": "ms", "otherData": %s, "traceEvents": [\n' % json.dumps(
-        dict(title=run["title"], ended=run["ended"], minscoop=__version__, tasks=run["tasks"], verdict=run["verdict"])))
-    file.write(",\n".join(map_builtin(json.dumps, trace_entries(run))) + "\n]}\n")
-
-
-def write_page(run, file):
-    """Write the run as a page. What the browser gets is data, and cannot end the element that it is in."""
-    hosts, names, texts = [*run["hosts"]], [*run["functions"]], {None: 0}
-    fns, numbers = {name: i for i, name in enumerate(names)}, {name: i for i, name in enumerate(run["workers"])}
-    columns, rows = [[] for _ in range(12)], []
-    for name, events in by_worker(run).items():
-        rows.append(1)
-        for event, row in sorted(lanes(events, nested=False), key=operator.itemgetter(1)):  # stable: by time, too
-            rows[-1] = max(rows[-1], row + 1)
-            values = (numbers[name], row, round(event[START] * 1e6), round((event[END] - event[START]) * 1e6),
-                      round(event[OWN] * 1e6), event[COUNT], fns.get(event[FN], -1), event[NUMBER],
-                      texts.setdefault(event[PARENT], len(texts)), texts.setdefault(event[TEXT], len(texts)),
-                      int(event[AGAIN]), event[MERGED])
-            for column, value in zip(columns, values):
-                column.append(value)
-    slowest = [(event[FN], event[WORKER], event[START], event[END] - event[START], event[OWN], event[COUNT],
-                event[TEXT]) for event in run["slowest"]]
-    data = {key: run[key] for key in ("title", "ended", "seconds", "cpu", "tasks", "verdict", "losses", "waiting")}
-    data.update(hosts=run["hosts"], workers=[[name, hosts.index(host)] for name, host in run["workers"].items()],
-                rows=rows, functions=[[name, *total] for name, total in run["functions"].items()], events=columns,
-                texts=[*texts], slowest=slowest, cap=MAX_EVENTS)
-    file.write(PAGE.replace("@DATA@", json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")))
-
-
-# The page: one file, which asks nothing of any network. It draws what `write_page` puts in place of @DATA@.
+# The page: one file, which asks nothing of any network. It draws the trace, which stands in place of @DATA@.
 PAGE = r"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>minscoop</title><meta name="viewport" content="width=device-width">
+<html lang="en"><head><meta charset="utf-8"><title>minscoop</title>
 <meta http-equiv="Content-Security-Policy"
   content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <style>
-:root { color-scheme: light dark; --back: #fff; --text: #1b1f24; --soft: #57606a; --line: #d0d7de; --band: #f3f5f7;
-  --bad: #c4001d }
+:root { color-scheme: light dark; --back: #fff; --text: #1b1f24; --soft: #57606a; --line: #d0d7de; --bad: #c4001d }
 @media (prefers-color-scheme: dark) {
-  :root { --back: #14171b; --text: #e6e9ed; --soft: #a3adb8; --line: #3a424c; --band: #1c2127; --bad: #ff7b72 } }
-body { margin: 1.2em auto; padding: 0 1.2em; max-width: 110em; background: var(--back); color: var(--text);
-  font: 15px/1.45 system-ui, sans-serif; overflow-wrap: anywhere }
-h1 { font-size: 1.3em; margin: 0 } h2 { font-size: 1.05em; margin: 1.6em 0 .4em } p { margin: .3em 0 }
-.soft { color: var(--soft) } .n { text-align: right; white-space: nowrap } .scroll { overflow: auto; max-height: 22em }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th { position: sticky; top: 0; white-space: nowrap }
-td, th { padding: .15em .9em .15em 0; text-align: left; border-bottom: 1px solid var(--line); background: var(--back) }
-#box { position: relative } canvas { display: block; width: 100%; border: 1px solid var(--line); cursor: crosshair }
-:focus-visible { outline: 3px solid #3b82f6; outline-offset: 1px }
+  :root { --back: #14171b; --text: #e6e9ed; --soft: #a3adb8; --line: #3a424c; --bad: #ff7b72 } }
+body { margin: 1.2em; background: var(--back); color: var(--text); font: 15px/1.45 system-ui, sans-serif;
+  overflow-wrap: anywhere }
+h1 { font-size: 1.3em } h2 { font-size: 1.05em } .soft { color: var(--soft) }
+.scroll { overflow: auto; max-height: 14em } td, th { padding: .15em .9em .15em 0; text-align: left }
+#box { position: relative } canvas { width: 100%; border: 1px solid var(--line) }
 #tip { position: absolute; pointer-events: none; background: var(--back); border: 1px solid var(--soft);
-  font-size: .88em; max-width: 32em; padding: .3em .6em; white-space: pre-wrap } #tip:empty { display: none }
-button { font: inherit; color: inherit; background: var(--band); border: 1px solid var(--line); border-radius: 4px;
-  padding: .1em .7em; margin: 0 .3em .3em 0; cursor: pointer }
-button[aria-pressed=true] { outline: 2px solid var(--text) }
-i { display: inline-block; width: .8em; height: .8em; margin-right: .4em }
+  max-width: 32em; padding: .3em .6em; white-space: pre-wrap } #tip:empty { display: none }
+i { display: inline-block; width: .8em; height: .8em; margin: 0 .4em 0 1em }
 .bars { display: flex; align-items: flex-end; height: 2.2em; gap: 1px } b { width: 7px; min-height: 1px }
 </style></head><body>
-<noscript>This page needs JavaScript to draw.</noscript>
 <h1 id="title"></h1><p id="facts" class="soft"></p><p id="verdict"></p>
 <div class="scroll"><table id="hosts"></table></div>
-<h2>Timeline</h2><div id="legend" role="group" aria-label="Functions: press to see only one"></div>
-<p class="soft"><button id="reset">Reset</button>Wheel: time. Shift and wheel: workers. Drag to move, double click to
-reset. Keys, in the picture: arrows, + and −, [ and ] for workers, N and P for the next and previous task,
-0 to reset.</p>
-<div id="box"><canvas id="view" tabindex="0" role="application" aria-label="Timeline of all workers"></canvas>
-<div id="tip"></div></div><p id="said" class="soft" aria-live="polite"></p>
+<h2>Timeline</h2><p id="legend"></p>
+<div id="box"><canvas id="view"></canvas><div id="tip"></div></div>
+<p class="soft">Wheel: time. Shift and wheel: workers. Drag to move, double click to see all. A bar is a call, or a
+slice of a map or of short calls; the paler, the more it waited. Below it are those that began before it ended: its
+children, or what its worker ran meanwhile. ✕: a worker died. △: something ran again. <span id="merged"></span></p>
 <h2>Functions</h2><div class="scroll"><table id="functions"></table></div>
 <h2>Slowest calls</h2><div class="scroll"><table id="slowest"></table></div>
-<div id="lostbox"><h2>Lost workers</h2><div class="scroll"><table id="lost"></table></div></div>
-<h2>How to read this</h2><ul id="notes" class="soft"></ul>
+<h2>Lost workers</h2><div class="scroll"><table id="lost"></table></div>
 <script type="application/json" id="data">@DATA@</script>
 <script>
 "use strict"
 const $ = id => document.getElementById(id), D = JSON.parse($("data").textContent)
-const [W, ROW, T, DUR, OWN, COUNT, FN, NUMBER, PARENT, TEXT, AGAIN, MERGED] = D.events, N = W.length
-const HUES = ["#0077bb", "#e08e00", "#009e73", "#cc6fa5", "#4fb0e5", "#d55e00", "#8b7a00", "#8061c8"], DEEP = [0, 7]
-const hue = f => HUES[f] ?? "#8a8f96", name = f => f < 0 ? "(several)" : D.functions[f][0]
-const UNITS = [[1e9, "G"], [1e6, "M"], [1e3, "k"], [1, ""], [1e-3, "m"], [1e-6, "µ"], [1e-9, "n"]]
+const tasks = D.traceEvents.filter(({ ph }) => ph === "X"), N = tasks.length, args = tasks.map(task => task.args)
+const T = tasks.map(({ ts }) => ts), DUR = tasks.map(({ dur }) => Math.max(dur, 1)), OWN = args.map(({ own }) => own)
+const W = tasks.map(({ tid }) => Math.floor(tid / 1000) - 1), LANE = tasks.map(({ tid }) => tid % 1000)
+const functions = Object.entries(D.functions), workers = Object.keys(D.workers)
+const known = new Map(functions.map(([name], f) => [name, f])), FN = tasks.map(({ name }) => known.get(name) ?? -1)
+const COUNT = args.map(({ calls }) => calls), homes = Object.values(D.workers)
+const HUES = ["#3393d6", "#e08e00", "#00a87a", "#cc6fa5", "#7cc4ea", "#e0661a", "#a08d10", "#9a7fdd"]
+const hue = f => HUES[f] ?? "#8a8f96", name = f => f < 0 ? "(several)" : functions[f][0]
+const whole = n => n.toLocaleString("en"), time = s => scaled(s, "s"), percent = x => `${Math.round(100 * x)} %`
 function scaled(x, unit) {
-  const [factor, prefix] = UNITS.find(([factor]) => x >= factor) ?? [1, ""]
-  return `${+(x / factor).toPrecision(3)} ${prefix}${unit}`
+  const power = x ? Math.max(-3, Math.min(3, Math.floor(Math.log10(x) / 3))) : 0
+  return `${+(x / 1000 ** power).toPrecision(4)} ${["n", "µ", "m", "", "k", "M", "G"][power + 3]}${unit}`
 }
-const time = s => s >= 100 ? `${+s.toFixed(1)} s` : scaled(s, "s"), whole = n => n.toLocaleString("en")
-function make(parent, tag, text = "", kind = "") {
+function make(parent, tag, text = "") {
   const element = parent.appendChild(document.createElement(tag))
-  element.append(text), element.className = kind
+  element.append(text)
   return element
 }
-function named(parent, tag, f) {  // a function's name, and its colour
-  const element = make(parent, tag)
-  make(element, "i").style.background = hue(f), element.append(name(f))
-  return element
+function named(parent, f) {  // a function's name, and its colour
+  make(parent, "i").style.background = hue(f), parent.append(name(f))
 }
-function table(id, head, rows) {  // # before a column's name: of numbers; a cell may be a function that fills it
-  const first = make($(id), "tr"), kind = i => head[i][0] === "#" ? "n" : ""
-  head.forEach((text, i) => make(first, "th", text.replace("#", ""), kind(i)).scope = "col")
-  for (const row of rows) {
+function table(id, head, rows) {  // a cell may be a function that fills it
+  for (const row of [head, ...rows]) {
     const line = make($(id), "tr")
-    row.forEach((cell, i) => cell.call ? cell(make(line, "td")) : make(line, "td", cell, kind(i)))
+    for (const cell of row) cell.call ? cell(make(line, "td")) : make(line, row === head ? "th" : "td", cell)
   }
 }
 
 // -- what stands around the picture
-const hosts = Object.entries(D.hosts), kept = MERGED.reduce((a, b) => a + b, 0)
 $("title").append(document.title = `minscoop: ${D.title}`), $("verdict").append(D.verdict)
 $("facts").append(`ended ${D.ended} after ${time(D.seconds)} · ${whole(D.tasks)} calls · `,
-  `workers: ${whole(D.workers.length)} · hosts: ${hosts.length} · `,
-  `the root's process was busy ${Math.round(100 * D.cpu)} % of the time`)
-table("hosts", ["host", "#workers", "#calls", "#busy", "#received", "#sent", "#run again"], hosts.map(
-  ([host, [workers, calls, code, life, received, sent, again]]) => [host, whole(workers), whole(calls),
-    life ? `${Math.round(100 * code / life)} %` : "-", scaled(received, "B"), scaled(sent, "B"), whole(again)]))
-table("slowest", ["#in its own code", "#begin to end", "#calls", "function", "worker", "#began at", "arguments"],
-  D.slowest.map(([fn, w, start, wall, own, count, text]) =>
-    [time(own), time(wall), whole(count), fn, w, time(start), text ?? ""]))
-table("lost", ["#at", "worker", "why", "it was running", "#run again"], D.losses.map(
-  ([w, at, why, running, again]) => [time(at), w, why, running ?? "", whole(again)]))
-$("lostbox").hidden = !D.losses.length
-const powers = D.functions.flatMap(f => Object.keys(f[4]).map(Number))
+  `${whole(workers.length)} workers · the root's process was busy ${percent(D.cpu)} of the time`)
+$("merged").append(N >= D.runs ? "" : `${whole(N)} bars stand for ${whole(D.runs)} calls and slices: neighbours of one
+  function on one worker were merged, first those that were shortest together; numbers and times of calls are exact.`)
+table("hosts", ["host", "workers", "calls", "busy", "received", "sent", "run again"], Object.entries(D.hosts).map(
+  ([host, row]) => [host, whole(row.workers), whole(row.tasks), percent(row.code / (row.life || 1)),
+    scaled(row.received, "B"), scaled(row.sent, "B"), whole(row.again)]))
+table("slowest", ["own time", "from", "to", "calls", "function", "worker", "arguments"], D.slowest.map(
+  ([worker, fn, start, end, own, count, , , text]) =>
+    [time(own), time(start), time(end), whole(count), fn, worker, text ?? ""]))
+table("lost", ["at", "worker", "why", "run again"], D.losses.map(
+  ([worker, at, why, again]) => [time(at), worker, why, whole(again)]))
+const powers = functions.flatMap(([, [, , bins]]) => Object.keys(bins).map(Number))
 const low = Math.min(...powers), high = Math.max(...powers)
 function histogram(cell, f) {
-  const bins = D.functions[f][4], bars = make(cell, "div", time(2 ** (low - 1)), "bars"), all = Object.entries(bins)
-  bars.role = "img", bars.ariaLabel = all.map(([p, n]) => `${n} of up to ${time(2 ** p)}`).join(", ")
+  const bins = functions[f][1][2], bars = make(cell, "div", time(2 ** (low - 1)))
+  bars.className = "bars"
   for (let p = low; p <= high; p++) {
-    const bar = make(bars, "b")
-    bar.style.height = `${100 * (bins[p] ?? 0) / Math.max(...Object.values(bins))}%`, bar.style.background = hue(f)
-    bar.title = `${time(2 ** (p - 1))} to ${time(2 ** p)}: ${whole(bins[p] ?? 0)}`
+    const bar = make(bars, "b"), count = bins[p] ?? 0
+    bar.style.height = `${100 * count / Math.max(...Object.values(bins))}%`, bar.style.background = hue(f)
+    bar.title = `${time(2 ** (p - 1))} to ${time(2 ** p)}: ${whole(count)}`
   }
   bars.append(time(2 ** high))
 }
-table("functions", ["function", "#calls", "#own time", "#mean", "#longest", "how long calls took, in their own code"],
-  D.functions.slice(0, 200).map(([, count, own, longest], f) => [cell => named(cell, "span", f), whole(count),
-    time(own), time(own / count), time(longest), cell => histogram(cell, f)]))
-for (const note of [
-  `A bar is a call, or a slice of a map or of short calls. Below it are those that began before it ended: its children,
-   or what its worker ran while it waited. The paler it is, the more of its time it waited.`,
-  kept === N ? "Every call or slice has its own bar: nothing was merged." : `${whole(N)} bars stand for ${whole(kept)}
-   calls and slices: where there were more than ${whole(D.cap)}, or too many at a time, neighbours of one function on
-   one worker were made one bar, first those that were shortest together. Numbers and times of calls are exact.`,
-  "Calls of a slice count with the mean of their durations. What a worker ran last before it died may be missing.",
-  `Busy: time in tasks' own code, of the time that workers were there. Received and sent: bytes of all messages of the
-   workers, those through shared memory too. Waiting: calls, and items of maps, in the queues of the root and the
-   workers, which say so a few times per second. Times of other hosts may be late by what a message takes,
-   some milliseconds.`,
-  "✕: a worker died. △: something ran again."]) make($("notes"), "li", note)
+table("functions", ["function", "calls", "own time", "mean", "how long calls took"], functions.map(
+  ([, [count, own]], f) => [cell => named(cell, f), whole(count), time(own), time(own / count),
+    cell => histogram(cell, f)]))
+HUES.slice(0, functions.length).forEach((_, f) => named($("legend"), f))
 
 // -- the picture: times are in µs; rows count from 0, each worker having as many as its tasks need
-const canvas = $("view"), pen = canvas.getContext("2d"), begins = [0], first = []  // row of a worker, event of a row
-D.rows.forEach((n, w) => begins.push(begins[w] + n))
-const rows = Math.max(1, begins[D.rows.length]), AXIS = 20, STRIP = 44, HEAD = AXIS + 2 * STRIP + 14
-const end = Math.max(D.seconds * 1e6, 1), row = i => begins[W[i]] + ROW[i]
-const deaths = D.losses.map(([w, at]) => [at * 1e6, begins[D.workers.findIndex(([label]) => label === w)] + .5])
-for (let i = N - 1; i >= 0; i--) first[row(i)] = i
-let t0 = 0, t1 = end, y0 = 0, y1 = rows, only = null, chosen = -1, width = 1, height = 1, gutter = 1, asked = false
-const X = t => gutter + (t - t0) / (t1 - t0) * (width - gutter), Y = r => HEAD + (r - y0) / (y1 - y0) * (height - HEAD)
-const timeAt = x => t0 + (x - gutter) / (width - gutter) * (t1 - t0)
+const canvas = $("view"), pen = canvas.getContext("2d"), lanes = workers.map(() => 1), begins = [0]
+W.forEach((w, i) => { lanes[w] = Math.max(lanes[w], LANE[i] + 1) })
+lanes.forEach((n, w) => begins.push(begins[w] + n))
+const rows = begins[lanes.length] || 1, end = Math.max(D.seconds * 1e6, 1), row = i => begins[W[i]] + LANE[i]
+const AXIS = 20, STRIP = 44, HEAD = AXIS + 2 * STRIP + 14, GUTTER = 170
+const deaths = D.losses.map(([worker, at]) => [at * 1e6, begins[workers.indexOf(worker)]])
+const most = Math.max(1, ...D.waiting.map(([, n]) => n))
+let t0 = 0, t1 = end, y0 = 0, y1 = rows, width = 1, height = 1, ink = {}, frame = 0
+const X = t => GUTTER + (t - t0) / (t1 - t0) * (width - GUTTER), Y = r => HEAD + (r - y0) / (y1 - y0) * (height - HEAD)
+const timeAt = x => t0 + (x - GUTTER) / (width - GUTTER) * (t1 - t0)
 const rowAt = y => y0 + (y - HEAD) / (height - HEAD) * (y1 - y0)
-const colour = key => getComputedStyle(document.documentElement).getPropertyValue(key)
-function draw() {
-  if (!asked) requestAnimationFrame(() => { asked = false, paint() })
-  asked = true
-}
 function show(a, b, c, d) {  // these times and rows, within what there is
   const dt = Math.min(Math.max(b - a, 5), end), dy = Math.min(Math.max(d - c, 1), rows)
-  t0 = Math.min(Math.max(a, 0), end - dt), t1 = t0 + dt, y0 = Math.min(Math.max(c, 0), rows - dy), y1 = y0 + dy, draw()
-}
-const reset = () => show(0, end, 0, rows), move = (dt, dy) => show(t0 + dt, t1 + dt, y0 + dy, y1 + dy)
-const zoom = (f, t = (t0 + t1) / 2) => show(t - (t - t0) * f, t + (t1 - t) * f, y0, y1)
-const zoomRows = (f, r = (y0 + y1) / 2) => show(t0, t1, r - (r - y0) * f, r + (y1 - r) * f)
-function line(ink, thick, ...points) {
-  pen.strokeStyle = ink, pen.lineWidth = thick, pen.beginPath()
-  points.forEach(([x, y]) => pen.lineTo(x, y)), pen.stroke()
-}
-function clip(x, y, w, h, action) {
-  pen.save(), pen.beginPath(), pen.rect(x, y, w, h), pen.clip(), action(), pen.restore()
+  t0 = Math.min(Math.max(a, 0), end - dt), t1 = t0 + dt, y0 = Math.min(Math.max(c, 0), rows - dy), y1 = y0 + dy
+  cancelAnimationFrame(frame), frame = requestAnimationFrame(paint)
 }
 function paint() {
-  const scale = devicePixelRatio || 1, tall = Math.max(innerHeight * .75, 300)
-  width = canvas.clientWidth, height = Math.round(Math.min(Math.max(HEAD + rows * 18, 230), tall))
+  const scale = devicePixelRatio || 1, style = getComputedStyle(document.documentElement)
+  for (const key of ["text", "soft", "line", "back", "bad"]) ink[key] = style.getPropertyValue(`--${key}`)
+  width = canvas.clientWidth, height = Math.min(Math.max(HEAD + rows * 18, 230), Math.max(innerHeight * .75, 300))
   canvas.style.height = `${height}px`, canvas.width = width * scale, canvas.height = height * scale
   pen.setTransform(scale, 0, 0, scale, 0, 0), pen.font = "12px system-ui, sans-serif", pen.textBaseline = "middle"
-  gutter = Math.min(200, 16 + Math.max(90, ...hosts.map(([host]) => pen.measureText(`${host} 0.000`).width)))
-  bands(), strips(), clip(gutter, HEAD, width, height, bars), marks()
+  names(Y(1) - Y(0) < 11), strips(), bars()
+  for (let i = 0; i < N; i++) if (args[i].again) mark("△", T[i], row(i))
+  for (const [t, r] of deaths) mark("✕", t, r)
 }
-function bands() {  // the names of workers, or of hosts only if there are many, and a ground for every other
-  const [text, soft, band] = ["--text", "--soft", "--band"].map(colour), many = Y(1) - Y(0) < 11
-  let free = HEAD - 6
-  D.workers.forEach(([label, host], w) => {
-    const head = D.workers[w - 1]?.[1] !== host, next = D.workers.findIndex((v, k) => k > w && (!many || v[1] !== host))
-    const y = Math.max(Y(begins[w]), HEAD), h = Y(begins.slice(next)[0]) - y, middle = y + Math.min(h, 18) / 2
-    if (many && !head || h <= 0 || y > height) return
-    pen.fillStyle = band
-    if ((many ? host : w) % 2) pen.fillRect(0, y, width, h)
-    pen.fillStyle = head ? text : soft
-    if (middle < free + 6) return
-    pen.fillText(many ? hosts[host][0] : `${hosts[host][0]} ${label}`, 6, middle, gutter - 10), free = middle + 7
-  })
+function names(many) {  // of workers, or of hosts only if there are many
+  for (let w = 0, free = HEAD, next; w < workers.length; w = next) {
+    for (next = w + 1; many && homes[next] === homes[w];) next++
+    const top = Math.max(Y(begins[w]), HEAD), bottom = Y(begins[next])
+    if (bottom <= HEAD || top > height) continue
+    line(ink.line, 1, [0, bottom], [width, bottom])
+    pen.fillStyle = ink.soft
+    if (top >= free) pen.fillText(homes[w] + (many ? "" : ` ${workers[w]}`), 6, top + 8, GUTTER - 12), free = top + 13
+  }
+}
+function line(colour, thick, ...points) {
+  pen.strokeStyle = colour, pen.lineWidth = thick, pen.beginPath()
+  points.forEach(([x, y]) => pen.lineTo(x, y)), pen.stroke()
 }
 function strips() {  // the axis of time; who is busy, each event's own time spread over all its time; who waits
-  const ink = colour("--line"), base = AXIS + STRIP, tall = STRIP - 6, bottom = base + STRIP + 4
-  const raw = (t1 - t0) / Math.max(2, (width - gutter) / 110), power = 10 ** Math.floor(Math.log10(raw))
+  const base = AXIS + STRIP, bottom = base + STRIP + 4, tall = STRIP - 6, load = new Float64Array(width - GUTTER + 2)
+  const raw = (t1 - t0) / Math.max(2, (width - GUTTER) / 110), power = 10 ** Math.floor(Math.log10(raw))
   const step = power * [1, 2, 5, 10].find(f => f * power >= raw)
-  const n = Math.max(1, Math.floor((width - gutter) / 2)), load = new Float64Array(n), slope = new Float64Array(n + 2)
-  pen.fillStyle = colour("--soft")
-  for (let t = Math.ceil(t0 / step) * step; t <= t1; t += step) {
-    pen.fillText(time(Math.round(t / step) * step / 1e6), X(t) + 3, AXIS / 2), line(ink, 1, [X(t), 0], [X(t), height])
-  }
+  pen.fillStyle = ink.soft
+  for (let t = Math.ceil(t0 / step) * step; t <= t1; t += step)
+    pen.fillText(time(t / 1e6), X(t) + 3, AXIS / 2), line(ink.line, 1, [X(t), 0], [X(t), height])
   for (let i = 0; i < N; i++) {
-    const d = Math.max(DUR[i], 1), share = OWN[i] / d, p = Math.max((T[i] - t0) / (t1 - t0) * n, 0)
-    const q = Math.min((T[i] + d - t0) / (t1 - t0) * n, n), k = Math.floor(p), m = Math.min(Math.floor(q), n - 1)
-    if (q <= 0 || p >= n) continue
-    if (k === m) load[k] += share * (q - p)
-    else load[k] += share * (k + 1 - p), load[m] += share * (q - m), slope[k + 1] += share, slope[m] -= share
+    const from = Math.max(X(T[i]) - GUTTER, 0), to = Math.min(X(T[i] + DUR[i]) - GUTTER, width - GUTTER)
+    for (let x = Math.floor(from); x < to; x++)
+      load[x] += OWN[i] / DUR[i] * (Math.min(to, x + 1) - Math.max(from, x))
   }
-  pen.fillStyle = HUES[0]
-  for (let k = 0, sum = 0; k < n; k++) {
-    const h = Math.min(1, ((sum += slope[k]) + load[k]) / D.workers.length) * tall
-    pen.fillRect(gutter + k * 2, base - h, 2, h)
-  }
-  const most = Math.max(1, ...D.waiting.map(([, v]) => v)), level = v => bottom - v / most * tall
-  clip(gutter, base, width, STRIP + 10, () => line(HUES[5], 1.5, ...D.waiting.flatMap(([t, v], i) =>
-    [[X(t * 1e6), level(D.waiting[Math.max(i - 1, 0)][1])], [X(t * 1e6), level(v)]])))
-  pen.fillStyle = colour("--text"), pen.fillText(`busy, 0–${D.workers.length}`, 6, base - tall / 2)
+  pen.fillStyle = hue(0)
+  load.forEach((n, x) => { const h = Math.min(n / workers.length, 1) * tall; pen.fillRect(GUTTER + x, base - h, 1, h) })
+  line(hue(5), 1.5, ...D.waiting.map(([t, n]) => [Math.max(X(t * 1e6), GUTTER), bottom - n / most * tall]))
+  pen.fillStyle = ink.soft, pen.fillText(`busy, 0–${workers.length}`, 6, base - tall / 2)
   pen.fillText(`waiting, 0–${scaled(most, "")}`, 6, bottom - tall / 2)
-  for (const y of [base, bottom]) line(ink, 1, [0, y + .5], [width, y + .5])
 }
 function bars() {
-  const text = colour("--text")
   for (let i = 0, last = -1, edge = -1; i < N; i++) {
-    const r = row(i), y = Y(r), h = Y(r + 1) - y, room = Math.max(h - (h > 4), .5)
-    if (y + h < HEAD || y > height || T[i] + DUR[i] < t0 || T[i] > t1) continue
-    const a = Math.max(X(T[i]), gutter - 2), b = Math.max(X(Math.min(T[i] + DUR[i], t1)) + 1, a + 1)
-    if (r === last && b <= edge && only === null && i !== chosen) continue  // nothing of it would be seen
-    last = r, edge = Math.max(Math.ceil(a), Math.floor(b))
-    const strength = only === null || only === FN[i] ? .3 + .7 * Math.min(1, OWN[i] / Math.max(DUR[i], 1)) : .08
-    pen.globalAlpha = strength, pen.fillStyle = hue(FN[i]), pen.fillRect(a, y, b - a - (b - a > 4 ? 1.5 : 0), room)
-    pen.globalAlpha = 1, pen.strokeStyle = text, pen.lineWidth = 2
-    if (i === chosen) pen.strokeRect(a, y, b - a, room)
-    if (b - a < 36 || h < 11 || strength < .1) continue
-    pen.fillStyle = strength < .6 ? text : DEEP.includes(FN[i]) ? "#fff" : "#000"
+    const r = row(i), y = Y(r), h = Y(r + 1) - y, a = Math.max(X(T[i]), GUTTER), b = Math.max(X(T[i] + DUR[i]), a + 1)
+    if (y < HEAD - 1 || y > height || X(T[i] + DUR[i]) < GUTTER || a > width || r === last && b <= edge) continue
+    last = r, edge = Math.ceil(b)
+    const strength = .3 + .7 * Math.min(1, OWN[i] / DUR[i]), gap = b - a > 4
+    pen.globalAlpha = strength, pen.fillStyle = hue(FN[i]), pen.fillRect(a, y, b - a - gap, Math.max(h - (h > 4), .5))
+    pen.globalAlpha = 1, pen.fillStyle = strength < .6 ? ink.text : "#000"
     const label = name(FN[i]) + (COUNT[i] > 1 ? ` × ${whole(COUNT[i])}` : "")
-    clip(a, y, b - a - 4, h, () => pen.fillText(label, a + 4, y + h / 2))
+    if (h > 10 && pen.measureText(label).width < b - a - 8) pen.fillText(label, a + 4, y + h / 2)
   }
 }
-function marks() {  // a triangle where something runs again, a cross where a worker died: told by their shapes, too
-  const inks = [[colour("--back"), 5], [colour("--bad"), 2.5]]
-  const mark = (t, r, ...shapes) => { for (const [ink, thick] of inks) for (const shape of shapes)
-    if (t >= t0 && t <= t1 && Y(r) > HEAD) line(ink, thick, ...shape.map(([x, y]) => [X(t) + x, Y(r) + y])) }
-  for (let i = 0; i < N; i++) if (AGAIN[i]) mark(T[i], row(i) + .5, [[-5, 4], [5, 4], [0, -5], [-5, 4], [5, 4]])
-  for (const [t, r] of deaths) mark(t, r, [[-5, -5], [5, 5]], [[-5, 5], [5, -5]])
+function mark(sign, t, r) {
+  if (t < t0 || t > t1 || Y(r) < HEAD) return
+  pen.strokeStyle = ink.back, pen.lineWidth = 4, pen.strokeText(sign, X(t) - 5, Y(r) + 6)
+  pen.fillStyle = ink.bad, pen.fillText(sign, X(t) - 5, Y(r) + 6)
 }
 
 // -- asking it
-const about = i => [name(FN[i]) + (COUNT[i] > 1 ? `: ${whole(COUNT[i])} calls` : ""),
-  D.texts[TEXT[i]] === null ? "" : `arguments${COUNT[i] > 1 ? " of the first" : ""}: ${D.texts[TEXT[i]] || "none"}`,
-  `from ${time(T[i] / 1e6)}, ${time(DUR[i] / 1e6)}, of that ${time(OWN[i] / 1e6)} in its own code`,
-  `task ${D.workers[W[i]][0]}#${NUMBER[i]} on ${hosts[D.workers[W[i]][1]][0]}`,
-  D.texts[PARENT[i]] ? `child of ${D.texts[PARENT[i]]}` : "", MERGED[i] > 1 ? `${whole(MERGED[i])} bars made one` : "",
-  AGAIN[i] ? "ran again, since a worker died" : ""].filter(text => text).join("\n")
-function hit(x, y) {  // the event there, or one that is too narrow to be met
-  const r = Math.floor(rowAt(y)), t = timeAt(x)
-  let best = -1, near = 3 * (t1 - t0) / (width - gutter)
-  if (y > HEAD && x > gutter) for (let i = first[r] ?? N; i < N && row(i) === r; i++) {
-    const away = Math.max(T[i] - t, t - T[i] - DUR[i], 0)
-    if (away <= near) best = i, near = away
+function about(x, y) {  // the death or the event there, or one that is too narrow to be met
+  const death = D.losses[deaths.findIndex(([t, r]) => Math.hypot(X(t) - x, Y(r) + 6 - y) < 9)]
+  if (death) return `${death[2]}\nrun again: ${death[3]}`
+  let i = -1, near = 3 * (t1 - t0) / (width - GUTTER)
+  for (let k = 0; k < N; k++) {
+    const away = Math.max(T[k] - timeAt(x), timeAt(x) - T[k] - DUR[k], 0)
+    if (row(k) === Math.floor(rowAt(y)) && away <= near) i = k, near = away
   }
-  return best
+  return i < 0 ? "" : [name(FN[i]) + (COUNT[i] > 1 ? `: ${whole(COUNT[i])} calls` : ""),
+    args[i].arguments && `arguments${COUNT[i] > 1 ? " of the first" : ""}: ${args[i].arguments}`,
+    `from ${time(T[i] / 1e6)}, ${time(DUR[i] / 1e6)}, of that ${time(OWN[i] / 1e6)} in its own code`,
+    `task ${args[i].task} on ${homes[W[i]]}`, args[i].parent && `child of ${args[i].parent}`,
+    args[i].again ? "ran again, since a worker died" : ""].filter(text => text).join("\n")
 }
 function tell(x, y) {
-  const tip = $("tip"), i = hit(x, y), k = deaths.findIndex(([t, r]) => Math.hypot(X(t) - x, Y(r) - y) < 9)
-  const [, , why, running, again] = D.losses[k] ?? []
-  tip.textContent = i < 0 ? "" : about(i)
-  if (why) tip.textContent = `${why}\n${running ? `it was running ${running}\n` : ""}${again} run again`
+  const tip = $("tip")
+  tip.textContent = y > HEAD && x > GUTTER ? about(x, y) : ""
   tip.style.left = `${Math.max(0, Math.min(x + 14, width - tip.offsetWidth - 8))}px`, tip.style.top = `${y + 16}px`
 }
-function choose(i) {  // show it, and say what it is
-  if (i < 0 || i >= N) return
-  const dt = T[i] < t0 || T[i] > t1 ? T[i] - (t0 + t1) / 2 : 0, r = row(i)
-  $("said").textContent = about(i).replaceAll("\n", "; ")
-  chosen = i, move(dt, r < y0 ? r - y0 : Math.max(0, r + 1 - y1))
-}
-let grip = null
-canvas.onpointerdown = e => { grip = [e.offsetX, e.offsetY, t0, t1, y0, y1], canvas.setPointerCapture(e.pointerId) }
-canvas.onpointerup = canvas.onpointercancel = () => { grip = null }
 canvas.onpointerleave = () => { $("tip").textContent = "" }
 canvas.onpointermove = e => {
-  if (!grip) return tell(e.offsetX, e.offsetY)
-  const [x, y, a, b, c, d] = grip, dt = (x - e.offsetX) / (width - gutter) * (b - a)
-  const dy = (y - e.offsetY) / (height - HEAD) * (d - c)
-  show(a + dt, b + dt, c + dy, d + dy), $("tip").textContent = ""
+  tell(e.offsetX, e.offsetY)
+  if (!e.buttons) return
+  const dt = e.movementX / (width - GUTTER) * (t1 - t0), dy = e.movementY / (height - HEAD) * (y1 - y0)
+  show(t0 - dt, t1 - dt, y0 - dy, y1 - dy)
 }
-canvas.onclick = e => choose(hit(e.offsetX, e.offsetY))
-canvas.ondblclick = $("reset").onclick = reset
+canvas.ondblclick = () => show(0, end, 0, rows)
 canvas.addEventListener("wheel", e => {
-  const f = Math.exp((e.deltaY || e.deltaX) * .0015)
-  e.preventDefault(), e.shiftKey ? zoomRows(f, rowAt(e.offsetY)) : zoom(f, timeAt(e.offsetX))
+  const f = Math.exp((e.deltaY || e.deltaX) * .0015), t = timeAt(e.offsetX), r = rowAt(e.offsetY)
+  e.preventDefault()
+  e.shiftKey ? show(t0, t1, r - (r - y0) * f, r + (y1 - r) * f) : show(t - (t - t0) * f, t + (t1 - t) * f, y0, y1)
 }, { passive: false })
-canvas.onkeydown = e => {
-  const dt = (t1 - t0) / 8, dy = Math.max((y1 - y0) / 8, 1), does = {
-    ArrowLeft: () => move(-dt, 0), ArrowRight: () => move(dt, 0), ArrowUp: () => move(0, -dy), 0: reset,
-    ArrowDown: () => move(0, dy), "+": () => zoom(.7), "=": () => zoom(.7), "-": () => zoom(1.4),
-    "]": () => zoomRows(.7), "[": () => zoomRows(1.4), n: () => choose(chosen + 1), p: () => choose(chosen - 1) }[e.key]
-  if (does && !e.ctrlKey && !e.metaKey && !e.altKey) does(), e.preventDefault()
-}
-D.functions.slice(0, HUES.length).forEach((_, f) => {
-  const button = named($("legend"), "button", f)
-  button.ariaPressed = "false", button.onclick = () => {
-    only = only === f ? null : f, draw()
-    Array.from($("legend").querySelectorAll("button"), (each, k) => { each.ariaPressed = String(k === only) })
-  }
-})
-const others = D.functions.length - HUES.length
-if (others > 0) make($("legend"), "span", `and ${whole(others)} in grey`, "soft")
-addEventListener("resize", draw), matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw), paint()
+addEventListener("resize", paint), matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint), paint()
 document.body.dataset.drawn = N
 </script></body></html>
 """
