@@ -5851,7 +5851,7 @@ class Progress:
             self.nodes.setdefault(node, node.calls)
             if self.thread is None:
                 install_screens()
-                self.began = time.monotonic()
+                self.began = self.since = time.monotonic()
                 self.thread = threading.Thread(target=self.run, name="minscoop progress", daemon=True)
                 self.thread.start()
 
@@ -6021,8 +6021,9 @@ def prompt(namespace):
     import code
     if hasattr(sys, "__interactivehook__") and sys.stdin.isatty():
         sys.__interactivehook__()  # names are completed, lines are kept
-    main.known = dict(namespace)
-    code.InteractiveConsole(namespace).interact(
+    main.known, console = dict(namespace), code.InteractiveConsole(namespace)
+    console.showtraceback = lambda: show(sys.exc_info()[1], sys.exc_info()[2].tb_next)
+    console.interact(
         f"minscoop {__version__} on Python {sys.version.partition(' ')[0]}, {executors[-1]._node.size} workers: "
         f"{'map' if namespace.get('map') is map else 'futures.map'}, submit, futures, executor. Ctrl-D ends.", "")
 
@@ -6403,6 +6404,7 @@ def verdict(run):
     network = f"{scaled(run['moved'], 'B')} in and out of the root, {scaled(size, 'B')} for each task"
     why = f"its process was busy {run['cpu']:.0%} of the time" if run["cpu"] > 0.7 else "too few were made in time"
     return next(text for holds, text in (
+        (run["tasks"] < len(records), f"Limited by too few tasks: {run['tasks']} for {len(records)} workers."),
         (end - first < seconds / 2 and seconds > 2,
          f"Limited by the root: the script gave the pool nothing to do for {seconds - end + first:.1f} of "
          f"{seconds:.1f} s. Move that work into tasks, or submit earlier."),
@@ -6947,7 +6949,7 @@ def run_program(code, pool, interactive=False):
                 raise
             except BaseException as error:
                 if interactive or not isinstance(error, SystemExit):
-                    show(error)
+                    show(error, error.__traceback__)
                 if not interactive:
                     raise
             finally:
@@ -6978,12 +6980,11 @@ def terminate(pid, number, _):
     os.kill(os.getpid(), number)
 
 
-def show(error):
+def show(error, tb):
     """Print a traceback of the program, without our frames around it; a failing pool in one message."""
     if isinstance(error, PoolError):
         print(f"minscoop: {error}", file=sys.stderr)
         return
-    tb = error.__traceback__
     while tb is not None and tb.tb_frame.f_code.co_filename == __file__:
         tb = tb.tb_next
     last = tb
