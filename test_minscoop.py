@@ -8576,7 +8576,8 @@ MUTATIONS = {
     "STOP comes amid a census": [("Broker.quiet", "self.round is None and not self.heirs and", "")],
     "what may have begun runs again, with retries=0": [("Node.on_LOST", "if self.retries == 0:", "if False:")],
 }
-RARE = {"STOP comes amid a census": [2711, 3517]}  # seeds that show what few do; if they do not any more, look for others
+RARE = {  # seeds that show what few do; if they do not any more, look for others
+    "STOP comes amid a census": [2711, 3517], "the mark of a task is not renewed": [693, 819]}
 
 
 @contextlib.contextmanager
