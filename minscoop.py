@@ -3470,7 +3470,8 @@ class Root(Node):
     keeper = profile = None  # profile: the sum of those of workers
 
     def start_keeper(self, options):
-        """Start the keeper, a fresh interpreter: this process may have threads, which no fork survives."""
+        """Start the keeper: a fresh interpreter, since this process may have threads, which no fork survives; or a
+        fork, if it is pristine."""
         config = dict(options, directory=self.directory, address=self.address, memory=self.memory, token=TOKEN.hex())
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until it has its own handler
         try:
@@ -4217,7 +4218,7 @@ pristine = _AS_SCRIPT  # nothing of the user's has run in this process
 class ForkedKeeper:
     """The keeper as a fork of the launcher, which saves 30 ms of imports; for who started it, as subprocess.Popen.
 
-    Only while the launcher is pristine: what the user's imports leave behind, threads above all, does not stand it."""
+    Only while the launcher is pristine: of what a program brings along, threads above all do not survive a fork."""
 
     returncode = None
 
@@ -4226,13 +4227,21 @@ class ForkedKeeper:
         flush_output()
         self.pid = os.fork()
         if self.pid == 0:
-            os.dup2(read, 0)
-            for descriptor in map_builtin(int, os.listdir("/dev/fd")):
-                with contextlib.suppress(OSError):  # that of the listing itself
-                    os.close(descriptor) if descriptor > 2 else None
-            Keeper.main()
+            self.become_keeper(read)
         os.close(read)
         self.stdin = open(write, "wb")
+
+    def become_keeper(self, stdin):
+        """The rest of the child's life: it never returns, or there would be two roots."""
+        try:
+            os.dup2(stdin, 0)
+            for descriptor in map_builtin(int, os.listdir("/dev/fd")):
+                if descriptor > 2:
+                    with contextlib.suppress(OSError):  # that of the listing itself
+                        os.close(descriptor)
+            Keeper.main()
+        finally:
+            os._exit(1)
 
     def poll(self):
         """Its exit code, negative for a signal; None while it lives."""
@@ -6031,7 +6040,8 @@ def prompt(namespace):
 def answer_with_stacks(node):
     """Let SIGUSR1 print the stacks of all threads, here and on workers, unless the signal means something else."""
     def ask_workers(*_):
-        print(f"the above is the root, pid {os.getpid()}; workers follow\n", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # print may just be interrupted in the middle of a line of its own
+            os.write(2, b"the above is the root, pid %d; workers follow\n\n" % os.getpid())
         node.send(b"STACKS")
     if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
         signal.signal(signal.SIGUSR1, ask_workers)

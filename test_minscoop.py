@@ -6412,6 +6412,14 @@ def test_the_work_is_done_when_the_programs_files_are_closed_or_full(guard, scri
     assert (tmp_path / "out").read_text().split() == [said] * 3 + ["4950"]
 
 
+def test_there_is_one_root_when_it_dies_as_its_keeper_begins(monkeypatch):
+    """The keeper reads nothing then; a fork that went on would run the program once more."""
+    monkeypatch.setattr(minscoop.Keeper, "main", lambda: None)
+    keeper = minscoop.ForkedKeeper()
+    assert keeper.wait(BOUND) is None and keeper.returncode == 1
+    keeper.stdin.close()
+
+
 def test_a_program_is_not_replaced_when_it_is_named_by_mistake(script):
     """`--report script.py`, where the name of the page was forgotten."""
     path = script("print(1)")
