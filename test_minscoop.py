@@ -7662,7 +7662,7 @@ class Dealer:
             self.asleep = False
             self.fd.fill()
 
-    def get(self, _):
+    def is_readable(self):
         SIM.step()
         self.fd.flag, self.asleep = False, not self.inbox
         return len(self.inbox) > 0
@@ -8499,8 +8499,8 @@ def virtual_world():
         (minscoop, dict(
             threading=threading, time=clock, logger=logger, connect=Dealer, receive=receive, readable=readable,
             transmit=transmit, bundled=list, unbundled=lambda frames: [frames],
-            zmq=types.SimpleNamespace(EVENTS=0, POLLIN=1, Frame=nothing,
-                                      Context=lambda: types.SimpleNamespace(term=nothing)),
+            readable_now=Dealer.is_readable,
+            zmq=types.SimpleNamespace(Frame=nothing, Context=lambda: types.SimpleNamespace(term=nothing)),
             os=types.SimpleNamespace(pipe=lambda: (Event(),) * 2, read=read_pipe, write=write_pipe, close=nothing,
                                      _exit=leave, set_blocking=nothing, path=os.path,
                                      getpid=lambda: SIM.current.process.pid),
