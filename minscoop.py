@@ -2085,6 +2085,8 @@ class Broker:
             self.hear_out(sender)
         elif sender in self.silent:  # this question has not reached it
             self.send_who(sender)
+        elif self.round is None:  # it was asked before it said HELLO, for which nobody waited
+            self.send(sender, b"TOLD", number)
 
     def recount(self, name):
         """Begin another census if we only presumed what this node holds."""

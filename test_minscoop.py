@@ -2262,6 +2262,18 @@ def test_every_census_ends_when_one_node_stays_silent():
     assert broker.round not in (None, number)  # what it has is asked for, now that it answers
 
 
+def test_a_census_ends_for_a_host_when_it_was_asked_before_it_said_hello():
+    """Its connection broke in its first moments. Nobody waited for it, so what it tells comes when all is over."""
+    broker = minscoop.Broker()
+    broker.handle(b"0.root", [b"HELLO", b"root"], 0)
+    out = broker.handle(b"1", [b""], 1)  # it has connected anew, and never said who it is
+    number = broker.round
+    assert (b"1", [b"WHO", number]) in out
+    assert broker.handle(b"0.root", [b"TOLD", number], 1) and broker.round is None
+    broker.handle(b"1", [b"HELLO", b"broker", host_facts("1")], 2)
+    assert broker.handle(b"1", [b"TOLD", number], 3) == [(b"1", [b"TOLD", number])]
+
+
 def test_a_stranger_is_answered_when_it_only_asks_whether_a_way_is_open():
     """PROBE is echoed to who asks from below; that makes nobody known."""
     broker = minscoop.Broker()
@@ -7929,8 +7941,14 @@ class Root(minscoop.Root):
 
     def start_keeper(self, options):
         for number, _, size in options["hosts"]:
-            SIM.at(SIM.rng.choice((0.001, 0.01, 0.3)), VirtualHost, number.encode(), size)
+            SIM.at(SIM.rng.choice((0.001, 0.01, 0.3)), self.launch, number.encode(), size)
         return VirtualHost(b"0", options["size"])
+
+    @staticmethod
+    def launch(number, size):
+        """A host comes, unless the pool has ended meanwhile; a launcher ends with its keeper."""
+        if SIM.hosts[b"0"].returncode is None:
+            VirtualHost(number, size)
 
 
 # ---------------------------------------------------------------------------------------------------
