@@ -47,9 +47,12 @@ Sections, in reading order:
      6  Jobs and spans            13  Lists of hosts
      7  Broker                    14  Executor
 """
+import gc
+
 _AS_SCRIPT = __name__ == "__main__"
-if _AS_SCRIPT:  # classes defined below must pickle under a name that every process can import
-    __name__ = "minscoop"
+if _AS_SCRIPT:
+    __name__ = "minscoop"  # classes defined below must pickle under a name that every process can import
+    gc.disable()  # until the program runs: what comes into being now, stays, and to look through it takes 5 ms
 
 import array
 import atexit
@@ -491,6 +494,8 @@ def frame_of(chunks, memory=None, lasting=False):
             with open(path, "xb") as file:
                 file.writelines(chunks)
             return TOKEN + b"%d %d " % (lasting, size) + os.fsencode(path)
+        except FileExistsError:  # it is of one that died, and had our number
+            pass
         except OSError:  # it is full
             with contextlib.suppress(OSError):
                 os.unlink(path)
@@ -661,7 +666,11 @@ def reduce_function(fn):
     for cell in cells:
         with contextlib.suppress(ValueError):  # a cell that is still empty
             contents.append((cell, cell.cell_contents))
-    state = (shipped_globals(fn), contents, *(getattr(fn, name) for name in LOOKS))
+    looks = dict.fromkeys(LOOKS)
+    for name in LOOKS:
+        with contextlib.suppress(NameError):  # annotations may mean what only a type checker imports (PEP 649)
+            looks[name] = getattr(fn, name)
+    state = (shipped_globals(fn), contents, *looks.values())
     return make_function, (fn.__code__, home_of(fn), fn.__name__, cells), state, None, None, fill_function
 
 
@@ -1069,10 +1078,14 @@ class Future(concurrent.futures.Future):
         """Take a final state, wake who waits and call who asked to be called. Once only."""
         with birth:
             condition = self.__dict__.get("_condition")
+            if self._state in DONE:
+                return
             if condition is None:
                 self._result, self._exception, self._state = result, error, state
         if condition is not None:
             with condition:
+                if self._state in DONE:
+                    return
                 self._result, self._exception, self._state = result, error, state
                 for waiter in self.__dict__.get("_waiters", ()):
                     (waiter.add_cancelled if state != FINISHED else
@@ -1261,8 +1274,8 @@ class Slice:
         self.columns = None  # from here on there is nothing to shorten
         if self.hi - self.lo == count:
             recipe.learn(count, time.perf_counter() - start)
-        if recipe.op is not None and not self.failures:
-            self.values, self.failures = reduced(recipe.op, values)
+        if recipe.op is not None:
+            self.values, self.failures = reduced(recipe.op, values, self.failures)
 
     def shorten(self):
         """While an item takes long: give the items behind it back to the queue. Called with the lock held.
@@ -1290,11 +1303,14 @@ class Slice:
             failures = {i - first: error for i, error in dict(self.failures).items() if first <= i < self.sent} \
                 if self.failures else {}
         if count:
-            self.job.deliver(self.lo + first, count, values[:1 if whole else count], failures)
+            self.job.deliver(self.lo + first, count, values[:count], failures)
 
 
-def reduced(op, values):
-    """Values and failures of a reduction: one value, that of the operation over all, or its exception."""
+def reduced(op, values, failures):
+    """Values and failures of a reduction: one value, that of the operation over all; or one exception, that of the
+    first item that has failed, or of the operation."""
+    if failures:
+        return [None], {0: failures[min(failures)]}
     try:
         return [functools.reduce(op, values)], {}
     except BaseException as error:
@@ -1445,8 +1461,6 @@ class Guest(Job):
                 return
             outcomes, self.outcomes, self.flushed = self.outcomes, [], now
             self.recipe.flushes += not last and self.recipe is not CALLS
-            if last:
-                self.node.guests.pop(self.id, None)
         *joined, end = self.join(outcomes) or [(self.hi, 0, [], {})]  # all went before, or was given away
         for outcome in joined:
             self.send(*outcome, False)
@@ -1465,8 +1479,8 @@ class Guest(Job):
                 first, before, head, failed = joined.pop()
                 failed = {**failed, **{len(head) + i: error for i, error in failures.items()}}
                 values = head + values
-                if self.recipe.op and not failed:
-                    values, failed = reduced(self.recipe.op, values)
+                if self.recipe.op:
+                    values, failed = reduced(self.recipe.op, values, failed)
                 joined.append((first, before + count, values, failed))
             else:
                 joined.append((lo, count, values, failures))
@@ -1476,8 +1490,10 @@ class Guest(Job):
         """Send one RESULT."""
         frames = encode_results(values, failures, lambda offset: self.title(lo + offset), self.node.memory)
         result = b"RESULT", self.id, pack_int(lo), pack_int(count), pack_int(last), *frames
-        with self.node.lock:
+        with self.node.lock:  # until this is said, we are who will answer it
             self.open.cut(lo, lo + count)
+            if last:
+                self.node.guests.pop(self.id, None)
             self.node.send_all(result, *(self.node.wishes_if_done() if last else ()))
 
 
@@ -1502,7 +1518,7 @@ class Mapping(Job):
         if buffersize is None and all(hasattr(it, "__len__") for it in iterables):
             self.rows, self.exhausted = None, True
             columns = [it if isinstance(it, (range, tuple)) or type(it).__module__ == "numpy" else list(it)
-                       for it in iterables]  # a list may change after the call; its copy does not
+                       for it in iterables]  # a list may change after the call; its copy does not. Arrays are large
             self.pulled = min(map_builtin(len, columns), default=0)
             self.tell(known=self.pulled)
             if self.pulled:
@@ -3004,8 +3020,11 @@ class Node:
         """Queue a Future or a Span, and give something away if others wait."""
         with self.lock:
             self.check_open()
+            while self.queue and self.queue[-1].stale:  # done by those who waited for them
+                self.queue.pop()
             self.queue.append(unit)
-        if self.wanted:
+            give = self.wanted and (len(self.queue) > self.executes or unit.several)
+        if give:
             self.give()
 
     def check_open(self):
@@ -3235,7 +3254,7 @@ class Node:
     def on_MANY(self, owner, new, done, body):
         """SPLITs and RESULTs, collected by a broker, which has checked their shape."""
         handlers = {b"SPLIT": self.on_SPLIT, b"RESULT": self.on_RESULT}
-        for name, *fields in unpickle(body):
+        for name, *fields in unpickle(bytes(body)):
             try:
                 handlers[name](*fields)
             except Exception as error:
@@ -3245,9 +3264,10 @@ class Node:
     def on_RESULT(self, task_id, lo, count, last, *body):
         """Results of what we shipped; those that nobody waits for are dropped, and no more wanted."""
         lo, count = int(lo), int(count)
-        with self.lock:
-            shipment = self.away.get(task_id)
-            fresh = shipment is not None and shipment.open.close(lo, lo + count)
+        shipment = self.away.get(task_id)
+        results = read_results(body, count, shipment.span.job.recipe.op) if shipment and count else ()
+        with self.lock:  # not before: reading runs code of the user, which Ctrl-C may end
+            fresh = task_id in self.away and shipment.open.close(lo, lo + count)
             if fresh and not shipment.open:
                 del self.away[task_id]
         if not fresh:
@@ -3255,7 +3275,7 @@ class Node:
             if last == b"0":
                 self.recall(task_id)
         elif count:
-            shipment.span.job.deliver(lo, count, *read_results(body, count, shipment.span.job.recipe.op))
+            shipment.span.job.deliver(lo, count, *results)
 
     def on_SPLIT(self, task_id, lo, hi, new):
         """What we shipped is now in two hands."""
@@ -3984,19 +4004,13 @@ class Worker(Node):
         return me.task if me.ident == threading.get_ident() else OUTSIDE
 
     def push(self, unit):
-        """Queue a Future or a Span; if others wait, give away what is older."""
+        """Queue a Future or a Span; if others wait, give away what is older, or a part of it."""
         with self.lock:
-            while self.queue and self.queue[-1].stale:  # done by those who waited for them
-                self.queue.pop()
             if unit._parent is OUTSIDE:
                 unit.mark = self.holder.mark
-            self.queue.append(unit)
             self.idle = False
-            give = self.wanted and len(self.queue) > 1
-        if give:
-            self.give()
-        elif self.attending.locked():
-            self.rouse()
+        super().push(unit)
+        self.rouse()
 
     def take(self, what, task):
         """Take the next unit off the queue: what is waited for, else the newest descendant of the task.
@@ -4287,6 +4301,9 @@ class Keeper:
         self.config, self.stdin = config, stdin
         self.lifeline_read, self.lifeline = os.pipe()
         self.notices_read, self.notices = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.notices.setblocking(False)
+        self.notices.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, NOTICE)  # macOS allows only 2 KB else
+        self.backlog = collections.deque()  # notices that the broker is too slow to take
         self.signalled, self.signal_write = os.pipe()
         os.set_blocking(self.signal_write, False)
         self.broker = self.listener = None
@@ -4348,6 +4365,8 @@ class Keeper:
             config["size"] = usable_cores()
         if config["listens"]:
             self.make_keys()
+        gc.freeze()  # all this stays: children share its pages, which their collections need not touch
+        gc.enable()
 
     def make_keys(self):
         """A TCP port for hosts, and keys: the server's, and one for every client there may be."""
@@ -4384,12 +4403,14 @@ class Keeper:
         tokens = os.pipe()
         os.write(tokens[1], b"." * LOGINS)
         for number, name, size in self.config["hosts"]:
-            launcher = Launcher(self.config_for(number, name, size), self.notify, tokens, self.lifeline_read)
+            launcher = Launcher(self.config_for(number, name, size), self.notify_from_launcher, tokens,
+                                self.lifeline_read)
             self.launchers[self.fork(launcher.run, tied=False)] = number
         for _ in range(self.config["size"]):
             self.start_worker()
         while self.exit_code is None:
-            ready = readable(ANSWER if self.asked else None, self.stdin, self.signalled)
+            self.send_notices()
+            ready = readable(TICK if self.backlog else ANSWER if self.asked else None, self.stdin, self.signalled)
             if self.asked and time.monotonic() - self.asked >= ANSWER:
                 self.tell_stacks()
             if self.signalled in ready:
@@ -4434,7 +4455,9 @@ class Keeper:
                 signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN, which programs started here inherit
             prints = [end for _, _, *ends in self.workers.values() for end in ends if target is not run_broker]
-            for descriptor in (self.stdin, self.lifeline, self.signalled, self.signal_write, *prints):
+            late = [end for _, ends in self.backlog for end in ends]
+            self.backlog.clear()  # the keeper sends it
+            for descriptor in (self.stdin, self.lifeline, self.signalled, self.signal_write, *prints, *late):
                 os.close(descriptor)
             sys.stdin = open(os.devnull)
             if tied:
@@ -4529,9 +4552,31 @@ class Keeper:
     def notify(self, *frames, descriptors=()):
         """Send a notice to the broker: JSON in a datagram, and file descriptors with it."""
         data = json.dumps([frame.decode("latin-1") for frame in frames]).encode()
-        with contextlib.suppress(OSError):
-            self.notices.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
-                                 if descriptors else [])
+        ends = [os.dup(descriptor) for descriptor in descriptors]  # since it may wait, and they be closed meanwhile
+        self.backlog.append((data, ends))
+        self.send_notices()
+
+    def send_notices(self):
+        """Send those that the broker has room for; we must not wait for it, or see neither deaths nor the end."""
+        while self.backlog:
+            data, ends = self.backlog[0]
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", ends))] if ends else []
+            try:
+                self.notices.sendmsg([data], rights)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                logger.debug("keeper: a notice of %d bytes is lost: %s", len(data), error)
+            self.backlog.popleft()
+            for end in ends:
+                os.close(end)
+
+    def notify_from_launcher(self, *frames):
+        """Send a notice from a process that can wait until the broker takes it."""
+        self.notify(*frames)
+        while self.backlog:
+            time.sleep(TICK)
+            self.send_notices()
 
     def clean_up(self):
         """Kill what is left, and remove the sockets. Launchers end by themselves, when the lifeline does."""
@@ -4552,8 +4597,8 @@ def running(marker):
     return state, pack_int(begun), task_id, pack_int(lo), pack_int(hi)
 
 
-
-STACKS_LENGTH = 1 << 16  # characters of a worker's stacks: what a notice takes
+NOTICE = 1 << 18         # bytes in a notice, at most
+STACKS_LENGTH = 1 << 15  # characters of a worker's stacks: what a notice takes, whatever they are
 
 
 def stacks_path(config, name):
@@ -6956,6 +7001,8 @@ def run_program(code, pool, interactive=False):
         sys.exit(f"minscoop: {error}")
     global pristine
     pristine, module = False, sys.modules["__main__"]
+    gc.freeze()  # nor is it looked through at the end, which takes 10 ms
+    gc.enable()
     try:
         with contextlib.closing(progress), executor:
             answer_with_stacks(executor._node)

@@ -11,6 +11,7 @@ something, or need chromium. Set CI to make them fail, not skip, where that is n
 MINSCOOP_MEGABYTES=3000 to try with so much what is done with 50 else.
 """
 import _thread
+import array
 import ast
 import asyncio
 import collections
@@ -842,6 +843,13 @@ def test_a_large_frame_is_read_when_there_are_few_descriptors(tmp_path, monkeypa
     assert minscoop.frame_of([data], tmp_path) == data
 
 
+def test_another_file_stays_when_it_has_the_name_of_a_new_one(tmp_path, monkeypatch):
+    """It is of a worker that died, and whose pid somebody has again."""
+    monkeypatch.setattr(minscoop, "file_numbers", itertools.repeat(0))
+    frame = minscoop.frame_of([bytes(LARGE)], tmp_path)
+    assert minscoop.frame_of([b"x" * LARGE], tmp_path) == b"x" * LARGE and minscoop.content(frame) == bytes(LARGE)
+
+
 def test_no_file_is_left_when_pickling_fails_midway(tmp_path):
     """What was stored before the culprit was met is removed."""
     with pytest.raises(TypeError):
@@ -1277,6 +1285,17 @@ def test_waiting_ends_when_the_timeout_is_over(pool, tmp_path):
     assert future.result(WAIT) == 1
 
 
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_future_keeps_its_state_when_it_is_settled_twice(watched):
+    """The pool may break while its result arrives; callbacks are called once."""
+    future, called = minscoop.Future(HandNode(), (abs, (1,), {}), None), []
+    if watched:
+        future.add_done_callback(called.append)
+    future._settle(minscoop.FINISHED, 1)
+    future._settle(minscoop.CANCELLED_AND_NOTIFIED)
+    assert future.result() == 1 and called == [future] * watched
+
+
 def test_a_call_never_runs_when_it_was_cancelled_in_time(guard, tmp_path):
     """cancel() takes what is queued here; result() then raises CancelledError; waiters are told."""
     with minscoop.Executor(1) as executor:
@@ -1441,6 +1460,15 @@ class HandNode(minscoop.Node):
     def named(self, name):
         """The messages of this name so far, without it."""
         return [frames[1:] for frames in self.sent if frames[0] == name]
+
+
+class Large(array.array):
+    """A large frame as it is received: not bytes, but a buffer of them."""
+
+    def __new__(cls, data):
+        return super().__new__(cls, "B", data)
+
+    split = partition = startswith = None
 
 
 class HandJob(minscoop.Job):
@@ -2411,7 +2439,8 @@ def test_a_large_part_is_given_when_a_host_asks_for_its_workers():
     assert [int(task[5]) - int(task[4]) for task in given(worker, 2)] == [30, 30]
 
 
-def test_each_is_heard_when_many_messages_come_as_one():
+@pytest.mark.parametrize("kind", [bytes, Large])
+def test_each_is_heard_when_many_messages_come_as_one(kind):
     """MANY at its owner: as if they had come one by one; one that makes no sense is dropped alone."""
     job = HandJob(identity, list(range(9)))
     job.item_bytes, job.node.size = 1, 0.5
@@ -2419,8 +2448,22 @@ def test_each_is_heard_when_many_messages_come_as_one():
     messages = [(b"SPLIT", task_id, b"5", b"9", b"0.root:0/5"), (b"RESULT", task_id, b"x"), (b"NONSENSE",),
                 (b"RESULT", b"0.root:0/5", b"5", b"4", b"1", *results([5, 6, 7, 8])),
                 (b"RESULT", task_id, b"0", b"5", b"1", *results([0, 1, 2, 3, 4]))]
-    job.node.handle([b"MANY", b"0.root", b"", b"", pickle.dumps(messages, 5)])
+    job.node.handle([b"MANY", b"0.root", b"", b"", kind(pickle.dumps(messages, 5))])
     assert job.got == {i: i for i in range(9)} and not job.node.away and job.node.dropped == 2
+
+
+def test_a_task_is_held_when_its_last_result_is_just_being_packed():
+    """A census at that moment hears of it; else it would run again."""
+    node = HandNode(b"0.1")
+    node.role, node.say_again = b"worker", lambda: None
+    guest = node.guests[b"0.root:0/0"] = minscoop.Guest(node, b"0.root:0/0", b"map", 0, 1, None)
+
+    class Asking:
+        def __reduce__(self):
+            node.on_WHO(b"7")
+            return int, ()
+    guest.deliver(0, 1, [Asking()], {})
+    assert [frames[0] for frames in node.sent] == [b"HELLO", b"HELD", b"TOLD", b"RESULT"] and not node.guests
 
 
 def test_a_result_counts_once_when_it_comes_twice():
@@ -2749,6 +2792,15 @@ def test_a_reduction_is_right_when_the_operation_does_not_commute(any_pool, size
                 tuple(itertools.chain.from_iterable(zip(range(size), "ab")))
         else:
             pytest.raises(TypeError, any_pool.map_reduce, str, operator.add, make(range(size)))
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 400, 999])
+def test_a_reduction_raises_what_a_call_raises_when_one_does(any_pool, wrong):
+    """Wherever the item stands in its slice, and whatever the slices are."""
+    with pytest.raises(ZeroDivisionError):
+        any_pool.map_reduce(lambda i: 1 // (i - wrong), operator.add, range(1000))
+    with pytest.raises(ZeroDivisionError):
+        any_pool.map_reduce(lambda i: 1 // (i - wrong), operator.add, iter(range(1000)))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -6422,6 +6474,30 @@ def test_the_work_is_done_when_the_programs_files_are_closed_or_full(guard, scri
     said = "OSError" if redirection == ">/dev/full" else "NoneType"
     assert done.returncode == 0 and done.stderr == ""
     assert (tmp_path / "out").read_text().split() == [said] * 3 + ["4950"]
+
+
+@linux_only
+def test_no_notice_is_lost_when_the_broker_is_slow():
+    """Nor does the keeper wait for it: it has to see deaths, and the end."""
+    before = set(os.listdir("/dev/fd"))
+    keeper = minscoop.Keeper({}, None)
+    pipe = os.pipe()
+    for number in range(2000):
+        keeper.notify(b"%d" % number, descriptors=pipe[:1] if number == 1999 else ())
+    assert keeper.backlog
+    os.close(pipe[0])
+    for number in range(2000):
+        data, ancillary, _, _ = keeper.notices_read.recvmsg(minscoop.NOTICE, 100)
+        assert json.loads(data) == [str(number)]
+        keeper.send_notices()
+    received, = (array.array("i", ends)[0] for _, _, ends in ancillary)
+    os.write(pipe[1], b"x")
+    assert os.read(received, 1) == b"x" and not keeper.backlog
+    for end in (pipe[1], received, keeper.lifeline_read, keeper.lifeline, keeper.signalled, keeper.signal_write):
+        os.close(end)
+    keeper.notices.close()
+    keeper.notices_read.close()
+    assert set(os.listdir("/dev/fd")) == before
 
 
 def test_there_is_one_root_when_it_dies_as_its_keeper_begins(monkeypatch):
