@@ -440,11 +440,18 @@ def import_zmq(descriptors=DESCRIPTORS):
 PLAIN = frozenset((int, float, bool, complex, type(None), str, bytes))  # always pickle and unpickle
 
 
+class Chunks(list):
+    """A file for pickle to write to. Large bytes objects are chunks as they are."""
+
+    def write(self, data):
+        """Add a chunk; if it is a view, of what may change, then as a copy."""
+        self.append(bytes(data))
+
+
 def dumps(obj, memory=None, lasting=False):
     """Frames for one object: its pickle, and large buffers. memory, lasting: see ``frame_of``. Raises what pickling
     it raises."""
-    buffers, chunks = [], []  # large bytes objects are chunks as they are
-    sink = types.SimpleNamespace(write=lambda data: chunks.append(bytes(data)))  # it may be a view of what changes
+    buffers, chunks = [], Chunks()
 
     def keep_in_band(buffer):
         with buffer.raw() as data:
@@ -452,7 +459,7 @@ def dumps(obj, memory=None, lasting=False):
                 buffers.append(frame_of([data], memory, lasting))  # a copy: arrays may change once we return
             return data.nbytes < OUT_OF_BAND
     try:
-        Pickler(sink, 5, buffer_callback=keep_in_band).dump(obj)
+        Pickler(chunks, 5, buffer_callback=keep_in_band).dump(obj)
     except BaseException:
         discard(buffers)
         raise
@@ -553,7 +560,7 @@ def keep_spare():
 
 
 def content_if_there(frame):
-    """The same, but nothing if it is not there; who gets that cannot read it, and says so."""
+    """As ``content``, but b"" if the file is gone: the receiver then reports that it cannot read it."""
     try:
         return content(frame)
     except OSError:
@@ -657,7 +664,8 @@ def shipped_globals(fn):
             if name in fn.__globals__ and (home is None or main.by_value(name))}
 
 
-LOOKS = "__defaults__", "__kwdefaults__", "__dict__", "__doc__", "__annotations__", "__qualname__", "__module__"
+FUNCTION_ATTRIBUTES = ("__defaults__", "__kwdefaults__", "__dict__", "__doc__", "__annotations__", "__qualname__",
+                       "__module__")
 
 
 def reduce_function(fn):
@@ -666,8 +674,8 @@ def reduce_function(fn):
     for cell in cells:
         with contextlib.suppress(ValueError):  # a cell that is still empty
             contents.append((cell, cell.cell_contents))
-    looks = dict.fromkeys(LOOKS)
-    for name in LOOKS:
+    looks = dict.fromkeys(FUNCTION_ATTRIBUTES)
+    for name in FUNCTION_ATTRIBUTES:
         with contextlib.suppress(NameError):  # annotations may mean what only a type checker imports (PEP 649)
             looks[name] = getattr(fn, name)
     state = (shipped_globals(fn), contents, *looks.values())
@@ -690,7 +698,7 @@ def fill_function(fn, state):
     fn.__globals__.update(shipped)
     for cell, value in contents:
         cell.cell_contents = value
-    for name, value in zip(LOOKS, looks):
+    for name, value in zip(FUNCTION_ATTRIBUTES, looks):
         setattr(fn, name, value)
 
 
@@ -1280,8 +1288,9 @@ class Slice:
     def shorten(self):
         """While an item takes long: give the items behind it back to the queue. Called with the lock held.
 
-        ``map`` walks along the first column by ``source``. The list is cut where the walk is, and then
-        the iterator's own state says, for good, how far it came; other threads may run in between."""
+        Of 10 items, the third of which is running, the last 7 go back. ``map`` walks along the first column by
+        ``source``. The list is cut where the walk is, and then the iterator's own state says, for good, how far it
+        came; other threads may run in between."""
         if self.columns is None or self.hi - self.lo - len(self.values) <= 1:
             return
         first = self.columns[0]
@@ -1339,7 +1348,7 @@ class Ranges(list):
 class Job:
     """Base of jobs. The owner's are below; a ``Guest`` stands for a job of another node."""
 
-    kind, recipe, cancelled = b"map", CALLS, False
+    kind, recipe, cancelled, lo = b"map", CALLS, False, 0
 
     def __init__(self, node):
         self.node = node
@@ -1359,6 +1368,8 @@ class Job:
 
     def title(self, item):
         """What an item is, for messages."""
+        if self.recipe is CALLS:
+            return f"the call of {describe(self.columns[0][item - self.lo][0])}"
         return f"item {item} of the {self.kind.decode()} of {describe(self.recipe.fn)}"
 
     def claim(self):
@@ -1388,11 +1399,6 @@ class Bundle(Job):
         super().__init__(node)
         self.futures = futures
         self.columns = ([future._call for future in futures],)
-
-    def title(self, item):
-        """What an item is, for messages."""
-        fn = self.columns[0][item][0]
-        return f"the call of {describe(fn)}"
 
     def deliver(self, lo, count, values, failures):
         """Settle the futures of these calls."""
@@ -1432,12 +1438,6 @@ class Guest(Job):
             raise ValueError("it has not as many items as it should have")
         return self.columns
 
-    def title(self, item):
-        """What an item is, for messages."""
-        if self.kind == b"calls":
-            return f"the call of {describe(self.columns[0][item - self.lo][0])}"
-        return super().title(item)
-
     def deliver(self, lo, count, values, failures):
         """Collect; send when the last one is in or FLUSH has passed."""
         with self.node.lock:
@@ -1467,7 +1467,7 @@ class Guest(Job):
         self.send(*end, last)
 
     def untouched(self, lo, hi):
-        """Whether these are all its items, and none of them was begun."""
+        """Whether these are all its items, and none of them was begun: what is left of a begun one is less."""
         return (lo, hi) == (self.lo, self.hi)
 
     def join(self, outcomes):
@@ -1535,7 +1535,7 @@ class Mapping(Job):
 
         Runs the user's iterators: call it without the node's lock, from a thread of the user."""
         ahead = self.pulled - self.read
-        if self.exhausted or self.cancelled or ahead > self.window // 2 and not beyond:
+        if self.exhausted or self.cancelled or (ahead > self.window // 2 and not beyond):
             return False
         if not self.pulling.acquire(blocking=False):
             return False
@@ -2746,7 +2746,7 @@ class Node:
     memory = None     # the directory for shared memory
     connections = 0   # made by the socket
     attendant = None  # ident of the thread that sleeps on the socket
-    seen = None       # id of the newest in the queue when the deputy last looked
+    seen = None       # id of the newest in the queue when the deputy last looked: does the queue move?
     resting = False   # the deputy is, until the alarm is set
     watching = False  # the deputy sleeps on the socket
     dropped = 0       # messages that made no sense
@@ -2760,7 +2760,7 @@ class Node:
     def __init__(self, name, size, retries):
         self.name, self.size, self.retries = name, size, retries
         self.lock, self.serving = threading.RLock(), threading.RLock()
-        self.queue = collections.deque()
+        self.queue = collections.deque()  # given away from the left, run here from the right
         self.sources = []                 # jobs whose inputs are not all pulled
         self.in_hand = []                 # jobs of spans that are just being pickled, to be shipped
         self.away = {}                    # task id -> Shipment
@@ -2877,7 +2877,7 @@ class Node:
             self.fetch()
             while self.inbox:
                 message = self.inbox.popleft()
-                if as_deputy and self.executes and message[0] in OWNERS_BUSINESS:
+                if as_deputy and self.executes and message[0] in OWNERS_BUSINESS:  # results run code of the user
                     self.mail.append(message)
                 else:
                     self.handle(message)
@@ -2959,7 +2959,7 @@ class Node:
         self.serve(as_deputy=True)
         newest = id(self.queue[-1]) if self.queue else None
         if self.wanted:
-            self.give(reserve=0 if newest == self.seen else None)  # if not about to be run by the one who made it
+            self.give(reserve=0 if newest == self.seen else None)  # who made it is busy: even the last may go
         self.seen = newest
 
     def wake(self, what):
@@ -3090,7 +3090,8 @@ class Node:
                     self.wanted += not shipped
 
     def unopened(self):
-        """Whether all that we have is a task that is still to be unpickled: then we shall have more."""
+        """Whether all that we have is a task of several items that is still to be unpickled. It can only go as a whole,
+        and we shall have more to give: so we are not DRY."""
         first = self.queue[0] if self.queue else None
         return isinstance(first, Span) and first.columns is None and first.hi - first.lo > 1
 
@@ -3137,12 +3138,16 @@ class Node:
         return part
 
     def portion(self, count, item_bytes):
-        """How many of `count` items go to one taker."""
+        """How many of `count` items go to one taker.
+
+        A worker keeps as much as it gives to each of those who want some: of 90 items that two want, each gets 30; and
+        if one asks for the 8 workers of a host, half of them. The root keeps a third: each of its 4 workers gets a
+        sixth of what is left. That evens out what takes long; when it kept half, 256 workers asked too often."""
         if item_bytes is None:
             return 1  # the first one tells how large they are
-        if self.executes:  # as much to each as we keep; to a whole host half
+        if self.executes:
             share = min(-(-count // 2), -(-count * self.width // (1 + self.width * self.wanted)))
-        else:  # what is left for later evens out what takes long; with half of it kept, 256 workers asked too often
+        else:
             share = -(-2 * count * self.width // (3 * self.size or 1))
         return max(1, min(share, MAX_BODY // max(1, item_bytes)))
 
@@ -3175,11 +3180,11 @@ class Node:
                 return False
             while self.queue and self.queue[0].stale:
                 self.queue.popleft()
-            self.rich = len(self.queue) > self.executes or self.queue and self.queue[0].several
+            self.rich = len(self.queue) > self.executes or bool(self.queue and self.queue[0].several)
             task_id = self.register(span, lo, hi, frames)
             part = isinstance(job, Guest) and task_id != job.id
             news = [(b"SPLIT", job.id, pack_int(lo), pack_int(hi), task_id)] if part else []
-            self.send_all(*news, (b"TASK", task_id, span.avoid, pack_int(bool(self.rich)), job.kind, pack_int(lo),
+            self.send_all(*news, (b"TASK", task_id, span.avoid, pack_int(self.rich), job.kind, pack_int(lo),
                                   pack_int(hi), pack_int(span.singly), *frames))  # at once: no CANCEL comes between
         if isinstance(job, Guest) and job.left == 0:
             job.flush()
@@ -3217,9 +3222,9 @@ class Node:
         """A span could not be pickled. Find the items to blame; the rest is queued again, one by one."""
         job, count = span.job, span.hi - span.lo
         if count > 1 and not (isinstance(error, CannotSend) and job.kind != b"calls"):
-            parts = [span.cut(i, i + 1) for i in range(span.lo, span.hi)]
             with self.lock:
-                self.queue.extendleft(reversed(parts))
+                for i in reversed(range(span.lo, span.hi)):
+                    job.requeue(span.cut(i, i + 1))
             return
         if self.executes:  # it runs where it was made, which needs no pickling
             span.pinned = True
@@ -3385,12 +3390,11 @@ class Node:
 
     def obituaries(self, job, item, deaths):
         """The text of WorkerLost."""
-        what = "may have begun before its worker died:" if self.retries == 0 else \
-            f"killed {'its worker' if len(deaths) == 1 else f'{len(deaths)} workers in a row'}"
-        return (f"{job.title(item)} {what} "
-                f"(retries={self.retries}): {'; '.join(deaths)}" + (
-                    ". SIGKILL often means that memory ran out: see the kernel's log (dmesg), or run fewer "
-                    "workers (-n)" if "SIGKILL" in deaths[-1] else ""))
+        killed = "its worker" if len(deaths) == 1 else f"{len(deaths)} workers in a row"
+        what = "may have begun before its worker died" if self.retries == 0 else f"killed {killed}"
+        advice = "" if "SIGKILL" not in deaths[-1] else \
+            ". SIGKILL often means that memory ran out: see the kernel's log (dmesg), or run fewer workers (-n)"
+        return f"{job.title(item)} {what} (retries={self.retries}): {'; '.join(deaths)}{advice}"
 
     def on_CONST(self, name, setter, *frames):
         """A shared constant; unpickled, once, when it is first asked for."""
@@ -3757,7 +3761,7 @@ class Strand:
         self.worker.rouse()
 
 
-OUTSIDE = types.SimpleNamespace(_parent=None, mark=None)  # stands for the task of a thread that a task made
+OUTSIDE = types.SimpleNamespace(_parent=None, mark=None)  # the parent of what a thread submits that a task has started
 
 
 class Worker(Node):
@@ -3781,6 +3785,8 @@ class Worker(Node):
         self.known = 0         # of them, when it was last considered to ask for more
         self.files = {}        # path -> content; None: there is no such file
         self.fetching = set()  # paths of files that we wait for
+        self.watched = None    # the running slice when the deputy looked last
+        self.served = 0.0      # when this worker looked for messages between tasks
 
     # -- the baton
 
@@ -3836,8 +3842,6 @@ class Worker(Node):
             self.served = now
             self.serve()
 
-    served = 0.0
-
     def rest(self):
         """Nothing to run: say so, and sleep until a message comes."""
         self.marker[0] = SEVERAL if self.waiting else READY
@@ -3879,10 +3883,6 @@ class Worker(Node):
             return []
         self.asked = True
         return [(b"HUNGRY", b"1")]
-
-    def ask(self):
-        """Ask for work."""
-        self.send_all(*self.wish())
 
     def pass_baton(self):
         """Let another thread go on: one that can resume, else one that takes new work."""
@@ -3971,7 +3971,7 @@ class Worker(Node):
             self.shorten(piece)
         if self.queue or self.feed():
             return
-        self.ask()
+        self.send_all(*self.wish())
         left = remaining(deadline)
         self.doze(ready, PATROL if left is None else min(left, PATROL))
 
@@ -4109,7 +4109,7 @@ class Worker(Node):
         if not self.asked and len(self.queue) <= 1:
             pace = piece.job.recipe.pace
             if pace is not None and TOO_LATE < (piece.span.hi - piece.lo) * pace < ASK_EARLY:
-                self.ask()
+                self.send_all(*self.wish())
 
     def shorten(self, piece):
         """Give the items behind a long one back to the queue, and hand over the results before it."""
@@ -4138,18 +4138,12 @@ class Worker(Node):
 
     def stand_in(self):
         """One look by the deputy; a slice that takes long is shortened, so that others can have the rest."""
-        if self.looks_stuck():
+        newest = next(reversed(self.holder.slices), None)
+        if newest is not None and newest is self.watched:
             for piece in list(self.holder.slices):
                 self.shorten(piece)
+        self.watched = newest
         super().stand_in()
-
-    def looks_stuck(self):
-        """Whether the running slice was so when the deputy looked last."""
-        piece = self.holder.slices[-1] if self.holder.slices else None
-        stuck, self.watched = piece is not None and piece is self.watched, piece
-        return stuck
-
-    watched = None
 
     # -- messages
 
