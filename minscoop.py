@@ -604,6 +604,8 @@ class Pickler(pickle.Pickler):
         kind = type(obj)
         of_pickle = isinstance(obj, type) and (kind in copyreg.dispatch_table or not obj.__flags__ & HEAP_TYPE)
         if isinstance(obj, (type, types.FunctionType)) and not of_pickle:
+            if kind is types.FunctionType and this_worker is None and home_of(obj) == "__main__":
+                main.warn_of_globals(obj)
             if found_by_name(obj):
                 return NotImplemented
             if by_name_only:
@@ -843,9 +845,6 @@ def decode_parts(parts, large, failures):
 
 def encode_failure(error):
     """(pickle or None, text) of an exception. Tried out here, where its text and traceback are known."""
-    if isinstance(error, ModuleNotFoundError) and this_worker is not None and this_worker.config["below"]:
-        error.msg = f"{error.msg} (on host {this_worker.config['name']}, for {sys.executable}: install it there)"
-        error.args = (error.msg,)
     blob, text = None, traceback_text(error)
     with contextlib.suppress(*FAULTS):
         blob = pickle.dumps(dumps(error), 5)
@@ -853,7 +852,13 @@ def encode_failure(error):
 
 
 def traceback_text(error):
-    """The traceback of an exception as Python prints it, without frames of this file."""
+    """The traceback of an exception as Python prints it, without frames of this file; with a hint where a module is
+    missing that another host has."""
+    if isinstance(error, ModuleNotFoundError) and this_worker is not None and this_worker.config["below"] \
+            and "(on host" not in str(error.msg):
+        error.msg = f"{error.msg} (on host {this_worker.config['name']}, for {sys.executable}: install it there, " \
+                    "or name another interpreter with --python)"
+        error.args = (error.msg,)
     lines = traceback.TracebackException.from_exception(error)
     lines.stack[:] = [frame for frame in lines.stack if frame.filename != __file__] or lines.stack
     return "".join(lines.format())
@@ -891,6 +896,7 @@ class Main:
         self.path, self.name = path, name  # a file; or a module's name, as in python -m
         self.loaded, self.error, self.module = True, None, sys.modules["__main__"]
         self.known = None         # its names as the script has left them, if a prompt follows
+        self.warned = set()       # globals of which was warned
 
     @classmethod
     def of_this_process(cls):
@@ -903,12 +909,21 @@ class Main:
 
     def by_value(self, name):
         """Whether this global of the main module is unknown, or another, where workers import the script."""
-        return self.path is None or name in self.guarded or self.known is not None and (
+        return self.path is None or name in self.guarded[0] or self.known is not None and (
             self.module.__dict__.get(name) is not self.known.get(name))
+
+    def warn_of_globals(self, fn):
+        """Say that workers do not see what ``if __name__ == "__main__"`` makes of a global that fn uses; once each."""
+        names = self.path and self.known is None and self.guarded[1] & global_names(fn.__code__) - self.warned
+        for name in names or ():
+            self.warned.add(name)
+            logger.warning("%s may use the global %s, which is bound again under if __name__ == '__main__': workers do "
+                           "not run that, and have the value from the top level. Pass it as an argument, or use "
+                           "set_const or initializer=", describe(fn), name)
 
     @functools.cached_property
     def guarded(self):
-        """Names that only ``if __name__ == "__main__"`` binds."""
+        """Names that only ``if __name__ == "__main__"`` binds; and those that it binds again."""
         import ast
         import dis
         body = ast.parse(read_source(self.path), self.path).body
@@ -918,7 +933,8 @@ class Main:
         def bound(nodes):
             code = compile(ast.Module(nodes, []), self.path, "exec", dont_inherit=True)
             return {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_NAME"}
-        return bound(guards) - bound(others)
+        inside, outside = bound(guards), bound(others)
+        return inside - outside, inside & outside
 
     def load(self):
         """The main module; in a worker it is imported first. Raises what the script raises."""
@@ -3487,8 +3503,8 @@ class Root(Node):
             self.keeper = self.start_keeper(options)
             import_zmq(DESCRIPTORS + 8)
             self.open(self.address, b"root")
-            logger.info("%d workers on this machine (keeper: pid %d), sockets in %s", options["size"],
-                        self.keeper.pid, self.directory)
+            logger.info("%d worker%s on this machine (root: pid %d, keeper: pid %d), sockets in %s", options["size"],
+                        "s" * (options["size"] != 1), os.getpid(), self.keeper.pid, self.directory)
         except BaseException:
             self.abort()
             raise
@@ -3844,7 +3860,7 @@ class Worker(Node):
 
     def rest(self):
         """Nothing to run: say so, and sleep until a message comes."""
-        self.marker[0] = SEVERAL if self.waiting else READY
+        self.marker[0] = SEVERAL if self.waiting else RESTING
         flush_output()
         with self.lock:
             self.send_all(*self.wishes())
@@ -4225,7 +4241,8 @@ module.__file__ = sys.argv[1]
 with open(sys.argv[2], 'rb') as file:  # the byte code that the root runs: compiling this file anew takes 70 ms
     exec(marshal.load(file), module.__dict__)
 module.Keeper.main()"""
-READY, SEVERAL, LEAVING = 1, 2, 3  # first byte of a marker page: ready; has begun several tasks; leaves as it was told
+READY, SEVERAL, LEAVING, RESTING = 1, 2, 3, 4  # first byte of a marker page: ready; has begun several tasks, of which
+#                                                some are parked; leaves as it was told; ready, and has nothing to run
 
 
 pristine = _AS_SCRIPT  # nothing of the user's has run in this process
@@ -4525,12 +4542,10 @@ class Keeper:
         """Send what they wrote to the root, as if they had printed it, with what each is running since when."""
         self.asked = None
         for pid, (name, marker, *_) in self.workers.items():
-            _, _, task_id, lo, hi = running(marker)
-            task = f"items {lo.decode()} to {hi.decode()} of task {task_id.decode()}, for " \
-                f"{time.monotonic() - struct.unpack_from('>d', marker, 27 + len(task_id))[0]:.1f} s"
-            text = f"worker {label(self.config, name, pid)} is running {task if task_id else 'nothing'}\n"
+            task = doing(marker)
+            text = f"worker {label(self.config, name, pid)} is running {task or 'nothing'}\n"
             with contextlib.suppress(OSError), open(stacks_path(self.config, name), "r+") as file:
-                text += of_tasks(file.read(STACKS_LENGTH)) if task_id else ""
+                text += of_tasks(file.read(STACKS_LENGTH)) if task else ""
                 file.truncate(0)
             self.notify(b"OUTPUT", name, b"err", f"{text.rstrip()}\n\n".encode())
 
@@ -4591,6 +4606,17 @@ def running(marker):
     return state, pack_int(begun), task_id, pack_int(lo), pack_int(hi)
 
 
+def doing(marker):
+    """What a worker is running since when, by its page, in words; None if nothing."""
+    state, _, task_id, *bounds = running(marker)
+    if not task_id or state == RESTING:
+        return None
+    lo, hi = map_builtin(int, bounds)
+    since, = struct.unpack_from(">d", marker, 27 + len(task_id))
+    items = f"item {lo}" if hi - lo == 1 else f"items {lo} to {hi - 1}"
+    return f"{items} of task {task_id.decode()}, for {time.monotonic() - since:.1f} s"
+
+
 NOTICE = 1 << 18         # bytes in a notice, at most
 STACKS_LENGTH = 1 << 15  # characters of a worker's stacks: what a notice takes, whatever they are
 
@@ -4602,12 +4628,14 @@ def stacks_path(config, name):
 
 def of_tasks(stacks):
     """Of a worker's stacks those of tasks, without our frames around them. None: it may be stuck in our code; all."""
-    tasks = []
+    tasks, ours = [], re.compile(
+        f'"{re.escape(__file__)}"|"<(string|frozen runpy)>"|/(threading|garbage|runpy).py"').search
     for stack in stacks.split("\n\n"):
-        lines = stack.splitlines()
-        while lines and re.search(f'"{re.escape(__file__)}"|"<string>"|/(threading|garbage).py"', lines[-1]):
+        head, *lines = stack.splitlines() or [""]
+        while lines and ours(lines[-1]):
             lines.pop()
-        tasks += ["\n".join(lines)] if len(lines) > 1 else []
+        frames = itertools.dropwhile(lambda line: f'"{__file__}"' in line, lines)
+        tasks += ["\n".join([head, *frames])] if lines else []
     return "\n\n".join(tasks) or stacks or "it has not answered"
 
 
@@ -4618,13 +4646,21 @@ def run_worker(name, config, marker, pipes):
         os.close(end)
     with contextlib.suppress(AttributeError, ValueError):  # what a task prints appears at once
         sys.stdout.reconfigure(line_buffering=True)
-    faulthandler.register(signal.SIGUSR1, open(stacks_path(config, name), "a"))
+    stacks = open(stacks_path(config, name), "a")
+    dump_when_asked(stacks, lambda *_: (stacks.truncate(0), faulthandler.dump_traceback(stacks)))
     if "PYTHONBREAKPOINT" not in os.environ:
         sys.breakpointhook = refuse_breakpoint
     global this_worker
     this_worker = (RecordingWorker if config["record"] else Worker)(name, config, marker)
     send_logs(config["log_level"], this_worker.send, name.decode(), config["name"])
     this_worker.start()
+
+
+def dump_when_asked(file, further):
+    """On SIGUSR1, write the stack of the main thread, also if it is deep in code in C; then call a handler in Python,
+    which may look at other threads: these must not run meanwhile, so it needs the interpreter's lock."""
+    signal.signal(signal.SIGUSR1, further)
+    faulthandler.register(signal.SIGUSR1, file, all_threads=False, chain=True)
 
 
 def refuse_breakpoint(*_, **__):
@@ -6085,14 +6121,18 @@ def prompt(namespace):
 
 
 def answer_with_stacks(node):
-    """Let SIGUSR1 print the stacks of all threads, here and on workers, unless the signal means something else."""
+    """Let SIGUSR1 print the stacks of the program's threads, here and on workers, unless it means something else."""
     def ask_workers(*_):
+        frames, text = sys._current_frames(), ""
+        for thread in threading.enumerate()[1:]:
+            if not re.match("minscoop|.*Garbage", thread.name + type(thread).__name__):
+                stack = "".join(traceback.format_stack(frames.get(thread.ident)))
+                text += f"Thread {thread.name} (most recent call last):\n{stack}"
         with contextlib.suppress(OSError):  # print may just be interrupted in the middle of a line of its own
-            os.write(2, b"the above is the root, pid %d; workers follow\n\n" % os.getpid())
+            os.write(2, f"{text}the above is the root, pid {os.getpid()}; workers follow\n\n".encode())
         node.send(b"STACKS")
     if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
-        signal.signal(signal.SIGUSR1, ask_workers)
-        faulthandler.register(signal.SIGUSR1, 2, chain=True)
+        dump_when_asked(2, ask_workers)
 
 
 # ---------------------------------------------------------------------------------------------------

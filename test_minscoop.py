@@ -1130,9 +1130,25 @@ if here: other = 1
 
 def test_names_travel_by_value_when_only_the_guard_binds_them(script):
     """What stands under `if __name__ == "__main__"` is unknown to workers, everything else is not."""
-    main = minscoop.Main(str(script(GUARDED)))
-    assert {"json", "p", "cosine", "sin", "inside", "Inner", "loop", "handle", "a", "b", "c", "total"} <= main.guarded
-    assert not {"os", "both", "here", "top", "other", "local", "hidden", "attribute"} & main.guarded
+    only, again = minscoop.Main(str(script(GUARDED))).guarded
+    assert {"json", "p", "cosine", "sin", "inside", "Inner", "loop", "handle", "a", "b", "c", "total"} <= only
+    assert not {"os", "both", "here", "top", "other", "local", "hidden", "attribute"} & only and again == {"both"}
+
+
+def test_who_binds_a_global_again_is_warned_when_a_function_uses_it(script):
+    """Workers have what the top level gives it, whatever stands under the guard: wrong numbers, without a word."""
+    done = launch("-n", 2, script("""
+        from minscoop import futures
+        SCALE = UNUSED = OTHER = 1
+        def scaled(x): return x * SCALE
+        def plain(x): return x
+        if __name__ == "__main__":
+            SCALE = UNUSED = 10
+            OTHER_THING = 5
+            print(*futures.map(plain, range(3)), *futures.map(scaled, range(3)), *futures.map(scaled, range(3)))
+    """))
+    assert done.returncode == 0 and done.stdout.split() == list("012012012")
+    assert done.stderr.count("may use the global SCALE") == 1 and done.stderr.count("\n") == 1
 
 
 def test_classes_are_made_anew_when_their_metaclass_has_told_pickle_how(script):
@@ -5769,10 +5785,22 @@ def test_everybody_says_where_they_are_when_the_root_gets_sigusr1(guard, script,
     for _ in range(2):
         said = print_stacks_of(process, "in parent")
         assert "in <module>" in said and f"root, pid {process.pid}" in said
-        assert re.search(r"worker \d.\d \(host [^,]+, pid \d+\) is running items 0 to 1 of task 0.root:0/0, for \d+"
+        assert re.search(r"worker \d.\d \(host [^,]+, pid \d+\) is running item 0 of task 0.root:0/0, for \d+"
                          r".\d s\n(?s:.*)/re\b.*\n.*  File .* in deep_in_c\n", said), said
     process.terminate()
     assert finish(process).returncode == 128 + signal.SIGTERM
+
+
+def test_a_worker_is_said_to_run_nothing_when_it_is_idle():
+    """Its page still has what it ran last, for the keeper, should it die now."""
+    page = bytearray(4096)
+    worker = types.SimpleNamespace(marker=page, holder=types.SimpleNamespace(), waiting=0, begun=3)
+    minscoop.Worker.note(worker, (b"0.root:0/0", 8, 9))
+    assert minscoop.doing(page).startswith("item 8 of task 0.root:0/0, for ")
+    minscoop.Worker.note(worker, (b"0.root:0/0", 8, 11))
+    assert minscoop.doing(page).startswith("items 8 to 10 of task ")
+    page[0] = minscoop.RESTING
+    assert minscoop.doing(page) is None and minscoop.running(page)[2] == b"0.root:0/0"
 
 
 def test_sigusr1_is_the_programs_own_when_it_has_a_handler():
