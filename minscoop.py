@@ -4729,7 +4729,8 @@ SSH_SAYS = [  # causes before their consequences
      "check the user's name; run 'ssh-copy-id {host}', or load your key with ssh-add"),
     ("no matching", "ssh here and there have no method in common", "allow in ~/.ssh/config what it offers"),
     ("temporary failure in name", "names cannot be looked up now", "is the network, or the VPN, up?"),
-    ("could not resolve hostname", "unknown name", "check the spelling, or add it to ~/.ssh/config"),
+    ("could not resolve hostname", "unknown name",
+     "check the spelling (also if you meant a hosts file), or add it to ~/.ssh/config"),
     ("stdio forwarding failed|unknown port 65535", "the jump host cannot reach it", "try 'ssh {host}' by hand"),
     ("connection refused", "connection refused", "is sshd running there, and on that port?"),
     ("no route to host|network is unreachable", "no route to it", "is it switched on, and the network up?"),
@@ -4906,7 +4907,8 @@ class Launcher:
             found = re.search(f".*({pattern}).*", words, re.IGNORECASE)
             if found:
                 return f"{reason}: " + remedy.format(host=self.host, name=self.host.rpartition("@")[2], line=found[0])
-        last = next((line for line in reversed(self.complaints) if line), "")
+        said = [*(self.noise.splitlines() if not self.up else ()), *self.complaints]
+        last = next(filter(str.strip, reversed(said)), "").strip()
         code = self.process.poll()
         return otherwise + (f" ({status_text(code)})" if code else "") + (f": {last}" if last else "")
 
@@ -5208,10 +5210,15 @@ def join(path, size):
 
 MAX_HOSTS = 100_000  # in one list: a bracket form can name more than there are
 MAX_TEXT = 1 << 26   # characters of a file of hosts: it may be no such file, and have no end
-NAME = r"(?!.{300})(?:[^\s,:@\[\]=-][^\s,:@\[\]=]*@)?(?:[^\s,:@\[\]=-][^\s,:@\[\]=]*|%s)"  # no '-' first: an option
+MAX_WORKERS = 2000   # of one host in a list; a larger number is a port
+MARKS = r"""\s,:@\[\]={}();*"'\x00-\x1f\x7f\ud800-\udfff"""  # are in no name, nor are bytes that are no UTF-8
+WORD = rf"[^{MARKS}-][^{MARKS}]*"                             # no '-' first: an option
+NAME = rf"(?!.{{300}})(?:{WORD}@)?(?:{WORD}|%s)"
 IPV6 = r"[0-9a-fA-F:.]*:[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(?:%\w+)?"
-HOST = "(" + NAME % rf"\[{IPV6}\]" + r")(?:(?::|\s+(?:slots=)?)([0-9]+))?"
-split_list = re.compile(r"(?:\[[^\[\]]*\]|[^,\s])+").findall  # at commas and blanks, except inside brackets
+HOST = "(" + NAME % rf"\[{IPV6}\]" + r")(?:(?::|\s+(?:slots=)?)([0-9]{1,9}))?(?:\s+max[-_]slots=[0-9]+)?"
+ITEM = r"(?:\[[^\[\]]*\]|[^,%s])+"  # of a list: up to a comma that is not in brackets, or what else ends it
+HOW_TO_SAY = "write name, user@name, name:4 (or 'name 4' on a line) for 4 workers, [::1]:4 or node[01-16]:8; a port " \
+             "belongs into ~/.ssh/config, or -e 'ssh -p 2222'"
 
 
 def expand(text):
@@ -5234,27 +5241,29 @@ def expand(text):
     return map_builtin("".join, itertools.product(*choices))
 
 
-def parse_host(text):
-    """(name, workers or None) of each host of an item: name, name:4, user@name:4, node[01-16]:8, [IPv6]:4, name 4."""
-    for form in expand(text) if text else ():
-        match = re.fullmatch(HOST, form)
-        if match is None:
-            raise ValueError(f"{text!r} is not a host, such as name, user@name, name:4 or node[01-16]:8")
-        yield re.sub(r"[\[\]]", "", match[1]), match[2] and int(match[2])
+def parse_item(item):
+    """(name, workers or None) of each host of name, name:4, user@name:4, node[01-16]:8, [IPv6]:4, name 4, or of several
+    of these with commas between."""
+    for text in map_builtin(str.strip, re.findall(ITEM % "", item)):
+        for form in expand(text) if text else ():
+            match = re.fullmatch(HOST, form)
+            if match is None or int(match[2] or 0) > MAX_WORKERS:
+                raise ValueError(f"{text[:60]!r} is not a host: {HOW_TO_SAY}")
+            yield re.sub(r"[\[\]]", "", match[1]), match[2] and int(match[2])
 
 
 def parse_items(items, path=None):
     """The hosts of items, one after the other; pairs stay as they are. path: of the file whose lines they are."""
     for number, item in enumerate(items, 1):
         try:
-            yield from parse_host(item) if isinstance(item, str) else [item]
+            yield from parse_item(item) if isinstance(item, str) else [item]
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}" if path else str(error)) from None
 
 
 def read_text(path):
     """The text of a file of hosts, which may be no such file. Raises OSError, ValueError."""
-    with open(path) as file:
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         text = file.read(MAX_TEXT)
     if len(text) == MAX_TEXT:
         raise ValueError(f"{path} has more than {MAX_TEXT} characters")
@@ -5265,10 +5274,11 @@ def add_up(pairs):
     """Each host once, in the order in which they first occur; a name without a number counts as one worker if it
     occurs again. Raises ValueError for what cannot be a host."""
     numbers = {}
-    for entry, (name, workers) in enumerate(pairs):
+    for entry, pair in enumerate(pairs):
+        name, workers = pair if isinstance(pair, (tuple, list)) and len(pair) == 2 else (pair, None)
         if not (isinstance(name, str) and re.fullmatch(NAME % IPV6, name)) \
                 or not (workers is None or isinstance(workers, int) and workers >= 0):
-            raise ValueError(f"{name!r} with {workers!r} workers is not a host")
+            raise ValueError(f"{pair!r} is not a host: it takes a name, or a pair of a name and a number of workers")
         numbers.setdefault(name, []).append(workers)
         if len(numbers) > MAX_HOSTS or entry > 10 * MAX_HOSTS:
             raise ValueError(f"more than {MAX_HOSTS} hosts, or {10 * MAX_HOSTS} entries")
@@ -5277,20 +5287,23 @@ def add_up(pairs):
 
 
 def parse_hosts(source):
-    """[(name, workers)] of the name of a file, a list in a string, or a sequence of strings.
+    """[(name, workers)] of a file (its path), a list in a string, or a sequence of items or pairs.
 
     workers: None for one per core. A name that occurs again and again adds up, one worker each time if no
     number is given. Raises ValueError, with the line of a file."""
-    if isinstance(source, str) and (os.path.exists(source) or "/" in source or source.endswith(".txt")):
+    path, items = None, source
+    if isinstance(source, str):
+        items = re.findall(ITEM % r"\s" + r"(?:\s+[0-9]+(?![^,\s]))?", source)
+    if isinstance(source, os.PathLike) or isinstance(source, str) and (
+            os.path.exists(source) or "/" in source or source.endswith(".txt")):
         try:
-            lines = read_text(source).splitlines()
+            path = os.fspath(source)
+            items = [line.partition("#")[0] for line in read_text(path).splitlines()]
         except (OSError, ValueError) as error:
-            raise ValueError(f"cannot read the hosts file {source!r}: {error}") from None
-        found = add_up(parse_items([line.partition("#")[0].strip() for line in lines], source))
-    else:
-        found = add_up(parse_items(split_list(source) if isinstance(source, str) else source))
+            raise ValueError(f"cannot read the hosts file {path!r}: {first_line(error)}") from None
+    found = add_up(parse_items(items, path))
     if not found:
-        raise ValueError(f"no hosts in {source!r}")
+        raise ValueError(f"no hosts in {path or source!r}: {HOW_TO_SAY}")
     return found
 
 
@@ -5319,7 +5332,7 @@ def slurm_hosts(env, nodes):
     """Tasks per node, or CPUs per node where there is not more than one task per node."""
     if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         raise ValueError(f"srun has started this program {env['SLURM_STEP_NUM_TASKS']} times; start it once, without")
-    names = [name for name, _ in add_up(parse_items(split_list(nodes)))]
+    names = [name for name, _ in add_up(parse_items([nodes]))]
     tasks, cpus = (slurm_counts(env.get(variable) or f"1(x{len(names)})")
                    for variable in ("SLURM_TASKS_PER_NODE", "SLURM_JOB_CPUS_PER_NODE"))
     if not len(tasks) == len(cpus) == len(names):
@@ -5595,6 +5608,8 @@ class Executor(Interface):
     [1, 2, 3]
     """
 
+    _check = False  # see Trial
+
     def __init__(self, max_workers=None, *, retries=3, nice=0, initializer=None, initargs=(), profile=None,
                  hosts=None, listen=None, summary=False, report=None, trace=None, **options):
         size = max_workers
@@ -5604,7 +5619,7 @@ class Executor(Interface):
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, not {initializer!r}")
         self._down, self._pid = False, os.getpid()
-        options = plan(size, hosts, listen, options)
+        options = plan(size, hosts, listen, options, self._check)
         wishes = {"summary": summary, "report": report and writable(report), "trace": trace and writable(trace),
                   "record": 2 if report or trace else int(summary)}
         if profile and profile is not True:
@@ -5669,16 +5684,21 @@ def packed(initializer, initargs):
         raise CannotSend(why or str(error)) from error
 
 
-OPTIONS = {"rsh": "ssh", "python": None, "prolog": None, "pythonpath": "", "path": None, "transport": "auto",
-           "external_hostname": None, "mixed": False, "all_hosts": False, "tag_output": False, "piped": False,
-           "check": False}
+OPTIONS = {"rsh": "ssh", "python": None, "prolog": None, "pythonpath": os.environ.get("PYTHONPATH", ""), "path": None,
+           "transport": "auto", "external_hostname": None, "mixed": False, "all_hosts": False, "tag_output": False}
 
 
-def plan(size, hosts, listen, options):
+def did_you_mean(word, words):
+    """A hint, if a word that is unknown looks like one of those that are not."""
+    import difflib
+    return "".join(f" (did you mean {close}?)" for close in difflib.get_close_matches(word, words, 1))
+
+
+def plan(size, hosts, listen, options, check=False):
     """The configuration of a pool: what its keeper, and the keepers of other hosts, have to know."""
-    unknown = set(options).difference(OPTIONS)
-    if unknown:
-        raise TypeError(f"Executor has no option {', '.join(sorted(unknown))}; it has {', '.join(OPTIONS)}")
+    for name in options.keys() - OPTIONS.keys():
+        known = ["max_workers", *Executor.__init__.__kwdefaults__, *OPTIONS]
+        raise TypeError(f"Executor has no option {name}{did_you_mean(name, known)}; it has {', '.join(known)}")
     options = {**OPTIONS, **options}
     if options["transport"] not in ("auto", "tcp", "stdio"):
         raise ValueError(f"transport must be 'auto', 'tcp' or 'stdio', not {options['transport']!r}")
@@ -5686,18 +5706,18 @@ def plan(size, hosts, listen, options):
     pairs = [("localhost", size)] if hosts is None else parse_hosts(hosts)
     if hosts is not None and size:
         pairs = deal(pairs, size)
-    if hosts is not None and not (listen or options["check"] or any(workers != 0 for _, workers in pairs)):
+    if hosts is not None and not (listen or check or any(workers != 0 for _, workers in pairs)):
         raise ValueError("no worker would work: each of the hosts has 0")
     here = [usable_cores() if workers is None else workers for name, workers in pairs if is_local(name)]
     others = [(name, workers) for name, workers in pairs if not is_local(name)]
     this = sys.modules["minscoop"]
     return dict(
-        options, host="0", name=None, size=0 if options["check"] else sum(here),
+        options, host="0", name=None, check=check, size=0 if check else sum(here),
         total=sum(here) + sum(1 if workers is None else workers for _, workers in others),
         hosts=[(str(number), name, workers) for number, (name, workers) in enumerate(others, 1)],
         listens=bool(listen or others and options["transport"] != "stdio"), below=False, tunnel=True, addresses=[],
-        piped=options["piped"] or options["tag_output"], sys_path=sys.path, own_path=own_path(), cwd=os.getcwd(),
-        argv=sys.argv,
+        piped=options["tag_output"] or bool(progress.wanted) and on_terminal(),  # so that prints make room for the line
+        sys_path=sys.path, own_path=own_path(), cwd=os.getcwd(), argv=sys.argv,
         log_level=logger.getEffectiveLevel(), main_python=sys.version_info[:2], source=os.path.abspath(__file__),
         aliases=[name for name, module in list(sys.modules.items()) if module is this])
 
@@ -6858,30 +6878,33 @@ def add_host_options(parser):
     where.add_argument("--listen", metavar="FILE", help="write FILE, with which --join adds hosts to this run")
     where.add_argument("--join", metavar="FILE", help="add this machine's workers (or -n N) to the run that wrote FILE")
     reach = parser.add_argument_group("how hosts are reached")
-    reach.add_argument("-e", "--rsh", "--ssh-executable", metavar="COMMAND", default=None,
+    reach.add_argument("-e", "--rsh", "--ssh-executable", metavar="COMMAND",
                        help="the remote command; {host} stands for the host, else it comes last (default: ssh; in "
                             "Slurm jobs srun)")
     reach.add_argument("--python", "--python-interpreter", metavar="PATH",
                        help="interpreter there (default: the path of this one if it exists there, else python3)")
     reach.add_argument("--prolog", metavar="FILE", help="a shell script that exists there, sourced first")
-    reach.add_argument("--pythonpath", metavar="PATH", default=os.environ.get("PYTHONPATH", ""),
+    reach.add_argument("--pythonpath", metavar="PATH",
                        help="directories there, in which modules are looked for first (default: PYTHONPATH)")
     reach.add_argument("--path", "-p", metavar="DIR",
                        help="working directory there (default: as here, where it exists; else a temporary one)")
     reach.add_argument("--mixed", action="store_true",
                        help="let hosts with other versions of Python take part; then functions travel by name only")
-    reach.add_argument("--transport", choices=("auto", "tcp", "stdio"), default="auto",
+    reach.add_argument("--transport", choices=("auto", "tcp", "stdio"),
                        help="how data goes: by encrypted TCP, through the remote command's stdin and stdout, or as "
                             "is found to work (default)")
     reach.add_argument("--tunnel", dest="transport", action="store_const", const="stdio",
                        help="the same as --transport stdio")
     reach.add_argument("--external-hostname", metavar="ADDRESS", help="this machine's address, for other hosts")
+    parser.set_defaults(**dict.fromkeys(OPTIONS))  # what is not given is the Executor's to decide
 
 
 def command_line(argv=None):
     """Run a program as the command line says; returns or raises SystemExit with its exit code."""
     parser = make_parser()
-    options = parser.parse_args(join_hosts(parser, sys.argv[1:] if argv is None else argv))
+    options, unknown = parser.parse_known_args(join_hosts(parser, sys.argv[1:] if argv is None else argv))
+    for word in unknown:
+        parser.error(f"no such option: {word}" + did_you_mean(word.partition("=")[0], parser._option_string_actions))
     if [] in (options.module, options.code):
         parser.error("no program: -m needs a module, -c needs code")
     if not (options.script or options.module or options.code):
@@ -6894,10 +6917,9 @@ def command_line(argv=None):
     if options.retries < 0:
         parser.error(f"argument --retries: a number from 0 on, not {options.retries}")
     shown = not options.quiet and (on_terminal() if options.progress is None else options.progress)
-    options.piped = shown and on_terminal()  # so that what workers print makes room for the line
     global progress
     progress = Progress(shown or (False if options.quiet or options.progress is not None else None))
-    if options.piped:  # before anybody keeps what sys.stderr is
+    if shown:  # before anybody keeps what sys.stderr is
         install_screens()
     configure_logging(logging.ERROR if options.quiet else
                       (logging.WARNING, logging.INFO, logging.DEBUG)[min(options.verbose, 2)])
@@ -6939,20 +6961,29 @@ def join_hosts(parser, words):
 
 def pool_options(options):
     """The arguments of the Executor that the command line describes. Raises ValueError."""
-    found = {name: getattr(options, name) for name in OPTIONS if getattr(options, name) is not None}
-    hosts = options.hosts and [pair for source in options.hosts for pair in parse_hosts(source)]
-    if not (hosts or options.join or options.workers == 0):
-        found = {**allocation(), **found}
-    else:
-        found["hosts"] = hosts
+    given = {name: getattr(options, name) for name in OPTIONS if getattr(options, name) is not None}
+    found = given
+    if options.hosts:
+        found = dict(given, hosts=[pair for source in options.hosts for pair in parse_hosts(source)])
+    elif not options.join and options.workers != 0:
+        found = {**allocation(), **given}
+    vain = ", ".join("--" + name.replace("_", "-") for name in given if name != "tag_output")
+    if vain and not (options.listen or options.join) and all(is_local(name) for name, _ in found.get("hosts", ())):
+        logger.warning("without effect, since only this machine takes part: %s; name other hosts with --hosts", vain)
     return dict(found, max_workers=options.workers, retries=options.retries, nice=options.nice,
                 profile=options.profile, listen=options.listen, report=options.report, trace=options.trace,
                 summary=options.verbose > 0 and not (options.quiet or options.check))
 
 
+class Trial(Executor):
+    """Tries its hosts, and starts no worker."""
+
+    _check = True
+
+
 def check_hosts(options):
     """Try every host and print a table; returns the exit code: 0 only if all are fit."""
-    with Executor(**options) as executor:
+    with Trial(**options) as executor:
         root = executor._node
         root.wait_for(lambda: root.broken or all("state" in facts for facts in root.hosts.values()), "hosts")
         if root.broken:

@@ -3801,7 +3801,11 @@ def test_each_failure_is_told_in_one_line_when_hosts_cannot_be_had(ssh, script, 
     (["--hosts", "good", "--prolog", "/no/prolog"], "/no/prolog"),
     (["--hosts", "good", "--path", "/no/path"], "/no/path"),
     (["--hosts", "good", "-e", "/no/ssh"], "/no/ssh"), (["--hosts", "good", "-e", "false"], "before Python ran"),
-    (["--hosts", "good", "-e", "echo hello"], "before Python ran"),
+    (["--hosts", "good", "-e", "echo hello"], "before Python ran: hello good sh"),
+    (["--hosts", "good", "-e", "sh -c 'echo Welcome; echo; echo closed until noon; echo; exit 3'"],
+     "before Python ran (exit code 3): closed until noon"),
+    (["--hosts", "good", "-e", "sh -c 'echo Welcome; echo closed until noon >&2; exit 3'"],
+     "before Python ran (exit code 3): closed until noon"),
     (["--hosts", "good", "--transport", "tcp", "--external-hostname", "no.such.address"], "no.such.address")],
     ids=lambda value: "" if isinstance(value, str) else " ".join(value))
 def test_the_run_fails_with_one_message_when_no_host_is_left_or_one_must_not_fail(ssh, script, args, text):
@@ -4905,7 +4909,9 @@ LISTS = [  # what the user writes, what it means
     ("a[1-2]b[03-04]", [(name, None) for name in ("a1b03", "a1b04", "a2b03", "a2b04")]),
     ("[::1]", [("::1", None)]), ("[::1]:4,b", [("::1", 4), ("b", None)]), ("[fe80::1%eth0]:2", [("fe80::1%eth0", 2)]),
     ("me@[::1]:3", [("me@::1", 3)]), ("10.0.0.[1-2]:2", [("10.0.0.1", 2), ("10.0.0.2", 2)]),
-    (["a", "b 3", "c slots=2", ("d", 4), ("e", None)], [("a", None), ("b", 3), ("c", 2), ("d", 4), ("e", None)])]
+    ("a 4, b 2 c\nd 1", [("a", 4), ("b", 2), ("c", None), ("d", 1)]), ("a 4b", [("a", None), ("4b", None)]),
+    (["a", "b 3", "c slots=2", ("d", 4), ("e", None)], [("a", None), ("b", 3), ("c", 2), ("d", 4), ("e", None)]),
+    (["a,b:2", "n[1,3],c 4"], [("a", None), ("b", 2), ("n1", None), ("n3", None), ("c", 4)])]
 
 
 @pytest.mark.parametrize("source, pairs", LISTS, ids=str)
@@ -4920,8 +4926,9 @@ BAD_LISTS = [  # what the user writes, what the error says of it
     ("a,-b", "-b"), ("me@-b", "me@-b"), ("-m@b", "-m@b"), ("::1", "::1"), ("n[1-3", "n[1-3"), ("n1-3]", "n1-3]"),
     ("n[]", "n[]"), ("n[3-1]", "3-1"), ("n[1-]", "1-"), ("n[a-b]", "a-b"), ("n[1,,2]", "n[1,,2]"), ("n[²]", "n[²]"),
     ("n[0-9999999999999]", "100000"), ("n[0-9999][0-9999][0-9999]", "100000"), ("n[0-999],m[0-999][0-999]", "100000"),
-    ([("-oProxyCommand=x", 3)], "-oProxyCommand=x"), ([("b", -3)], "-3"), ([("b", "x")], "'x'"), (["a,b"], "a,b"),
-    ("none.txt", "none.txt"), ("./none", "./none")]
+    ([("-oProxyCommand=x", 3)], "-oProxyCommand=x"), ([("b", -3)], "-3"), ([("b", "x")], "'x'"), (("b", 3), "3"),
+    ([("b",)], "('b',)"), (["a b"], "a b"), ("a:22222", "a:22222"), ("a:" + "9" * 5000, "a:9"), ("n{1..3}", "n{1..3}"),
+    ("none.txt", "'none.txt': No such file"), ("./none", "'./none': No such file"), ("ssh://a", "ssh://a")]
 
 
 @pytest.mark.parametrize("source, text", BAD_LISTS, ids=str)
@@ -4933,28 +4940,39 @@ def test_the_culprit_is_named_when_a_list_of_hosts_makes_no_sense(source, text):
 
 
 def test_a_file_of_hosts_is_understood_when_its_lines_have_any_usual_form(tmp_path):
-    """Comments, blank lines, `name`, `name 4`, `name slots=4`, `name:4`, bracket forms; a file needs no extension."""
-    for name in "hosts.txt", "machines":
-        (tmp_path / name).write_text("# ours\n\na\nb 4   # four\n  c slots=2\nd:3\nme@n[01-02] 2\r\na\n[::1] 2\n")
-        assert minscoop.parse_hosts(str(tmp_path / name)) == [
-            ("a", 2), ("b", 4), ("c", 2), ("d", 3), ("me@n01", 2), ("me@n02", 2), ("::1", 2)]
+    """Comments, blank lines, `name`, `name 4`, OpenMPI's `slots=4`, `name:4`, bracket forms, lists as Slurm writes
+    them; with a byte order mark, and comments in any encoding; a file needs no extension, and may be a Path."""
+    text = "\ufeffa # caf\xe9\n\nb 4   # four\n  c slots=2 max_slots=4\nd:3\nme@n[01-02] 2\r\na\n[::1] 2\n" \
+           "x[1,3],y:2 , z\n"
+    for path in str(tmp_path / "hosts.txt"), str(tmp_path / "machines"), tmp_path / "machines":
+        pathlib.Path(path).write_bytes(text.encode().replace(b"\xc3\xa9", b"\xe9"))
+        assert minscoop.parse_hosts(path) == [("a", 2), ("b", 4), ("c", 2), ("d", 3), ("me@n01", 2), ("me@n02", 2),
+                                              ("::1", 2), ("x1", None), ("x3", None), ("y", 2), ("z", None)]
 
 
-@pytest.mark.parametrize("line", ["a b", "a 4 5", "a slots=x", "a max_slots=4", "-a 4", "n[1-", "a:b", "n[0-999999]"])
+@pytest.mark.parametrize("line", [
+    "a b", "a 4 5", "a slots=x", "a slots = 4", "-a 4", "n[1-", "a:b", "n[0-999999]", "node1 4 extra", "node1:four",
+    "ssh me@a", "me@a:22222", "a 4.5", "a -4", "a: 4", "a=4", "fe80::1 4", "n* 4", "[gpus]", "a ansible_host=b",
+    "10.0.0.1 a a.lab", "a;4", "import os"])
 def test_file_and_line_are_named_when_a_line_makes_no_sense(tmp_path, line):
-    """As compilers do."""
+    """As compilers do; with what to write instead."""
     (tmp_path / "hosts").write_text(f"# comment\nfine\n{line}\nfine too\n")
-    with pytest.raises(ValueError, match=r"hosts, line 3: .*" + re.escape(line.split()[0])):
+    with pytest.raises(ValueError, match=r"hosts, line 3: .*" + re.escape(line.split()[0].strip("[]"))) as caught:
         minscoop.parse_hosts(str(tmp_path / "hosts"))
+    assert re.search(r"such as 01-16|name:4 .*node\[01-16\]:8; a port .*ssh -p|more than 100000", str(caught.value))
 
 
-@pytest.mark.parametrize("content", [b"", b"# none\n", b"\xff\xfe\x00", None])
-def test_the_file_is_named_when_it_is_none(tmp_path, content):
-    """Empty, binary, or a directory."""
+@pytest.mark.parametrize("content, text", [
+    (b"", "no hosts in .*name:4"), (b"# none\n", "no hosts in .*name:4"), (b"\xff\xfea\x00", "hosts.txt, line 1"),
+    (bytes(range(256)), "hosts.txt, line 1"), (b"caf\xe9", "hosts.txt, line 1"), (None, "hosts.txt': Is a directory$")],
+    ids=repr)
+def test_the_file_is_named_when_it_is_none(tmp_path, content, text):
+    """Empty, binary, in another encoding, or a directory."""
     path = tmp_path / "hosts.txt"
     path.mkdir() if content is None else path.write_bytes(content)
-    with pytest.raises(ValueError, match="hosts.txt"):
+    with pytest.raises(ValueError, match="hosts.txt") as caught:
         minscoop.parse_hosts(str(path))
+    assert re.search(text, str(caught.value))
 
 
 @pytest.mark.parametrize("hosts, total, dealt", [
@@ -5081,6 +5099,16 @@ def test_a_number_of_workers_is_refused_when_it_makes_no_sense(workers):
     """ValueError, and nothing is started."""
     with pytest.raises(ValueError, match="max_workers"):
         minscoop.Executor(workers)
+
+
+@pytest.mark.parametrize("name, text", [("ssh", "ssh (did you mean rsh?)"), ("timeout", "timeout; "),
+                                        ("worker", "worker (did you mean max_workers?)"), ("check", "check; ")])
+def test_an_option_is_refused_when_there_is_none_of_this_name(name, text):
+    """With the one that may have been meant, and with all that there are: not those of the command line alone."""
+    with pytest.raises(TypeError, match=re.escape(f"no option {text}")) as caught:
+        minscoop.Executor(1, **{name: True})
+    assert {"hosts", "rsh", "mixed"} < set(re.findall(r"\w+", str(caught.value).partition("it has")[2]))
+    assert not {"check", "piped", "options"} & set(re.findall(r"\w+", str(caught.value).partition("it has")[2]))
 
 
 def test_several_executors_live_when_a_program_has_several(guard):
@@ -6578,7 +6606,9 @@ def test_nothing_is_replaced_when_it_is_no_file(tmp_path, option):
 
 REFUSED = [  # arguments, what stderr says
     (["no_such.py"], "no_such.py"), (["-m", "no_such_module"], "no_such_module"), (["-m", "json.no_such"], "no_such"),
-    (["."], "directory"), (["--no-such-option", "good.py"], "--no-such-option"), (["-x", "good.py"], "-x"),
+    (["."], "directory"), (["--no-such-option", "good.py"], "--no-such-option\n"), (["-x", "good.py"], "-x\n"),
+    (["--host-s", "a", "good.py"], "--host-s (did you mean --hosts?)"),
+    (["-n", "1", "--reprot=x", "good.py"], "--reprot=x (did you mean --report?)"),
     (["-n", "-3", "good.py"], "-3"), (["-n-3", "good.py"], "-3"), (["-n", "many", "good.py"], "many"),
     (["-n", "1.5", "good.py"], "1.5"), (["-n"], "-n"), (["-c"], "-c"),
     (["-m"], "-m"), (["syntax.py"], "syntax.py, line 2"), (["--nice", "x", "good.py"], "x"),
@@ -6601,6 +6631,18 @@ def test_a_clear_message_is_given_when_the_command_line_makes_no_sense(script, t
     assert done.returncode in (1, 2) and text.lower() in done.stderr.lower(), done.stderr
     assert "Traceback" not in done.stderr and "minscoop.py\", line" not in done.stderr
     assert done.stdout == "" and not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("args, said", [
+    (["-e", "ssh"], "--rsh"), (["--hosts", "localhost:1", "--mixed", "--path", "/"], "--path, --mixed"),
+    (["--tunnel", "-n", "0"], "--transport"), (["--python", "x", "-q"], None), (["--tag-output"], None),
+    (["--listen", "pool", "--external-hostname", "x", "--transport", "tcp"], None)],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_options_about_other_hosts_are_said_to_be_useless_when_there_are_none(tmp_path, args, said):
+    """One line, and the program runs: scripts may pass them always."""
+    done = launch(*args, "-c", "print(1)", cwd=tmp_path)
+    text = f"minscoop: without effect, since only this machine takes part: {said}; name other hosts with --hosts\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", text if said else "")
 
 
 CANNOT_IMPORT = {
