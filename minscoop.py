@@ -6135,9 +6135,19 @@ def prompt(namespace):
         sys.__interactivehook__()  # names are completed, lines are kept
     main.known, console = dict(namespace), code.InteractiveConsole(namespace)
     console.showtraceback = lambda: show(sys.exc_info()[1], sys.exc_info()[2].tb_next)
-    console.interact(
-        f"minscoop {__version__} on Python {sys.version.partition(' ')[0]}, {executors[-1]._node.size} workers: "
-        f"{'map' if namespace.get('map') is map else 'futures.map'}, submit, futures, executor. Ctrl-D ends.", "")
+    node = executors[-1]._node
+    try:
+        console.interact(
+            f"minscoop {__version__} on Python {sys.version.partition(' ')[0]}, {node.size} workers: "
+            f"{'map' if namespace.get('map') is map else 'futures.map'}, submit, futures, executor. Ctrl-D ends.", "")
+    except SystemExit as error:  # exit()
+        if error.code:
+            raise
+    maps = [job for job in node.pending()[1] if isinstance(job, Mapping)]
+    left = calls_left(node) + sum(job.pulled - job.made for job in maps)
+    if left:
+        logger.warning("waiting for %d calls%s; Ctrl-C ends at once", left,
+                       "" if all(job.exhausted for job in maps) else " or more")
 
 
 def answer_with_stacks(node):

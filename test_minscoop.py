@@ -5939,6 +5939,24 @@ def test_what_is_typed_runs_on_workers_when_there_is_a_prompt(guard, tmp_path):
     assert terminal.end() == 0
 
 
+@pytest.mark.parametrize("workers, quiet", [(0, []), (1, []), (1, ["-q"])])
+@pytest.mark.parametrize("end", ["\4", "exit()\n"])
+def test_it_is_said_what_is_waited_for_when_the_prompt_ends(guard, tmp_path, workers, quiet, end):
+    """Calls and items of maps that are not done, in one line. (Inline, calls are done at once.)"""
+    if workers == 0:
+        touch(tmp_path / "go")
+    program = f"import os, time\ndef wait(x):\n    while not os.path.exists({str(tmp_path)!r} + '/go'): time.sleep(0.01)"
+    terminal = Terminal("-n", workers, *quiet, "-i", "-c", program, TERM="dumb", HOME=str(tmp_path))
+    terminal.await_text(">>> ")
+    terminal.type("future, results = submit(wait, 0), futures.map(wait, range(5)); print('map' + 'ped')\n")
+    terminal.await_text("mapped")
+    terminal.type(end)
+    if not quiet:
+        terminal.await_text(f"minscoop: waiting for {5 + workers} calls; Ctrl-C ends at once")
+    touch(tmp_path / "go")
+    assert terminal.end() == 0 and terminal.seen.count(b"waiting for") == (not quiet)
+
+
 @pytest.mark.parametrize("end", ["", "1 / 0", "sys.exit(5)"])
 def test_a_prompt_follows_when_the_program_ran_with_i(script, end):
     """Also after an exception; what the program has can be used, and made anew, with its pool."""
