@@ -162,6 +162,8 @@ MAX_EVENTS = 40000   # tasks in a report, those merged with their neighbours cou
 ANSWER = 0.5         # s that workers have to write down their stacks. Smaller: not all do; larger: they come later
 DESCRIPTORS = 30     # that have to be free in a process. Fewer than it needs: libzmq may abort it
 JOIN_PATIENCE = 600.0  # s that --join waits for its file, since jobs start in any order
+RETURNS = 10         # times that a host is logged in to again, after we were stopped. Fewer: who suspends a run often
+                     # loses it; more: a host that ends at once is tried for that long
 BROKER_DEATHS = 40   # deaths of brokers of one host within SILENCE, after which the host gives up
 LOOK = 0.25          # s between looks at what is done, for the progress line. Smaller: it costs and flickers
 PROGRESS_DELAY = 1.0  # s after which the line appears: what is done by then needs none
@@ -4411,12 +4413,10 @@ class Keeper:
         signal.signal(signal.SIGUSR1, lambda *_: None)
         signal.set_wakeup_fd(self.signal_write, warn_on_full_buffer=False)
         self.start_broker()
-        tokens = os.pipe()
-        os.write(tokens[1], b"." * LOGINS)
-        for number, name, size in self.config["hosts"]:
-            launcher = Launcher(self.config_for(number, name, size), self.notify_from_launcher, tokens,
-                                self.lifeline_read)
-            self.launchers[self.fork(launcher.run, tied=False)] = number
+        self.tokens = os.pipe()
+        os.write(self.tokens[1], b"." * LOGINS)
+        for host in self.config["hosts"]:
+            self.start_launcher(*host)
         for _ in range(self.config["size"]):
             self.start_worker()
         while self.exit_code is None:
@@ -4494,6 +4494,22 @@ class Keeper:
         for descriptor in theirs:
             os.close(descriptor)
 
+    def start_launcher(self, number, name, size, pause=0):
+        """Fork the launcher of another host."""
+        config = self.config_for(number, name, size)
+        launcher = Launcher(config, self.notify_from_launcher, self.tokens, self.lifeline_read, pause)
+        self.launchers[self.fork(launcher.run, tied=False)] = number
+
+    def log_in_again(self, number):
+        """A host has ended because it did not hear from us, who were stopped, or asleep: have it under a new number."""
+        hosts = self.config["hosts"]
+        _, name, size = hosts[int(number) - 1]
+        if sum(host[1] == name for host in hosts) <= RETURNS:
+            hosts.append((str(len(hosts) + 1), name, size))
+            if self.config["listens"]:
+                self.keys[hosts[-1][0]] = self.keys[number]
+            self.start_launcher(*hosts[-1], pause=SILENCE)  # should the pool just come to its end, it will have then
+
     def reap(self):
         """Take note of the children that have ended."""
         while self.exit_code is None:
@@ -4506,8 +4522,10 @@ class Keeper:
             elif pid == self.broker:
                 self.replace_broker(code)
             elif pid in self.launchers:
-                self.notify(b"DIED", self.launchers.pop(pid).encode(), b"", b"0", ALL, b"0", b"0",
-                            b"its host is gone")
+                number = self.launchers.pop(pid)
+                self.notify(b"DIED", number.encode(), b"", b"0", ALL, b"0", b"0", b"its host is gone")
+                if code == SILENT:
+                    self.log_in_again(number)
                 self.give_up_if_alone("no host is left")
             else:
                 self.bury(pid, code, *self.workers.pop(pid))
@@ -4703,6 +4721,9 @@ class HostError(MinscoopError):
     """A host cannot take part; the text says why, and what to do."""
 
 
+SILENT = 3  # exit code of the launcher of a host that has ended in good order, for it has not heard from us
+
+
 SSH_OPTIONS = [
     "-T",                            # no terminal, which would change bytes
     "-x",                            # nothing to show: do not wait for X11
@@ -4780,9 +4801,9 @@ module.run_agent(config, library)
 class Launcher:
     """Brings one host into the pool, and keeps it there. A process of its own beside the root's keeper."""
 
-    def __init__(self, config, notify, tokens, lifeline):
+    def __init__(self, config, notify, tokens, lifeline, pause=0):
         self.config, self.notify, self.tokens, self.lifeline = config, notify, tokens, lifeline
-        self.host = config["name"]
+        self.host, self.pause = config["name"], pause   # pause: s before the login, since it is not the first
         self.process, self.noise = None, ""
         self.complaints = collections.deque(maxlen=50)  # what the remote command has said on stderr
         self.up = None                                  # when the program was handed over
@@ -4791,6 +4812,9 @@ class Launcher:
         """From login to the end. However it ends, the root is told; unless the keeper has ended, and so do we."""
         threading.Thread(target=lambda: (os.read(self.lifeline, 1), self.end()), daemon=True).start()
         try:
+            if self.pause:
+                time.sleep(self.pause)
+                logger.warning("host %s: logging in again", self.host)
             os.read(self.tokens[0], 1)
             start = time.monotonic()
             try:
@@ -4805,7 +4829,7 @@ class Launcher:
         except (HostError, OSError) as error:
             facts = {"host": self.host, "number": self.config["host"], "state": "gone", "reason": str(error)[:1000]}
             self.notify(b"HOST", json.dumps(facts).encode())
-        self.end()
+        self.end(SILENT if self.up and self.process.poll() == 0 else 0)
 
     def start(self):
         """Run the remote command, with a thread that reads what it complains about."""
@@ -4926,7 +4950,7 @@ class Launcher:
                     raise
                 time.sleep(TICK)
 
-    def end(self):
+    def end(self, code=0):
         """End the remote command: it may end by itself at the end of its input, but not for long. Then us."""
         if self.process is not None:
             with contextlib.suppress(OSError):
@@ -4938,7 +4962,7 @@ class Launcher:
                 self.process.wait(GRACE / 4)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
-        os._exit(0)
+        os._exit(code)
 
 
 def remote_command(rsh, host):

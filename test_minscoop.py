@@ -3835,6 +3835,41 @@ def test_a_host_is_given_up_when_it_says_nothing(ssh, script, tmp_path):
     assert re.match("minscoop: host stalls: .*within 1 s", lines[1])
 
 
+@linux_only
+@pytest.mark.parametrize("transport", ["tcp", "stdio"])
+def test_a_host_comes_back_when_the_root_was_stopped_for_long(ssh, script, tmp_path, transport):
+    """Ctrl-Z: the host ends when it hears nothing; it is logged in to again when we are back."""
+    process = start(patched(tmp_path, "HEARTBEAT, SILENCE = 0.2, 2.0"), "--hosts", "good:1,localhost:1",
+                    "--transport", transport, script("""
+        import os, sys, time
+        from minscoop import futures
+        def where(x): return os.environ.get("FATE")
+        if __name__ == "__main__":
+            for path in sys.argv[1:]:
+                while "good" not in set(futures.map(where, range(100))): time.sleep(0.01)
+                open(path, "w").close()
+                while os.path.exists(path): time.sleep(0.01)
+            print("good again")
+    """), tmp_path / "there", tmp_path / "back")
+    await_file(tmp_path / "there")
+    os.killpg(process.pid, signal.SIGSTOP)
+
+    def on_the_host():
+        with contextlib.suppress(OSError):  # one has just ended
+            return [pid for pid in processes_of(os.environ["MINSCOOP_TEST"])
+                    if b"FATE=good" in pathlib.Path(f"/proc/{pid}/environ").read_bytes()]
+        return ["some"]
+    assert on_the_host() and not eventually_none(on_the_host, WAIT)
+    os.killpg(process.pid, signal.SIGCONT)
+    os.unlink(tmp_path / "there")
+    await_file(tmp_path / "back")
+    os.unlink(tmp_path / "back")
+    done = finish(process)
+    assert (done.returncode, done.stdout) == (0, "good again\n")
+    assert "host good: lost: " in done.stderr and "host good: logging in again\n" in done.stderr
+    assert lines_in(ssh / "log") >= 2
+
+
 def test_the_users_options_come_first_when_ssh_is_called(ssh, script):
     """Of two values ssh takes the first; behind them stand ours, then the host, then `sh` and nothing else."""
     command = f"{ssh}/ssh -p 2222 -oBatchMode=no {{host}} env EXTRA=1"
@@ -5945,7 +5980,7 @@ def test_it_is_said_what_is_waited_for_when_the_prompt_ends(guard, tmp_path, wor
     """Calls and items of maps that are not done, in one line. (Inline, calls are done at once.)"""
     if workers == 0:
         touch(tmp_path / "go")
-    program = f"import os, time\ndef wait(x):\n    while not os.path.exists({str(tmp_path)!r} + '/go'): time.sleep(0.01)"
+    program = f"import os, time\ndef wait(x):\n    while not os.path.exists({str(tmp_path)!r} + '/go'): time.sleep(.01)"
     terminal = Terminal("-n", workers, *quiet, "-i", "-c", program, TERM="dumb", HOME=str(tmp_path))
     terminal.await_text(">>> ")
     terminal.type("future, results = submit(wait, 0), futures.map(wait, range(5)); print('map' + 'ped')\n")
