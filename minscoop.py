@@ -5215,14 +5215,15 @@ def join(path, size):
             raise PoolError(f"{path} has not appeared within {JOIN_PATIENCE:.0f} s: is the pool started with "
                             f"--listen {path}, on a file system that this host sees?")
         time.sleep(0.2)
+    here = "%d.%d" % sys.version_info[:2]
     try:
         config = json.loads(read_text(path))
-        program, mixed, python = config.pop("program"), config["mixed"], "%d.%d" % tuple(config["main_python"])
+        program, mixed, there = config.pop("program"), config["mixed"], "%d.%d" % tuple(config["main_python"])
     except Exception as error:
         raise PoolError(f"{path} is not a connection file of minscoop: {error!r}") from None
-    if python != "%d.%d" % sys.version_info[:2] and not mixed:
-        raise PoolError(f"the pool of {path} runs Python {python}, this is {'%d.%d' % sys.version_info[:2]}: use the "
-                        "same, or --mixed on the root's side")
+    if there != here and not mixed:
+        raise PoolError(f"the pool of {path} runs Python {there}, this is {here}: use the same, or --mixed on the "
+                        "root's side")
     if program != checksum(config):
         raise PoolError(f"{path} is damaged, or of another version of minscoop.py: use the same file on both sides")
     run_agent(dict(config, host="j" + os.urandom(4).hex(), name=os.uname().nodename, tunnel=None,
@@ -5710,6 +5711,7 @@ def packed(initializer, initargs):
 
 OPTIONS = {"rsh": "ssh", "python": None, "prolog": None, "pythonpath": os.environ.get("PYTHONPATH", ""), "path": None,
            "transport": "auto", "external_hostname": None, "mixed": False, "all_hosts": False, "tag_output": False}
+ARGUMENTS = ["max_workers", *Executor.__init__.__kwdefaults__, *OPTIONS]
 
 
 def did_you_mean(word, words):
@@ -5721,8 +5723,7 @@ def did_you_mean(word, words):
 def plan(size, hosts, listen, options, check=False):
     """The configuration of a pool: what its keeper, and the keepers of other hosts, have to know."""
     for name in options.keys() - OPTIONS.keys():
-        known = ["max_workers", *Executor.__init__.__kwdefaults__, *OPTIONS]
-        raise TypeError(f"Executor has no option {name}{did_you_mean(name, known)}; it has {', '.join(known)}")
+        raise TypeError(f"Executor has no option {name}{did_you_mean(name, ARGUMENTS)}; it has {', '.join(ARGUMENTS)}")
     options = {**OPTIONS, **options}
     if options["transport"] not in ("auto", "tcp", "stdio"):
         raise ValueError(f"transport must be 'auto', 'tcp' or 'stdio', not {options['transport']!r}")
@@ -5885,71 +5886,13 @@ def install_names(names):
     sys.modules.update(dict.fromkeys(names, this))
 
 
-class Formatter(logging.Formatter):
-    """Says where a record of another process comes from, if that is asked for."""
-
-    def format(self, record):
-        """As in `--tag-output`."""
-        where = "" if record.worker in ("root", "keeper") or logger.level > logging.INFO else \
-            f"{record.host} {record.worker}: "
-        return f"minscoop: {where}{super().format(record)}"
-
-
-def configure_logging(level):
-    """Messages of the logger ``minscoop`` go to stderr, unless the program has set up something else."""
-    logger.setLevel(level)
-    if not logger.handlers and level:
-        handler = logging.StreamHandler()
-        handler.setFormatter(Formatter())
-        logger.addHandler(handler)
-        logger.propagate = False
-
-
-place = {"worker": "root", "host": os.uname().nodename}  # where this process is
-
-
-def locate(record):
-    """Every record has the name of its worker and host."""
-    record.__dict__.update({**place, **record.__dict__})
-    return True
-
-
-logger.addFilter(locate)
-
-
-class Records(logging.Handler):
-    """Sends the records of the logger ``minscoop`` and those below it to the root, for its handlers."""
-
-    def __init__(self, send):
-        super().__init__()
-        self.transmit = send
-
-    def emit(self, record):
-        """Send a record; its arguments and its exception go as text."""
-        try:
-            locate(record)
-            fields = dict(record.__dict__, msg=record.getMessage(), args=None, exc_info=None)
-            if record.exc_info:
-                fields["exc_text"] = logging.Formatter().formatException(record.exc_info)
-            self.transmit(b"LOG", json.dumps(fields, default=str).encode())
-        except Exception:
-            self.handleError(record)
-
-
-def send_logs(level, send, worker, host):
-    """What this process logs goes to the root, by send(*frames)."""
-    place.update(worker=worker, host=host or os.uname().nodename)
-    logger.setLevel(level)
-    logger.handlers[:], logger.propagate = [Records(send)], False
-
-
 # ---------------------------------------------------------------------------------------------------
 # 17  During a run
 #
 # What the user sees and does meanwhile. The progress line stands on the terminal's last line until somebody prints:
 # then it is wiped, and drawn again below. To notice that, the launcher lets all that the program prints go through
 # ``Screen``, and what workers print, to pipes and through the root. Nothing is drawn while a line of others is not
-# complete.
+# complete. What other processes log goes through the root's handlers.
 
 
 class Progress:
@@ -6187,6 +6130,65 @@ def answer_with_stacks(node):
         node.send(b"STACKS")
     if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
         dump_when_asked(2, ask_workers)
+
+
+class Formatter(logging.Formatter):
+    """Says where a record of another process comes from, if that is asked for."""
+
+    def format(self, record):
+        """As in `--tag-output`."""
+        where = "" if record.worker in ("root", "keeper") or logger.level > logging.INFO else \
+            f"{record.host} {record.worker}: "
+        return f"minscoop: {where}{super().format(record)}"
+
+
+def configure_logging(level):
+    """Messages of the logger ``minscoop`` go to stderr, unless the program has set up something else."""
+    logger.setLevel(level)
+    if not logger.handlers and level:
+        handler = logging.StreamHandler()
+        handler.setFormatter(Formatter())
+        logger.addHandler(handler)
+        logger.propagate = False
+
+
+place = {"worker": "root", "host": os.uname().nodename}  # where this process is
+
+
+def located(*args, make=logging.getLogRecordFactory(), **kwargs):
+    """A record; with the name of its worker and host, if it is of our logger, or of one below it."""
+    record = make(*args, **kwargs)
+    if record.name and record.name.partition(".")[0] == "minscoop":
+        record.__dict__.update(place)
+    return record
+
+
+logging.setLogRecordFactory(located)  # since a filter of our logger is not asked about those of loggers below it
+
+
+class Records(logging.Handler):
+    """Sends the records of the logger ``minscoop`` and those below it to the root, for its handlers."""
+
+    def __init__(self, send):
+        super().__init__()
+        self.transmit = send
+
+    def emit(self, record):
+        """Send a record; its arguments and its exception go as text."""
+        try:
+            fields = dict(record.__dict__, msg=record.getMessage(), args=None, exc_info=None)
+            if record.exc_info:
+                fields["exc_text"] = logging.Formatter().formatException(record.exc_info)
+            self.transmit(b"LOG", json.dumps(fields, default=str).encode())
+        except Exception:
+            self.handleError(record)
+
+
+def send_logs(level, send, worker, host):
+    """What this process logs goes to the root, by send(*frames)."""
+    place.update(worker=worker, host=host or os.uname().nodename)
+    logger.setLevel(level)
+    logger.handlers[:], logger.propagate = [Records(send)], False
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -6877,7 +6879,7 @@ def make_parser():
                          help="an interactive prompt afterwards, also after an exception; the default without a "
                               "program on a terminal (else the program is read from stdin)")
     pool = parser.add_argument_group("pool")
-    pool.add_argument("-n", type=int, default=None, metavar="N", dest="workers",
+    pool.add_argument("-n", type=int, default=None, metavar="N", dest="max_workers",
                       help=f"workers in all (default: usable cores, here {usable_cores()}, or as the hosts say); "
                            "0: run inline")
     pool.add_argument("--retries", type=int, default=3, metavar="N",
@@ -6943,13 +6945,13 @@ def command_line(argv=None):
         parser.error("no program: -m needs a module, -c needs code")
     if not (options.script or options.module or options.code):
         options.interactive = options.interactive or sys.stdin is not None and sys.stdin.isatty()
-    if options.workers is not None and options.workers < 0:
-        parser.error(f"argument -n: a number from 0 on, not {options.workers}")
-    if options.workers == 0 and (options.hosts or options.check or options.listen or options.join or options.profile):
-        parser.error("-n 0 runs everything in this process, without hosts: it goes with none of --hosts, --check, "
-                     "--listen, --join and --profile (see python -m cProfile)")
-    if options.retries < 0:
-        parser.error(f"argument --retries: a number from 0 on, not {options.retries}")
+    for name, value in ("-n", options.max_workers), ("--retries", options.retries):
+        if value is not None and value < 0:
+            parser.error(f"argument {name}: a number from 0 on, not {value}")
+    for name in ("hosts", "check", "listen", "join", "profile") if options.max_workers == 0 else ():
+        if getattr(options, name):
+            parser.error(f"-n 0 runs everything in this process, and does not go with --{name}" +
+                         (" (see python -m cProfile)" if name == "profile" else ""))
     shown = not options.quiet and (on_terminal() if options.progress is None else options.progress)
     global progress
     progress = Progress(shown or (False if options.quiet or options.progress is not None else None))
@@ -6960,7 +6962,7 @@ def command_line(argv=None):
     try:
         pool = pool_options(options)
         if options.join:
-            join(options.join, options.workers)
+            join(options.join, options.max_workers)
         if options.check:
             sys.exit(check_hosts(pool))
     except (ValueError, PoolError) as error:
@@ -6995,18 +6997,16 @@ def join_hosts(parser, words):
 
 def pool_options(options):
     """The arguments of the Executor that the command line describes. Raises ValueError."""
-    given = {name: getattr(options, name) for name in OPTIONS if getattr(options, name) is not None}
-    found = given
+    found = {name: value for name, value in vars(options).items() if name in ARGUMENTS and value is not None}
+    found["summary"] = options.verbose > 0 and not (options.quiet or options.check)
+    vain = ", ".join("--" + name.replace("_", "-") for name in OPTIONS if name in found and name != "tag_output")
     if options.hosts:
-        found = dict(given, hosts=[pair for source in options.hosts for pair in parse_hosts(source)])
-    elif not options.join and options.workers != 0:
-        found = {**allocation(), **given}
-    vain = ", ".join("--" + name.replace("_", "-") for name in given if name != "tag_output")
+        found["hosts"] = [pair for source in options.hosts for pair in parse_hosts(source)]
+    elif not options.join and options.max_workers != 0:
+        found = {**allocation(), **found}
     if vain and not (options.listen or options.join) and all(is_local(name) for name, _ in found.get("hosts", ())):
         logger.warning("without effect, since only this machine takes part: %s; name other hosts with --hosts", vain)
-    return dict(found, max_workers=options.workers, retries=options.retries, nice=options.nice,
-                profile=options.profile, listen=options.listen, report=options.report, trace=options.trace,
-                summary=options.verbose > 0 and not (options.quiet or options.check))
+    return found
 
 
 class Trial(Executor):
@@ -7099,7 +7099,7 @@ def run_program(code, pool, interactive=False):
     except (MinscoopError, OSError, ValueError) as error:
         sys.exit(f"minscoop: {error}")
     global pristine
-    pristine, module = False, sys.modules["__main__"]
+    pristine = False
     gc.freeze()  # nor is it looked through at the end, which takes 10 ms
     gc.enable()
     try:
@@ -7107,21 +7107,7 @@ def run_program(code, pool, interactive=False):
             answer_with_stacks(executor._node)
             if progress.wanted:
                 progress.watch(executor._node)
-            try:
-                exec(code, module.__dict__)
-            except Terminated:
-                raise
-            except BaseException as error:
-                if interactive or not isinstance(error, SystemExit):
-                    show(error, error.__traceback__)
-                if not interactive:
-                    raise
-            finally:
-                flush_output()
-            if interactive:
-                ours = dict(submit=submit, futures=sys.modules["minscoop"], executor=executor)
-                module.__dict__.update({**ours, **module.__dict__})  # what the script has goes first
-                prompt(module.__dict__)
+            execute(code, executor, interactive)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)  # so that a shell sees what it was
@@ -7131,6 +7117,26 @@ def run_program(code, pool, interactive=False):
         raise
     except BaseException:
         sys.exit(1)
+
+
+def execute(code, executor, interactive):
+    """Execute the program, and show the exception that ends it; then a prompt, if that is wanted."""
+    namespace = sys.modules["__main__"].__dict__
+    try:
+        exec(code, namespace)
+    except Terminated:
+        raise
+    except BaseException as error:
+        if interactive or not isinstance(error, SystemExit):
+            show(error, error.__traceback__)
+        if not interactive:
+            raise
+    finally:
+        flush_output()
+    if interactive:
+        ours = dict(submit=submit, futures=sys.modules["minscoop"], executor=executor)
+        namespace.update({**ours, **namespace})  # what the script has goes first
+        prompt(namespace)
 
 
 def terminate(pid, number, _):

@@ -5929,6 +5929,9 @@ LOGGING = """
     if __name__ == "__main__":
         if len(sys.argv) > 1:
             logging.getLogger().addHandler(Keep())
+            logging.getLogger("other").warning("%s", 1, extra={"host": 2, "worker": "keeper"})
+        logging.getLogger("minscoop.below").warning("here")
+        if len(sys.argv) > 1:
             with minscoop.Executor(1) as executor: executor.submit(log, 5).result()
         else:
             minscoop.submit(log, 5).result()
@@ -5940,7 +5943,8 @@ def test_the_programs_handlers_get_what_a_task_logs_when_it_uses_our_logger(guar
     done = python(script(LOGGING), "executor", env={**os.environ, "PYTHONPATH": str(HERE)})
     host = os.uname().nodename
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"minscoop.below 0.1 {host} 5, <class 'object'> False\nminscoop 0.1 {host} wrong True\n"
+    assert done.stdout == f"minscoop.below root {host} here False\nminscoop.below 0.1 {host} 5, <class 'object'> " \
+                          f"False\nminscoop 0.1 {host} wrong True\n"
 
 
 @pytest.mark.parametrize("options, tag", [([], ""), (["-v"], f"{os.uname().nodename} 0.1: ")])
@@ -5948,6 +5952,7 @@ def test_what_a_task_logs_is_on_stderr_when_the_launcher_ran_it(script, options,
     """With host and worker before it when -v is given."""
     said = launch("-n", 1, *options, script(LOGGING)).stderr
     assert f"minscoop: {tag}5, <class 'object'>\n" in said and f"minscoop: {tag}wrong\nTraceback" in said
+    assert "minscoop: here\n" in said
     assert ("not to be seen" in said) == bool(options)
 
 
@@ -5984,7 +5989,7 @@ def test_it_is_said_what_is_waited_for_when_the_prompt_ends(guard, tmp_path, wor
     terminal = Terminal("-n", workers, *quiet, "-i", "-c", program, TERM="dumb", HOME=str(tmp_path))
     terminal.await_text(">>> ")
     terminal.type("future, results = submit(wait, 0), futures.map(wait, range(5)); print('map' + 'ped')\n")
-    terminal.await_text("mapped")
+    terminal.await_text("mapped\r\n>>> ")  # what is typed before the prompt is another mode's
     terminal.type(end)
     if not quiet:
         terminal.await_text(f"minscoop: waiting for {5 + workers} calls; Ctrl-C ends at once")
