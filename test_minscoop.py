@@ -88,10 +88,23 @@ linux_only = pytest.mark.skipif(not LINUX, reason="looks into /proc")
 
 def stat_of(pid):
     """(state, parent, start time) of a process, from /proc; None if it is gone."""
-    with contextlib.suppress(OSError):
-        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return fields[0], int(fields[1]), int(fields[19])
-    return None
+    fields = read_proc(pid, "stat").rpartition(b")")[2].split()
+    return (fields[0].decode(), int(fields[1]), int(fields[19])) if fields else None
+
+
+def read_proc(pid, name):
+    """A small file in /proc/PID, empty if that process is gone. Not by pathlib: each test reads it of all processes."""
+    try:
+        descriptor = os.open(f"/proc/{pid}/{name}", os.O_RDONLY)
+    except OSError:
+        return b""
+    try:
+        chunks = iter(lambda: os.read(descriptor, 1 << 16), b"")
+        return b"".join(chunks)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
 
 
 def all_pids():
@@ -100,12 +113,9 @@ def all_pids():
 
 def processes_of(marker):
     """The living processes, this one apart, that were started with MINSCOOP_TEST=marker."""
-    wanted, found = f"MINSCOOP_TEST={marker}".encode(), []
-    for pid in all_pids():
-        with contextlib.suppress(OSError):
-            if pid != os.getpid() and wanted in pathlib.Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                found.append(pid)
-    return found
+    wanted = f"MINSCOOP_TEST={marker}".encode()
+    return [pid for pid in all_pids()
+            if pid != os.getpid() and wanted in read_proc(pid, "environ").split(b"\0")]
 
 
 def children_of(parent):
@@ -222,9 +232,15 @@ def terminal(request, tmp_path_factory):
 
 
 def eventually_none(found, timeout=5):
-    """Wait until found() is empty; returns what is left then."""
-    eventually(lambda: not found(), timeout)
-    return found()
+    """Wait until found() is empty; returns what was left when it was asked last."""
+    left = None
+
+    def empty():
+        nonlocal left
+        left = found()
+        return not left
+    eventually(empty, timeout)
+    return left
 
 
 def print_stacks(marker, terminal):
