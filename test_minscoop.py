@@ -89,10 +89,23 @@ linux_only = pytest.mark.skipif(not LINUX, reason="looks into /proc")
 
 def stat_of(pid):
     """(state, parent, start time) of a process, from /proc; None if it is gone."""
-    with contextlib.suppress(OSError):
-        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return fields[0], int(fields[1]), int(fields[19])
-    return None
+    fields = read_proc(pid, "stat").rpartition(b")")[2].split()
+    return (fields[0].decode(), int(fields[1]), int(fields[19])) if fields else None
+
+
+def read_proc(pid, name):
+    """A small file in /proc/PID, empty if that process is gone. Not by pathlib: each test reads it of all processes."""
+    try:
+        descriptor = os.open(f"/proc/{pid}/{name}", os.O_RDONLY)
+    except OSError:
+        return b""
+    try:
+        chunks = iter(lambda: os.read(descriptor, 1 << 16), b"")
+        return b"".join(chunks)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
 
 
 def all_pids():
@@ -101,12 +114,9 @@ def all_pids():
 
 def processes_of(marker):
     """The living processes, this one apart, that were started with MINSCOOP_TEST=marker."""
-    wanted, found = f"MINSCOOP_TEST={marker}".encode(), []
-    for pid in all_pids():
-        with contextlib.suppress(OSError):
-            if pid != os.getpid() and wanted in pathlib.Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                found.append(pid)
-    return found
+    wanted = f"MINSCOOP_TEST={marker}".encode()
+    return [pid for pid in all_pids()
+            if pid != os.getpid() and wanted in read_proc(pid, "environ").split(b"\0")]
 
 
 def children_of(parent):
@@ -223,9 +233,15 @@ def terminal(request, tmp_path_factory):
 
 
 def eventually_none(found, timeout=5):
-    """Wait until found() is empty; returns what is left then."""
-    eventually(lambda: not found(), timeout)
-    return found()
+    """Wait until found() is empty; returns what was left when it was asked last."""
+    left = None
+
+    def empty():
+        nonlocal left
+        left = found()
+        return not left
+    eventually(empty, timeout)
+    return left
 
 
 def print_stacks(marker, terminal):
@@ -988,17 +1004,22 @@ def test_what_a_killed_pool_left_is_removed_when_another_begins(guard, script):
 @linux_only
 @pytest.mark.parametrize("kind", ["bytes", "bytearray"])
 def test_a_large_thing_is_there_twice_at_most_when_it_arrives(script, kind):
-    """As a message, and as the object."""
-    peaks = output_of("-n", 1, script("""
-        import resource, sys
+    """As a message, and as the object: 2 of them besides what the process had before, and not 3.
+
+    ru_maxrss would not do: it begins with the peak of the process that executed this Python, which is pytest."""
+    grown = output_of("-n", 1, script("""
+        import re, sys
         from minscoop import futures
-        def peak(thing=None): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+        def kilobytes(name, thing=None):
+            with open("/proc/self/status") as file: return int(re.search(name + r":\\s*(\\d+)", file.read())[1])
         if __name__ == "__main__":
             kind, size = eval(sys.argv[1]), int(sys.argv[2]) << 20
+            before = [kilobytes("VmRSS"), futures.submit(kilobytes, "VmRSS").result()]
             assert len(futures.submit(kind, size).result()) == size
-            print(peak(), futures.submit(peak, kind(size)).result())
+            after = [kilobytes("VmHWM"), futures.submit(kilobytes, "VmHWM", kind(size)).result()]
+            print(*(peak - now >> 10 for peak, now in zip(after, before)))
     """), kind, MEGABYTES, timeout=BOUND).split()
-    assert all(int(peak) < 2.2 * MEGABYTES + 60 for peak in peaks), peaks
+    assert all(int(megabytes) < 2.5 * MEGABYTES for megabytes in grown), grown
 
 
 @pytest.mark.skipif(numpy is None, reason="no numpy")
@@ -8806,8 +8827,11 @@ MUTATIONS = {
     "STOP comes amid a census": [("Broker.quiet", "self.round is None and not self.heirs and", "")],
     "what may have begun runs again, with retries=0": [("Node.on_LOST", "if self.retries == 0:", "if False:")],
 }
-RARE = {  # seeds that show what few do; if they do not any more, look for others
-    "STOP comes amid a census": [2711, 3517], "the mark of a task is not renewed": [693, 819]}
+RARE = {  # seeds that show what few do, and are tried first; if they do not any more, look for others
+    "STOP comes amid a census": [2711, 3517], "the mark of a task is not renewed": [693, 819],
+    "one death more than retries": [416, 497, 577, 579], "a late HELLO revives the dead": [209, 495],
+    "what may have begun runs again, with retries=0": [200], "who parks does not look once more": [74, 93],
+    "the deputy is not woken when the socket closes": [46, 60, 69, 80]}
 
 
 @contextlib.contextmanager
@@ -8841,11 +8865,18 @@ def noticing(fault, seeds):
         return fault, next((seed for seed in (*RARE.get(fault, ()), *range(seeds)) if violation_of(seed)), None)
 
 
+def stay_on_a_core():
+    """The threads of a simulation take turns, which costs more from core to core; each process of a Pool has its own."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, [cores[multiprocessing.current_process()._identity[0] % len(cores)]])
+
+
 def simulate_from_to(first, last=None):
     """The command ``simulate``: the seeds from first to last - 1 on all cores; one alone with all that happened."""
     if last is None:
         sys.exit(violation_of(int(first), trace=None))
-    with multiprocessing.Pool() as pool:
+    with multiprocessing.Pool(initializer=stay_on_a_core) as pool:
         bad = list(filter(None, pool.imap_unordered(violation_of, range(int(first), int(last)))))
     print(*bad[:3], f"{int(last) - int(first)} seeds, {len(bad)} failed", sep="\n")
     sys.exit(len(bad) > 0)
@@ -8853,7 +8884,7 @@ def simulate_from_to(first, last=None):
 
 def break_and_simulate(seeds, first=0, step=1):
     """The command ``break``: whether the simulation notices each fault, or each step-th, within so many seeds."""
-    with multiprocessing.Pool() as pool:
+    with multiprocessing.Pool(initializer=stay_on_a_core) as pool:
         faults = list(MUTATIONS)[int(first)::int(step)]
         found = list(pool.imap_unordered(functools.partial(noticing, seeds=int(seeds)), faults))
     for fault, seed in found:
