@@ -6439,6 +6439,7 @@ class Collector(Recording):
         self.known, self.slowest, self.lost, self.owners = [], [], [], {}
         self.waiting = []                     # [time, items that wait]
         self.wishes, self.published, self.used = options, False, time.process_time()
+        self.failure = None                   # the PoolError by which it ended
         super().__init__(options, level=options["record"])
 
     def on_RECORD(self, worker, body):
@@ -6464,6 +6465,7 @@ class Collector(Recording):
 
     def abort(self):
         """The same, and then publish; a pool that never started has nothing to say."""
+        self.failure = self.failure or self.broken
         super().abort()
         if self.published or self.context is None and not isinstance(self, Inline):
             return
@@ -6515,11 +6517,13 @@ def digest(root):
         root.records.setdefault(name, dict(no_totals(), host=hosts.get(name.partition(".")[0], "(a lost host)")))
     for worker, news in root.records.items():
         news.update(first=since(worker, news["first"]), last=since(worker, news["last"]), workers=1,
+                    came=since(worker, news.get("now", 0.0) - news["life"]),
                     tasks=sum(news["calls"].values()), code=sum(news["seconds"].values()),
                     again=sum(loss[3] for loss in losses.values() if loss[0] == worker))
     records = dict(sorted(root.records.items(), key=lambda item: [(len(word), word) for word in item[0].split(".")]))
     run = dict(title=" ".join(map_builtin(str, sys.argv)).strip()[:200] or "-", ended=time.strftime("%Y-%m-%d %H:%M"),
                seconds=seconds, cpu=(time.process_time() - root.used) / seconds, inline=isinstance(root, Inline),
+               failure=root.failure and str(root.failure).strip().partition("\n")[0].rstrip(":"),
                events=root.known, slowest=root.slowest, records=records, losses=sorted(losses.values()),
                waiting=[[since("", moment), count] for moment, count in root.waiting],
                moved=root.totals["received"] + root.totals["sent"], **sums(records))
@@ -6547,20 +6551,25 @@ def sums(records):
 def verdict(run):
     """One sentence: what the program was limited by, and what to change."""
     records, seconds = [news for news in run["records"].values() if news["life"]], run["seconds"]
-    if run["inline"] or not run["tasks"]:
-        return "Everything ran in the script's own process (-n 0)." if run["inline"] else "No task was run."
+    if run["failure"] or run["inline"] or not run["tasks"]:
+        return f"The run failed: {run['failure']}" if run["failure"] else "No task was run." if not run["inline"] else \
+            "Everything ran in the script's own process (-n 0)."
     first, end = min(news["first"] for news in records if news["last"]), max(news["last"] for news in records)
-    whole = max(end - first, 1e-9) * len(records)  # what the workers could have done from the first task on
-    code, tail = sum(news["code"] for news in records), sum(end - max(news["last"], first) for news in records)
+    ready, there = min(news["came"] for news in records), [max(news["came"], first) for news in records]
+    whole = sum(max(end - came, 1e-9) for came in there)  # what they could have done since they came
+    code, tail = sum(news["code"] for news in records), sum(
+        end - max(news["last"], came) for news, came in zip(records, there))
     short_ones, size = code / run["runs"] < 1e-3, run["moved"] / run["tasks"]  # slices of a map take longer than that
-    busy = f"{code / whole:.0%} of the time between the first and the last task"
+    busy, idle = f"{code / whole:.0%} of the time between the first and the last task", first - ready + seconds - end
     network = f"{scaled(run['moved'], 'B')} in and out of the root, {scaled(size, 'B')} for each task"
     why = f"its process was busy {run['cpu']:.0%} of the time" if run["cpu"] > 0.7 else "too few were made in time"
     return next(text for holds, text in (
         (run["tasks"] < len(records), f"Limited by too few tasks: {run['tasks']} for {len(records)} workers."),
-        (end - first < seconds / 2 and seconds > 2,
-         f"Limited by the root: the script gave the pool nothing to do for {seconds - end + first:.1f} of "
-         f"{seconds:.1f} s. Move that work into tasks, or submit earlier."),
+        (ready > seconds / 2 and seconds > 1,
+         f"Limited by the start: the first worker was there after {ready:.1f} of {seconds:.1f} s."),
+        (idle > (seconds - ready) / 2 and seconds - ready > 2,
+         f"Limited by the root: the script gave the pool nothing to do for {idle:.1f} of {seconds - ready:.1f} s. Move "
+         "that work into tasks, or submit earlier."),
         (code > 0.8 * whole, f"Limited by nothing but the number of workers: they ran tasks {busy}."),
         (size < 1e5 and short_ones,
          f"Limited by too-short tasks: {scaled(code / run['tasks'], 's')} each on average; workers ran them {busy}. "

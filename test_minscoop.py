@@ -6374,12 +6374,13 @@ def test_nothing_is_recorded_when_nobody_asks(pool):
     assert pool.submit(eval, "type(__import__('minscoop').this_worker).__name__").result(WAIT) == "Worker"
 
 
-def run_of(first, last, busy, workers=4, calls=1000, moved=0, seconds=None, cpu=0.1, ends=()):
+def run_of(first, last, busy, workers=4, calls=1000, moved=0, seconds=None, cpu=0.1, ends=(), came=(), failure=None):
     """What is known of a run in which each worker was busy for so long."""
-    records = {f"0.{i}": dict(first=first, last=end, code=busy, life=last)
+    came = [*came, *[0] * workers]
+    records = {f"0.{i}": dict(first=first, last=end, code=busy, life=last, came=came[i])
                for i, end in enumerate([*ends, *[last] * workers][:workers])}
     return dict(records=records, seconds=seconds or last + 0.1, tasks=calls, runs=calls, moved=moved, cpu=cpu,
-                inline=False)
+                inline=False, failure=failure)
 
 
 @pytest.mark.parametrize("text, run", [
@@ -6389,7 +6390,10 @@ def run_of(first, last, busy, workers=4, calls=1000, moved=0, seconds=None, cpu=
     ("the network", run_of(0, 10, 2, calls=100, moved=10 ** 9)),
     ("imbalance", run_of(0, 10, 4, ends=[10, 4, 4, 4])),
     ("the root", run_of(0, 10, 4, cpu=0.9)),
-    ("the root", run_of(90, 99, 9, seconds=100))])
+    ("the root", run_of(90, 99, 9, seconds=100)),
+    ("the start", run_of(6, 9, 2.9, seconds=10, came=[6, 6, 6, 7])),
+    ("nothing", run_of(2, 4, 1.9, seconds=4.1, came=[1.9] * 4)),
+    ("nothing", run_of(0, 10, 4.9, came=[5] * 4))])
 def test_the_summary_says_what_the_limit_was_when_it_can_be_told(text, run):
     """One sentence, with what to change."""
     assert minscoop.verdict(run).startswith(f"Limited by {text}")
