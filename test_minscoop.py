@@ -2543,7 +2543,7 @@ class World:
         self.root = self.nodes[minscoop.ROOT] = VirtualRoot(self)
         for host in b"1", b"2":
             facts = host_facts(host.decode(), python="3", transport="none", address=None)
-            self.brokers[host].facts = json.loads(facts)
+            self.brokers[host].facts = facts
             self.post(host, b"0", [b"HELLO", b"broker", facts])
         for name in b"0.1", b"1.1", b"1.2", b"2.1", b"2.2":
             self.nodes[name] = VirtualWorker(self, name)
@@ -2631,7 +2631,7 @@ class World:
         self.brokers[host] = broker
         if broker.below:
             facts = host_facts(host.decode(), python="3", transport="none", address=None)
-            broker.facts = json.loads(facts)
+            broker.facts = facts
             self.post(host, b"0", [b"HELLO", b"broker", facts])
             self.post(host, b"0", [b""])
         for name in neighbours:
@@ -6718,7 +6718,7 @@ def fuzz_brokers(chance, count=1500):
             host = chance.choice(list(world.brokers))
             broker, now = world.brokers[host], world.now
             sender = chance.choice([b"", minscoop.UP, *world.nodes, *world.brokers, *broker.links, *STRANGERS])
-            known = {sender, minscoop.UP, *broker.links, *broker.present, *broker.heirs}
+            known = {sender, minscoop.UP, minscoop.KEEPER, *broker.links, *broker.present, *broker.silent}
             out = broker.tick(now) if chance.random() < 0.01 else broker.handle(sender, some_message(chance), now)
             assert {name for name, _ in out} <= known | set(broker.links)
             assert all(isinstance(frames, list) and frames for _, frames in out)
@@ -7759,7 +7759,7 @@ class BrokerProcess(Process):
         self.broker = minscoop.Broker(host.number, size, below=host.number != b"0", heirs=heirs)
         self.clients, self.connections, self.early = {}, 0, []
         if self.broker.below:
-            self.broker.facts = json.loads(host.facts("ready"))
+            self.broker.facts = host.facts("ready")
             self.connection = Connection(self, host.number, b"0", minscoop.UP)
         else:
             SIM.at(0, self.tick)
@@ -7767,7 +7767,7 @@ class BrokerProcess(Process):
     def begin(self):
         """Say HELLO to the broker above, as soon as that has said that we are connected; nothing is read before."""
         self.send([(minscoop.UP, [b"HELLO", b"broker", self.host.facts("ready")])])
-        if self.broker.heirs:
+        if self.broker.counted:
             self.send([(minscoop.UP, [b""])])
         self.tick()
         for sender, frames in self.early:
@@ -8581,7 +8581,7 @@ MUTATIONS = {
     "nothing is sent again after a census": [("Node.on_TOLD", "self.requeue(shipment, lo, hi)", "pass")],
     "nothing is doubted in a census": [("Node.on_WHO", "shipment.doubt = Ranges(shipment.open)", "pass")],
     "who takes over waits for nobody": [("Broker.hear_out", "or self.silent", "")],
-    "STOP comes amid a census": [("Broker.quiet", "self.round is None and not self.heirs and", "")],
+    "STOP comes amid a census": [("Broker.quiet", "self.round is None and not self.silent and", "")],
     "what may have begun runs again, with retries=0": [("Node.on_LOST", "if self.retries == 0:", "if False:")],
 }
 RARE = {  # seeds that show what few do; if they do not any more, look for others
