@@ -1651,7 +1651,7 @@ def remaining(deadline):
 
 ROOT = b"0.root"
 UP = b"up"  # how a broker calls the one above
-KEEPER = b""
+KEEPER = b""  # and the keeper of its host, whose notices have no sender
 ALL = b"%d" % (1 << 62)  # the end of a range that goes to the end, whatever that is
 
 
@@ -1737,9 +1737,7 @@ class Broker:
             self.links[UP] = self.unasked[UP] = Link(UP, b"above")
 
     def handle(self, sender, frames, now):
-        """Take a message; return the messages it leads to. Nonsense is dropped and counted.
-
-        The keeper's notices have no sender: b""."""
+        """Take a message; return the messages it leads to. Nonsense is dropped and counted."""
         self.message, self.out, self.now = frames, [], now
         if frames == [b""] and sender:
             self.connected(sender)
@@ -1795,8 +1793,8 @@ class Broker:
                 self.finished = self.finished or self.now - link.heard > SILENCE
             elif link.role == b"broker" and self.now - link.heard > SILENCE:
                 reason = f"host {link.facts['host']} has not been heard of for {SILENCE:.0f} s"
-                self.on_HOST(b"", json.dumps({**link.facts, "state": "lost", "reason": reason}).encode())
-                self.on_DIED(b"", link.name, b"", b"0", ALL, b"0", b"0", reason.encode())
+                self.on_HOST(KEEPER, json.dumps({**link.facts, "state": "lost", "reason": reason}).encode())
+                self.on_DIED(KEEPER, link.name, b"", b"0", ALL, b"0", b"0", reason.encode())
 
     def conclude(self):
         """What follows when something has changed."""
@@ -1847,6 +1845,11 @@ class Broker:
             return name
         host = host_of(name)
         return None if host == self.host else host if host in self.links else UP if self.below else None
+
+    @property
+    def waiting(self):
+        """Whether some are hungry while others have more, as far as we know; should these not give it, look again."""
+        return bool(self.hungry and self.rich)
 
     def takers(self):
         """Those that execute what they get: workers, and brokers below."""
@@ -1950,7 +1953,7 @@ class Broker:
         if sender == UP:
             self.finished = True
         elif self.links[sender].held:  # it should have none
-            self.on_DIED(b"", sender, b"", b"0", ALL, b"0", b"0", sender + b" has left")
+            self.on_DIED(KEEPER, sender, b"", b"0", ALL, b"0", b"0", sender + b" has left")
         else:
             self.remove(sender)
 
@@ -2001,7 +2004,7 @@ class Broker:
         size = self.own_size + sum(link.size for link in self.links.values() if link.role == b"broker")
         changed = not self.below and abs(size - self.size) > size * least
         if changed:
-            self.on_SIZE(b"", pack_int(size))
+            self.on_SIZE(KEEPER, pack_int(size))
         return changed
 
     def on_PROBE(self, sender, *body):
@@ -2023,7 +2026,7 @@ class Broker:
 
     def connected(self, name):
         """A node has connected: for the first time, or again; then messages may be lost, or we are new."""
-        if b"?" in name or len(self.present) >= MAX_HOSTS:  # a trial, or nonsense
+        if b"?" in name or name in self.dead or len(self.present) >= MAX_HOSTS:  # a trial, or nonsense
             return
         self.present[name] = None
         if name in self.links or self.round is None:
@@ -2042,18 +2045,15 @@ class Broker:
             return
         self.round, self.since, self.counted = number, self.now, True
         self.silent, self.presumed = {**self.presumed, **self.silent}, {}
-        names = dict.fromkeys(name for name in self.links if name != UP)
-        for name in names:
+        for name in [name for name in {**self.links, **self.present} if name != UP]:
             self.silent.setdefault(name, {})
-        for name in {**names, **self.present}:
             self.send_who(name)
         self.hear_out()
 
     def send_who(self, name):
         """Ask a node, whether it has said HELLO or not. If it dies before it answers, what it had is lost."""
         if name in self.links:
-            had = self.silent.setdefault(name, {})
-            self.silent[name] = {**dict.fromkeys(self.links[name].held, (b"0", ALL)), **had}
+            self.silent[name] = {**dict.fromkeys(self.links[name].held, (b"0", ALL)), **self.silent[name]}
             self.renew(name)
         self.out.append((name, [b"WHO", self.round]))
 
@@ -2203,7 +2203,7 @@ class Broker:
         if count <= 0:
             raise ValueError("a task of nothing")
         self.note_giver(self.links[sender], more == b"1", count if owner != sender else 0)
-        if not self.concerns(sender, task_id):  # it was cancelled, or never was the sender's
+        if sender != owner and not self.concerns(sender, task_id):  # it was cancelled, or never was the sender's
             self.send(sender, b"CANCEL", task_id)
             raise ValueError("another's task")
         self.lift(task_id)
@@ -2222,7 +2222,8 @@ class Broker:
 
     def note_giver(self, giver, more, count):
         """A node has given a task, and has more, or not; count: how many items it holds less."""
-        self.owe(giver, max(0, giver.asked - 1))
+        if giver.asked:
+            self.owe(giver, giver.asked - 1)
         giver.since = self.now
         if giver.name == UP:  # if it has more, that may be for others only
             self.received, self.plenty = self.received + 1, more and count > 1
@@ -2427,14 +2428,13 @@ class Switchboard:
         self.broker.keep = self.keep
         self.sources = {}    # socket or file descriptor -> what reads it
         self.routes = {}     # name -> the socket by which it came
-        self.connections = 0  # that the socket up has made
         self.cut = None      # since when the TCP connection up is gone, if it is all we have
         self.prints = {}     # file descriptor -> [worker, stream, beginning of a line]
         self.printers = {}   # worker -> its file descriptors
         self.paused = set()  # those of them that are not read, for the root is slow
         self.ended = []      # notices of deaths at the end of the pool: what those said last may come after them
         self.poller = zmq.Poller()
-        self.watch(notices, self.take_notice)
+        self.watch(notices.fileno(), self.take_notice)
         self.local = self.router(config["address"])
         for name, *ends in prints:
             self.watch_prints(name, ends)
@@ -2443,7 +2443,7 @@ class Switchboard:
 
     def watch(self, source, reader):
         """Have reader(source) called when something is there."""
-        self.sources[source if isinstance(source, (int, zmq.Socket)) else source.fileno()] = reader
+        self.sources[source] = reader
         self.poller.register(source, zmq.POLLIN)
 
     def router(self, address, **options):
@@ -2472,7 +2472,7 @@ class Switchboard:
                 self.sources[source](source)
             if not ready and self.ended:
                 ended, self.ended = self.ended, []
-                self.handle(b"", *ended)
+                self.handle(KEEPER, *ended)
             if broker.parcels and time.monotonic() >= broker.due:
                 self.deliver(broker.flush(time.monotonic()))
             while self.paused and broker.printing <= OUTPUT_AHEAD:
@@ -2490,7 +2490,7 @@ class Switchboard:
         broker = self.broker
         if broker.parcels:
             return max(0.0, broker.due - time.monotonic()) + 1e-3  # poll rounds down to milliseconds
-        if broker.hungry and broker.rich or self.ended:
+        if broker.waiting or self.ended:
             return PATIENCE
         alone = not (broker.below or self.config["listens"] or broker.counted)
         return GRACE / 4 if self.cut else None if alone else HEARTBEAT
@@ -2529,7 +2529,7 @@ class Switchboard:
             parcels.setdefault(name, []).append(frames)
         for name, parcel in parcels.items():
             frames = bundled(parcel)
-            if name == UP or b"." not in name:  # to another host
+            if b"." not in name:  # to another host
                 frames = [content_if_there(frame) if reference(frame) else frame for frame in frames]
             with contextlib.suppress(zmq.ZMQError):
                 if name == KEEPER:
@@ -2549,7 +2549,7 @@ class Switchboard:
             if frames[0] == b"DIED" and self.broker.stopping == "said":
                 self.ended.append(frames)
             elif frames[0] != b"PRINTS":
-                self.handle(b"", frames)
+                self.handle(KEEPER, frames)
         except Exception as error:
             self.broker.dropped += 1
             logger.debug("broker: dropped a notice: %r", error)
@@ -2583,7 +2583,7 @@ class Switchboard:
             lines, newline, rest = lines + newline + rest, b"", b""
         self.prints[descriptor][2] = rest
         if lines:
-            self.handle(b"", [b"OUTPUT", worker, stream, lines + newline])
+            self.handle(KEEPER, [b"OUTPUT", worker, stream, lines + newline])
         if ended:
             self.poller.register(descriptor, 0)
             self.paused.discard(descriptor)
@@ -2632,7 +2632,7 @@ class Switchboard:
         self.broker.facts = json.dumps(facts).encode()
         if not self.up.poll((SILENCE if config["tunnel"] else GRACE / 2) * 1000):
             raise PoolError("the root's broker has stopped answering")
-        # It has sent its empty message. What is said before may be lost with the connection, and nobody would know
+        receive(self.up)  # the empty message. What is said before may be lost with the connection, which nobody notices
         self.deliver([(UP, [b"HELLO", b"broker", self.broker.facts])])
         if self.broker.counted:  # we take over: the one above has to find out what was lost
             self.deliver([(UP, [b""])])
@@ -2642,13 +2642,12 @@ class Switchboard:
             self.watch(self.up.get_monitor_socket(), self.notice_cut)
 
     def take_up(self, up):
-        """A message of the broker above; an empty one says that the socket has connected, maybe anew."""
+        """A message of the broker above; an empty one says that the socket has connected anew."""
         frames = receive(up)
-        if frames != [b""]:
+        if frames == [b""]:
+            self.deliver([(UP, frames)])
+        else:
             self.handle(UP, *unbundled(frames))
-        elif self.connections:
-            self.deliver([(UP, [b""])])
-        self.connections += frames == [b""]
 
     def notice_cut(self, monitor):
         """Without a remote command, the end of the TCP connection is the sign that the root is gone."""
