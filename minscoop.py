@@ -1685,6 +1685,7 @@ def remaining(deadline):
 
 ROOT = b"0.root"
 UP = b"up"  # how a broker calls the one above
+KEEPER = b""  # and the keeper of its host, whose notices have no sender
 ALL = b"%d" % (1 << 62)  # the end of a range that goes to the end, whatever that is
 
 
@@ -1695,9 +1696,9 @@ class Link:
         self.name, self.role, self.facts = name, role, facts
         self.size = facts["workers"] if facts else 1
         self.heard = None    # when it last said something
-        self.demand = 0      # tasks that it would take
+        self.demand = 0      # tasks that it would take; see Broker.want
         self.width = 1       # workers for whom each of these is
-        self.asked = 0       # tasks that it was asked for and has not given
+        self.asked = 0       # tasks that it was asked for and has not given; see Broker.owe
         self.more = False    # it said that it has more
         self.items = 0       # of a worker: items of what it holds whose results have not come
         self.since = 0.0     # when it was asked, or gave one
@@ -1731,12 +1732,13 @@ class Broker:
     at once, which share among themselves; asks for more before they run dry; and says much in one message."""
 
     def __init__(self, host=b"0", size=0, below=False, heirs=None):
+        heirs = heirs or {}                     # after another broker's death: name -> (task id, lo, hi) it is running
         self.host, self.below = host, below     # below: there is a broker above this one
-        self.links = {UP: Link(UP, b"broker", {"workers": 0})} if below else {}  # name -> Link
-        self.hungry = collections.OrderedDict()  # name -> None, in the order in which they got hungry
-        self.wanted = 0                         # tasks that these would take
-        self.rich = {}                          # names of those that have more, as far as we know -> None
-        self.unasked = dict.fromkeys(self.links)  # names of those that owe no answer -> None
+        self.links = {}                         # name -> Link
+        self.hungry = {}                        # the same, of those that would take tasks, the longest hungry first
+        self.rich = {}                          # of those that have more, as far as we know
+        self.unasked = {}                       # of those that owe no answer
+        self.wanted = 0                         # tasks that the hungry would take
         self.plenty = None                      # there was more where the latest TASK from above came from; or None
         self.boasted = False                    # the one above was told that we have more
         self.parcels = {}                       # owner -> [new ids, ids done, messages] that go up together
@@ -1746,111 +1748,105 @@ class Broker:
         self.files = {}                         # path -> what FILE said of it
         self.fetching = {}                      # path -> names of who waits for it
         self.dead = set()                       # names that are not coming back
-        self.news = {}                          # number of a host -> what HOST said last
-        self.failure = None                     # why no worker can start
-        self.own_size, self.size = size, None   # workers of this host; of the pool, if that was told
+        self.news = {}                          # number of a host -> what HOST said last; b"FAILED" -> that message
+        self.own_size, self.size = size, 0      # workers of this host; of the pool, if there are hosts
         self.received = 0                       # TASKs from above
         self.told = None                        # how many there were when we said IDLE to the one above
-        self.facts = None                       # what HELLO says of us to the one above
+        self.facts = None                       # the JSON that HELLO says of us to the one above
         self.present = {}                       # names that have connected, but not said HELLO
-        self.heirs = dict(heirs or {})          # after another broker's death: name -> (task id, lo, hi) it is running
-        self.late = {name: [] for name in self.heirs}  # name -> what it will be sent when it has said HELLO
+        self.late = {name: [] for name in heirs}  # name of an heir -> what it will be sent when it has said HELLO
         self.round = None                       # of a census: the number that goes with WHO and TOLD
-        self.silent = {}                        # names that have not TOLD yet -> [(task id, lo, hi)] they had before
+        self.silent = {name: {task_id: (lo, hi)} if task_id else {}  # names that have not TOLD yet -> what they had
+                       for name, (task_id, lo, hi) in heirs.items()}
+        self.presumed = {}                      # the same, of those that did not answer in time
         self.since = 0.0                        # when the census began
-        self.presumed = set()                   # names that did not answer in time
-        self.counted = False                    # there was one: maybe we do not know of every task who holds it
-        self.stacks_wanted = False              # the keeper is to be told
+        self.counted = bool(heirs)              # there was or will be one: maybe some tasks are not placed
         self.printing = 0                       # characters of OUTPUT from here that are not yet SHOWN
         self.stopping = False
         self.finished = False                   # nobody is left: the loop may end
         self.dropped = 0                        # messages that made no sense
-        self.waiting = False                    # for one that is rich, while others may have something, too
-        self.out, self.now = [], 0.0
+        self.message, self.out, self.now = [], [], 0.0
         self.changed = False                    # maybe who wants work, or who has some
+        if below:
+            self.links[UP] = self.unasked[UP] = Link(UP, b"above")
 
     def handle(self, sender, frames, now):
-        """Take a message; return the messages it leads to. Nonsense is dropped and counted.
-
-        The keeper's notices have no sender: b""."""
-        self.out = out = []
-        self.now = now
+        """Take a message; return the messages it leads to. Nonsense is dropped and counted."""
+        self.message, self.out, self.now = frames, [], now
         if frames == [b""] and sender:
             self.connected(sender)
-            return out
+            return self.out
         link = self.links.get(sender)
+        role = link.role if link else b"stranger" if sender else b"keeper"
         try:
             check_shape(frames)
-            self.changed = frames[0] not in OF_TASKS
-            self.check_right(sender, link, *frames[:2])
-            if link is not None:
+            name = frames[0]
+            if name not in MAY_SAY[role] or \
+                    name in OF_TASKS and not self.concerns(sender, frames[1], as_holder=name != b"CANCEL"):
+                raise ValueError(f"not from a {role.decode()}, or from who does not hold the task")
+            if link:
                 link.heard = now
-            self.HANDLERS[frames[0]](self, sender, *frames[1:])
+            self.changed = name not in OF_TASKS
+            self.HANDLERS[name](self, sender, *frames[1:])
         except Exception as error:
             self.dropped += 1
             logger.debug("broker: dropped a message of %r: %r", sender, error)
         self.conclude()
-        return out
-
-    def check_right(self, sender, link, name, task_id=None):
-        """Raise an error for what is not the sender's to say; of a task, its holder and its owner may speak."""
-        role = b"keeper" if not sender else b"stranger" if link is None else b"above" if sender == UP else link.role
-        if name not in MAY_SAY[role] or name in OF_TASKS and not self.concerns(sender, task_id, name != b"CANCEL"):
-            raise ValueError(f"not from a {role.decode()}, or from who does not hold the task")
+        return self.out
 
     def concerns(self, sender, task_id, as_holder=True):
-        """Whether a task is the sender's: it lies in the direction of its owner, or is where it was placed."""
-        owner = owner_of(task_id)
-        return sender == owner or sender == self.way_to(owner) or \
-            as_holder and sender == self.placed.get(task_id, sender if self.counted else None)
+        """Whether a task is the sender's: it is where it was placed, or lies in the direction of its owner."""
+        return as_holder and sender == self.placed.get(task_id, sender if self.counted else None) or \
+            sender == self.way_to(owner_of(task_id))
 
     def tick(self, now):
-        """Once in a HEARTBEAT: show that we live, and notice other brokers that do not. Returns messages."""
-        self.out = out = []
-        self.now, self.changed = now, True
-        for link in [link for link in self.links.values() if link.role == b"broker"]:
-            if link.heard is None:
-                link.heard = now
-            elif now - link.heard > SILENCE:
-                if link.name == UP:
-                    self.finished = True
-                    return []
-                reason = f"host {link.facts['host']} has not been heard of for {SILENCE:.0f} s"
-                self.on_HOST(b"", json.dumps({**link.facts, "state": "lost", "reason": reason}).encode())
-                self.on_DIED(b"", link.name, b"", b"0", ALL, b"0", b"0", reason.encode())
-        if self.heirs and self.round is None and not self.below:
+        """Once in a HEARTBEAT: show that we live, and notice who does not. Returns messages."""
+        self.out, self.now, self.changed = [], now, True
+        self.notice_silence()
+        if self.finished:
+            return []
+        if self.silent and self.round is None and not self.below:  # we have taken over
             self.count(self.new_round())
-        for link in [self.links[name] for name in self.rich]:
+        for link in list(self.rich.values()):
             if link.asked and now - link.since >= PATIENCE:  # it may compute without releasing the interpreter's lock
                 del self.rich[link.name]
-        if self.size is not None:
+        if self.size:
             self.resize(least=0)
-        for name in self.silent:
-            if name not in self.links:  # it may believe that this is its first connection
-                self.send_who(name)
-        if self.round is not None and now - self.since > CENSUS_PATIENCE * (1 if self.below else 2):
-            for name in list(self.silent):  # who computes without releasing the interpreter's lock holds what it had
-                for task_id, lo, hi in self.silent[name]:
-                    self.on_HELD(name, self.round, task_id, lo, hi)
-                self.hear_out(name)
-                self.presumed.add(name)
+        if self.round is not None:
+            self.press()
         self.conclude()
         if self.below:
             self.send(UP, b"PROBE")
-        return out
+        return self.out
+
+    def notice_silence(self):
+        """Give up other brokers of which nothing has been heard; without the one above, this one ends."""
+        for link in list(self.links.values()):
+            link.heard = self.now if link.heard is None else link.heard
+            if link.role == b"above":
+                self.finished = self.finished or self.now - link.heard > SILENCE
+            elif link.role == b"broker" and self.now - link.heard > SILENCE:
+                reason = f"host {link.facts['host']} has not been heard of for {SILENCE:.0f} s"
+                self.on_HOST(KEEPER, json.dumps({**link.facts, "state": "lost", "reason": reason}).encode())
+                self.on_DIED(KEEPER, link.name, b"", b"0", ALL, b"0", b"0", reason.encode())
 
     def conclude(self):
         """What follows when something has changed."""
         if self.changed and self.hungry:
             self.ask_around()
+        if self.stopping:
+            self.stop_if_quiet()
+        if self.below:
+            self.report()
+
+    def report(self):
+        """Let the broker above know how things are."""
         if self.plenty and not self.links[UP].asked and self.lack() > self.own_size // 4:
             self.ask(self.links[UP], 1)
         if self.boasted and not self.rich:
             self.boasted = False
             self.send(UP, b"DRY")
-        if self.stopping:
-            self.stop_if_quiet()
-        elif self.below:
+        if not self.stopping:
             self.tell_if_quiet()
         if self.parcels and (self.now >= self.due or self.weight > MAX_BODY):
             self.part()
@@ -1858,15 +1854,24 @@ class Broker:
     def send(self, name, *frames):
         """Say something to a node; what is for one that is gone has no reader any more."""
         way = self.way_to(name)
-        if way is not None:
-            if way == UP and self.parcels and frames[0] not in URGENT:
-                self.part()
-            self.out.append((way, list(frames)))
-        else:
-            for heir in (name, host_of(name)):
-                if heir in self.late:
-                    self.late[heir].append(list(frames))
-                    return
+        if way is None:
+            late = self.late.get(name, self.late.get(host_of(name)))
+            if late is not None:
+                late.append(list(frames))
+            return
+        if way == UP and self.parcels and frames[0] not in URGENT:
+            self.part()
+        self.out.append((way, list(frames)))
+
+    def pass_on(self, name):
+        """Send the message that is being handled on to a node."""
+        self.send(name, *self.message)
+
+    def tell_all(self, *frames):
+        """Say something to everybody but the broker above."""
+        for name in self.links:
+            if name != UP:
+                self.send(name, *frames)
 
     def way_to(self, name):
         """The link that leads to a node: its own, that of its host's broker, or the one up."""
@@ -1875,24 +1880,33 @@ class Broker:
         host = host_of(name)
         return None if host == self.host else host if host in self.links else UP if self.below else None
 
+    @property
+    def waiting(self):
+        """Whether some are hungry while others have more, as far as we know; should these not give it, look again."""
+        return bool(self.hungry and self.rich)
+
+    def takers(self):
+        """Those that execute what they get: workers, and brokers below."""
+        return (link for link in self.links.values() if link.role in (b"worker", b"broker"))
+
     # What workers say to owners elsewhere is collected, for a while that grows with the pool, and goes up as one
     # message, which brokers on the way do not open. The first after such a while goes at once.
 
     @property
     def due(self):
-        """When what was collected has to go; None if there is nothing."""
-        return self.parted + HOLD * self.size if self.parcels else None
+        """When what was collected has to go."""
+        return self.parted + HOLD * self.size
 
-    def collect(self, owner, new, done, *frames):
-        """Send a SPLIT or a RESULT, now or with others; new, done: lists of ids, for brokers on the way."""
-        large = not all(isinstance(frame, bytes) and not reference(frame) for frame in frames)  # goes uncopied
-        if large or self.way_to(owner) != UP or HOLD * (self.size or 0) < 1e-3:
-            self.send(owner, *frames)
+    def collect(self, owner, new=(), done=()):
+        """Pass a SPLIT or a RESULT on, now or with others; new, done: ids, for brokers on the way."""
+        if HOLD * self.size < 1e-3 or self.way_to(owner) != UP or \
+                any(reference(frame) or not isinstance(frame, bytes) for frame in self.message):  # goes uncopied
+            self.pass_on(owner)
             return
         parcel = self.parcels.setdefault(owner, ([], [], []))
-        for part, more in zip(parcel, (new, done, [frames])):
+        for part, more in zip(parcel, (new, done, [self.message])):
             part += more
-        self.weight += sum(map_builtin(len, frames))
+        self.weight += sum(map_builtin(len, self.message))
 
     def part(self):
         """What was collected goes."""
@@ -1916,10 +1930,9 @@ class Broker:
         """The facts of a broker that says HELLO. Raises an error if name, role and facts do not fit."""
         host, number = re.fullmatch(rb"(\w+)(\.root|\.[0-9]+)?", sender).groups()
         wanted = b"root" if sender == ROOT else b"worker" if number else b"broker"
-        if role != wanted or (role == b"broker") != bool(facts):
-            raise ValueError("a broker says what it has, and nobody else")
-        if (host == self.host) != bool(number) or sender == UP or facts and self.below:
-            raise ValueError("it does not belong here")
+        if role != wanted or (role == b"broker") != bool(facts) or facts and self.below or sender == UP or \
+                (host == self.host) != bool(number):
+            raise ValueError("it does not belong here, or says of itself what is not true")
         if sender in self.dead:
             raise ValueError("a late word of one that has died meanwhile")
         known = json.loads(bytes(facts)) if facts else None
@@ -1927,26 +1940,44 @@ class Broker:
             raise ValueError("facts of another, or none")
         return known
 
+    def meet(self, name, role, facts=None):
+        """A node is there of which nothing is known yet. During a census, it may have been there before us."""
+        self.links[name] = self.unasked[name] = link = Link(name, role, facts)
+        link.heard, link.idle = self.now, self.round is None and not self.silent
+
+    def forget(self, name):
+        """What is known of a node means nothing any more, nor what it held."""
+        link = self.links.pop(name)
+        self.want(link, 0)
+        for task_id in link.held:
+            del self.placed[task_id]
+        for index in self.rich, self.unasked:
+            index.pop(name, None)
+        return link
+
+    def remove(self, name):
+        """A node is gone: do not wait for it either."""
+        if name in self.links and self.forget(name).role == b"broker":
+            self.resize()
+        self.hear_out(name)
+
     def on_HELLO(self, sender, role, facts=b""):
         """A node is there: tell it what it missed."""
         known = self.introduced(sender, role, facts)
-        self.present.pop(sender, None)
         if sender not in self.links:
-            self.links[sender] = Link(sender, role, known)
-            self.unasked[sender] = None
-            self.links[sender].heard = self.now
-            self.links[sender].idle = self.round is None and not self.heirs  # else it may have been there before us
+            self.meet(sender, role, known)
+            if sender in self.silent and sender not in self.present and self.round is not None:
+                self.send_who(sender)  # it has connected for the first time, or does not know it
+        self.present.pop(sender, None)
         self.out += [(sender, frames) for frames in self.late.pop(sender, ())]
         if role == b"root":
             for news in self.news.values():
-                self.send(sender, b"HOST", news)
-            if self.failure:
-                self.send(sender, b"FAILED", self.failure)
+                self.send(sender, *news)
         for name, body in self.consts.items():
             self.send(sender, b"CONST", name, *body)
         if role == b"broker":
             self.on_HOST(sender, facts)
-        if not (role == b"broker" and self.resize()) and self.size is not None:
+        if not (role == b"broker" and self.resize()) and self.size:
             self.send(sender, b"SIZE", pack_int(self.size))
         if self.stopping == "said" and role != b"root":
             self.send(sender, b"STOP")
@@ -1956,10 +1987,9 @@ class Broker:
         if sender == UP:
             self.finished = True
         elif self.links[sender].held:  # it should have none
-            self.on_DIED(b"", sender, b"", b"0", ALL, b"0", b"0", sender + b" has left")
+            self.on_DIED(KEEPER, sender, b"", b"0", ALL, b"0", b"0", sender + b" has left")
         else:
             self.remove(sender)
-            self.hear_out(sender)
 
     def on_DIED(self, sender, name, task_id, lo, hi, flags, begun, obituary):
         """A process or a host has ended: tell the owners of what it held, and drop what it owned.
@@ -1970,7 +2000,7 @@ class Broker:
             raise ValueError("only a keeper knows of deaths, and of those of its host")
         self.dead.add(name)
         link = self.links.get(name)
-        tasks = dict.fromkeys((asked[0] for asked in self.silent.get(name, ())), 0)  # maybe it still had these
+        tasks = dict.fromkeys(self.silent.get(name, ()), 0)  # maybe it still had these
         tasks.update({task_id: 0} if b":" in task_id else {})  # this it had in any case
         tasks.update(link.held if link else {})
         for held, number in tasks.items():
@@ -1979,58 +2009,43 @@ class Broker:
             self.send(owner_of(held), b"LOST", held, *span, obituary)
         for orphan in [task for task in self.placed if name in (owner_of(task), host_of(owner_of(task)))]:
             self.on_CANCEL(name, orphan)
-        self.heirs.pop(name, None)
-        self.late.pop(name, None)
-        self.present.pop(name, None)
-        if link:
-            self.remove(name)
+        for names in self.late, self.present:
+            names.pop(name, None)
         if self.below:
             self.send(UP, b"DIED", name, b"", b"0", b"0", b"0", b"0", obituary)
-        self.hear_out(name)
+        self.remove(name)
         self.recount(name)
 
     def on_FAILED(self, sender, reason):
         """No worker can work: tell the root, now or when it comes."""
-        self.failure = bytes(reason)
-        self.send(ROOT, b"FAILED", self.failure)
+        self.news[b"FAILED"] = b"FAILED", bytes(reason)
+        self.send(ROOT, b"FAILED", reason)
 
     def on_HOST(self, sender, facts):
         """A host is there, or is not to come, or is lost: tell the root, now or when it comes."""
-        self.news[json.loads(bytes(facts))["number"]] = bytes(facts)
+        self.news[json.loads(bytes(facts))["number"]] = b"HOST", bytes(facts)
         self.send(ROOT, b"HOST", facts)
 
     def on_SIZE(self, sender, count):
         """The pool has grown or shrunk: tell everybody."""
         self.size = int(count)
-        for name in self.links:
-            if name != UP:
-                self.send(name, b"SIZE", count)
+        self.tell_all(b"SIZE", count)
 
     def resize(self, least=1 / 8):
         """Count the workers of the pool anew, and tell everybody if that makes a difference; says whether.
 
         A thousand hosts that come one after the other would else cause a million messages."""
         size = self.own_size + sum(link.size for link in self.links.values() if link.role == b"broker")
-        changed = not self.below and abs(size - (self.size or 0)) > size * least
+        changed = not self.below and abs(size - self.size) > size * least
         if changed:
-            self.on_SIZE(b"", pack_int(size))
+            self.on_SIZE(KEEPER, pack_int(size))
         return changed
 
     def on_PROBE(self, sender, *body):
         """A broker below asks whether we are there; one that we have given up is told so. An answer needs none."""
         if sender != UP:
-            known = sender in self.links or self.counted or self.heirs or b"?" in sender  # as the name of a trial has
+            known = sender in self.links or self.counted or b"?" in sender  # as the name of a trial has
             self.out.append((sender, [b"BYE"] if sender in self.dead or not known else [b"PROBE", *body]))
-
-    def remove(self, name):
-        """Forget a node, and what it held."""
-        self.settle(self.links[name])
-        link = self.links.pop(name)
-        del self.unasked[name]
-        for task_id in link.held:
-            del self.placed[task_id]
-        if link.role == b"broker":
-            self.resize()
 
     # -- the census: what is still held, after messages were lost
     #
@@ -2045,10 +2060,12 @@ class Broker:
 
     def connected(self, name):
         """A node has connected: for the first time, or again; then messages may be lost, or we are new."""
-        if name in self.links or self.round is None and b"?" not in name and len(self.present) < MAX_HOSTS:  # no trial
-            self.present[name] = None
+        if b"?" in name or name in self.dead or len(self.present) >= MAX_HOSTS:  # a trial, or nonsense
+            return
+        self.present[name] = None
+        if name in self.links or self.round is None:
             self.count(self.new_round())
-        elif self.round is not None:
+        else:
             self.send_who(name)
 
     def new_round(self):
@@ -2061,30 +2078,23 @@ class Broker:
             self.send(UP, b"WHO", number)
             return
         self.round, self.since, self.counted = number, self.now, True
-        names = [name for name in self.links if name != UP]
-        self.silent = {name: self.silent.get(name, []) for name in names}
-        for name, (task_id, lo, hi) in self.heirs.items():
-            self.silent.setdefault(name, [(task_id, lo, hi)] if task_id else [])
-        for name in {**dict.fromkeys(names), **self.present}:
+        self.silent, self.presumed = {**self.presumed, **self.silent}, {}
+        for name in [name for name in {**self.links, **self.present} if name != UP]:
+            self.silent.setdefault(name, {})
             self.send_who(name)
         self.hear_out()
 
     def send_who(self, name):
         """Ask a node, whether it has said HELLO or not. If it dies before it answers, what it had is lost."""
         if name in self.links:
-            self.silent.setdefault(name, []).extend((task_id, b"0", ALL) for task_id in self.links[name].held)
-        self.renew(name)
+            self.silent[name] = {**dict.fromkeys(self.links[name].held, (b"0", ALL)), **self.silent[name]}
+            self.renew(name)
         self.out.append((name, [b"WHO", self.round]))
 
     def renew(self, name):
         """What we know of a node begins anew, as it does there."""
-        link = self.links.get(name)
-        if link is not None:
-            for task_id in list(link.held):
-                self.lift(task_id)
-            self.settle(link)
-            self.links[name] = link = Link(name, link.role, link.facts)
-            link.heard, link.idle = self.now, False
+        link = self.forget(name)
+        self.meet(name, link.role, link.facts)
 
     def on_WHO(self, sender, number):
         """The broker above asks; or one below would have it asked."""
@@ -2094,7 +2104,7 @@ class Broker:
         self.round, self.received, self.told = number, 0, None
         self.plenty, self.boasted = None, False
         self.renew(UP)
-        self.send(UP, b"HELLO", b"broker", json.dumps(self.facts).encode())
+        self.send(UP, b"HELLO", b"broker", self.facts)
         self.count(number)
 
     def on_HELD(self, sender, number, task_id, *bounds):
@@ -2105,6 +2115,7 @@ class Broker:
             self.send(sender, b"CANCEL", task_id)
             return
         if sender in self.links:
+            self.lift(task_id)
             self.place(task_id, self.links[sender])
             self.links[sender].items += sum(map_builtin(int, bounds[1::2])) - sum(map_builtin(int, bounds[::2]))
         self.send(owner_of(task_id), b"HELD", number, task_id, *bounds)
@@ -2115,18 +2126,25 @@ class Broker:
             self.finish_census(number)
         elif sender in self.presumed:
             self.recount(sender)
-        elif number == self.round:
+        elif number == self.round:  # else it has not had the latest question yet
             self.hear_out(sender)
-        elif sender in self.silent:  # this question has not reached it
-            self.send_who(sender)
-        elif self.round is None:  # it was asked before it said HELLO, for which nobody waited
-            self.send(sender, b"TOLD", number)
 
     def recount(self, name):
         """Begin another census if we only presumed what this node holds."""
-        if name in self.presumed:
-            self.presumed.remove(name)
+        if self.presumed.pop(name, None) is not None:
             self.count(self.new_round())
+
+    def press(self):
+        """Ask once more who may believe that this is its first connection. Do not wait for ever."""
+        for name in self.silent:
+            if name not in self.links:
+                self.send_who(name)
+        if self.now - self.since > CENSUS_PATIENCE * (1 if self.below else 2):
+            for name in list(self.silent):  # who computes without releasing the interpreter's lock holds what it had
+                for task_id, (lo, hi) in self.silent[name].items():
+                    self.on_HELD(name, self.round, task_id, lo, hi)
+                self.presumed[name] = self.silent[name]
+                self.hear_out(name)
 
     def hear_out(self, name=None):
         """Do not wait for a node any more; when all have been heard, say so."""
@@ -2140,10 +2158,8 @@ class Broker:
 
     def finish_census(self, number):
         """All is known."""
-        self.round, self.heirs, self.silent = None, {}, {}
-        for name in self.links:
-            if name != UP:
-                self.send(name, b"TOLD", number)
+        self.round, self.silent = None, {}
+        self.tell_all(b"TOLD", number)
 
     # -- who wants work, and who has some
 
@@ -2151,24 +2167,29 @@ class Broker:
         """A node would take tasks."""
         link = self.links[sender]
         link.width = int(width)
-        link.demand += int(count)
-        self.wanted += int(count)
-        if link.demand > 0:
-            self.hungry.setdefault(sender)
+        self.want(link, link.demand + int(count))
 
     def on_DRY(self, sender):
         """A node has no more, after all."""
         self.links[sender].more = False
         self.rich.pop(sender, None)
 
-    def settle(self, link):
-        """What a node would take, what it has and what it was asked for means nothing any more."""
-        self.wanted -= link.demand
-        link.demand = link.asked = 0
-        link.more = False
-        self.unasked[link.name] = None
-        for names in self.hungry, self.rich:
-            names.pop(link.name, None)
+    def want(self, link, demand):
+        """A node would take so many tasks."""
+        self.wanted += demand - link.demand
+        link.demand = demand
+        if demand:
+            self.hungry[link.name] = link
+        else:
+            self.hungry.pop(link.name, None)
+
+    def owe(self, link, asked):
+        """A node is to answer so many times; it is not asked in vain meanwhile."""
+        link.asked = asked
+        if asked:
+            self.unasked.pop(link.name, None)
+        else:
+            self.unasked[link.name] = link
 
     def on_IDLE(self, sender, tasks):
         """A worker has nothing to do; out of date if a TASK has been sent to it since."""
@@ -2177,8 +2198,8 @@ class Broker:
 
     def ask_around(self):
         """Ask for as much as the hungry would take: the rich first; if there are none, everybody once."""
-        rich = [link for link in map_builtin(self.links.get, self.rich) if link.demand == 0]
-        wanted, self.waiting = self.wanted - sum(link.asked for link in rich), len(rich) > 0
+        rich = [link for link in self.rich.values() if link.demand == 0]
+        wanted = self.wanted - sum(link.asked for link in rich)
         while wanted > 0 and rich:
             link = max(rich, key=lambda link: (link.role == b"root", link.items))
             rich.remove(link)
@@ -2188,7 +2209,7 @@ class Broker:
                 self.ask(link, count)
                 wanted -= count
         if wanted > 0:
-            for link in [self.links[name] for name in self.unasked if wanted > self.links[name].demand]:
+            for link in [link for link in self.unasked.values() if wanted > link.demand]:
                 self.ask(link, 1)
             ample = self.links.get(UP if self.plenty is False else ROOT)  # the root may soon have work for all
             if ample and wanted > ample.demand + ample.asked:
@@ -2200,51 +2221,48 @@ class Broker:
 
     def ask(self, link, count):
         """Tell one node that somebody is hungry: of those behind a broker the newest, or so many of our workers."""
-        link.asked += count
+        self.owe(link, link.asked + count)
         link.since = self.now
-        self.unasked.pop(link.name, None)
         if link.name != UP:
-            width = self.links[next(reversed(self.hungry))].width
+            width = self.hungry[next(reversed(self.hungry))].width
         else:
             width = max(1, min(self.own_size, self.lack())) if count == 1 else 1
         self.send(link.name, b"HUNGRY", pack_int(count), *([pack_int(width)] if width > 1 else ()))
 
     # -- tasks and results
 
-    def on_TASK(self, sender, task_id, avoid, more, *rest):
+    def on_TASK(self, sender, task_id, avoid, more, kind, lo, hi, *rest):
         """Pass a task on to one who takes it, and remember who that is."""
-        if int(rest[1]) >= int(rest[2]):
+        owner, count = owner_of(task_id), int(hi) - int(lo)
+        if count <= 0:
             raise ValueError("a task of nothing")
-        count = int(rest[2]) - int(rest[1])
-        self.note_giver(self.links[sender], more == b"1", count if owner_of(task_id) != sender else 0)
-        if not self.concerns(sender, task_id):  # it was cancelled, or never was the sender's
+        self.note_giver(self.links[sender], more == b"1", count if owner != sender else 0)
+        if sender != owner and not self.concerns(sender, task_id):  # it was cancelled, or never was the sender's
             self.send(sender, b"CANCEL", task_id)
             raise ValueError("another's task")
         self.lift(task_id)
-        if self.gone(owner_of(task_id)):
+        if self.gone(owner):
             return
         taker = self.choose(sender, avoid)
         if taker is None:
-            self.send(owner_of(task_id), b"LOST", task_id, b"0", b"0", b"0", b"")
+            self.send(owner, b"LOST", task_id, b"0", b"0", b"0", b"")
             return
         self.note_taker(taker, count)
         if taker.name == UP:
             self.boasted = more == b"1" or len(self.rich) > 0
             more = pack_int(self.boasted)
         self.place(task_id, taker)
-        self.send(taker.name, b"TASK", task_id, avoid, more, *rest)
+        self.send(taker.name, b"TASK", task_id, avoid, more, kind, lo, hi, *rest)
 
     def note_giver(self, giver, more, count):
         """A node has given a task, and has more, or not; count: how many items it holds less."""
-        giver.asked, giver.since = max(0, giver.asked - 1), self.now
-        if not giver.asked:
-            self.unasked[giver.name] = None
+        if giver.asked:
+            self.owe(giver, giver.asked - 1)
+        giver.since = self.now
         if giver.name == UP:  # if it has more, that may be for others only
             self.received, self.plenty = self.received + 1, more and count > 1
             if count > 1:
-                self.wanted -= giver.demand
-                giver.demand = 0
-                self.hungry.pop(UP, None)
+                self.want(giver, 0)
         else:
             giver.more = more
             self.add(giver, -count)
@@ -2252,13 +2270,9 @@ class Broker:
     def note_taker(self, taker, count):
         """A node gets a task of so many items. It forgets what it was asked for; a worker has some to spare now."""
         if taker.demand:
-            taker.demand -= 1
-            self.wanted -= 1
-        if not taker.demand:
-            self.hungry.pop(taker.name, None)
+            self.want(taker, taker.demand - 1)
         if count > 1 and taker.name != UP:
-            taker.asked = 0
-            self.unasked[taker.name] = None
+            self.owe(taker, 0)
         self.add(taker, count)
         taker.idle = False
         taker.tasks += 1
@@ -2267,25 +2281,23 @@ class Broker:
         """So many items more are held by a node: several make it rich."""
         link.items += count if link.role == b"worker" else 0
         if link.more or link.items > 1:
-            self.rich[link.name] = None
+            self.rich[link.name] = link
         else:
             self.rich.pop(link.name, None)
 
     def choose(self, giver, avoid):
         """Who gets a task: the longest hungry; if possible another host than `avoid`, and rather here than above."""
-        for name in self.hungry:
+        for name, link in self.hungry.items():
             if name not in (giver, UP) and host_of(name) != avoid:
-                return self.links[name]
-        name = min((name for name in self.hungry if name != giver),
-                   key=lambda name: (host_of(name) == avoid, name == UP), default=None)
-        if name is not None:
-            return self.links[name]
-        takers = [link for link in self.links.values() if link.role != b"root" and link.name != UP and link.size]
-        return min(takers, key=lambda link: (link.name == giver, len(link.held) / link.size), default=None)
+                return link
+        hungry = [link for name, link in self.hungry.items() if name != giver]
+        if hungry:
+            return min(hungry, key=lambda link: (host_of(link.name) == avoid, link.name == UP))
+        return min((link for link in self.takers() if link.size), default=None,
+                   key=lambda link: (link.name == giver, len(link.held) / link.size))
 
     def place(self, task_id, link):
         """Remember who holds a task, unless its owner is on the same side of us: then we hear no more of it."""
-        self.lift(task_id)
         if self.way_to(owner_of(task_id)) != link.name:
             self.placed[task_id] = link.name
             link.held[task_id] = link.tasks
@@ -2305,46 +2317,44 @@ class Broker:
         if int(lo) >= int(hi) or new.partition(b"/")[0] != task_id.partition(b"/")[0] or \
                 self.placed.get(new, sender) != sender:
             raise ValueError("no part of the task")
-        if self.gone(owner_of(task_id)):
-            self.send(sender, b"CANCEL", new)
-            return
-        self.place(new, self.links[sender])  # until its TASK comes: if the sender dies before, this is lost too
-        self.collect(owner_of(task_id), [new], [], b"SPLIT", task_id, lo, hi, new)
+        self.note_parts(sender, [new])
+        self.collect(owner_of(task_id), new=[new])
 
-    def on_SINGLY(self, sender, task_id):
-        """A holder cannot read a task: the owner has it back."""
-        self.lift(task_id)
-        self.send(owner_of(task_id), b"SINGLY", task_id)
+    def note_parts(self, holder, new):
+        """Parts of its tasks are the holder's until their TASK comes: if it dies before, they are lost too."""
+        for task_id in new:
+            if self.gone(owner_of(task_id)):
+                self.send(holder, b"CANCEL", task_id)
+            else:
+                self.place(task_id, self.links[holder])
 
     def on_RESULT(self, sender, task_id, lo, count, last, *body):
         """Pass results on to the owner."""
-        owner, link = owner_of(task_id), self.links[sender]
+        link = self.links[sender]
         link.items -= int(count)
-        if link.items <= 1 and not link.more and sender in self.rich:
+        if sender in self.rich and link.items <= 1 and not link.more:
             del self.rich[sender]
             self.changed = True  # it may still have been asked for some
         if last == b"1":
             self.lift(task_id)
-        self.collect(owner, [], [task_id] if last == b"1" else [], b"RESULT", task_id, lo, count, last, *body)
+        self.collect(owner_of(task_id), done=[task_id] if last == b"1" else ())
 
     def on_MANY(self, sender, owner, new, done, body):
         """Pass on what many holders say to one owner, and note what has moved."""
         new, done = new.split(), done.split()
         if any(owner_of(task_id) != owner or self.placed.get(task_id, sender) != sender for task_id in new + done):
             raise ValueError("another's task")
-        for task_id in new:
-            if self.gone(owner):
-                self.send(sender, b"CANCEL", task_id)
-            else:
-                self.place(task_id, self.links[sender])
+        self.note_parts(sender, new)
         for task_id in done:
             self.lift(task_id)
-        self.send(owner, b"MANY", owner, b" ".join(new), b" ".join(done), body)
+        self.pass_on(owner)
 
     def on_LOST(self, sender, task_id, *fields):
-        """Another broker's news, on their way to the owner."""
+        """The owner is to hear that its task is not held any more: a death elsewhere, or it cannot be read."""
         self.lift(task_id)
-        self.send(owner_of(task_id), b"LOST", task_id, *fields)
+        self.pass_on(owner_of(task_id))
+
+    on_SINGLY = on_LOST
 
     def on_CANCEL(self, sender, task_id):
         """Tell the holder of a task that it is not wanted."""
@@ -2354,15 +2364,17 @@ class Broker:
 
     # -- what everybody may ask for, and what they print
 
+    def keep(self, frame):
+        """A frame of a constant, as it is kept here."""
+        return frame
+
     def on_CONST(self, sender, name, *body):
         """Keep a constant for those who come later, and pass it on to everybody. The top decides whose it is."""
         if self.below and sender != UP:
-            self.send(UP, b"CONST", name, *body)
+            self.pass_on(UP)
         elif name not in self.consts:  # the first one holds; everybody sees whose it is
-            self.consts[name] = body
-            for receiver in self.links:
-                if receiver != UP:
-                    self.send(receiver, b"CONST", name, *body)
+            self.consts[name] = body = list(map_builtin(self.keep, body))
+            self.tell_all(b"CONST", name, *body)
 
     def on_FETCH(self, sender, path):
         """A worker needs a file of the root's: give what we have, or ask for it once."""
@@ -2380,40 +2392,35 @@ class Broker:
         for name in self.fetching.pop(path, ()):
             self.send(name, b"FILE", path, *body)
 
-    def on_LOG(self, sender, record):
-        """Pass on what was logged."""
-        self.send(ROOT, b"LOG", record)
+    def on_LOG(self, sender, *fields):
+        """Pass on what a worker says to the root."""
+        self.pass_on(ROOT)
 
-    def on_PROFILE(self, sender, *fields):
-        """Pass on a worker's profile."""
-        self.send(ROOT, b"PROFILE", *fields)
+    on_PROFILE = on_RECORD = on_LOG
 
     def on_STACKS(self, sender):
         """The workers shall say where they are, here and below."""
-        self.stacks_wanted = True
-        for link in [link for link in self.links.values() if link.role == b"broker" and link.name != UP]:
-            self.send(link.name, b"STACKS")
+        self.out.append((KEEPER, [b"STACKS"]))
+        for link in self.takers():
+            if link.role == b"broker":
+                self.send(link.name, b"STACKS")
 
     def on_OUTPUT(self, sender, *fields):
         """Pass on what a worker printed."""
         self.printing += len(fields[2]) * (not sender)
-        self.send(ROOT, b"OUTPUT", *fields)
+        self.pass_on(ROOT)
 
     def on_SHOWN(self, sender, host, count):
         """The root has shown output; so the broker of that host reads on."""
         if host == self.host:
             self.printing -= int(count)
         else:
-            self.send(host, b"SHOWN", host, count)
-
-    def on_RECORD(self, sender, *fields):
-        """Pass on what a worker has run."""
-        self.send(ROOT, b"RECORD", *fields)
+            self.pass_on(host)
 
     def on_COUNT(self, sender, idle):
         """Count the workers that have said that they would take work, and no more."""
-        hungry = (link for link in map_builtin(self.links.get, self.hungry) if link.role != b"root")
-        self.send(sender, b"COUNT", pack_int(sum(link.demand * link.width for link in hungry)))
+        idle = sum(link.demand * link.width for link in self.hungry.values() if link.role != b"root")
+        self.send(sender, b"COUNT", pack_int(idle))
 
     # -- the end
 
@@ -2423,8 +2430,7 @@ class Broker:
 
     def quiet(self):
         """Whether nothing is held or queued anywhere behind our links."""
-        return self.round is None and not self.heirs and not self.placed and all(
-            link.idle for link in self.links.values() if link.role != b"root" and link.name != UP)
+        return self.round is None and not self.silent and not self.placed and all(link.idle for link in self.takers())
 
     def tell_if_quiet(self):
         """Say IDLE to the broker above as a worker does: what we received is done."""
@@ -2434,7 +2440,7 @@ class Broker:
 
     def stop_if_quiet(self):
         """Once nothing is held or queued anywhere, say STOP; once all have said BYE, be finished."""
-        others = [link for link in self.links.values() if link.role != b"root" and link.name != UP]
+        others = list(self.takers())
         if self.stopping is True and (self.below or self.quiet()):
             self.stopping = "said"
             for link in others:
@@ -2452,18 +2458,17 @@ class Switchboard:
     def __init__(self, config, notices, listener, heirs=None, prints=()):
         import_zmq()
         self.config, self.notices, self.context, self.keeper = config, notices, zmq.Context(), os.getppid()
-        self.broker = Broker(config["host"].encode(), config["size"], below=config["below"],
-                             heirs=heirs)
+        self.broker = Broker(config["host"].encode(), config["size"], below=config["below"], heirs=heirs)
+        self.broker.keep = self.keep
         self.sources = {}    # socket or file descriptor -> what reads it
         self.routes = {}     # name -> the socket by which it came
-        self.connections = 0  # that the socket up has made
         self.cut = None      # since when the TCP connection up is gone, if it is all we have
         self.prints = {}     # file descriptor -> [worker, stream, beginning of a line]
         self.printers = {}   # worker -> its file descriptors
-        self.paused = []     # those of them that are not read, for the root is slow
+        self.paused = set()  # those of them that are not read, for the root is slow
         self.ended = []      # notices of deaths at the end of the pool: what those said last may come after them
         self.poller = zmq.Poller()
-        self.watch(notices, self.take_notice)
+        self.watch(notices.fileno(), self.take_notice)
         self.local = self.router(config["address"])
         for name, *ends in prints:
             self.watch_prints(name, ends)
@@ -2472,7 +2477,7 @@ class Switchboard:
 
     def watch(self, source, reader):
         """Have reader(source) called when something is there."""
-        self.sources[source if isinstance(source, (int, zmq.Socket)) else source.fileno()] = reader
+        self.sources[source] = reader
         self.poller.register(source, zmq.POLLIN)
 
     def router(self, address, **options):
@@ -2491,45 +2496,50 @@ class Switchboard:
 
     def run(self):
         """Take messages and send those to which they lead, until nobody is left."""
-        if self.broker.below:
+        broker, due = self.broker, time.monotonic()
+        if broker.below:
             self.connect_up()
-        alone = not (self.broker.below or self.config["listens"] or self.broker.heirs)
-        due = time.monotonic()
-        while not self.broker.finished and not (self.cut and time.monotonic() - self.cut > GRACE / 2):
-            hurry = self.broker.waiting or self.ended
-            pause = PATIENCE if hurry else GRACE / 4 if self.cut else None if alone else HEARTBEAT
-            if self.broker.parcels:
-                wait = max(0.0, self.broker.due - time.monotonic()) + 1e-3  # poll rounds down to milliseconds
-                pause = wait if pause is None else min(pause, wait)
+        while not broker.finished and not (self.cut and time.monotonic() - self.cut > GRACE / 2):
+            pause = self.pause()
             ready = self.poller.poll(pause and pause * 1000)
             for source, _ in ready:
                 self.sources[source](source)
             if not ready and self.ended:
                 ended, self.ended = self.ended, []
-                self.handle(b"", *ended)
-            if self.broker.parcels and time.monotonic() >= self.broker.due:
-                self.deliver(self.broker.flush(time.monotonic()))
-            while self.paused and self.broker.printing <= OUTPUT_AHEAD:
+                self.handle(KEEPER, *ended)
+            if broker.parcels and time.monotonic() >= broker.due:
+                self.deliver(broker.flush(time.monotonic()))
+            while self.paused and broker.printing <= OUTPUT_AHEAD:
                 self.poller.register(self.paused.pop(), zmq.POLLIN)
             if pause and time.monotonic() >= due:
                 due = time.monotonic() + min(pause, HEARTBEAT)
-                self.deliver(self.broker.tick(time.monotonic()))
+                self.deliver(broker.tick(time.monotonic()))
         for descriptor in list(self.prints):
             self.read_prints(descriptor)
-        self.deliver([(UP if self.broker.below else ROOT, [b"BYE"])])
+        self.deliver([(UP if broker.below else ROOT, [b"BYE"])])
         self.context.destroy(linger=0 if self.cut else 1000)
+
+    def pause(self):
+        """How many seconds to wait for messages; None if nothing happens without any."""
+        broker = self.broker
+        if broker.parcels:
+            return max(0.0, broker.due - time.monotonic()) + 1e-3  # poll rounds down to milliseconds
+        if broker.waiting or self.ended:
+            return PATIENCE
+        alone = not (broker.below or self.config["listens"] or broker.counted)
+        return GRACE / 4 if self.cut else None if alone else HEARTBEAT
 
     def take(self, router):
         """A message of a node, or of a broker below."""
         sender, *frames = receive(router)
-        messages = unbundled(frames)
         if sender == UP or router is not self.local and b"." in sender:  # by TCP come brokers only
             self.broker.dropped += 1
             return
+        messages = unbundled(frames)
         if router is not self.local or sender in self.routes:
             self.routes[sender] = router
-        if any(frames[:1] == [b"RESULT"] for frames in messages):  # what a task printed is shown before its result
-            for descriptor in tuple(self.printers.get(sender, ())):
+        if sender in self.printers and any(b"RESULT" in frames[:1] for frames in messages):
+            for descriptor in tuple(self.printers[sender]):  # what a task printed is shown before its result
                 self.read_prints(descriptor)
         self.handle(sender, *messages)
         if sender in self.routes and sender not in self.broker.links and sender not in self.broker.present:
@@ -2539,14 +2549,12 @@ class Switchboard:
         """Let the broker handle messages, and send what it says to them."""
         said = []
         for frames in messages:
-            if frames[:1] == [b"CONST"] and len(frames) > 3 and sender in self.broker.links \
-                    and frames[1] not in self.broker.consts:  # of another host: once for all workers here
-                frames[3:] = [frame_of([memoryview(frame)], self.config["memory"], True) for frame in frames[3:]]
             said += self.broker.handle(sender, frames, time.monotonic())
         self.deliver(said)
-        if self.broker.stacks_wanted:
-            self.broker.stacks_wanted = False
-            os.kill(self.keeper, signal.SIGUSR1)
+
+    def keep(self, frame):
+        """A constant of another host is there once for all workers here."""
+        return frame_of([memoryview(frame)], self.config["memory"], lasting=True)
 
     def deliver(self, messages):
         """Send what the broker returned. A receiver that is gone is the keeper's matter."""
@@ -2555,10 +2563,12 @@ class Switchboard:
             parcels.setdefault(name, []).append(frames)
         for name, parcel in parcels.items():
             frames = bundled(parcel)
-            if name == UP or b"." not in name:  # to another host
+            if b"." not in name:  # to another host
                 frames = [content_if_there(frame) if reference(frame) else frame for frame in frames]
             with contextlib.suppress(zmq.ZMQError):
-                if name == UP:
+                if name == KEEPER:
+                    os.kill(self.keeper, signal.SIGUSR1)  # STACKS: what it may be told
+                elif name == UP:
                     transmit(self.up, frames, NOBLOCK)
                 else:
                     transmit(self.routes.get(name, self.local), [name, *frames], NOBLOCK)
@@ -2573,7 +2583,7 @@ class Switchboard:
             if frames[0] == b"DIED" and self.broker.stopping == "said":
                 self.ended.append(frames)
             elif frames[0] != b"PRINTS":
-                self.handle(b"", frames)
+                self.handle(KEEPER, frames)
         except Exception as error:
             self.broker.dropped += 1
             logger.debug("broker: dropped a notice: %r", error)
@@ -2589,28 +2599,28 @@ class Switchboard:
     def read_prints(self, descriptor):
         """Send what a worker printed to the root, from elsewhere in whole lines; wait while that does not keep up."""
         worker, stream, rest = self.prints[descriptor]
-        if self.broker.printing > OUTPUT_AHEAD and not self.broker.finished:
-            if descriptor not in self.paused:
-                self.poller.unregister(descriptor)
-                self.paused.append(descriptor)
+        last = self.broker.finished  # workers have said BYE then, and no pipe holds more than this
+        if self.broker.printing > OUTPUT_AHEAD and not last:
+            self.paused.add(descriptor)
+            self.poller.register(descriptor, 0)
             return
         try:
             data = os.read(descriptor, 1 << 16)
         except BlockingIOError:
-            if not self.broker.finished:
+            if not last:
                 return
             data = b""
-        ended = not data or self.broker.finished  # workers have said BYE then, and no pipe holds more than this
+        ended = last or not data
         lines, newline, rest = (rest + data).rpartition(b"\n")
         at_once = not (self.broker.below or self.config["tag_output"])  # as if the worker wrote to the terminal itself
         if ended or at_once or len(rest) > OUT_OF_BAND:
             lines, newline, rest = lines + newline + rest, b"", b""
         self.prints[descriptor][2] = rest
         if lines:
-            self.handle(b"", [b"OUTPUT", worker, stream, lines + newline])
+            self.handle(KEEPER, [b"OUTPUT", worker, stream, lines + newline])
         if ended:
-            with contextlib.suppress(KeyError):  # it is paused
-                self.poller.unregister(descriptor)
+            self.poller.register(descriptor, 0)
+            self.paused.discard(descriptor)
             self.printers[worker].remove(descriptor)
             del self.prints[descriptor], self.sources[descriptor]
             os.close(descriptor)
@@ -2653,12 +2663,12 @@ class Switchboard:
         facts = dict(about_this_machine(), host=config["name"], number=config["host"], workers=config["size"],
                      state="ready", pyzmq=zmq.__version__, transport="tcp" if address else "stdio",
                      address=address, login=config.get("login"), **figures)
-        self.broker.facts = facts
+        self.broker.facts = json.dumps(facts).encode()
         if not self.up.poll((SILENCE if config["tunnel"] else GRACE / 2) * 1000):
             raise PoolError("the root's broker has stopped answering")
-        # It has sent its empty message. What is said before may be lost with the connection, and nobody would know
-        self.deliver([(UP, [b"HELLO", b"broker", json.dumps(facts).encode()])])
-        if self.broker.heirs:  # we take over: the one above has to find out what was lost
+        receive(self.up)  # the empty message. What is said before may be lost with the connection, which nobody notices
+        self.deliver([(UP, [b"HELLO", b"broker", self.broker.facts])])
+        if self.broker.counted:  # we take over: the one above has to find out what was lost
             self.deliver([(UP, [b""])])
         self.watch(self.up, self.take_up)
         if not config["tunnel"]:
@@ -2666,13 +2676,12 @@ class Switchboard:
             self.watch(self.up.get_monitor_socket(), self.notice_cut)
 
     def take_up(self, up):
-        """A message of the broker above; an empty one says that the socket has connected, maybe anew."""
+        """A message of the broker above; an empty one says that the socket has connected anew."""
         frames = receive(up)
-        if frames != [b""]:
+        if frames == [b""]:
+            self.deliver([(UP, frames)])
+        else:
             self.handle(UP, *unbundled(frames))
-        elif self.connections:
-            self.deliver([(UP, [b""])])
-        self.connections += frames == [b""]
 
     def notice_cut(self, monitor):
         """Without a remote command, the end of the TCP connection is the sign that the root is gone."""
@@ -2688,7 +2697,7 @@ class Switchboard:
                 trial.send(b"PROBE")
                 poller.register(trial, zmq.POLLIN)
                 trials[trial] = address
-        patience = SILENCE if self.broker.heirs and self.config["transport"] == "tcp" else TCP_PATIENCE
+        patience = SILENCE if self.broker.counted and self.config["transport"] == "tcp" else TCP_PATIENCE
         answered = [trials[trial] for trial, _ in poller.poll(patience * 1000)] if trials else []
         for trial in trials:
             trial.close()

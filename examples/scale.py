@@ -261,10 +261,10 @@ class Pool:
         for host in (b"%d" % number for number in range(1, hosts + 1)):
             self.links[host] = LINKS[0] * (LINKS[1] / LINKS[0]) ** chance.random()
             self.places[host] = Host(self, host, size)
-            facts = dict(host=f"h{host.decode()}", number=host.decode(), workers=size, state="ready", python="3",
-                         transport="none", address=None)
+            facts = json.dumps(dict(host=f"h{host.decode()}", number=host.decode(), workers=size, state="ready",
+                                    python="3", transport="none", address=None)).encode()
             self.places[host].broker.facts = facts
-            self.post(host, b"0", [b"HELLO", b"broker", json.dumps(facts).encode()], 0.0)
+            self.post(host, b"0", [b"HELLO", b"broker", facts], 0.0)
             for number in range(1, size + 1):
                 name = b"%s.%d" % (host, number)
                 self.places[name] = Worker(self, name)
