@@ -1719,6 +1719,7 @@ MAY_SAY = {role: frozenset(names.encode().split()) for role, names in {
     b"above": "TASK CANCEL CONST HELD TOLD HUNGRY SPLIT SINGLY RESULT MANY LOST WHO SIZE STOP BYE PROBE FILE "
               "SHOWN STACKS"}.items()}
 OF_TASKS = frozenset((b"SPLIT", b"SINGLY", b"RESULT", b"LOST", b"CANCEL"))  # said by its holder or owner
+OF_WISHES = frozenset(b"HELLO HUNGRY DRY TASK HELD TOLD WHO BYE DIED".split())  # change who wants work, or has some
 URGENT = frozenset((b"HUNGRY", b"DRY", b"PROBE", b"OUTPUT", b"FETCH", b"RECORD"))  # they may overtake what is collected
 
 
@@ -1786,7 +1787,7 @@ class Broker:
                 raise ValueError(f"not from a {role.decode()}, or from who does not hold the task")
             if link:
                 link.heard = now
-            self.changed = name not in OF_TASKS
+            self.changed = name in OF_WISHES
             self.HANDLERS[name](self, sender, *frames[1:])
         except Exception as error:
             self.dropped += 1
@@ -2078,6 +2079,8 @@ class Broker:
             self.send(UP, b"WHO", number)
             return
         self.round, self.since, self.counted = number, self.now, True
+        self.fetching.clear()  # what was asked for may be lost with a broker above: who waits will ask again
+        self.printing = 0      # and so may what was printed, or the news that it was shown
         self.silent, self.presumed = {**self.presumed, **self.silent}, {}
         for name in [name for name in {**self.links, **self.present} if name != UP]:
             self.silent.setdefault(name, {})
@@ -2341,7 +2344,7 @@ class Broker:
 
     def on_MANY(self, sender, owner, new, done, body):
         """Pass on what many holders say to one owner, and note what has moved."""
-        new, done = new.split(), done.split()
+        new, done = bytes(new).split(), bytes(done).split()
         if any(owner_of(task_id) != owner or self.placed.get(task_id, sender) != sender for task_id in new + done):
             raise ValueError("another's task")
         self.note_parts(sender, new)
@@ -2413,7 +2416,7 @@ class Broker:
     def on_SHOWN(self, sender, host, count):
         """The root has shown output; so the broker of that host reads on."""
         if host == self.host:
-            self.printing -= int(count)
+            self.printing = max(0, self.printing - int(count))
         else:
             self.pass_on(host)
 

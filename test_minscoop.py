@@ -2205,7 +2205,8 @@ def test_what_a_host_says_travels_together_when_the_pool_is_large():
                 [b"SPLIT", b"0.root:0/5", b"7", b"9", b"0.root:0/7"],
                 [b"RESULT", b"0.root:0/5", b"5", b"2", b"1", b"y"]]
     assert owner == minscoop.UP and list(map(list, pickle.loads(message[-1]))) == messages
-    assert len(tree.say(b"1", *message)) == 1 and tree.records == {
+    large = [*message[:2], *map(Large, message[2:])]  # as they come if they are large
+    assert len(tree.say(b"1", *large)) == 1 and tree.records == {
         "0": {"0.root:0/7": "1"}, "1": {"0.root:0/7": "1.2"}}
     tree.now = due
     assert tree("1.2 RESULT 0.root:0/7 7 1 0 z") == []
@@ -2337,6 +2338,19 @@ def test_a_census_ends_for_a_host_when_it_was_asked_before_it_said_hello():
     broker.handle(b"0.root", [b"TOLD", number], 1)
     broker.handle(b"1", [b"HELLO", b"broker", host_facts("1")], 2)
     assert (b"1", [b"TOLD", number]) in broker.handle(b"1", [b"TOLD", number], 3) and broker.round is None
+
+
+def test_files_and_output_go_on_when_the_broker_above_was_lost():
+    """What was on its way with it is asked for again, and room that is never reported as free is free."""
+    broker = minscoop.Broker(b"1", 1, below=True)
+    broker.facts = host_facts("1")
+    broker.handle(b"1.1", [b"HELLO", b"worker"], 0)
+    assert broker.handle(b"1.1", [b"FETCH", b"a.py"], 0) == [(minscoop.UP, [b"FETCH", b"a.py"])]
+    broker.handle(b"", [b"OUTPUT", b"1.1", b"out", b"x" * 10 * minscoop.OUTPUT_AHEAD], 0)
+    broker.handle(minscoop.UP, [b"WHO", b"7"], 1)
+    assert (minscoop.UP, [b"FETCH", b"a.py"]) in broker.handle(b"1.1", [b"FETCH", b"a.py"], 1)
+    broker.handle(minscoop.UP, [b"SHOWN", b"1", b"10"], 1)
+    assert broker.printing == 0
 
 
 def test_a_stranger_is_answered_when_it_only_asks_whether_a_way_is_open():
