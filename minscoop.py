@@ -4935,12 +4935,11 @@ class Launcher:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(1)
             self.ears.join(1)
-        words = "\n".join([*self.complaints, self.noise])  # what nologin says goes to stdout
+        said = [*([] if self.up else self.noise.splitlines()), *self.complaints]  # what nologin says goes to stdout
         for pattern, reason, remedy in SSH_SAYS if not self.up else ():
-            found = re.search(f".*({pattern}).*", words, re.IGNORECASE)
+            found = re.search(f".*({pattern}).*", "\n".join(said), re.IGNORECASE)
             if found:
                 return f"{reason}: " + remedy.format(host=self.host, name=self.host.rpartition("@")[2], line=found[0])
-        said = [*(self.noise.splitlines() if not self.up else ()), *self.complaints]
         last = next(filter(str.strip, reversed(said)), "").strip()
         code = self.process.poll()
         return otherwise + (f" ({status_text(code)})" if code else "") + (f": {last}" if last else "")
