@@ -4938,12 +4938,11 @@ class Launcher:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(1)
             self.ears.join(1)
-        words = "\n".join([*self.complaints, self.noise])  # what nologin says goes to stdout
+        said = [*([] if self.up else self.noise.splitlines()), *self.complaints]  # what nologin says goes to stdout
         for pattern, reason, remedy in SSH_SAYS if not self.up else ():
-            found = re.search(f".*({pattern}).*", words, re.IGNORECASE)
+            found = re.search(f".*({pattern}).*", "\n".join(said), re.IGNORECASE)
             if found:
                 return f"{reason}: " + remedy.format(host=self.host, name=self.host.rpartition("@")[2], line=found[0])
-        said = [*(self.noise.splitlines() if not self.up else ()), *self.complaints]
         last = next(filter(str.strip, reversed(said)), "").strip()
         code = self.process.poll()
         return otherwise + (f" ({status_text(code)})" if code else "") + (f": {last}" if last else "")
@@ -5264,18 +5263,22 @@ def expand(text):
     if len(re.sub(r"\[[^\[\]:]*\]", "", text)) > 300:
         raise ValueError(f"{text[:80]!r}... is too long for a name")
     for i, piece in enumerate(re.split(r"\[([^\[\]:]*)\]", text)):  # every second one was in brackets
-        numbers = []
-        for part in piece.split(",") if i % 2 else ():
-            match = re.fullmatch(r"\s*([0-9]{1,18})(?:-([0-9]{1,18}))?\s*", part)
-            lo, hi = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-            if lo > hi:
-                raise ValueError(f"{part!r} in {text!r} is not a number or a range such as 01-16")
-            if (len(numbers) + hi + 1 - lo) * total > MAX_HOSTS:
-                raise ValueError(f"{text!r} names more than {MAX_HOSTS} hosts")
-            numbers += [str(number).zfill(len(match[1])) for number in range(lo, hi + 1)]
-        total *= len(numbers) if i % 2 else 1
-        choices.append(numbers if i % 2 else [piece])
+        choices.append(list(itertools.islice(numbers_of(piece, text), MAX_HOSTS + 1)) if i % 2 else [piece])
+        total *= len(choices[-1])
+        if total > MAX_HOSTS:
+            raise ValueError(f"{text[:80]!r} names more than {MAX_HOSTS} hosts")
     return map_builtin("".join, itertools.product(*choices))
+
+
+def numbers_of(bracket, text):
+    """Those that a bracket holds, such as 1,05-09, with their zeros. text: what it is from, for messages."""
+    for part in bracket.split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,18})(?:-([0-9]{1,18}))?\s*", part)
+        lo, hi = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if lo > hi:
+            raise ValueError(f"{part!r} in {text[:80]!r} is not a number or a range such as 01-16")
+        for number in range(lo, hi + 1):
+            yield str(number).zfill(len(match[1]))
 
 
 def parse_item(item):
@@ -6973,10 +6976,13 @@ def command_line(argv=None):
         if getattr(options, name):
             parser.error(f"-n 0 runs everything in this process, and does not go with --{name}" +
                          (" (see python -m cProfile)" if name == "profile" else ""))
-    shown = not options.quiet and (on_terminal() if options.progress is None else options.progress)
+    if options.quiet:
+        options.progress = False
+    elif options.progress is None and on_terminal():
+        options.progress = True
     global progress
-    progress = Progress(shown or (False if options.quiet or options.progress is not None else None))
-    if shown:  # before anybody keeps what sys.stderr is
+    progress = Progress(options.progress)
+    if progress.wanted:  # before anybody keeps what sys.stderr is
         install_screens()
     configure_logging(logging.ERROR if options.quiet else
                       (logging.WARNING, logging.INFO, logging.DEBUG)[min(options.verbose, 2)])
