@@ -5591,7 +5591,8 @@ class Interface(concurrent.futures.Executor):
         >>> list(map_scan(len, operator.add, ["to", "be", "or"]))
         [2, 4, 6]
         """
-        return itertools.accumulate(self.map(map_fn, *iterables, **kwargs), reduce_fn)
+        check_map(map_fn, iterables)
+        return itertools.accumulate(self._pool().map(map_fn, iterables, kwargs), reduce_fn)
 
     def set_const(self, **constants):
         """Set constants for the whole pool, once. Blocks until the broker has taken them.
@@ -5649,12 +5650,14 @@ class Executor(Interface):
     """
 
     _check = False  # see Trial
+    _ending = None  # the thread to which shutdown was left
 
     def __init__(self, max_workers=None, *, retries=3, nice=0, initializer=None, initargs=(), profile=None,
                  hosts=None, listen=None, summary=False, report=None, trace=None, **options):
         size = max_workers
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 0):
-            raise ValueError(f"max_workers must be a number from 0 on, not {max_workers!r}")
+        for name, number in ("max_workers", 0 if size is None else size), ("retries", retries):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+                raise ValueError(f"{name} must be a number from 0 on, not {number!r}")
         refuse_in_import()
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, not {initializer!r}")
@@ -5681,13 +5684,22 @@ class Executor(Interface):
     def _pool(self):
         if self._down:
             raise RuntimeError("cannot schedule new futures after shutdown")
+        if self._forked:
+            raise RuntimeError("this Executor is of the parent process: make another one here")
         return self._node
+
+    @property
+    def _forked(self):
+        """Whether this is a child that the program has forked; the pool is none of its business."""
+        return os.getpid() != self._pid
 
     def shutdown(self, wait=True, *, cancel_futures=False):
         """End the pool when what was submitted is done; with cancel_futures, when what has started is.
 
         wait: block until then; else the waiting is left to a thread. May be called again."""
-        if self._down:
+        if self._forked or self._down:
+            if wait and self._ending and not self._node.serving._is_owned():  # else a callback asks for it
+                self._ending.join()
             return
         self._down = True
         if cancel_futures:
@@ -5695,7 +5707,8 @@ class Executor(Interface):
         if wait:
             self._finish()
         else:
-            threading.Thread(target=self._finish, name="minscoop shutdown").start()
+            self._ending = threading.Thread(target=self._finish, name="minscoop shutdown")
+            self._ending.start()
 
     def _finish(self, end="finish"):
         self._down = True
@@ -5706,6 +5719,8 @@ class Executor(Interface):
                 executors.remove(self)
 
     def __exit__(self, kind, error, tb):
+        if self._forked:
+            return
         if kind is not None and issubclass(kind, (KeyboardInterrupt, Terminated)):
             self._finish("abort")
         elif kind is None or kind is SystemExit and not error.code:
@@ -5775,8 +5790,18 @@ this_worker = None   # in a worker process, its Worker
 def shut_down_all():
     """At the interpreter's end: wait for what was submitted, as ProcessPoolExecutor does."""
     for executor in list(executors):
-        if executor._pid == os.getpid():  # not in a child that the program has forked
-            executor.shutdown()
+        executor.shutdown()
+    if here.inline:
+        here.inline.finish()
+
+
+def forget_pools():
+    """A child that the program forks has no pool as yet."""
+    executors.clear()
+    here.inline = None
+
+
+os.register_at_fork(after_in_child=forget_pools)
 
 
 def check_map(fn, iterables, chunksize=None, buffersize=None):
@@ -5816,18 +5841,12 @@ class Here(Interface):
             return this_worker
         if executors:
             return executors[-1]._pool()
-        self.inline = self.inline or Inline()
-        return self.inline
-
-    def map(self, fn, *iterables, **kwargs):
-        """See ``Interface.map``."""
-        if self._pool() is self.inline and not self.warned:
+        if not self.warned:
             self.warned = True
             warnings.warn("minscoop works serially, for there is no pool. Run 'python minscoop.py script.py', or "
-                          "use 'with minscoop.Executor():'", RuntimeWarning, stacklevel=2)
-        return super().map(fn, *iterables, **kwargs)
-
-    map.__doc__, map.__wrapped__ = Interface.map.__doc__, Interface.map  # for help() and inspect.signature()
+                          "use 'with minscoop.Executor():'", RuntimeWarning, stacklevel=3)
+        self.inline = self.inline or Inline()
+        return self.inline
 
     def shutdown(self, wait=True, **kwargs):
         """End the pool that the module's functions use, as ``Executor.shutdown``. In a task: RuntimeError."""

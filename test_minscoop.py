@@ -5192,6 +5192,8 @@ def test_a_number_of_workers_is_refused_when_it_makes_no_sense(workers):
     """ValueError, and nothing is started."""
     with pytest.raises(ValueError, match="max_workers"):
         minscoop.Executor(workers)
+    with pytest.raises(ValueError, match="retries"):
+        minscoop.Executor(1, retries=workers)
 
 
 @pytest.mark.parametrize("name, text", [("ssh", "ssh (did you mean rsh?)"), ("timeout", "timeout; "),
@@ -5267,6 +5269,39 @@ def test_the_end_is_left_to_a_thread_when_shutdown_does_not_wait(guard, tmp_path
     assert not future.done()
     touch(tmp_path / "go")
     assert future.result(WAIT) == 5
+
+
+def test_shutdown_waits_when_it_was_left_to_a_thread_before(guard, tmp_path):
+    """A second one, or the end of the block; but not from a callback of what is waited for."""
+    with minscoop.Executor(1) as executor:
+        future = executor.submit(await_file, tmp_path / "go", 5, tmp_path / "started")
+        future.add_done_callback(lambda _: executor.shutdown())
+        await_file(tmp_path / "started")
+        executor.shutdown(wait=False)
+        threading.Timer(0.1, touch, [tmp_path / "go"]).start()
+        executor.shutdown()
+        assert future.result(0) == 5
+
+
+def test_a_forked_child_ends_by_itself_when_its_parent_has_a_pool(script):
+    """By sys.exit or an exception inside of the block; it works serially, and the pool goes on."""
+    done = python(script("""
+        import os, sys
+        import minscoop
+        def next_of(x): return x + 1
+        if __name__ == "__main__":
+            with minscoop.Executor(2) as executor:
+                assert executor.submit(next_of, 1).result() == 2
+                for end in SystemExit(3), ValueError(), KeyboardInterrupt():
+                    pid = os.fork()
+                    if pid == 0:
+                        assert list(minscoop.map(next_of, [1, 2])) == [2, 3]
+                        try: executor.submit(next_of, 1)
+                        except RuntimeError: raise end
+                    print(os.WEXITSTATUS(os.waitpid(pid, 0)[1]), executor.submit(next_of, 2).result(), flush=True)
+    """), env=dict(os.environ, PYTHONPATH=str(HERE), PYTHONWARNINGS="ignore"))
+    assert done.returncode == 0 and [line.split()[1] for line in done.stdout.splitlines()] == ["3"] * 3, done
+    assert [line.split()[0] for line in done.stdout.splitlines()][:2] == ["3", "1"]
 
 
 def test_what_has_not_started_is_cancelled_when_shutdown_says_so(guard, tmp_path):
@@ -5581,6 +5616,18 @@ def test_everything_works_serially_when_there_is_no_pool(script):
     """), env=dict(os.environ, PYTHONPATH=str(HERE)))
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
     assert done.stderr.count("RuntimeWarning") == 1 and "minscoop.py script.py" in done.stderr
+
+
+@pytest.mark.parametrize("call", ["submit(print, 1)", "map(print, [1])", "map_as_completed(print, [1])",
+                                  "map_scan(print, max, [1])"])
+def test_all_runs_and_warns_when_there_is_no_pool(script, call):
+    """Also what nobody reads; the warning names the line of the program."""
+    done = python(script(f"""
+        import minscoop
+        minscoop.{call}
+    """), env=dict(os.environ, PYTHONPATH=str(HERE)))
+    assert (done.returncode, done.stdout) == (0, "1\n")
+    assert done.stderr.count("RuntimeWarning") == 1 and "program.py:3" in done.stderr
 
 
 def test_an_exception_is_the_calls_when_there_is_no_pool(script):
