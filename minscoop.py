@@ -90,6 +90,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
 import traceback
@@ -105,7 +106,7 @@ _CODE = sys._getframe().f_code  # of this module, for the keeper
 
 __version__ = "0.1.0"
 __all__ = ["Executor", "Future", "submit", "map", "map_as_completed", "map_reduce", "map_scan", "wait",
-           "as_completed", "shutdown", "set_const", "get_const", "FIRST_COMPLETED", "FIRST_EXCEPTION",
+           "as_completed", "shutdown", "set_const", "get_const", "allocation", "FIRST_COMPLETED", "FIRST_EXCEPTION",
            "ALL_COMPLETED", "CancelledError", "TimeoutError", "MinscoopError", "CannotSend", "TaskError",
            "WorkerLost", "PoolError", "RemoteTraceback"]
 
@@ -5901,11 +5902,20 @@ def mapScan(map_fn, reduce_fn, *iterables, **kwargs):
     return list(map_scan(map_fn, reduce_fn, *iterables, **kwargs))
 
 
+SCOOP_ATTRIBUTES = "IS_RUNNING", "IS_ORIGIN", "SIZE", "DEBUG", "BROKER", "worker"
+
+
+def __dir__():
+    """The public names: what a prompt completes."""
+    return [*__all__, "__version__", "logger", "futures", "shared", "mapReduce", "mapScan", "setConst", "getConst",
+            *SCOOP_ATTRIBUTES]
+
+
 def __getattr__(name):
     """Names of SCOOP whose value depends on where and when one asks."""
     if name in ("futures", "shared"):
         return sys.modules[__name__]
-    if name not in ("IS_RUNNING", "IS_ORIGIN", "SIZE", "DEBUG", "BROKER", "worker"):
+    if name not in SCOOP_ATTRIBUTES:
         raise AttributeError(f"module 'minscoop' has no attribute {name!r}")
     pool = this_worker or (executors[-1]._node if executors else None)
     return {"IS_RUNNING": pool is not None, "IS_ORIGIN": this_worker is None, "SIZE": pool.size if pool else 0,
@@ -5941,7 +5951,9 @@ class Progress:
         self.began = self.since = 0.0  # when there was nothing last; when the first of the tallies began
         self.said = -PLAIN_PAUSE       # when a plain line was written
         self.drawn = 0                 # characters of the line on the screen
-        self.hidden = False            # somebody has written a part of a line, or waits for input
+        self.hidden = False            # somebody has written a part of a line
+        self.asking = False            # somebody waits for input
+        self.calling = False           # calls were under way at the last look
 
     def find_tally(self, node, label):
         """Where a map of this node is counted; None if it is not. label: of ``map``, or None."""
@@ -5951,7 +5963,7 @@ class Progress:
         with self.lock:
             if not self.live():
                 self.tallies.clear()
-                self.since = time.monotonic()
+                self.since = self.since if self.calling else time.monotonic()
             return self.tallies.setdefault("" if label in (None, True) else " ".join(str(label).split()), [0, 0, 0])
 
     def live(self):
@@ -5972,8 +5984,9 @@ class Progress:
         """A thread's job: look, and draw, as long as there may be something to be seen."""
         while self.wanted is not False:
             time.sleep(LOOK)
+            left = {node: calls_left(node) if self.wanted else 0 for node in list(self.nodes)}
             with self.lock:
-                counts, now = self.look(), time.monotonic()
+                counts, now, self.calling = self.look(left), time.monotonic(), any(left.values())
                 if not counts:
                     self.wipe()
                     self.began = self.since = now
@@ -5986,15 +5999,15 @@ class Progress:
                     self.draw(progress_text(counts, now - self.since, list(self.nodes)))
         self.thread = None
 
-    def look(self):
-        """What is going on: {label: (known, made, whether there may be more)}; empty if nothing is."""
+    def look(self, left):
+        """What is going on: {label: (known, made, whether there may be more)}; empty if nothing is. left: the calls of
+        each node that are not done."""
         counts, live = {label: tuple(tally) for label, tally in self.tallies.items()}, self.live()
-        for node in list(self.nodes):
-            left = calls_left(node) if self.wanted else 0
-            if left:
+        for node, calls in left.items():
+            if calls:
                 known, made, growing = counts.get("", (0, 0, 0))
                 done, live = node.calls - self.nodes[node], True
-                counts[""] = known + done + left, made + done, growing
+                counts[""] = known + done + calls, made + done, growing
             else:
                 self.nodes[node] = node.calls
         return counts if live else {}
@@ -6005,7 +6018,7 @@ class Progress:
             if time.monotonic() - self.said > PLAIN_PAUSE:
                 self.said = time.monotonic()
                 print(text, file=sys.stderr, flush=True)
-        elif not self.hidden and in_foreground():
+        elif not (self.hidden or self.asking) and in_foreground():
             self.wipe()
             text = text[:(os.get_terminal_size(2).columns or 80) - 1]
             self.drawn = len(text)
@@ -6050,10 +6063,10 @@ def on_terminal():
 
 
 def in_foreground():
-    """Whether the terminal is ours now, as far as one can know."""
+    """Whether the terminal is ours now, as far as one can know: a pager or an editor takes what is typed at once."""
     try:
-        return os.tcgetpgrp(2) == os.getpgrp()
-    except OSError:  # it is no session's
+        return os.tcgetpgrp(2) == os.getpgrp() and bool(termios.tcgetattr(2)[3] & termios.ICANON)
+    except (OSError, termios.error):  # it is no session's
         return True
 
 
@@ -6074,11 +6087,12 @@ def install_screens():
 @functools.wraps(input)
 def ask(*args, original=input):
     """``input``, with the progress line away meanwhile."""
-    progress.make_room(hidden=True)
+    progress.make_room(hidden=False)
+    progress.asking = True
     try:
         return original(*args)
     finally:
-        progress.hidden = False
+        progress.asking = False
 
 
 def calls_left(node):
@@ -6138,6 +6152,7 @@ def prompt(namespace):
     console.showtraceback = lambda: show(sys.exc_info()[1], sys.exc_info()[2].tb_next)
     node = executors[-1]._node
     try:
+        shield(node)
         console.interact(
             f"minscoop {__version__} on Python {sys.version.partition(' ')[0]}, {node.size} workers: "
             f"{'map' if namespace.get('map') is map else 'futures.map'}, submit, futures, executor. Ctrl-D ends.", "")
@@ -6149,6 +6164,23 @@ def prompt(namespace):
     if left:
         logger.warning("waiting for %d calls%s; Ctrl-C ends at once", left,
                        "" if all(job.exhausted for job in maps) else " or more")
+
+
+def shield(node):
+    """Let Ctrl-C wait while the main thread is amid a message, which would be lost, and hang who waits for it. For a
+    second at most, since what it is doing may be a callback that does not end."""
+    since = None
+
+    def interrupt(number, frame):
+        nonlocal since
+        ours = frame.f_code.co_filename == __file__ and frame.f_code is not readable.__code__  # there it sleeps
+        since = since or time.monotonic()
+        if (ours or node.serving._is_owned() or node.lock._is_owned()) and time.monotonic() - since < 1:
+            threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+        else:
+            since = None
+            raise KeyboardInterrupt
+    signal.signal(signal.SIGINT, interrupt)
 
 
 def answer_with_stacks(node):
@@ -7203,7 +7235,7 @@ def show(error, tb):
         return
     while tb is not None and tb.tb_frame.f_code.co_filename == __file__:
         tb = tb.tb_next
-    last = tb
+    sys.last_type, sys.last_value, sys.last_traceback, last = type(error), error, tb, tb  # for pdb.pm() at a prompt
     while isinstance(error, KeyboardInterrupt) and last is not None:  # nor of where we waited
         if last.tb_next is not None and last.tb_next.tb_frame.f_code.co_filename == __file__:
             last.tb_next = None

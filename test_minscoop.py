@@ -5863,21 +5863,24 @@ def test_there_is_no_line_when_none_is_wanted(guard, script, tmp_path, args):
 
 
 def test_the_line_is_away_when_the_program_asks_for_input(guard, tmp_path):
-    """As are lines that are not complete: nothing is drawn into them."""
+    """As are lines that are not complete: nothing is drawn into them. It stays away if a task prints meanwhile."""
     terminal = Terminal("-n", 1, "-c", textwrap.dedent("""
         import minscoop, sys
         def wait(path):
             import os, time
+            print("worker")
             while not os.path.exists(path): time.sleep(0.01)
         future = minscoop.submit(wait, sys.argv[1])
         print("name", input("name? "))
     """), tmp_path / "go", TERM="xterm")
     terminal.await_text("name? ")
+    terminal.await_text("worker")
     time.sleep(1.5)  # the line would have come
     terminal.type("Bob\n")
     terminal.await_text("minscoop: 0 of 1")
     touch(tmp_path / "go")
-    assert terminal.end() == 0 and [*filter(None, terminal.screen())] == ["name? Bob", "name Bob"]
+    assert terminal.end() == 0 and sorted(re.findall(r"name\? |worker|Bob|name Bob", "".join(
+        terminal.screen()))) == ["Bob", "name Bob", "name? ", "worker"]
 
 
 @pytest.mark.parametrize("args, label", [(["--progress"], "None"), ([], "'squares'")])
@@ -5907,14 +5910,51 @@ def test_what_is_counted_is_right_when_maps_overlap_and_end_in_any_way():
         whole.deliver(0, 4, [0] * 4, {})
         other.deliver(0, 5, [0] * 5, {})
         pulled = endless.pulled
-        assert progress.look() == {"": (10 + pulled, 4, 1), "other": (5, 5, 0)}
+        assert progress.look({}) == {"": (10 + pulled, 4, 1), "other": (5, 5, 0)}
         endless.cancel()
         endless.deliver(0, 1, [0], {})
-        assert progress.look() == {"": (10, 4, 0), "other": (5, 5, 0)}
+        assert progress.look({}) == {"": (10, 4, 0), "other": (5, 5, 0)}
         whole.deliver(4, 6, [0] * 6, {})
-        assert progress.look() == {}
+        assert progress.look({}) == {}
         minscoop.Mapping(node, minscoop.Recipe(identity), [range(3)])
-        assert progress.look() == {"": (3, 0, 0)}
+        assert progress.look({}) == {"": (3, 0, 0)}
+
+
+def test_the_rate_counts_from_the_first_call_when_a_map_comes_later():
+    """Calls that were done before the map began are counted; so is their time."""
+    progress, node = minscoop.Progress(True), HandNode()
+    progress.watch, progress.since, progress.calling = lambda node: None, 123.0, True
+    with mock.patch.object(minscoop, "progress", progress):
+        minscoop.Mapping(node, minscoop.Recipe(identity), [range(10)])
+        assert progress.since == 123.0
+        progress.calling = False
+        progress.tallies.clear()
+        minscoop.Mapping(node, minscoop.Recipe(identity), [range(10)])
+        assert progress.since > 123.0
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_ctrl_c_waits_when_a_message_is_being_handled(busy):
+    """At the prompt: it would be lost, and who waits for it would hang. A callback that does not end is interrupted."""
+    node, before, start = HandNode(), signal.getsignal(signal.SIGINT), time.monotonic()
+    minscoop.shield(node)
+    try:
+        with node.lock if busy else contextlib.nullcontext():
+            done = not busy
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+                for _ in range(100 * BOUND):
+                    time.sleep(0.01)
+                    done = True
+        assert done and (time.monotonic() - start >= 1) >= busy
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_prompt_completes_public_names_only_when_it_asks_for_ours():
+    public = {"map", "submit", "Executor", "IS_RUNNING", "allocation"}
+    assert public < set(dir(minscoop)) and "PATROL" not in dir(minscoop)
+    assert all(hasattr(minscoop, name) for name in dir(minscoop))
 
 
 def test_an_argument_named_progress_stays_here_when_a_map_has_one(any_pool):
