@@ -3510,7 +3510,8 @@ class Root(Node):
     def __init__(self, options):
         super().__init__(ROOT, options["total"], options["retries"])
         self.options, self.closing, self.ended = options, False, False
-        self.hosts = {options["host"]: {"state": "ready"}}   # number -> facts, of those that are to come, too
+        # number -> facts, of those that are to come, too
+        self.hosts = {options["host"]: {"state": "ready", "workers": options["size"]}}
         self.hosts.update((number, {"host": name}) for number, name, _ in options["hosts"])
         self.directory, self.memory = make_socket_directory(), make_memory_directory()
         self.address = f"ipc://{self.directory}/broker"
@@ -6117,10 +6118,10 @@ def progress_text(counts, seconds, nodes):
         parts.append(f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left")
     for root in nodes:
         if isinstance(root, Root) and not root.broken:
-            hosts = sum(facts.get("state") == "ready" for facts in list(root.hosts.values()))
+            hosts = sum(facts.get("state") == "ready" and facts["workers"] > 0 for facts in list(root.hosts.values()))
             parts.append(f"{max(0, root.size - root.idle_workers)} of {root.size} workers" +
                          (f" on {hosts} hosts" if hosts > 1 else ""))
-            parts += [f"{root.retried} retries"] * (root.retried > 0)
+            parts += [f"{root.retried} {'retry' if root.retried == 1 else 'retries'}"] * (root.retried > 0)
     return "minscoop: " + ", ".join(parts)
 
 
@@ -6268,9 +6269,10 @@ def send_logs(level, send, worker, host):
 # Times are those of the worker's monotonic clock; within a host these agree. Those of another host are moved to the
 # root's by what its quickest RECORD seemed to take: they are late by what it did take, some milliseconds.
 
-WORKER, FN, START, END, OWN, COUNT, EVENT, PARENT, TEXT, AGAIN = range(10)  # of an event: its worker; its function;
-# when it began and ended; seconds in its own code, without waiting; calls; its name; its parent's, or, if that is on
-# another worker, the task that it is of; its arguments; whether it ran again, since a worker died
+# Of an event: its worker; its function; when it began and ended; seconds in its own code, without waiting; calls; its
+# name; its parent's, or, if that is on another worker, the task that it is of; its arguments; whether it ran again,
+# since a worker died; calls that raised an exception.
+WORKER, FN, START, END, OWN, COUNT, EVENT, PARENT, TEXT, AGAIN, FAILED = range(11)
 
 
 def short(value, depth=2):
@@ -6332,7 +6334,7 @@ def merged(a, b):
     """Two events as one; b began later."""
     fn, parent = (x if x == y else None for x, y in ((a[FN], b[FN]), (a[PARENT], b[PARENT])))
     return [a[WORKER], fn or "(several)", a[START], max(a[END], b[END]), a[OWN] + b[OWN], a[COUNT] + b[COUNT],
-            a[EVENT], parent, None, a[AGAIN] or b[AGAIN]]
+            a[EVENT], parent, None, a[AGAIN] or b[AGAIN], a[FAILED] + b[FAILED]]
 
 
 def no_totals():
@@ -6374,6 +6376,7 @@ class Recording:
         finally:
             now = time.monotonic()
             event[OWN], event[END] = max(0.0, event[OWN] + (event[END] or now) - event[START]), now
+            event[FAILED] = len(unit.failures) if isinstance(unit, Slice) else int(unit._exception is not None)
             self.end(event, unit)
 
     def wait_for(self, ready, what=None, timeout=None):
@@ -6387,7 +6390,7 @@ class Recording:
         parent, name = getattr(unit._parent, "event", None), self.name.decode()
         task = parent[EVENT] if parent else getattr(getattr(unit, "job", None), "id", b"").decode().partition("/")[0]
         event = [name, "?", 0.0, 0.0, 0.0, 1, f"{name}#{self.totals['runs']}", task, None,
-                 isinstance(unit, Slice) and unit.span.avoid != b""]
+                 isinstance(unit, Slice) and unit.span.avoid != b"", 0]
         with contextlib.suppress(Exception):
             fn, args, kwargs = first_call(unit)
             event[FN] = name_of(fn)
@@ -6701,9 +6704,10 @@ def trace_entries(run):
         yield entry("M", "thread_name", name, lane=lane, name=f"worker {name}" + f", within ({lane})" * (lane > 0))
     for event, lane in placed:
         where, again = (event[WORKER], event[START], lane), {"again": True} if event[AGAIN] else {}
+        failed = {"failed": event[FAILED]} if event[FAILED] else {}
         own, length = (round(seconds * 1e6) for seconds in (event[OWN], event[END] - event[START]))
         yield dict(entry("X", event[FN], *where, task=event[EVENT], parent=event[PARENT], arguments=event[TEXT],
-                         calls=event[COUNT], own=own, **again), dur=length)
+                         calls=event[COUNT], own=own, **again, **failed), dur=length)
         if again:
             yield dict(entry("i", "retry", *where), s="t")
     for name, moment, obituary, again in run["losses"]:
@@ -6735,10 +6739,11 @@ i { display: inline-block; width: .8em; height: .8em; margin: 0 .4em 0 1em }
 <div id="box"><canvas id="view"></canvas><div id="tip"></div></div>
 <p class="soft">Wheel: time. Shift and wheel: workers. Drag to move, double click to see all. A bar is a call, or a
 slice of a map or of short calls; the paler, the more it waited. Below it are those that began before it ended: its
-children, or what its worker ran meanwhile. ✕: a worker died. △: something ran again. <span id="merged"></span></p>
+children, or what its worker ran meanwhile. ✕: a worker died. △: something ran again. !: a call raised an exception.
+<span id="merged"></span></p>
 <h2>Functions</h2><div class="scroll"><table id="functions"></table></div>
 <h2>Slowest calls</h2><div class="scroll"><table id="slowest"></table></div>
-<h2>Lost workers</h2><div class="scroll"><table id="lost"></table></div>
+<section id="losses"><h2>Lost workers</h2><div class="scroll"><table id="lost"></table></div></section>
 <script type="application/json" id="data">@DATA@</script>
 <script>
 "use strict"
@@ -6775,6 +6780,7 @@ function table(id, head, rows) {  // a cell may be a function that fills it
 $("title").append(document.title = `minscoop: ${D.title}`), $("verdict").append(D.verdict)
 $("facts").append(`ended ${D.ended} after ${time(D.seconds)} · ${whole(D.tasks)} calls · `,
   `${whole(workers.length)} workers · the root's process was busy ${percent(D.cpu)} of the time`)
+$("losses").hidden = !D.losses.length
 $("merged").append(N >= D.runs ? "" : `${whole(N)} bars stand for ${whole(D.runs)} calls and slices: neighbours of one
   function on one worker were merged, first those that were shortest together; numbers and times of calls are exact.`)
 table("hosts", ["host", "workers", "calls", "busy", "received", "sent", "run again"], Object.entries(D.hosts).map(
@@ -6826,7 +6832,7 @@ function paint() {
   canvas.style.height = `${height}px`, canvas.width = width * scale, canvas.height = height * scale
   pen.setTransform(scale, 0, 0, scale, 0, 0), pen.font = "12px system-ui, sans-serif", pen.textBaseline = "middle"
   names(Y(1) - Y(0) < 11), strips(), bars()
-  for (let i = 0; i < N; i++) if (args[i].again) mark("△", T[i], row(i))
+  for (let i = 0; i < N; i++) if (args[i].again || args[i].failed) mark(args[i].failed ? "!" : "△", T[i], row(i))
   for (const [t, r] of deaths) mark("✕", t, r)
 }
 function names(many) {  // of workers, or of hosts only if there are many
@@ -6892,6 +6898,7 @@ function about(x, y) {  // the death or the event there, or one that is too narr
     args[i].arguments && `arguments${COUNT[i] > 1 ? " of the first" : ""}: ${args[i].arguments}`,
     `from ${time(T[i] / 1e6)}, ${time(DUR[i] / 1e6)}, of that ${time(OWN[i] / 1e6)} in its own code`,
     `task ${args[i].task} on ${homes[W[i]]}`, args[i].parent && `child of ${args[i].parent}`,
+    args[i].failed ? `raised an exception: ${whole(args[i].failed)}` : "",
     args[i].again ? "ran again, since a worker died" : ""].filter(text => text).join("\n")
 }
 function tell(x, y) {
@@ -6967,7 +6974,7 @@ def make_parser():
                              "everything")
     output.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
     output.add_argument("--progress", action="store_true", default=None,
-                        help="a line that says how far the run is (default on terminals; elsewhere lines now and then)")
+                        help="a line that says how far the run is (the default on terminals; else one every 10 s)")
     output.add_argument("--no-progress", dest="progress", action="store_false", help="no such line")
     output.add_argument("--tag-output", action="store_true", help="host and worker before each line that tasks print")
     output.add_argument("--report", metavar="FILE", help="write a page (HTML) with what each worker ran when")

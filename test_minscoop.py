@@ -6199,7 +6199,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 
 def event_of(start, seconds, fn="f", worker="0.1", count=1):
     """An event as a worker records it."""
-    return [worker, fn, start, start + seconds, seconds, count, f"{worker}#1", None, "1, 2", False]
+    return [worker, fn, start, start + seconds, seconds, count, f"{worker}#1", None, "1, 2", False, 0]
 
 
 def sums(events):
@@ -6241,6 +6241,22 @@ def entries_of(trace):
     for entry in (data_of(trace) if trace.suffix == ".html" else json.loads(trace.read_text()))["traceEvents"]:
         entries[entry["ph"]].append(entry)
     return entries
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_calls_that_raise_are_marked_when_a_trace_is_written(script, tmp_path, workers):
+    """Those of maps, of submits, and of tasks inside of tasks."""
+    done = launch("-n", workers, "--trace", tmp_path / "run.json", script("""
+        from minscoop import futures
+        def inverse(x): return 1 / x
+        def failures(values): return sum(futures.submit(inverse, x).exception() is not None for x in values)
+        if __name__ == "__main__":
+            print(failures([1, 0, 2]), futures.submit(failures, [0, 1, 0]).result())
+            try: list(futures.map(inverse, [3, 2, 1, 0]))
+            except ZeroDivisionError: print("raised")
+    """))
+    assert (done.returncode, done.stdout) == (0, "1 2\nraised\n"), done
+    assert sum(entry["args"].get("failed", 0) for entry in entries_of(tmp_path / "run.json")["X"]) == 4
 
 
 @pytest.mark.parametrize("functions, workers", [(1, 1), (3, 2), (900, 7)])
