@@ -1711,6 +1711,7 @@ class Broker:
         self.weight, self.parted = 0, 0.0       # bytes in these; when the latest went
         self.placed = {}                        # task id -> name of who holds it, if its results come by here
         self.consts = {}                        # name -> body
+        self.keep = lambda frame: frame         # what makes of its frames what is there once for all workers here
         self.files = {}                         # path -> what FILE said of it
         self.fetching = {}                      # path -> names of who waits for it
         self.dead = set()                       # names that are not coming back
@@ -1772,7 +1773,7 @@ class Broker:
         if self.finished:
             return []
         if self.silent and self.round is None and not self.below:  # we have taken over
-            self.count(self.new_round())
+            self.count()
         for link in list(self.rich.values()):
             if link.asked and now - link.since >= PATIENCE:  # it may compute without releasing the interpreter's lock
                 del self.rich[link.name]
@@ -1867,7 +1868,7 @@ class Broker:
         """Pass a SPLIT or a RESULT on, now or with others; new, done: ids, for brokers on the way."""
         if HOLD * self.size < 1e-3 or self.way_to(owner) != UP or \
                 any(reference(frame) or not isinstance(frame, bytes) for frame in self.message):  # goes uncopied
-            self.pass_on(owner)
+            self.send(owner, *self.message)
             return
         parcel = self.parcels.setdefault(owner, ([], [], []))
         for part, more in zip(parcel, (new, done, [self.message])):
@@ -2030,7 +2031,7 @@ class Broker:
             return
         self.present[name] = None
         if name in self.links or self.round is None:
-            self.count(self.new_round())
+            self.count()
         else:
             self.send_who(name)
 
@@ -2038,8 +2039,9 @@ class Broker:
         """A number for a census; larger than those before, also of a broker that has died."""
         return pack_int(int(self.now * 1e6))
 
-    def count(self, number):
-        """Begin a census, or have it begun by the one above."""
+    def count(self, number=None):
+        """Begin a census, or have it begun by the one above, whose number it has then."""
+        number = number or self.new_round()
         if self.below and number != self.round:
             self.send(UP, b"WHO", number)
             return
@@ -2065,7 +2067,7 @@ class Broker:
     def on_WHO(self, sender, number):
         """The broker above asks; or one below would have it asked."""
         if sender != UP:
-            self.count(self.new_round())
+            self.count()
             return
         self.round, self.received, self.told = number, 0, None
         self.plenty, self.boasted = None, False
@@ -2098,7 +2100,7 @@ class Broker:
     def recount(self, name):
         """Begin another census if we only presumed what this node holds."""
         if self.presumed.pop(name, None) is not None:
-            self.count(self.new_round())
+            self.count()
 
     def press(self):
         """Ask once more who may believe that this is its first connection. Do not wait for ever."""
@@ -2330,10 +2332,6 @@ class Broker:
 
     # -- what everybody may ask for, and what they print
 
-    def keep(self, frame):
-        """A frame of a constant, as it is kept here."""
-        return frame
-
     def on_CONST(self, sender, name, *body):
         """Keep a constant for those who come later, and pass it on to everybody. The top decides whose it is."""
         if self.below and sender != UP:
@@ -2347,10 +2345,9 @@ class Broker:
         if path in self.files:
             self.send(sender, b"FILE", path, *self.files[path])
             return
-        waiting = self.fetching.setdefault(path, [])
-        waiting.append(sender)
-        if len(waiting) == 1:
-            self.send(ROOT, b"FETCH", path)
+        if path not in self.fetching:
+            self.pass_on(ROOT)
+        self.fetching.setdefault(path, []).append(sender)
 
     def on_FILE(self, sender, path, *body):
         """The root's answer, for all who asked so far and for those who will."""
@@ -2425,7 +2422,7 @@ class Switchboard:
         import_zmq()
         self.config, self.notices, self.context, self.keeper = config, notices, zmq.Context(), os.getppid()
         self.broker = Broker(config["host"].encode(), config["size"], below=config["below"], heirs=heirs)
-        self.broker.keep = self.keep
+        self.broker.keep = lambda frame: frame_of([memoryview(frame)], config["memory"], lasting=True)
         self.sources = {}    # socket or file descriptor -> what reads it
         self.routes = {}     # name -> the socket by which it came
         self.cut = None      # since when the TCP connection up is gone, if it is all we have
@@ -2517,10 +2514,6 @@ class Switchboard:
         for frames in messages:
             said += self.broker.handle(sender, frames, time.monotonic())
         self.deliver(said)
-
-    def keep(self, frame):
-        """A constant of another host is there once for all workers here."""
-        return frame_of([memoryview(frame)], self.config["memory"], lasting=True)
 
     def deliver(self, messages):
         """Send what the broker returned. A receiver that is gone is the keeper's matter."""
