@@ -2079,9 +2079,6 @@ class Broker:
         """What a node will still answer. Not kept until all have said so: its RESULT may be next."""
         if sender != UP and self.round not in (None, number):  # it answers an earlier question
             return
-        if self.gone(owner_of(task_id)):
-            self.send(sender, b"CANCEL", task_id)
-            return
         if sender in self.links:
             self.lift(task_id)
             self.place(task_id, self.links[sender])
@@ -2266,7 +2263,10 @@ class Broker:
 
     def place(self, task_id, link):
         """Remember who holds a task, unless its owner is on the same side of us: then we hear no more of it."""
-        if self.way_to(owner_of(task_id)) != link.name:
+        owner = owner_of(task_id)
+        if self.gone(owner):
+            self.send(link.name, b"CANCEL", task_id)
+        elif self.way_to(owner) != link.name:
             self.placed[task_id] = link.name
             link.held[task_id] = link.tasks
 
@@ -2285,16 +2285,8 @@ class Broker:
         if int(lo) >= int(hi) or new.partition(b"/")[0] != task_id.partition(b"/")[0] or \
                 self.placed.get(new, sender) != sender:
             raise ValueError("no part of the task")
-        self.note_parts(sender, [new])
+        self.place(new, self.links[sender])  # until its TASK comes: if the sender dies before, this is lost too
         self.collect(owner_of(task_id), new=[new])
-
-    def note_parts(self, holder, new):
-        """Parts of its tasks are the holder's until their TASK comes: if it dies before, they are lost too."""
-        for task_id in new:
-            if self.gone(owner_of(task_id)):
-                self.send(holder, b"CANCEL", task_id)
-            else:
-                self.place(task_id, self.links[holder])
 
     def on_RESULT(self, sender, task_id, lo, count, last, *body):
         """Pass results on to the owner."""
@@ -2312,7 +2304,8 @@ class Broker:
         new, done = new.split(), done.split()
         if any(owner_of(task_id) != owner or self.placed.get(task_id, sender) != sender for task_id in new + done):
             raise ValueError("another's task")
-        self.note_parts(sender, new)
+        for task_id in new:
+            self.place(task_id, self.links[sender])
         for task_id in done:
             self.lift(task_id)
         self.pass_on(owner)
@@ -2424,7 +2417,7 @@ class Switchboard:
         self.broker = Broker(config["host"].encode(), config["size"], below=config["below"], heirs=heirs)
         self.broker.keep = lambda frame: frame_of([memoryview(frame)], config["memory"], lasting=True)
         self.sources = {}    # socket or file descriptor -> what reads it
-        self.routes = {}     # name -> the socket by which it came
+        self.routes = {}     # name -> the socket by which its latest message came
         self.cut = None      # since when the TCP connection up is gone, if it is all we have
         self.prints = {}     # file descriptor -> [worker, stream, beginning of a line]
         self.printers = {}   # worker -> its file descriptors
@@ -2499,14 +2492,11 @@ class Switchboard:
             self.broker.dropped += 1
             return
         messages = unbundled(frames)
-        if router is not self.local or sender in self.routes:
-            self.routes[sender] = router
+        self.routes[sender] = router
         if sender in self.printers and any(b"RESULT" in frames[:1] for frames in messages):
             for descriptor in tuple(self.printers[sender]):  # what a task printed is shown before its result
                 self.read_prints(descriptor)
         self.handle(sender, *messages)
-        if sender in self.routes and sender not in self.broker.links and sender not in self.broker.present:
-            del self.routes[sender]
 
     def handle(self, sender, *messages):
         """Let the broker handle messages, and send what it says to them."""
