@@ -1747,6 +1747,7 @@ class Broker:
         self.weight, self.parted = 0, 0.0       # bytes in these; when the latest went
         self.placed = {}                        # task id -> name of who holds it, if its results come by here
         self.consts = {}                        # name -> body
+        self.keep = lambda frame: frame         # what makes of its frames what is there once for all workers here
         self.files = {}                         # path -> what FILE said of it
         self.fetching = {}                      # path -> names of who waits for it
         self.dead = set()                       # names that are not coming back
@@ -1808,7 +1809,7 @@ class Broker:
         if self.finished:
             return []
         if self.silent and self.round is None and not self.below:  # we have taken over
-            self.count(self.new_round())
+            self.count()
         for link in list(self.rich.values()):
             if link.asked and now - link.since >= PATIENCE:  # it may compute without releasing the interpreter's lock
                 del self.rich[link.name]
@@ -1903,7 +1904,7 @@ class Broker:
         """Pass a SPLIT or a RESULT on, now or with others; new, done: ids, for brokers on the way."""
         if HOLD * self.size < 1e-3 or self.way_to(owner) != UP or \
                 any(reference(frame) or not isinstance(frame, bytes) for frame in self.message):  # goes uncopied
-            self.pass_on(owner)
+            self.send(owner, *self.message)
             return
         parcel = self.parcels.setdefault(owner, ([], [], []))
         for part, more in zip(parcel, (new, done, [self.message])):
@@ -2066,7 +2067,7 @@ class Broker:
             return
         self.present[name] = None
         if name in self.links or self.round is None:
-            self.count(self.new_round())
+            self.count()
         else:
             self.send_who(name)
 
@@ -2074,8 +2075,9 @@ class Broker:
         """A number for a census; larger than those before, also of a broker that has died."""
         return pack_int(int(self.now * 1e6))
 
-    def count(self, number):
-        """Begin a census, or have it begun by the one above."""
+    def count(self, number=None):
+        """Begin a census, or have it begun by the one above, whose number it has then."""
+        number = number or self.new_round()
         if self.below and number != self.round:
             self.send(UP, b"WHO", number)
             return
@@ -2103,7 +2105,7 @@ class Broker:
     def on_WHO(self, sender, number):
         """The broker above asks; or one below would have it asked."""
         if sender != UP:
-            self.count(self.new_round())
+            self.count()
             return
         self.round, self.received, self.told = number, 0, None
         self.plenty, self.boasted = None, False
@@ -2114,9 +2116,6 @@ class Broker:
     def on_HELD(self, sender, number, task_id, *bounds):
         """What a node will still answer. Not kept until all have said so: its RESULT may be next."""
         if sender != UP and self.round not in (None, number):  # it answers an earlier question
-            return
-        if self.gone(owner_of(task_id)):
-            self.send(sender, b"CANCEL", task_id)
             return
         if sender in self.links:
             self.lift(task_id)
@@ -2136,7 +2135,7 @@ class Broker:
     def recount(self, name):
         """Begin another census if we only presumed what this node holds."""
         if self.presumed.pop(name, None) is not None:
-            self.count(self.new_round())
+            self.count()
 
     def press(self):
         """Ask once more who may believe that this is its first connection. Do not wait for ever."""
@@ -2302,7 +2301,10 @@ class Broker:
 
     def place(self, task_id, link):
         """Remember who holds a task, unless its owner is on the same side of us: then we hear no more of it."""
-        if self.way_to(owner_of(task_id)) != link.name:
+        owner = owner_of(task_id)
+        if self.gone(owner):
+            self.send(link.name, b"CANCEL", task_id)
+        elif self.way_to(owner) != link.name:
             self.placed[task_id] = link.name
             link.held[task_id] = link.tasks
 
@@ -2321,16 +2323,8 @@ class Broker:
         if int(lo) >= int(hi) or new.partition(b"/")[0] != task_id.partition(b"/")[0] or \
                 self.placed.get(new, sender) != sender:
             raise ValueError("no part of the task")
-        self.note_parts(sender, [new])
+        self.place(new, self.links[sender])  # until its TASK comes: if the sender dies before, this is lost too
         self.collect(owner_of(task_id), new=[new])
-
-    def note_parts(self, holder, new):
-        """Parts of its tasks are the holder's until their TASK comes: if it dies before, they are lost too."""
-        for task_id in new:
-            if self.gone(owner_of(task_id)):
-                self.send(holder, b"CANCEL", task_id)
-            else:
-                self.place(task_id, self.links[holder])
 
     def on_RESULT(self, sender, task_id, lo, count, last, *body):
         """Pass results on to the owner."""
@@ -2348,7 +2342,8 @@ class Broker:
         new, done = bytes(new).split(), bytes(done).split()
         if any(owner_of(task_id) != owner or self.placed.get(task_id, sender) != sender for task_id in new + done):
             raise ValueError("another's task")
-        self.note_parts(sender, new)
+        for task_id in new:
+            self.place(task_id, self.links[sender])
         for task_id in done:
             self.lift(task_id)
         self.pass_on(owner)
@@ -2368,10 +2363,6 @@ class Broker:
 
     # -- what everybody may ask for, and what they print
 
-    def keep(self, frame):
-        """A frame of a constant, as it is kept here."""
-        return frame
-
     def on_CONST(self, sender, name, *body):
         """Keep a constant for those who come later, and pass it on to everybody. The top decides whose it is."""
         if self.below and sender != UP:
@@ -2385,10 +2376,9 @@ class Broker:
         if path in self.files:
             self.send(sender, b"FILE", path, *self.files[path])
             return
-        waiting = self.fetching.setdefault(path, [])
-        waiting.append(sender)
-        if len(waiting) == 1:
-            self.send(ROOT, b"FETCH", path)
+        if path not in self.fetching:
+            self.pass_on(ROOT)
+        self.fetching.setdefault(path, []).append(sender)
 
     def on_FILE(self, sender, path, *body):
         """The root's answer, for all who asked so far and for those who will."""
@@ -2463,9 +2453,9 @@ class Switchboard:
         import_zmq()
         self.config, self.notices, self.context, self.keeper = config, notices, zmq.Context(), os.getppid()
         self.broker = Broker(config["host"].encode(), config["size"], below=config["below"], heirs=heirs)
-        self.broker.keep = self.keep
+        self.broker.keep = lambda frame: frame_of([memoryview(frame)], config["memory"], lasting=True)
         self.sources = {}    # socket or file descriptor -> what reads it
-        self.routes = {}     # name -> the socket by which it came
+        self.routes = {}     # name -> the socket by which its latest message came
         self.cut = None      # since when the TCP connection up is gone, if it is all we have
         self.prints = {}     # file descriptor -> [worker, stream, beginning of a line]
         self.printers = {}   # worker -> its file descriptors
@@ -2540,14 +2530,11 @@ class Switchboard:
             self.broker.dropped += 1
             return
         messages = unbundled(frames)
-        if router is not self.local or sender in self.routes:
-            self.routes[sender] = router
+        self.routes[sender] = router
         if sender in self.printers and any(b"RESULT" in frames[:1] for frames in messages):
             for descriptor in tuple(self.printers[sender]):  # what a task printed is shown before its result
                 self.read_prints(descriptor)
         self.handle(sender, *messages)
-        if sender in self.routes and sender not in self.broker.links and sender not in self.broker.present:
-            del self.routes[sender]
 
     def handle(self, sender, *messages):
         """Let the broker handle messages, and send what it says to them."""
@@ -2555,10 +2542,6 @@ class Switchboard:
         for frames in messages:
             said += self.broker.handle(sender, frames, time.monotonic())
         self.deliver(said)
-
-    def keep(self, frame):
-        """A constant of another host is there once for all workers here."""
-        return frame_of([memoryview(frame)], self.config["memory"], lasting=True)
 
     def deliver(self, messages):
         """Send what the broker returned. A receiver that is gone is the keeper's matter."""
