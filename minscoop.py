@@ -7000,16 +7000,13 @@ def add_host_options(parser):
     parser.set_defaults(**dict.fromkeys(OPTIONS))  # what is not given is the Executor's to decide
 
 
-def command_line(argv=None):
-    """Run a program as the command line says; returns or raises SystemExit with its exit code."""
-    parser = make_parser()
-    options, unknown = parser.parse_known_args(join_hosts(parser, sys.argv[1:] if argv is None else argv))
+def parse_options(parser, words):
+    """The options on a command line. Raises SystemExit, with a message, if they make no sense."""
+    options, unknown = parser.parse_known_args(join_hosts(parser, words))
     for word in unknown:
         parser.error(f"no such option: {word}" + did_you_mean(word.partition("=")[0], parser._option_string_actions))
     if [] in (options.module, options.code):
         parser.error("no program: -m needs a module, -c needs code")
-    if not (options.script or options.module or options.code):
-        options.interactive = options.interactive or sys.stdin is not None and sys.stdin.isatty()
     for name, value in ("-n", options.max_workers), ("--retries", options.retries):
         if value is not None and value < 0:
             parser.error(f"argument {name}: a number from 0 on, not {value}")
@@ -7017,6 +7014,15 @@ def command_line(argv=None):
         if getattr(options, name):
             parser.error(f"-n 0 runs everything in this process, and does not go with --{name}" +
                          (" (see python -m cProfile)" if name == "profile" else ""))
+    return options
+
+
+def command_line(argv=None):
+    """Run a program as the command line says; returns or raises SystemExit with its exit code."""
+    parser = make_parser()
+    options = parse_options(parser, sys.argv[1:] if argv is None else argv)
+    if not (options.script or options.module or options.code):
+        options.interactive = options.interactive or sys.stdin is not None and sys.stdin.isatty()
     if options.quiet:
         options.progress = False
     elif options.progress is None and on_terminal():
