@@ -366,6 +366,18 @@ def launch(*args, **kwargs):
     return python(MINSCOOP, *args, **kwargs)
 
 
+def launch_together(commands, timeout=WAIT, **kwargs):
+    """Run `python minscoop.py` with each of these arguments, all at once, to their ends."""
+    processes = [start(MINSCOOP, *args, **kwargs) for args in commands]
+    return [finish(process, "", timeout) for process in processes]
+
+
+def in_groups(names, size):
+    """A mark: a test takes so many of these names at a time, since what it starts for them mostly waits."""
+    names = list(names)
+    return pytest.mark.parametrize("names", [names[i:i + size] for i in range(0, len(names), size)], ids=", ".join)
+
+
 def output_of(*args, **kwargs):
     """What a program prints under minscoop that has to end well and to say nothing on stderr."""
     done = launch(*args, **kwargs)
@@ -3377,13 +3389,14 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("name", VANDALS)
-def test_the_program_ends_well_when_a_task_spoils_its_process(script, name):
+@in_groups(VANDALS, 4)
+def test_the_program_ends_well_when_a_task_spoils_its_process(script, names):
     """Whatever a task does to the process that it runs in: a result or an error, and a clean end."""
-    done = launch("-n", 2, "-q", script(VANDALISM), VANDALS[name], timeout=25)
-    outcome, total = done.stdout.split()
-    assert (total, done.returncode) == ("4950", 0)
-    assert outcome in ("NoneType", "WorkerLost", "TaskError", "RecursionError")
+    path = script(VANDALISM)
+    for done in launch_together([("-n", 2, "-q", path, VANDALS[name]) for name in names], timeout=25):
+        outcome, total = done.stdout.split()
+        assert (total, done.returncode) == ("4950", 0), done
+        assert outcome in ("NoneType", "WorkerLost", "TaskError", "RecursionError"), done
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -3563,17 +3576,21 @@ WAITS = {
 }
 
 
-@pytest.mark.parametrize("where", WAITS)
-def test_nothing_is_left_when_ctrl_c_ends_a_program(guard, script, tmp_path, where):
+@in_groups(WAITS, 3)
+def test_nothing_is_left_when_ctrl_c_ends_a_program(guard, script, tmp_path, names):
     """KeyboardInterrupt wherever the script is, one traceback, the exit code of SIGINT, nothing left."""
-    process = start(MINSCOOP, "-n", 2, script(WORK), "", tmp_path / "working", WAITS[where])
-    await_file(tmp_path / "working")
+    path = script(WORK)
+    processes = {name: start(MINSCOOP, "-n", 2, path, "", tmp_path / name, WAITS[name]) for name in names}
+    for name in names:
+        await_file(tmp_path / name)
     time.sleep(0.3)
-    os.killpg(process.pid, signal.SIGINT)  # to all of them, as a terminal does
-    done = finish(process)
-    assert done.returncode == -signal.SIGINT and done.stderr.count("Traceback") <= 1, done.stderr
-    if "end" not in where:
-        assert done.stderr.rstrip().endswith("KeyboardInterrupt") and "program.py" in done.stderr
+    for process in processes.values():
+        os.killpg(process.pid, signal.SIGINT)  # to all of them, as a terminal does
+    for name, process in processes.items():
+        done = finish(process)
+        assert done.returncode == -signal.SIGINT and done.stderr.count("Traceback") <= 1, done
+        if "end" not in name:
+            assert done.stderr.rstrip().endswith("KeyboardInterrupt") and "program.py" in done.stderr, done
     assert not eventually_none(lambda: processes_of(os.environ["MINSCOOP_TEST"]), two_seconds())
     assert not os.listdir(guard)
 
@@ -5553,17 +5570,18 @@ def scoop_examples(tmp_path_factory):
     return None
 
 
-@pytest.mark.parametrize("name", SCOOP_EXAMPLES)
-def test_scoops_examples_give_the_right_result_when_they_run_unmodified(scoop_examples, name):
+@in_groups(sorted(SCOOP_EXAMPLES, key=lambda name: name not in ("callback", "map_reduce")), 4)  # which sleep long
+def test_scoops_examples_give_the_right_result_when_they_run_unmodified(scoop_examples, names):
     """Those that need nothing but the standard library; the one that fails on purpose exits with 1 (point 1)."""
     if scoop_examples is None:
         skip_or_fail("cannot download scoop 0.7.2.0")
-    done = launch("-n", 2, f"{name}.py", cwd=scoop_examples, timeout=50)
-    assert re.fullmatch(SCOOP_EXAMPLES[name], done.stdout), done
-    if name == "except_example":
-        assert done.returncode == 1 and done.stderr.rstrip().endswith("Exception: This exception is normal")
-    else:
-        assert (done.returncode, done.stderr) == (0, "")
+    commands = [("-n", 2, f"{name}.py") for name in names]
+    for name, done in zip(names, launch_together(commands, cwd=scoop_examples, timeout=50)):
+        assert re.fullmatch(SCOOP_EXAMPLES[name], done.stdout), done
+        if name == "except_example":
+            assert done.returncode == 1 and done.stderr.rstrip().endswith("Exception: This exception is normal")
+        else:
+            assert (done.returncode, done.stderr) == (0, ""), done
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -7114,13 +7132,15 @@ def in_a_fresh_copy(tmp_path, command, **kwargs):
                             stderr=subprocess.PIPE, text=True, start_new_session=True, **kwargs)
 
 
-@pytest.mark.parametrize("path", sorted(path for path in (HERE / "examples").glob("*.py") if path.stem != "benchmark"),
-                         ids=lambda path: path.stem)
-def test_an_example_runs_when_its_line_is_pasted(tmp_path, path):
+@in_groups(sorted(path.stem for path in (HERE / "examples").glob("*.py") if path.stem != "benchmark"), 3)
+def test_an_example_runs_when_its_line_is_pasted(tmp_path, names):
     """Each opens with its run line, which works in a fresh copy, and prints what it is to print."""
-    need_packages(path)
-    done = finish(in_a_fresh_copy(tmp_path, re.sub(r" \[.*?\]", "", run_line(path))))
-    assert (done.returncode, done.stderr) == (0, "") and re.fullmatch(EXAMPLES[path.stem], done.stdout), done
+    paths = [HERE / "examples" / f"{name}.py" for name in names]
+    for path in paths:
+        need_packages(path)
+    processes = [in_a_fresh_copy(tmp_path, re.sub(r" \[.*?\]", "", run_line(path))) for path in paths]
+    for name, done in zip(names, map(finish, processes)):
+        assert (done.returncode, done.stderr) == (0, "") and re.fullmatch(EXAMPLES[name], done.stdout), done
 
 
 @pytest.mark.parametrize("name, module", [("processes", "concurrent.futures"), ("dask", "distributed"),
@@ -7160,8 +7180,8 @@ def test_joblib_nests_and_gives_up_when_minscoop_runs_it(script):
                 except Exception as error: print(type(error).__name__)
                 assert Parallel(-1)(delayed(same)(x) for x in range(5)) == list(range(5))
     """)
-    for workers in 1, 2:
-        assert output_of("-n", workers, path) == "ZeroDivisionError\nValueError\nTimeoutError\n"
+    for done in launch_together([("-n", workers, path) for workers in (1, 2)]):
+        assert (done.returncode, done.stderr, done.stdout) == (0, "", "ZeroDivisionError\nValueError\nTimeoutError\n")
 
 
 # What README.md says: the commands in it, what is run in their place, so that it ends soon and has hosts, and what that
