@@ -4178,8 +4178,8 @@ def test_hosts_join_when_they_have_the_file(guard, script, tmp_path):
 
 def test_the_pool_grows_again_when_it_shrank_to_nothing(guard, script, tmp_path):
     """Whoever waits goes on to wait, since others may come; without --listen nobody can, and an error says so."""
-    path = tmp_path / "pool.json"
-    process = start(MINSCOOP, "--listen", path, "--hosts", "localhost:0", script("""
+    path, copy = tmp_path / "pool.json", patched(tmp_path, "HEARTBEAT, SILENCE = 1.5, 6.0")
+    process = start(copy, "--listen", path, "--hosts", "localhost:0", script("""
         import os, sys, time
         from minscoop import futures
         def work(path):
@@ -4190,7 +4190,7 @@ def test_the_pool_grows_again_when_it_shrank_to_nothing(guard, script, tmp_path)
             print(futures.submit(work, sys.argv[1]).result())
     """), tmp_path / "at-")
     for name in ("first", "second"):
-        joined = start(MINSCOOP, "--join", path, "-n", 1, env=dict(os.environ, FATE=name))
+        joined = start(copy, "--join", path, "-n", 1, env=dict(os.environ, FATE=name))
         await_file(tmp_path / f"at-{name}")
         if name == "first":
             kill_all([joined.pid])
@@ -6331,16 +6331,16 @@ if __name__ == "__main__": print(json.dumps({
     ["facts.py"], ["facts.py", "-n", "9", "--help", "x y"], ["sub/facts.py", "a"], ["./facts.py"],
     ["-m", "facts", "-x"], ["-m", "sub.facts", "a", "-m", "b"], ["-m", "sub", "--", "c"], ["-c", FACTS, "-c", "a"]],
     ids=lambda args: " ".join(args)[:25])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_the_program_sees_what_it_would_see_when_python_ran_it(script, tmp_path, args, workers):
+def test_the_program_sees_what_it_would_see_when_python_ran_it(script, tmp_path, args):
     """sys.argv, sys.path, directory, stdin, and its own module: as without minscoop."""
     for name in ("facts.py", "sub/facts.py", "sub/__main__.py"):
         script(FACTS, name)
     script("", "sub/__init__.py")
-    bare = python(*args, stdin="input", cwd=tmp_path)
-    ours = launch("-n", workers, *args, stdin="input", cwd=tmp_path)
-    assert (ours.returncode, ours.stderr, bare.returncode) == (0, "", 0)
-    assert json.loads(ours.stdout) == json.loads(bare.stdout)
+    processes = [start(*before, *args, cwd=tmp_path) for before in ((), (MINSCOOP, "-n", 0), (MINSCOOP, "-n", 1))]
+    bare, *ours = [finish(process, "input") for process in processes]
+    for done in ours:
+        assert (done.returncode, done.stderr, bare.returncode) == (0, "", 0)
+        assert json.loads(done.stdout) == json.loads(bare.stdout)
 
 
 @pytest.mark.parametrize("args", [["-n2", "-cprint(2)"], ["-n", "2", "-c", "print(2)"], ["-q", "-c", "print(2)"],
@@ -6371,21 +6371,22 @@ def test_the_programs_terminal_is_its_own_when_there_is_one(script):
     ("os._exit(5)", 5, ""), ("raise KeyError('k')", 1, None),
     ("1/0", 1, None), ("raise BaseException", 1, None), ("os.kill(os.getpid(), 9)", -9, ""), ("os.abort()", -6, None),
     ("import atexit; atexit.register(print, 'at exit')", 0, ""), ("list(futures.map(wrong, [1]))", 1, None)])
-@pytest.mark.parametrize("workers", [0, 2])
-def test_the_exit_code_is_the_programs_when_it_ends(script, workers, end, code, stderr):
+def test_the_exit_code_is_the_programs_when_it_ends(script, end, code, stderr):
     """sys.exit, exceptions and signals: the same code and text as from python itself, a traceback once."""
     text = "import os, sys\nfrom minscoop import futures\ndef wrong(x): raise ValueError(x)\n" \
            f"if __name__ == '__main__':\n    futures.submit(abs, 1).result()\n    print('before')\n    {end}\n"
-    done = launch("-n", workers, script(text))
-    assert done.returncode == code and ("before" in done.stdout or code == 5 or code < 0)
-    if stderr is not None:
-        assert done.stderr == stderr
-    elif code == 1:
-        bare = python("-W", "ignore", script(text), env=dict(os.environ, PYTHONPATH=str(HERE)))
-        assert done.stderr.splitlines()[-1] == bare.stderr.splitlines()[-1]
-        assert done.stderr.count("program.py\", line 7") == 1
-        if "map" not in end:
-            assert done.stderr == bare.stderr and "minscoop.py" not in done.stderr
+    path = script(text)
+    without = start("-W", "ignore", path, env=dict(os.environ, PYTHONPATH=str(HERE)))
+    ours, bare = launch_together([("-n", workers, path) for workers in (0, 2)]), finish(without)
+    for done in ours:
+        assert done.returncode == code and ("before" in done.stdout or code == 5 or code < 0), done
+        if stderr is not None:
+            assert done.stderr == stderr
+        elif code == 1:
+            assert done.stderr.splitlines()[-1] == bare.stderr.splitlines()[-1]
+            assert done.stderr.count("program.py\", line 7") == 1
+            if "map" not in end:
+                assert done.stderr == bare.stderr and "minscoop.py" not in done.stderr
 
 
 def test_the_body_runs_once_when_workers_import_the_script(script, tmp_path):
@@ -8687,7 +8688,7 @@ def noticing(fault, seeds):
 
 
 def stay_on_a_core():
-    """The threads of a simulation take turns, which costs more from core to core; each process of a Pool has its own."""
+    """The threads of a simulation take turns, which is dearer from core to core: each process of a Pool has its own."""
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, [cores[multiprocessing.current_process()._identity[0] % len(cores)]])
