@@ -4694,8 +4694,9 @@ def test_the_result_is_right_when_a_real_host_is_lost(cluster, tmp_path, how):
     name = how.split()[-1]
     host = cluster.add(name, hide=[cluster.program])
     with open(tmp_path / "stderr", "w") as stderr:
-        process = begin(cluster, "--hosts", f"{name}:2,beta:1,localhost:1", "squares.py", f"{name},beta,{NODE}",
-                        tmp_path / "go", stderr=stderr)
+        process = start(patched(tmp_path, "HEARTBEAT, SILENCE = 1.5, 6.0"), "--hosts", f"{name}:2,beta:1,localhost:1",
+                        "squares.py", f"{name},beta,{NODE}", tmp_path / "go", cwd=cluster.program, env=cluster.env,
+                        stderr=stderr)
     assert eventually(lambda: len(host.left()) >= 6)
     time.sleep(1)
     if how == "ssh is killed":
@@ -7574,7 +7575,8 @@ class Lock:
         self.count -= 1
         if not self.count:
             self.owner = None
-            SIM.wake(self.queue)
+            if self.queue:
+                SIM.wake(self.queue)
             SIM.step()
 
     def locked(self):
