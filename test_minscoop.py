@@ -367,6 +367,18 @@ def launch(*args, **kwargs):
     return python(MINSCOOP, *args, **kwargs)
 
 
+def launch_together(commands, timeout=WAIT, **kwargs):
+    """Run `python minscoop.py` with each of these arguments, all at once, to their ends."""
+    processes = [start(MINSCOOP, *args, **kwargs) for args in commands]
+    return [finish(process, "", timeout) for process in processes]
+
+
+def in_groups(names, size):
+    """A mark: a test takes so many of these names at a time, since what it starts for them mostly waits."""
+    names = list(names)
+    return pytest.mark.parametrize("names", [names[i:i + size] for i in range(0, len(names), size)], ids=", ".join)
+
+
 def output_of(*args, **kwargs):
     """What a program prints under minscoop that has to end well and to say nothing on stderr."""
     done = launch(*args, **kwargs)
@@ -3471,13 +3483,14 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("name", VANDALS)
-def test_the_program_ends_well_when_a_task_spoils_its_process(script, name):
+@in_groups(VANDALS, 4)
+def test_the_program_ends_well_when_a_task_spoils_its_process(script, names):
     """Whatever a task does to the process that it runs in: a result or an error, and a clean end."""
-    done = launch("-n", 2, "-q", script(VANDALISM), VANDALS[name], timeout=25)
-    outcome, total = done.stdout.split()
-    assert (total, done.returncode) == ("4950", 0)
-    assert outcome in ("NoneType", "WorkerLost", "TaskError", "RecursionError")
+    path = script(VANDALISM)
+    for done in launch_together([("-n", 2, "-q", path, VANDALS[name]) for name in names], timeout=25):
+        outcome, total = done.stdout.split()
+        assert (total, done.returncode) == ("4950", 0), done
+        assert outcome in ("NoneType", "WorkerLost", "TaskError", "RecursionError"), done
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -3657,17 +3670,21 @@ WAITS = {
 }
 
 
-@pytest.mark.parametrize("where", WAITS)
-def test_nothing_is_left_when_ctrl_c_ends_a_program(guard, script, tmp_path, where):
+@in_groups(WAITS, 3)
+def test_nothing_is_left_when_ctrl_c_ends_a_program(guard, script, tmp_path, names):
     """KeyboardInterrupt wherever the script is, one traceback, the exit code of SIGINT, nothing left."""
-    process = start(MINSCOOP, "-n", 2, script(WORK), "", tmp_path / "working", WAITS[where])
-    await_file(tmp_path / "working")
+    path = script(WORK)
+    processes = {name: start(MINSCOOP, "-n", 2, path, "", tmp_path / name, WAITS[name]) for name in names}
+    for name in names:
+        await_file(tmp_path / name)
     time.sleep(0.3)
-    os.killpg(process.pid, signal.SIGINT)  # to all of them, as a terminal does
-    done = finish(process)
-    assert done.returncode == -signal.SIGINT and done.stderr.count("Traceback") <= 1, done.stderr
-    if "end" not in where:
-        assert done.stderr.rstrip().endswith("KeyboardInterrupt") and "program.py" in done.stderr
+    for process in processes.values():
+        os.killpg(process.pid, signal.SIGINT)  # to all of them, as a terminal does
+    for name, process in processes.items():
+        done = finish(process)
+        assert done.returncode == -signal.SIGINT and done.stderr.count("Traceback") <= 1, done
+        if "end" not in name:
+            assert done.stderr.rstrip().endswith("KeyboardInterrupt") and "program.py" in done.stderr, done
     assert not eventually_none(lambda: processes_of(os.environ["MINSCOOP_TEST"]), two_seconds())
     assert not os.listdir(guard)
 
@@ -4294,8 +4311,8 @@ def test_hosts_join_when_they_have_the_file(guard, script, tmp_path):
 
 def test_the_pool_grows_again_when_it_shrank_to_nothing(guard, script, tmp_path):
     """Whoever waits goes on to wait, since others may come; without --listen nobody can, and an error says so."""
-    path = tmp_path / "pool.json"
-    process = start(MINSCOOP, "--listen", path, "--hosts", "localhost:0", script("""
+    path, copy = tmp_path / "pool.json", patched(tmp_path, "HEARTBEAT, SILENCE = 1.5, 6.0")
+    process = start(copy, "--listen", path, "--hosts", "localhost:0", script("""
         import os, sys, time
         from minscoop import futures
         def work(path):
@@ -4306,7 +4323,7 @@ def test_the_pool_grows_again_when_it_shrank_to_nothing(guard, script, tmp_path)
             print(futures.submit(work, sys.argv[1]).result())
     """), tmp_path / "at-")
     for name in ("first", "second"):
-        joined = start(MINSCOOP, "--join", path, "-n", 1, env=dict(os.environ, FATE=name))
+        joined = start(copy, "--join", path, "-n", 1, env=dict(os.environ, FATE=name))
         await_file(tmp_path / f"at-{name}")
         if name == "first":
             kill_all([joined.pid])
@@ -4810,8 +4827,9 @@ def test_the_result_is_right_when_a_real_host_is_lost(cluster, tmp_path, how):
     name = how.split()[-1]
     host = cluster.add(name, hide=[cluster.program])
     with open(tmp_path / "stderr", "w") as stderr:
-        process = begin(cluster, "--hosts", f"{name}:2,beta:1,localhost:1", "squares.py", f"{name},beta,{NODE}",
-                        tmp_path / "go", stderr=stderr)
+        process = start(patched(tmp_path, "HEARTBEAT, SILENCE = 1.5, 6.0"), "--hosts", f"{name}:2,beta:1,localhost:1",
+                        "squares.py", f"{name},beta,{NODE}", tmp_path / "go", cwd=cluster.program, env=cluster.env,
+                        stderr=stderr)
     assert eventually(lambda: len(host.left()) >= 6)
     time.sleep(1)
     if how == "ssh is killed":
@@ -5757,17 +5775,18 @@ def scoop_examples(tmp_path_factory):
     return None
 
 
-@pytest.mark.parametrize("name", SCOOP_EXAMPLES)
-def test_scoops_examples_give_the_right_result_when_they_run_unmodified(scoop_examples, name):
+@in_groups(sorted(SCOOP_EXAMPLES, key=lambda name: name not in ("callback", "map_reduce")), 4)  # which sleep long
+def test_scoops_examples_give_the_right_result_when_they_run_unmodified(scoop_examples, names):
     """Those that need nothing but the standard library; the one that fails on purpose exits with 1 (point 1)."""
     if scoop_examples is None:
         skip_or_fail("cannot download scoop 0.7.2.0")
-    done = launch("-n", 2, f"{name}.py", cwd=scoop_examples, timeout=50)
-    assert re.fullmatch(SCOOP_EXAMPLES[name], done.stdout), done
-    if name == "except_example":
-        assert done.returncode == 1 and done.stderr.rstrip().endswith("Exception: This exception is normal")
-    else:
-        assert (done.returncode, done.stderr) == (0, "")
+    commands = [("-n", 2, f"{name}.py") for name in names]
+    for name, done in zip(names, launch_together(commands, cwd=scoop_examples, timeout=50)):
+        assert re.fullmatch(SCOOP_EXAMPLES[name], done.stdout), done
+        if name == "except_example":
+            assert done.returncode == 1 and done.stderr.rstrip().endswith("Exception: This exception is normal")
+        else:
+            assert (done.returncode, done.stderr) == (0, ""), done
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -6612,16 +6631,16 @@ if __name__ == "__main__": print(json.dumps({
     ["facts.py"], ["facts.py", "-n", "9", "--help", "x y"], ["sub/facts.py", "a"], ["./facts.py"],
     ["-m", "facts", "-x"], ["-m", "sub.facts", "a", "-m", "b"], ["-m", "sub", "--", "c"], ["-c", FACTS, "-c", "a"]],
     ids=lambda args: " ".join(args)[:25])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_the_program_sees_what_it_would_see_when_python_ran_it(script, tmp_path, args, workers):
+def test_the_program_sees_what_it_would_see_when_python_ran_it(script, tmp_path, args):
     """sys.argv, sys.path, directory, stdin, and its own module: as without minscoop."""
     for name in ("facts.py", "sub/facts.py", "sub/__main__.py"):
         script(FACTS, name)
     script("", "sub/__init__.py")
-    bare = python(*args, stdin="input", cwd=tmp_path)
-    ours = launch("-n", workers, *args, stdin="input", cwd=tmp_path)
-    assert (ours.returncode, ours.stderr, bare.returncode) == (0, "", 0)
-    assert json.loads(ours.stdout) == json.loads(bare.stdout)
+    processes = [start(*before, *args, cwd=tmp_path) for before in ((), (MINSCOOP, "-n", 0), (MINSCOOP, "-n", 1))]
+    bare, *ours = [finish(process, "input") for process in processes]
+    for done in ours:
+        assert (done.returncode, done.stderr, bare.returncode) == (0, "", 0)
+        assert json.loads(done.stdout) == json.loads(bare.stdout)
 
 
 @pytest.mark.parametrize("args", [["-n2", "-cprint(2)"], ["-n", "2", "-c", "print(2)"], ["-q", "-c", "print(2)"],
@@ -6652,21 +6671,22 @@ def test_the_programs_terminal_is_its_own_when_there_is_one(script):
     ("os._exit(5)", 5, ""), ("raise KeyError('k')", 1, None),
     ("1/0", 1, None), ("raise BaseException", 1, None), ("os.kill(os.getpid(), 9)", -9, ""), ("os.abort()", -6, None),
     ("import atexit; atexit.register(print, 'at exit')", 0, ""), ("list(futures.map(wrong, [1]))", 1, None)])
-@pytest.mark.parametrize("workers", [0, 2])
-def test_the_exit_code_is_the_programs_when_it_ends(script, workers, end, code, stderr):
+def test_the_exit_code_is_the_programs_when_it_ends(script, end, code, stderr):
     """sys.exit, exceptions and signals: the same code and text as from python itself, a traceback once."""
     text = "import os, sys\nfrom minscoop import futures\ndef wrong(x): raise ValueError(x)\n" \
            f"if __name__ == '__main__':\n    futures.submit(abs, 1).result()\n    print('before')\n    {end}\n"
-    done = launch("-n", workers, script(text))
-    assert done.returncode == code and ("before" in done.stdout or code == 5 or code < 0)
-    if stderr is not None:
-        assert done.stderr == stderr
-    elif code == 1:
-        bare = python("-W", "ignore", script(text), env=dict(os.environ, PYTHONPATH=str(HERE)))
-        assert done.stderr.splitlines()[-1] == bare.stderr.splitlines()[-1]
-        assert done.stderr.count("program.py\", line 7") == 1
-        if "map" not in end:
-            assert done.stderr == bare.stderr and "minscoop.py" not in done.stderr
+    path = script(text)
+    without = start("-W", "ignore", path, env=dict(os.environ, PYTHONPATH=str(HERE)))
+    ours, bare = launch_together([("-n", workers, path) for workers in (0, 2)]), finish(without)
+    for done in ours:
+        assert done.returncode == code and ("before" in done.stdout or code == 5 or code < 0), done
+        if stderr is not None:
+            assert done.stderr == stderr
+        elif code == 1:
+            assert done.stderr.splitlines()[-1] == bare.stderr.splitlines()[-1]
+            assert done.stderr.count("program.py\", line 7") == 1
+            if "map" not in end:
+                assert done.stderr == bare.stderr and "minscoop.py" not in done.stderr
 
 
 def test_the_body_runs_once_when_workers_import_the_script(script, tmp_path):
@@ -7451,13 +7471,15 @@ def in_a_fresh_copy(tmp_path, command, **kwargs):
                             stderr=subprocess.PIPE, text=True, start_new_session=True, **kwargs)
 
 
-@pytest.mark.parametrize("path", sorted(path for path in (HERE / "examples").glob("*.py") if path.stem != "benchmark"),
-                         ids=lambda path: path.stem)
-def test_an_example_runs_when_its_line_is_pasted(tmp_path, path):
+@in_groups(sorted(path.stem for path in (HERE / "examples").glob("*.py") if path.stem != "benchmark"), 3)
+def test_an_example_runs_when_its_line_is_pasted(tmp_path, names):
     """Each opens with its run line, which works in a fresh copy, and prints what it is to print."""
-    need_packages(path)
-    done = finish(in_a_fresh_copy(tmp_path, re.sub(r" \[.*?\]", "", run_line(path))))
-    assert (done.returncode, done.stderr) == (0, "") and re.fullmatch(EXAMPLES[path.stem], done.stdout), done
+    paths = [HERE / "examples" / f"{name}.py" for name in names]
+    for path in paths:
+        need_packages(path)
+    processes = [in_a_fresh_copy(tmp_path, re.sub(r" \[.*?\]", "", run_line(path))) for path in paths]
+    for name, done in zip(names, map(finish, processes)):
+        assert (done.returncode, done.stderr) == (0, "") and re.fullmatch(EXAMPLES[name], done.stdout), done
 
 
 @pytest.mark.parametrize("name, module", [("processes", "concurrent.futures"), ("dask", "distributed"),
@@ -7497,8 +7519,8 @@ def test_joblib_nests_and_gives_up_when_minscoop_runs_it(script):
                 except Exception as error: print(type(error).__name__)
                 assert Parallel(-1)(delayed(same)(x) for x in range(5)) == list(range(5))
     """)
-    for workers in 1, 2:
-        assert output_of("-n", workers, path) == "ZeroDivisionError\nValueError\nTimeoutError\n"
+    for done in launch_together([("-n", workers, path) for workers in (1, 2)]):
+        assert (done.returncode, done.stderr, done.stdout) == (0, "", "ZeroDivisionError\nValueError\nTimeoutError\n")
 
 
 # What README.md says: the commands in it, what is run in their place, so that it ends soon and has hosts, and what that
@@ -7890,7 +7912,8 @@ class Lock:
         self.count -= 1
         if not self.count:
             self.owner = None
-            SIM.wake(self.queue)
+            if self.queue:
+                SIM.wake(self.queue)
             SIM.step()
 
     def locked(self):
@@ -9010,7 +9033,7 @@ def noticing(fault, seeds):
 
 
 def stay_on_a_core():
-    """The threads of a simulation take turns, which costs more from core to core; each process of a Pool has its own."""
+    """The threads of a simulation take turns, which is dearer from core to core: each process of a Pool has its own."""
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, [cores[multiprocessing.current_process()._identity[0] % len(cores)]])
