@@ -7174,6 +7174,8 @@ def run_program(code, pool, interactive=False):
         sys.exit(f"minscoop: {error}")
     global pristine
     pristine = False
+    with contextlib.suppress(OSError, SyntaxError, ValueError):
+        main.by_value("")  # the first function that travels asks this; now is time, since workers take longer to start
     gc.freeze()  # nor is it looked through at the end, which takes 10 ms
     gc.enable()
     try:
