@@ -920,6 +920,8 @@ class Main:
         names = self.path and self.known is None and self.guarded[1] & global_names(fn.__code__) - self.warned
         for name in names or ():
             self.warned.add(name)
+            if isinstance(fn.__globals__.get(name), types.ModuleType):  # imported again
+                continue
             logger.warning("%s may use the global %s, which is bound again under if __name__ == '__main__': workers do "
                            "not run that, and have the value from the top level. Pass it as an argument, or use "
                            "set_const or initializer=", describe(fn), name)
