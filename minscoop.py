@@ -1831,9 +1831,10 @@ class Broker:
             if link.role == b"above":
                 self.finished = self.finished or self.now - link.heard > SILENCE
             elif link.role == b"broker" and self.now - link.heard > SILENCE:
-                reason = f"host {link.facts['host']} has not been heard of for {SILENCE:.0f} s"
+                reason = f"not heard of for {SILENCE:.0f} s"
                 self.on_HOST(KEEPER, json.dumps({**link.facts, "state": "lost", "reason": reason}).encode())
-                self.on_DIED(KEEPER, link.name, b"", b"0", ALL, b"0", b"0", reason.encode())
+                self.on_DIED(KEEPER, link.name, b"", b"0", ALL, b"0", b"0",
+                             f"host {link.facts['host']} was {reason}".encode())
 
     def conclude(self):
         """What follows when something has changed."""
@@ -2717,7 +2718,7 @@ def run_broker(*args):
     """The life of a broker process. Arguments: those of a Switchboard."""
     with contextlib.suppress(OSError, ValueError):  # it needs up to three descriptors per worker
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (10240 if sys.platform == "darwin" else limit, limit))  # its most
     logger.handlers[:] = []  # its keeper's sends notices to ourselves
     configure_logging(logger.level)
     Switchboard(*args).run()
