@@ -6496,11 +6496,11 @@ def test_the_report_is_written_when_everything_ran_inline(script, tmp_path):
     assert "own process" in data["verdict"] and len({e["tid"] for e in entries_of(tmp_path / "run.html")["X"]}) > 1
 
 
-@pytest.mark.parametrize("end", ["raise KeyError", "sys.exit(3)", "os.kill(os.getpid(), signal.SIGINT); time.sleep(40)",
-                                 "os.kill(os.getpid(), signal.SIGTERM); time.sleep(40)", "broken()"])
-def test_the_report_is_written_when_the_program_ends_badly(script, tmp_path, end):
+def test_the_report_is_written_when_the_program_ends_badly(script, tmp_path):
     """What was known until then; the exit code stays what it was."""
-    text = f"""
+    ends = ["raise KeyError", "sys.exit(3)", "os.kill(os.getpid(), signal.SIGINT); time.sleep(40)",
+            "os.kill(os.getpid(), signal.SIGTERM); time.sleep(40)", "broken()"]
+    path = script("""
         import os, signal, subprocess, sys, time
         from minscoop import futures
         def nap(i): time.sleep(0.05)
@@ -6510,11 +6510,12 @@ def test_the_report_is_written_when_the_program_ends_badly(script, tmp_path, end
         if __name__ == "__main__":
             list(futures.map(nap, range(30)))
             time.sleep(1.5)
-            {end}
-    """
-    done = launch("-n", 2, "--report", tmp_path / "run.html", script(text))
-    assert done.returncode != 0
-    assert data_of(tmp_path / "run.html")["tasks"] >= 30, done
+            exec(sys.argv[1])
+    """)
+    commands = [("-n", 2, "--report", tmp_path / f"run{i}.html", path, end) for i, end in enumerate(ends)]
+    for i, done in enumerate(launch_together(commands)):
+        assert done.returncode != 0, done
+        assert data_of(tmp_path / f"run{i}.html")["tasks"] >= 30, done
 
 
 @pytest.mark.parametrize("name", ["missing/run.html", "", "file/run.html"])
