@@ -1469,6 +1469,7 @@ class Guest(Job):
     def flush(self):
         """Send what was collected, if it is time: when nothing is left here, the last message says so."""
         if self.left and time.monotonic() - self.flushed < self.recipe.pause:
+            self.node.hasten()  # what is run next may take long
             return
         with self.flushing:
             self.flush_in_turn()
@@ -2766,6 +2767,7 @@ class Node:
     seen = None       # id of the newest in the queue when the deputy last looked: does the queue move?
     resting = False   # the deputy is, until the alarm is set
     watching = False  # the deputy sleeps on the socket
+    leisurely = False  # and for long
     dropped = 0       # messages that made no sense
     calls = 0         # of `submit`, that were shipped and are done
     retried = 0       # tasks that ran again, since their workers died
@@ -2942,7 +2944,7 @@ class Node:
             self.resting = False
             while not (self.attending.locked() or self.stopped.is_set()):
                 try:
-                    if self.watch(TICK if self.wanted else PATROL):
+                    if self.watch(TICK if self.wanted or self.postponed() else PATROL):
                         self.stand_in()
                 except Exception:
                     if not self.stopped.is_set():  # else the socket was closed meanwhile
@@ -2952,15 +2954,25 @@ class Node:
         """Sleep until a message has been there for a SLICE, or for `timeout` seconds; says whether nobody else has
         looked. By the deputy only."""
         with self.lock:
-            self.watching = True
+            self.watching, self.leisurely = True, timeout > TICK
             ready = self.socket is None or readable_now(self.socket)
         looks = self.looks  # who looked before has not seen what was announced now, to us
         came = ready or readable(timeout, self.wake_read, self.descriptor)
-        self.watching = False
+        self.watching = self.leisurely = False
         if came:
             self.stopped.wait(SLICE)
             self.hear()
         return self.looks == looks
+
+    def hasten(self):
+        """Have the deputy look sooner: results wait here for who holds the baton, or for him."""
+        if self.leisurely:
+            self.leisurely = False
+            self.rouse(deputy=True)
+
+    def postponed(self):
+        """Whether results wait here to be sent."""
+        return False
 
     def hear(self):
         """Take off what ``rouse`` wrote, unless somebody else sleeps now, for whom it may be."""
@@ -4155,13 +4167,21 @@ class Worker(Node):
         return any([job.pull(beyond=True) for job in list(self.sources) if not job.begun])
 
     def stand_in(self):
-        """One look by the deputy; a slice that takes long is shortened, so that others can have the rest."""
+        """One look by the deputy; results that were to wait for others go, and a slice that takes long is shortened, so
+        that others can have the rest."""
+        for guest in list(self.guests.values()):
+            if guest.outcomes:
+                guest.flush()
         newest = next(reversed(self.holder.slices), None)
         if newest is not None and newest is self.watched:
             for piece in list(self.holder.slices):
                 self.shorten(piece)
         self.watched = newest
         super().stand_in()
+
+    def postponed(self):
+        """Whether results wait here to be sent."""
+        return any([guest.outcomes for guest in list(self.guests.values())])
 
     # -- messages
 
@@ -7169,7 +7189,8 @@ def run_program(code, pool, interactive=False):
     """Execute the program with an Executor around it. pool: its arguments. interactive: a prompt follows."""
     for number in signal.SIGTERM, signal.SIGHUP:
         if signal.getsignal(number) is signal.SIG_DFL:  # else it is ignored, as with nohup
-            signal.signal(number, functools.partial(terminate, os.getpid()))
+            signal.signal(number, terminate)
+    os.register_at_fork(after_in_child=forget_handlers)
     install_names(SCOOP_NAMES)
     try:
         executor = Executor(**pool)
@@ -7218,15 +7239,18 @@ def execute(code, executor, interactive):
         prompt(namespace)
 
 
-def terminate(pid, number, _):
-    """Handler of SIGTERM and SIGHUP: end as the exit code that shells give to them says. A second one changes nothing.
+def terminate(number, _):
+    """Handler of SIGTERM and SIGHUP: end as the exit code that shells give to them says. A second one changes nothing."""
+    signal.signal(number, signal.SIG_IGN)
+    raise Terminated(number)
 
-    pid: of the process that it is for. Those that it forks, by multiprocessing for instance, have no handler."""
-    if os.getpid() == pid:
-        signal.signal(number, signal.SIG_IGN)
-        raise Terminated(number)
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
+
+def forget_handlers():
+    """What the program forks, by multiprocessing for instance, ends by SIGTERM at once: a handler in Python waits until
+    a blocking call returns, if the signal comes just before that."""
+    for number in signal.SIGTERM, signal.SIGHUP:
+        if signal.getsignal(number) is terminate:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def show(error, tb):

@@ -6776,6 +6776,18 @@ def test_the_work_is_done_when_the_programs_files_are_closed_or_full(guard, scri
     assert (tmp_path / "out").read_text().split() == [said] * 3 + ["4950"]
 
 
+def test_no_handler_of_ours_is_left_when_the_program_forks(script):
+    """It would wait for the end of a blocking call, if the signal came just before that."""
+    assert output_of("-n", 1, script("""
+        import os, signal, sys
+        if __name__ == "__main__":
+            pid = os.fork()
+            if pid == 0:
+                os._exit(signal.getsignal(signal.SIGTERM) is signal.getsignal(signal.SIGHUP) is signal.SIG_DFL)
+            print(os.WEXITSTATUS(os.waitpid(pid, 0)[1]))
+    """)) == "1\n"
+
+
 @linux_only
 def test_no_notice_is_lost_when_the_broker_is_slow():
     """Nor does the keeper wait for it: it has to see deaths, and the end."""
