@@ -4031,14 +4031,18 @@ cat >/dev/null
     ((3, 7, 4), "linux", "null", "Python 3.7.4.*3.8 is the oldest.*--python"),
     ((3, sys.version_info[1] + 1, 0), "linux", '"27.0"', r"Python 3\.\d+\.0 \(/usr/bin/python3\).*--mixed"),
     (sys.version_info[:3], "plan9", "null", "pyzmq is missing.*plan9.*pip install pyzmq")])
-def test_a_host_is_refused_in_one_line_when_its_python_does_not_fit(ssh, script, version, platform, pyzmq, text):
+def test_a_host_is_refused_in_one_line_when_its_python_does_not_fit(
+        ssh, script, tmp_path, version, platform, pyzmq, text):
     """Which Python it has, and what to do; the run goes on without it."""
     text_there = FAKE_PYTHON % (", ".join(map(str, version)), platform, os.uname().machine, pyzmq)
     python_there = script(text_there, "python_there")
     python_there.chmod(0o755)
-    done = launch("--hosts", "good,localhost:1", "--python", python_there, script(SQUARES), NODE)
+    with open(tmp_path / "stderr", "w") as stderr:
+        process = start(MINSCOOP, "--hosts", "good,localhost:1", "--python", python_there, script(SQUARES), NODE,
+                        tmp_path / "go", stderr=stderr)
+        done = finish_after(process, tmp_path / "go", lambda: lines_in(tmp_path / "stderr"))
     assert (done.returncode, done.stdout) == (0, f"{NODE}\n")
-    assert re.fullmatch(f"minscoop: host good: .*{text}.*\n", done.stderr), done.stderr
+    assert re.fullmatch(f"minscoop: host good: .*{text}.*\n", (tmp_path / "stderr").read_text())
 
 
 @pytest.mark.parametrize("args, tag", [
