@@ -7240,7 +7240,7 @@ def execute(code, executor, interactive):
 
 
 def terminate(number, _):
-    """Handler of SIGTERM and SIGHUP: end as the exit code that shells give to them says. A second one changes nothing."""
+    """Handler of SIGTERM and SIGHUP: end as the exit code that shells give to them says. A second one is ignored."""
     signal.signal(number, signal.SIG_IGN)
     raise Terminated(number)
 
