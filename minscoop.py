@@ -153,6 +153,8 @@ PATIENCE = 0.3       # s that who said it has more may take to give it. Smaller:
                      # they are idle while it computes without releasing the interpreter's lock
 TCP_PATIENCE = 1.0   # s in which a TCP address of the root has to answer, or the remote command carries the data
 LOGIN_PATIENCE = 60.0  # s that a remote command may take until Python answers (a batch system may be slow)
+MESSAGES = 64        # that a broker takes from a socket before it looks at others and answers. Smaller: more messages
+                     # that travel alone; larger: others wait longer
 LOGINS = 8           # at a time; sshd begins to refuse at 10 (MaxStartups)
 CENSUS_PATIENCE = 5.0  # s that a census waits for a worker. Smaller: who computes without releasing the interpreter's
                      # lock is not heard; larger: the others wait that long
@@ -2464,6 +2466,7 @@ class Switchboard:
         self.prints = {}     # file descriptor -> [worker, stream, beginning of a line]
         self.printers = {}   # worker -> its file descriptors
         self.paused = set()  # those of them that are not read, for the root is slow
+        self.said = []       # what the broker has said, to be sent
         self.ended = []      # notices of deaths at the end of the pool: what those said last may come after them
         self.poller = zmq.Poller()
         self.watch(notices.fileno(), self.take_notice)
@@ -2506,15 +2509,16 @@ class Switchboard:
                 ended, self.ended = self.ended, []
                 self.handle(KEEPER, *ended)
             if broker.parcels and time.monotonic() >= broker.due:
-                self.deliver(broker.flush(time.monotonic()))
+                self.said += broker.flush(time.monotonic())
             while self.paused and broker.printing <= OUTPUT_AHEAD:
                 self.poller.register(self.paused.pop(), zmq.POLLIN)
             if pause and time.monotonic() >= due:
                 due = time.monotonic() + min(pause, HEARTBEAT)
-                self.deliver(broker.tick(time.monotonic()))
+                self.said += broker.tick(time.monotonic())
+            self.deliver()
         for descriptor in list(self.prints):
             self.read_prints(descriptor)
-        self.deliver([(UP if broker.below else ROOT, [b"BYE"])])
+        self.deliver((UP if broker.below else ROOT, [b"BYE"]))
         self.context.destroy(linger=0 if self.cut else 1000)
 
     def pause(self):
@@ -2528,6 +2532,13 @@ class Switchboard:
         return GRACE / 4 if self.cut else None if alone else HEARTBEAT
 
     def take(self, router):
+        """Messages of nodes, or of brokers below: what is there, but not so many that other sources wait long."""
+        for _ in range(MESSAGES):
+            self.take_one(router)
+            if not readable_now(router):
+                break
+
+    def take_one(self, router):
         """A message of a node, or of a broker below."""
         sender, *frames = receive(router)
         if sender == UP or router is not self.local and b"." in sender:  # by TCP come brokers only
@@ -2541,16 +2552,14 @@ class Switchboard:
         self.handle(sender, *messages)
 
     def handle(self, sender, *messages):
-        """Let the broker handle messages, and send what it says to them."""
-        said = []
+        """Let the broker handle messages."""
         for frames in messages:
-            said += self.broker.handle(sender, frames, time.monotonic())
-        self.deliver(said)
+            self.said += self.broker.handle(sender, frames, time.monotonic())
 
-    def deliver(self, messages):
-        """Send what the broker returned. A receiver that is gone is the keeper's matter."""
-        parcels = {}
-        for name, frames in messages:
+    def deliver(self, *messages):
+        """Send what the broker has said, and these. A receiver that is gone is the keeper's matter."""
+        parcels, said, self.said = {}, self.said, []
+        for name, frames in itertools.chain(said, messages):
             parcels.setdefault(name, []).append(frames)
         for name, parcel in parcels.items():
             frames = bundled(parcel)
@@ -2658,9 +2667,9 @@ class Switchboard:
         if not self.up.poll((SILENCE if config["tunnel"] else GRACE / 2) * 1000):
             raise PoolError("the root's broker has stopped answering")
         receive(self.up)  # the empty message. What is said before may be lost with the connection, which nobody notices
-        self.deliver([(UP, [b"HELLO", b"broker", self.broker.facts])])
+        self.deliver((UP, [b"HELLO", b"broker", self.broker.facts]))
         if self.broker.counted:  # we take over: the one above has to find out what was lost
-            self.deliver([(UP, [b""])])
+            self.deliver((UP, [b""]))
         self.watch(self.up, self.take_up)
         if not config["tunnel"]:
             self.cut = time.monotonic()  # until it is told that we are connected: the root may have gone since
@@ -2670,7 +2679,7 @@ class Switchboard:
         """A message of the broker above; an empty one says that the socket has connected anew."""
         frames = receive(up)
         if frames == [b""]:
-            self.deliver([(UP, frames)])
+            self.deliver((UP, frames))
         else:
             self.handle(UP, *unbundled(frames))
 
