@@ -18,7 +18,7 @@ Futures emanate from workers: any task may create tasks and wait for them, to an
              ipc
 
 * The **root** is the process the user started: its terminal, Ctrl-C and exit code are the script's own.
-* A **keeper**, one per host, is a clean process without threads or ØMQ: it forks the broker and the
+* A **keeper**, one per host, is a clean process without threads or ØMQ contexts: it forks the broker and the
   workers, learns each death at once with its status, and replaces the dead. Its stdin is its lifeline:
   when that closes, by whatever, it ends everything there. The root's one also forks a **launcher** per
   other host, which runs the remote command and hands this file over to the **agent** at its other end.
@@ -99,7 +99,7 @@ import warnings
 import weakref
 import zlib
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError, TimeoutError
-from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 
 sys.modules["minscoop"] = sys.modules["__main__" if _AS_SCRIPT else __name__]
 _CODE = sys._getframe().f_code  # of this module, for the keeper
@@ -237,11 +237,13 @@ class RemoteTraceback(Exception):
 # the rest, opaque to every broker. "Node" is the root or a worker. Each has one handler, on_<NAME>.
 #
 #   name     from → to           fields                     why it is sent
-#   HELLO    node → broker       role facts                 it is there; answered by CONSTs, FAILED or STOP
+#   HELLO    node → broker       role facts                 it is there; answered by what it missed: CONSTs, SIZE, STOP;
+#                                                           to the root also HOSTs and FAILED
 #   HUNGRY   both ways           count width                the sender would take that many tasks; said once. From
 #                                                           a broker: each for so many workers (else for one)
 #   DRY      node → broker                                  it said it had more, but has none; will remember
-#   IDLE     worker → broker     tasks                      nothing queued, waiting or away after so many TASKs
+#   IDLE     worker → broker     tasks                      nothing to do, having received so many TASKs; void if
+#                                                           another is on its way. From a broker below: nobody there has
 #   TASK     giver → taker       id avoid more kind lo hi   the items lo..hi of a job, to be run; `avoid`: the
 #                                singly body                host where it failed; `more`: the giver has more. If it
 #                                                           is several, what was asked of the taker before is void
@@ -256,9 +258,10 @@ class RemoteTraceback(Exception):
 #   CONST    node → broker → *   name setter body           a shared constant; the first of its name holds
 #   FAILED   worker → root       reason                     no worker can start (the keeper says so), import the
 #                                                           script, or be initialised
-#   DIED     keeper → broker     name id lo hi flags        a worker process has ended, running lo..hi of a task;
-#                                begun obituary             or a host is gone
-#   WHO      broker → node       round                      messages were lost: say again who you are and what you do
+#   DIED     keeper → broker     name id lo hi flags        a worker process has ended, running lo..hi of a task (id -:
+#                                begun obituary             of none); or a host is gone (no id)
+#   WHO      broker → node       round                      messages were lost: say again who you are and what you do;
+#                                                           from a broker below: have everybody asked
 #   HELD     holder → owner      round id (lo hi)*          what it will still answer; said after WHO
 #   TOLD     node → broker → *   round                      that was all; from the broker: all have said it, so
 #                                                           what was not HELD is lost
@@ -270,12 +273,16 @@ class RemoteTraceback(Exception):
 #   PROBE    broker → broker     anything                   echoed by the upper one: is this way open
 #   FETCH    worker → root       path                       wanted: a source file, or the names in a directory/
 #   FILE     root → worker       path body                  here it is, or nothing; kept by brokers on the way
-#   OUTPUT   broker → root       worker stream text         lines that a worker has printed
+#   OUTPUT   broker → root       worker stream text         lines that a worker has printed; from the keeper: its stacks
 #   SHOWN    root → broker       host count                 so many characters of them are on the screen
 #   LOG      worker → root       record                     what it has logged (JSON); the keeper's, too
 #   PROFILE  worker → root       worker stats               its profile
-#   STACKS   root → broker                                  let all workers say where they are
+#   STACKS   root → broker       nothing                    let all workers say where they are; the keeper hears of it
+#                                                           by a signal
 #   COUNT    both ways           idle                       the root asks how many workers would take work; so many
+#
+# Below these: an empty message tells a node that it has connected, and a broker that a node has done so anew, so that
+# messages may be lost; BUNDLE is several messages at once; with PRINTS the keeper hands the broker the ends of pipes.
 #
 # Brokers form a tree: the root's one at the top, one per further host below. To each, the other is a node
 # that wants work and has some; what is for a node elsewhere goes by the host in its name.
@@ -1014,9 +1021,10 @@ map_builtin = map  # the module's own `map`, below, takes the name
 #                                                   error); stays RUNNING when lost and shipped again
 #   CANCELLED_AND_NOTIFIED, FINISHED                final
 #
-# `cancel` does not reach what is RUNNING: a shipped call is, also while it waits in its taker's queue.
+# `cancel` does not reach what is RUNNING: a shipped call is, also while it waits in its taker's queue. What it does
+# reach is RUNNING for a moment, so that nobody else takes it.
 
-DONE = frozenset((CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED))
+DONE = frozenset((CANCELLED_AND_NOTIFIED, FINISHED))
 birth = threading.RLock()  # guards the lazy attributes of futures against being created twice
 
 
@@ -1682,12 +1690,16 @@ def remaining(deadline):
 #
 # States of a link to a worker, or to a broker below, as the broker sees it, with the messages that move it:
 #
-#   (none)   → IDLE on HELLO
+#   (none)   → IDLE on HELLO; → BUSY during a census, since it may have been there before us
 #   BUSY     → HUNGRY on HUNGRY; → IDLE on IDLE
-#   HUNGRY   → BUSY on a TASK for it; → IDLE on IDLE (then it is both)
+#   HUNGRY   → BUSY on the last TASK that it wants; → IDLE on IDLE (then it is both)
 #   IDLE     → BUSY on a TASK for it
 #   any      → BUSY, and holding nothing, when it is sent WHO; it says again what it wants and holds
-#   any      → gone on BYE or DIED
+#   any      → gone on BYE, DIED, or (a broker) after SILENCE
+#
+# HUNGRY is demand: so many tasks a node would take. Who has some to give is rich: it said `more` with its last TASK, or
+# holds several items. It is asked by HUNGRY, once, and remembers; DRY says that there is nothing after all. A broker
+# below has boasted to the one above if it said that it has more.
 
 ROOT = b"0.root"
 UP = b"up"  # how a broker calls the one above
@@ -1717,7 +1729,7 @@ BLAME, BEGUN = 1, 2  # flags of DIED and LOST
 
 MAY_SAY = {role: frozenset(names.encode().split()) for role, names in {
     b"stranger": "HELLO PROBE", b"keeper": "DIED FAILED HOST OUTPUT LOG",
-    b"root": "HELLO DRY TASK CANCEL CONST HELD TOLD STOP FILE SHOWN STACKS COUNT",
+    b"root": "HELLO DRY TASK CANCEL CONST TOLD STOP FILE SHOWN STACKS COUNT",
     b"worker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT FAILED FETCH RECORD BYE "
                "LOG PROFILE",
     b"broker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT MANY FAILED FETCH RECORD BYE "
@@ -3452,10 +3464,6 @@ class Node:
         """The pool has grown or shrunk."""
         self.size = int(workers)
 
-    def on_FAILED(self, reason):
-        """No worker can work."""
-        self.break_off(PoolError(bytes(reason).decode()))
-
     def break_off(self, error):
         """The pool cannot go on: everything that waits fails with this error."""
         with self.lock:
@@ -3652,6 +3660,10 @@ class Root(Node):
         """That we are at the end, if so."""
         if self.closing:
             self.send(b"STOP")
+
+    def on_FAILED(self, reason):
+        """No worker can work."""
+        self.break_off(PoolError(bytes(reason).decode()))
 
     def on_BYE(self):
         """The broker has ended, after everybody else; all that was printed is here."""
