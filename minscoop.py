@@ -663,6 +663,14 @@ def global_names(code):
     return set(code.co_names).union(*map_builtin(global_names, nested))
 
 
+def names_looked_up(code):
+    """Those of these names that are looked up there as globals; the others are of attributes. Takes its time."""
+    import dis
+    nested = (const for const in code.co_consts if isinstance(const, types.CodeType))
+    return {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}.union(
+        *map_builtin(names_looked_up, nested))
+
+
 def home_of(fn):
     """The name of the module whose globals a function has; None if they are of no module (exec, eval)."""
     home = sys.modules.get(fn.__module__ or "__main__")
@@ -926,14 +934,16 @@ class Main:
 
     def warn_of_globals(self, fn):
         """Say that workers do not see what ``if __name__ == "__main__"`` makes of a global that fn uses; once each."""
-        names = self.path and self.known is None and self.guarded[1] & global_names(fn.__code__) - self.warned
-        for name in names or ():
+        again = self.path and self.known is None and self.guarded[1] - self.warned or ()
+        for name in again and again & global_names(fn.__code__) & names_looked_up(fn.__code__):
             self.warned.add(name)
-            if isinstance(fn.__globals__.get(name), types.ModuleType):  # imported again
-                continue
-            logger.warning("%s may use the global %s, which is bound again under if __name__ == '__main__': workers do "
-                           "not run that, and have the value from the top level. Pass it as an argument, or use "
-                           "set_const or initializer=", describe(fn), name)
+            value = fn.__globals__.get(name)
+            imported = isinstance(value, types.ModuleType) or isinstance(
+                value, (type, types.FunctionType, types.BuiltinFunctionType)) and value.__module__ != "__main__"
+            if not imported:  # else it is the same once more
+                logger.warning("%s uses the global %s, which is bound again under if __name__ == '__main__': workers "
+                               "do not run that, and have the value from the top level. Pass it as an argument, or "
+                               "use set_const or initializer=", describe(fn), name)
 
     @functools.cached_property
     def guarded(self):
@@ -1456,6 +1466,7 @@ class Guest(Job):
         self.left = hi - lo           # items whose results are to be made by this node
         self.open = Ranges([(lo, hi)])  # and to be sent
         self.outcomes = []            # (lo, count, values, failures) not yet sent
+        self.ended = False            # the last ones are being sent
         self.flushed = time.monotonic()
         self.flushing = threading.RLock()  # so that the last message is the last
 
@@ -1479,18 +1490,25 @@ class Guest(Job):
     def flush(self):
         """Send what was collected, if it is time: when nothing is left here, the last message says so."""
         if self.left and time.monotonic() - self.flushed < self.recipe.pause:
-            self.node.hasten()  # what is run next may take long
+            if self.postpones:
+                self.node.hasten()  # what is run next may take long
             return
         with self.flushing:
             self.flush_in_turn()
+
+    @property
+    def postpones(self):
+        """Whether results wait for others here only so that they travel together. Those of a reduction have to."""
+        return bool(self.outcomes) and not self.recipe.op
 
     def flush_in_turn(self):
         """The same, while no other thread does it."""
         with self.node.lock:
             now, last = time.monotonic(), self.left == 0
-            if self.cancelled or not last and (
-                    not self.outcomes or self.recipe.op or now - self.flushed < self.recipe.pause):
+            if self.cancelled or self.ended or not last and (
+                    not self.postpones or now - self.flushed < self.recipe.pause):
                 return
+            self.ended = last
             outcomes, self.outcomes, self.flushed = self.outcomes, [], now
             self.recipe.flushes += not last and self.recipe is not CALLS
         *joined, end = self.join(outcomes) or [(self.hi, 0, [], {})]  # all went before, or was given away
@@ -2134,6 +2152,9 @@ class Broker:
     def on_HELD(self, sender, number, task_id, *bounds):
         """What a node will still answer. Not kept until all have said so: its RESULT may be next."""
         if sender != UP and self.round not in (None, number):  # it answers an earlier question
+            return
+        if self.gone(owner_of(task_id)):
+            self.send(sender, b"CANCEL", task_id)
             return
         if sender in self.links:
             self.lift(task_id)
@@ -2883,6 +2904,11 @@ class Node:
             for end in ends:
                 os.close(end)
 
+    def disown(self):
+        """This is a child that was forked: neither socket nor locks are its own, which others may just have held."""
+        self.lock, self.serving, self.attending = threading.RLock(), threading.RLock(), threading.Lock()
+        self.socket, self.broken = None, PoolError("this pool is of the parent process")
+
     def attend(self, timeout):
         """Sleep until a message comes, somebody calls ``rouse``, or the time is over. `attending` is held."""
         with self.lock:
@@ -2956,7 +2982,7 @@ class Node:
     def deputise(self):
         """The deputy: waits for messages at which nobody else looks for a SLICE; rests while one sleeps on the socket.
 
-        It wakes up for messages only, and once in a TICK while others want what we may get to have."""
+        It wakes up for messages only, and once in a TICK while others want what we may get to have, or results wait."""
         while not self.stopped.wait(TICK):
             self.alarm.clear()
             self.resting = True
@@ -2975,7 +3001,8 @@ class Node:
         """Sleep until a message has been there for a SLICE, or for `timeout` seconds; says whether nobody else has
         looked. By the deputy only."""
         with self.lock:
-            self.watching, self.leisurely = True, timeout > TICK
+            self.watching, self.leisurely = True, timeout > TICK and not self.postponed()
+            timeout = timeout if self.leisurely else min(timeout, TICK)
             ready = self.socket is None or readable_now(self.socket)
         looks = self.looks  # who looked before has not seen what was announced now, to us
         came = ready or readable(timeout, self.wake_read, self.descriptor)
@@ -3031,6 +3058,8 @@ class Node:
             left = remaining(deadline)
             if left == 0:
                 return False
+            if self.broken is not None and self.socket is None:
+                raise self.broken
             self.sleep(ready, what, PATROL if left is None else min(left, PATROL))
         return True
 
@@ -3426,17 +3455,20 @@ class Node:
 
     def on_TOLD(self, number):
         """All is said: what nobody holds runs again."""
+        failed = []
         with self.lock:
             for task_id, shipment in list(self.away.items()) if number == self.round else ():
                 lost, shipment.doubt = shipment.doubt, Ranges()
                 for lo, hi in itertools.chain.from_iterable(shipment.open.cut(*part) for part in lost):
                     if self.retries == 0:
-                        self.fail_lost(shipment.span.job, lo, hi, "it was under way when a broker died")
+                        failed.append((shipment.span.job, lo, hi))
                     else:
                         self.requeue(shipment, lo, hi)
                 if not shipment.open:
                     self.away.pop(task_id, None)
                     discard(shipment.references)
+        for lost in failed:  # callbacks of the user, without the lock
+            self.fail_lost(*lost, "it was under way when a broker died")
 
     def obituaries(self, job, item, deaths):
         """The text of WorkerLost."""
@@ -4191,7 +4223,7 @@ class Worker(Node):
         """One look by the deputy; results that were to wait for others go, and a slice that takes long is shortened, so
         that others can have the rest."""
         for guest in list(self.guests.values()):
-            if guest.outcomes:
+            if guest.postpones:
                 guest.flush()
         newest = next(reversed(self.holder.slices), None)
         if newest is not None and newest is self.watched:
@@ -4202,7 +4234,7 @@ class Worker(Node):
 
     def postponed(self):
         """Whether results wait here to be sent."""
-        return any([guest.outcomes for guest in list(self.guests.values())])
+        return any([guest.postpones for guest in list(self.guests.values())])
 
     # -- messages
 
@@ -4592,7 +4624,7 @@ class Keeper:
             self.give_up_if_alone(f"no worker can start; the last one: {obituary}")
 
     def ask_for_stacks(self):
-        """Let every worker write its stacks to a file: from a signal handler in C, which needs no lock."""
+        """Let every worker write its stacks to a file, by a signal: see ``dump_when_asked``."""
         self.asked = time.monotonic()
         for pid in self.workers:
             os.kill(pid, signal.SIGUSR1)
@@ -4629,15 +4661,18 @@ class Keeper:
         while self.backlog:
             data, ends = self.backlog[0]
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", ends))] if ends else []
+            lost = None
             try:
                 self.notices.sendmsg([data], rights)
-            except BlockingIOError:
-                return
             except OSError as error:
-                logger.debug("keeper: a notice of %d bytes is lost: %s", len(data), error)
+                if error.errno in (errno.EAGAIN, errno.ENOBUFS):  # there is no room now
+                    return
+                lost = error
             self.backlog.popleft()
             for end in ends:
                 os.close(end)
+            if lost:  # now, since this may become a notice, too
+                logger.debug("keeper: a notice of %d bytes is lost: %s", len(data), lost)
 
     def notify_from_launcher(self, *frames):
         """Send a notice from a process that can wait until the broker takes it."""
@@ -4720,6 +4755,13 @@ def dump_when_asked(file, further):
     which may look at other threads: these must not run meanwhile, so it needs the interpreter's lock."""
     signal.signal(signal.SIGUSR1, further)
     faulthandler.register(signal.SIGUSR1, file, all_threads=False, chain=True)
+    os.register_at_fork(after_in_child=dump_no_more)
+
+
+def dump_no_more():
+    """What the program, or a task, forks is not asked."""
+    if faulthandler.unregister(signal.SIGUSR1):
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
 
 
 def refuse_breakpoint(*_, **__):
@@ -5679,7 +5721,7 @@ class Executor(Interface):
     """
 
     _check = False  # see Trial
-    _ending = None  # the thread to which shutdown was left
+    _ender = None   # the thread that ends it
 
     def __init__(self, max_workers=None, *, retries=3, nice=0, initializer=None, initargs=(), profile=None,
                  hosts=None, listen=None, summary=False, report=None, trace=None, **options):
@@ -5690,7 +5732,7 @@ class Executor(Interface):
         refuse_in_import()
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, not {initializer!r}")
-        self._down, self._pid = False, os.getpid()
+        self._down, self._pid, self._ended = False, os.getpid(), threading.Event()
         options = plan(size, hosts, listen, options, self._check)
         wishes = {"summary": summary, "report": report and writable(report), "trace": trace and writable(trace),
                   "record": 2 if report or trace else int(summary)}
@@ -5727,8 +5769,9 @@ class Executor(Interface):
 
         wait: block until then; else the waiting is left to a thread. May be called again."""
         if self._forked or self._down:
-            if wait and self._ending and not self._node.serving._is_owned():  # else a callback asks for it
-                self._ending.join()
+            callback = threading.current_thread() is self._ender or self._node.serving._is_owned()
+            if wait and not (self._forked or callback):  # a callback cannot wait for what waits for it
+                self._ended.wait()
             return
         self._down = True
         if cancel_futures:
@@ -5736,16 +5779,16 @@ class Executor(Interface):
         if wait:
             self._finish()
         else:
-            self._ending = threading.Thread(target=self._finish, name="minscoop shutdown")
-            self._ending.start()
+            threading.Thread(target=self._finish, name="minscoop shutdown").start()
 
     def _finish(self, end="finish"):
-        self._down = True
+        self._down, self._ender = True, threading.current_thread()
         try:
             getattr(self._node, end)()
         finally:
             with contextlib.suppress(ValueError):
                 executors.remove(self)
+            self._ended.set()
 
     def __exit__(self, kind, error, tb):
         if self._forked:
@@ -5825,9 +5868,12 @@ def shut_down_all():
 
 
 def forget_pools():
-    """A child that the program forks has no pool as yet."""
+    """A child that the program, or a task, forks has no pool as yet."""
+    global this_worker
+    for node in [*(executor._node for executor in executors), *filter(None, [this_worker])]:
+        node.disown()
     executors.clear()
-    here.inline = None
+    here.inline = this_worker = None
 
 
 os.register_at_fork(after_in_child=forget_pools)
@@ -5996,7 +6042,7 @@ class Progress:
 
     def live(self):
         """Whether a map goes on."""
-        return any(made < known or growing for known, made, growing in self.tallies.values())
+        return any(made < known or growing for known, made, growing in list(self.tallies.values()))
 
     def watch(self, node):
         """Show what this node does, from now on."""
@@ -6012,6 +6058,8 @@ class Progress:
         """A thread's job: look, and draw, as long as there may be something to be seen."""
         while self.wanted is not False:
             time.sleep(LOOK)
+            for node in list(self.nodes) if self.calling or self.live() else ():  # without our lock: who has theirs may
+                node.send(b"COUNT", b"0")                                         # want ours
             left = {node: calls_left(node) if self.wanted else 0 for node in list(self.nodes)}
             with self.lock:
                 counts, now, self.calling = self.look(left), time.monotonic(), any(left.values())
@@ -6021,8 +6069,6 @@ class Progress:
                     if not self.wanted:
                         break
                     continue
-                for node in list(self.nodes):
-                    node.send(b"COUNT", b"0")
                 if now - self.began > PROGRESS_DELAY:
                     self.draw(progress_text(counts, now - self.since, list(self.nodes)))
         self.thread = None
@@ -6215,9 +6261,9 @@ def answer_with_stacks(node):
     """Let SIGUSR1 print the stacks of the program's threads, here and on workers, unless it means something else."""
     def ask_workers(*_):
         frames, text = sys._current_frames(), ""
-        for thread in threading.enumerate()[1:]:
-            if not re.match("minscoop|.*Garbage", thread.name + type(thread).__name__):
-                stack = "".join(traceback.format_stack(frames.get(thread.ident)))
+        for ident, thread in list(threading._active.items())[1:]:  # enumerate() has a lock, which may just be held
+            if ident in frames and not re.match("minscoop|.*Garbage", thread.name + type(thread).__name__):
+                stack = "".join(traceback.format_stack(frames[ident]))
                 text += f"Thread {thread.name} (most recent call last):\n{stack}"
         with contextlib.suppress(OSError):  # print may just be interrupted in the middle of a line of its own
             os.write(2, f"{text}the above is the root, pid {os.getpid()}; workers follow\n\n".encode())
@@ -6231,8 +6277,8 @@ class Formatter(logging.Formatter):
 
     def format(self, record):
         """As in `--tag-output`."""
-        where = "" if record.worker in ("root", "keeper") or logger.level > logging.INFO else \
-            f"{record.host} {record.worker}: "
+        worker, host = (getattr(record, key, place[key]) for key in ("worker", "host"))  # the program may make records
+        where = "" if worker in ("root", "keeper") or logger.level > logging.INFO else f"{host} {worker}: "
         return f"minscoop: {where}{super().format(record)}"
 
 
@@ -6270,7 +6316,7 @@ class Records(logging.Handler):
     def emit(self, record):
         """Send a record; its arguments and its exception go as text."""
         try:
-            fields = dict(record.__dict__, msg=record.getMessage(), args=None, exc_info=None)
+            fields = dict({**place, **record.__dict__}, msg=record.getMessage(), args=None, exc_info=None)
             if record.exc_info:
                 fields["exc_text"] = logging.Formatter().formatException(record.exc_info)
             self.transmit(b"LOG", json.dumps(fields, default=str).encode())
@@ -6654,7 +6700,7 @@ def verdict(run):
     ready, there = min(news["came"] for news in records), [max(news["came"], first) for news in records]
     whole = sum(max(end - came, 1e-9) for came in there)  # what they could have done since they came
     code, tail = sum(news["code"] for news in records), sum(
-        end - max(news["last"], came) for news, came in zip(records, there))
+        max(0.0, end - max(news["last"], came)) for news, came in zip(records, there))
     short_ones, size = code / run["runs"] < 1e-3, run["moved"] / run["tasks"]  # slices of a map take longer than that
     busy, idle = f"{code / whole:.0%} of the time between the first and the last task", first - ready + seconds - end
     network = f"{scaled(run['moved'], 'B')} in and out of the root, {scaled(size, 'B')} for each task"
@@ -7117,7 +7163,8 @@ def pool_options(options):
     """The arguments of the Executor that the command line describes. Raises ValueError."""
     found = {name: value for name, value in vars(options).items() if name in ARGUMENTS and value is not None}
     found["summary"] = options.verbose > 0 and not (options.quiet or options.check)
-    vain = ", ".join("--" + name.replace("_", "-") for name in OPTIONS if name in found and name != "tag_output")
+    vain = ", ".join("--" + name.replace("_", "-") for name in OPTIONS if name in found
+                     and name not in ("tag_output", "mixed"))  # these have one
     if options.hosts:
         found["hosts"] = [pair for source in options.hosts for pair in parse_hosts(source)]
     elif not options.join and options.max_workers != 0:

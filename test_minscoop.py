@@ -1195,16 +1195,18 @@ def test_who_binds_a_global_again_is_warned_when_a_function_uses_it(script):
     """Workers have what the top level gives it, whatever stands under the guard: wrong numbers, without a word."""
     done = launch("-n", 2, script("""
         from minscoop import futures
-        SCALE = UNUSED = OTHER = 1
-        def scaled(x): return x * SCALE
-        def plain(x): return x
+        from math import sqrt
+        SCALE = UNUSED = OTHER = real = 1
+        def scaled(x): return x * (lambda: SCALE)()
+        def plain(x): return x + x.real - x.real + sqrt(0)
         if __name__ == "__main__":
-            SCALE = UNUSED = 10
+            from math import sqrt
+            SCALE = UNUSED = real = 10
             OTHER_THING = 5
-            print(*futures.map(plain, range(3)), *futures.map(scaled, range(3)), *futures.map(scaled, range(3)))
+            print(*map(int, futures.map(plain, range(3))), *futures.map(scaled, range(3)), *futures.map(scaled, range(3)))
     """))
     assert done.returncode == 0 and done.stdout.split() == list("012012012")
-    assert done.stderr.count("may use the global SCALE") == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.count("scaled uses the global SCALE") == 1 and done.stderr.count("\n") == 1
 
 
 def test_classes_are_made_anew_when_their_metaclass_has_told_pickle_how(script):
@@ -2386,6 +2388,17 @@ def test_files_and_output_go_on_when_the_broker_above_was_lost():
     assert (minscoop.UP, [b"FETCH", b"a.py"]) in broker.handle(b"1.1", [b"FETCH", b"a.py"], 1)
     broker.handle(minscoop.UP, [b"SHOWN", b"1", b"10"], 1)
     assert broker.printing == 0
+
+
+def test_a_held_task_is_cancelled_when_its_owner_is_gone():
+    """Nor does who holds it count as one that has some to give."""
+    broker = minscoop.Broker(size=2)
+    for name, role in (b"0.root", b"root"), (b"0.1", b"worker"), (b"0.2", b"worker"):
+        broker.handle(name, [b"HELLO", role], 0)
+    broker.handle(b"", [b"DIED", b"0.2", b"-", b"0", b"0", b"0", b"0", b"gone"], 1)
+    broker.handle(b"0.1", [b""], 2)
+    out = broker.handle(b"0.1", [b"HELD", broker.round, b"0.2:0/0", b"0", b"100"], 2)
+    assert out == [(b"0.1", [b"CANCEL", b"0.2:0/0"])] and broker.links[b"0.1"].items == 0
 
 
 def test_a_stranger_is_answered_when_it_only_asks_whether_a_way_is_open():
@@ -5293,13 +5306,15 @@ def test_the_end_is_left_to_a_thread_when_shutdown_does_not_wait(guard, tmp_path
     assert future.result(WAIT) == 5
 
 
-def test_shutdown_waits_when_it_was_left_to_a_thread_before(guard, tmp_path):
-    """A second one, or the end of the block; but not from a callback of what is waited for."""
+@pytest.mark.parametrize("wait", [False, True])
+def test_a_second_shutdown_waits_when_another_thread_does_the_first(guard, tmp_path, wait):
+    """So does the end of the block; but not a callback of what is waited for."""
     with minscoop.Executor(1) as executor:
         future = executor.submit(await_file, tmp_path / "go", 5, tmp_path / "started")
         future.add_done_callback(lambda _: executor.shutdown())
         await_file(tmp_path / "started")
-        executor.shutdown(wait=False)
+        threading.Thread(target=executor.shutdown, args=[wait]).start()
+        assert eventually(lambda: executor._down)
         threading.Timer(0.1, touch, [tmp_path / "go"]).start()
         executor.shutdown()
         assert future.result(0) == 5
@@ -5308,15 +5323,21 @@ def test_shutdown_waits_when_it_was_left_to_a_thread_before(guard, tmp_path):
 def test_a_forked_child_ends_by_itself_when_its_parent_has_a_pool(script):
     """By sys.exit or an exception inside of the block; it works serially, and the pool goes on."""
     done = python(script("""
-        import os, sys
+        import os, sys, time
         import minscoop
         def next_of(x): return x + 1
+        def error_of(future):
+            try: future.result()
+            except Exception as error: return error
         if __name__ == "__main__":
             with minscoop.Executor(2) as executor:
                 assert executor.submit(next_of, 1).result() == 2
+                later, unread = executor.submit(time.sleep, 1), minscoop.map(next_of, range(9))
                 for end in SystemExit(3), ValueError(), KeyboardInterrupt():
                     pid = os.fork()
                     if pid == 0:
+                        assert isinstance(error_of(later), minscoop.PoolError)
+                        del unread
                         assert list(minscoop.map(next_of, [1, 2])) == [2, 3]
                         try: executor.submit(next_of, 1)
                         except RuntimeError: raise end
