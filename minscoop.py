@@ -2982,7 +2982,8 @@ class Node:
     def deputise(self):
         """The deputy: waits for messages at which nobody else looks for a SLICE; rests while one sleeps on the socket.
 
-        It wakes up for messages only, and once in a TICK while others want what we may get to have, or results wait."""
+        It wakes up for messages only, once in a TICK while others want what we may get to have, and once in MAX_FLUSH
+        while results wait to be sent."""
         while not self.stopped.wait(TICK):
             self.alarm.clear()
             self.resting = True
@@ -2991,7 +2992,7 @@ class Node:
             self.resting = False
             while not (self.attending.locked() or self.stopped.is_set()):
                 try:
-                    if self.watch(TICK if self.wanted or self.postponed() else PATROL):
+                    if self.watch(TICK if self.wanted else MAX_FLUSH if self.postponed() else PATROL):
                         self.stand_in()
                 except Exception:
                     if not self.stopped.is_set():  # else the socket was closed meanwhile
@@ -3001,8 +3002,8 @@ class Node:
         """Sleep until a message has been there for a SLICE, or for `timeout` seconds; says whether nobody else has
         looked. By the deputy only."""
         with self.lock:
-            self.watching, self.leisurely = True, timeout > TICK and not self.postponed()
-            timeout = timeout if self.leisurely else min(timeout, TICK)
+            self.watching, self.leisurely = True, timeout > MAX_FLUSH and not self.postponed()
+            timeout = timeout if self.leisurely else min(timeout, MAX_FLUSH)
             ready = self.socket is None or readable_now(self.socket)
         looks = self.looks  # who looked before has not seen what was announced now, to us
         came = ready or readable(timeout, self.wake_read, self.descriptor)
