@@ -99,7 +99,7 @@ import warnings
 import weakref
 import zlib
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError, TimeoutError
-from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
+from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 
 sys.modules["minscoop"] = sys.modules["__main__" if _AS_SCRIPT else __name__]
 _CODE = sys._getframe().f_code  # of this module, for the keeper
@@ -1034,7 +1034,7 @@ map_builtin = map  # the module's own `map`, below, takes the name
 # `cancel` does not reach what is RUNNING: a shipped call is, also while it waits in its taker's queue. What it does
 # reach is RUNNING for a moment, so that nobody else takes it.
 
-DONE = frozenset((CANCELLED_AND_NOTIFIED, FINISHED))
+DONE = frozenset((CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED))  # CANCELLED is what the methods of the base class know
 birth = threading.RLock()  # guards the lazy attributes of futures against being created twice
 
 
