@@ -6915,8 +6915,8 @@ def test_a_clear_message_is_given_when_the_command_line_makes_no_sense(script, t
 
 
 @pytest.mark.parametrize("args, said", [
-    (["-e", "ssh"], "--rsh"), (["--hosts", "localhost:1", "--mixed", "--path", "/"], "--path, --mixed"),
-    (["--tunnel", "-n", "0"], "--transport"), (["--python", "x", "-q"], None), (["--tag-output"], None),
+    (["-e", "ssh"], "--rsh"), (["--hosts", "localhost:1", "--prolog", "x", "--path", "/"], "--prolog, --path"),
+    (["--tunnel", "-n", "0"], "--transport"), (["--python", "x", "-q"], None), (["--tag-output", "--mixed"], None),
     (["--listen", "pool", "--external-hostname", "x", "--transport", "tcp"], None)],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 def test_options_about_other_hosts_are_said_to_be_useless_when_there_are_none(tmp_path, args, said):
