@@ -4094,7 +4094,8 @@ class Worker(Node):
                 unit.mark = self.holder.mark
             self.idle = False
         super().push(unit)
-        self.rouse()
+        if self.attending.locked():
+            self.rouse()
 
     def take(self, what, task):
         """Take the next unit off the queue: what is waited for, else the newest descendant of the task.
