@@ -243,7 +243,7 @@ class RemoteTraceback(Exception):
 #                                                           a broker: each for so many workers (else for one)
 #   DRY      node → broker                                  it said it had more, but has none; will remember
 #   IDLE     worker → broker     tasks                      nothing to do, having received so many TASKs; void if
-#                                                           another is on its way. From a broker below: nobody there has
+#                                                           another is on its way. A broker below says it of its host
 #   TASK     giver → taker       id avoid more kind lo hi   the items lo..hi of a job, to be run; `avoid`: the
 #                                singly body                host where it failed; `more`: the giver has more. If it
 #                                                           is several, what was asked of the taker before is void
@@ -277,7 +277,7 @@ class RemoteTraceback(Exception):
 #   SHOWN    root → broker       host count                 so many characters of them are on the screen
 #   LOG      worker → root       record                     what it has logged (JSON); the keeper's, too
 #   PROFILE  worker → root       worker stats               its profile
-#   STACKS   root → broker       nothing                    let all workers say where they are; the keeper hears of it
+#   STACKS   root → broker                                  let all workers say where they are; the keeper hears of it
 #                                                           by a signal
 #   COUNT    both ways           idle                       the root asks how many workers would take work; so many
 #
@@ -664,7 +664,7 @@ def global_names(code):
 
 
 def names_looked_up(code):
-    """Those of these names that are looked up there as globals; the others are of attributes. Takes its time."""
+    """Those of the ``global_names`` that are looked up as globals; others are names of attributes. Takes its time."""
     import dis
     nested = (const for const in code.co_consts if isinstance(const, types.CodeType))
     return {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}.union(
@@ -1389,7 +1389,7 @@ class Ranges(list):
 class Job:
     """Base of jobs. The owner's are below; a ``Guest`` stands for a job of another node."""
 
-    kind, recipe, cancelled, lo = b"map", CALLS, False, 0
+    kind, recipe, cancelled, lo = b"map", CALLS, False, 0  # lo: the item with which its columns begin
 
     def __init__(self, node):
         self.node = node
