@@ -58,6 +58,7 @@ import array
 import atexit
 import builtins
 import collections
+import collections.abc
 import concurrent.futures
 import contextlib
 import copyreg
@@ -101,6 +102,10 @@ import zlib
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError, TimeoutError
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 
+for _path in [getattr(module, "__file__", None) or "" for module in list(globals().values())]:  # what was imported
+    if _path and os.path.dirname(_path) in {*sys.path[:1], os.path.dirname(__file__)} - {os.path.dirname(os.__file__)}:
+        raise ImportError(f"{_path} hides a module of Python's own: rename it")
+
 sys.modules["minscoop"] = sys.modules["__main__" if _AS_SCRIPT else __name__]
 _CODE = sys._getframe().f_code  # of this module, for the keeper
 
@@ -117,13 +122,13 @@ logger = logging.getLogger("minscoop")
 #
 # Seconds, bytes or counts. All time is measured with monotonic clocks.
 
-SLICE = 3e-3         # s of a map run without looking up. Smaller: overhead per slice shows (0.02 ms, 0.2 when the
-                     # caches are cold); larger: others wait that much longer for an answer
+SLICE = 10e-3        # s of a map run without looking up. Smaller: overhead per slice shows (0.06 ms; with 3 ms, tasks
+                     # of 1 ms took 1.5 % longer); larger: others wait that much longer for an answer
 FLUSH = 10e-3        # s of results collected before the first of a map travel. Smaller: more messages for the
                      # owner; larger: the reader of a lazy map sees its first results later
 MAX_FLUSH = 0.25     # s of results collected at most: each time they wait twice as long. Smaller: 2 % of the time of
                      # two workers went into messages; larger: results lie about
-ASK_EARLY = 6e-3     # s of work left when a worker asks for more. Smaller than a round trip (0.5 ms) and what its
+ASK_EARLY = 12e-3    # s of work left when a worker asks for more. Smaller than a round trip (0.5 ms) and what its
                      # giver is just at: it idles; larger: it hoards what others could run
 TOO_LATE = 0.1e-3    # s of work left when asking goes with the last result. Smaller: one more message for each task;
                      # larger: the wait for the next
@@ -429,7 +434,7 @@ def import_zmq(descriptors=DESCRIPTORS):
         import zmq
     except ImportError as error:
         raise PoolError(f"pyzmq is needed, which {sys.executable} cannot import ({error}): "
-                        f"run '{sys.executable} -m pip install pyzmq', or use -n 0, which does without") from None
+                        f"run '{sys.executable} -m pip install pyzmq', or use -n 0 or Executor(0), which do without") from None
     if zmq.pyzmq_version_info() < (22,):
         raise PoolError(f"pyzmq 22 or newer is needed, found {zmq.__version__}: "
                         f"run '{sys.executable} -m pip install --upgrade pyzmq'")
@@ -2841,6 +2846,7 @@ class Node:
         self.stopped, self.alarm = threading.Event(), threading.Event()
         self.attending = threading.Lock()  # held by the thread that sleeps on the socket
         self.looks = 0                     # times that somebody looked at the socket
+        self.alone = None                  # so many when the deputy did last
         self.outbox, self.sending = collections.deque(), False
         self.context = self.socket = None
 
@@ -3000,7 +3006,9 @@ class Node:
 
     def watch(self, timeout):
         """Sleep until a message has been there for a SLICE, or for `timeout` seconds; says whether nobody else has
-        looked. By the deputy only."""
+        looked. By the deputy only.
+
+        Where no tasks are run and only the deputy has looked lately, as under an event loop, it does so at once."""
         with self.lock:
             self.watching, self.leisurely = True, timeout > MAX_FLUSH and not self.postponed()
             timeout = timeout if self.leisurely else min(timeout, MAX_FLUSH)
@@ -3009,7 +3017,8 @@ class Node:
         came = ready or readable(timeout, self.wake_read, self.descriptor)
         self.watching = self.leisurely = False
         if came:
-            self.stopped.wait(SLICE)
+            if self.executes or self.looks != self.alone:  # who looked lately will do so again
+                self.stopped.wait(SLICE)
             self.hear()
         return self.looks == looks
 
@@ -3035,6 +3044,7 @@ class Node:
     def stand_in(self):
         """One look at the socket by the deputy."""
         self.serve(as_deputy=True)
+        self.alone = self.looks
         newest = id(self.queue[-1]) if self.queue else None
         if self.wanted:
             self.give(reserve=0 if newest == self.seen else None)  # who made it is busy: even the last may go
@@ -3669,7 +3679,7 @@ class Root(Node):
         finally:
             self.abort()
             if self.profile:
-                self.profile.sort_stats("cumulative").print_stats(25)
+                self.profile.strip_dirs().sort_stats("cumulative").print_stats(25)
 
     def abort(self):
         """End the pool now, whatever is under way. Waits for it, at most GRACE seconds."""
@@ -5400,12 +5410,14 @@ def add_up(pairs):
 
 
 def parse_hosts(source):
-    """[(name, workers)] of a file (its path), a list in a string, or a sequence of items or pairs.
+    """[(name, workers)] of a file (its path), a list in a string, a mapping, or a sequence of items or pairs.
 
     workers: None for one per core. A name that occurs again and again adds up, one worker each time if no
     number is given. Raises ValueError, with the line of a file."""
     path, items = None, source
-    if isinstance(source, str):
+    if isinstance(source, collections.abc.Mapping):
+        items = source.items()
+    elif isinstance(source, str):
         items = re.findall(ITEM % r"\s" + r"(?:\s+[0-9]+(?![^,\s]))?", source)
     if isinstance(source, os.PathLike) or isinstance(source, str) and (
             os.path.exists(source) or "/" in source or source.endswith(".txt")):
@@ -5701,8 +5713,9 @@ class Executor(Interface):
         replaces another. If it raises, the pool is broken: PoolError at everything.
     profile: True: at the end a table on stderr says in which functions the workers have spent their time; the name
         of a directory: that, and a file for ``pstats`` is written there for every worker.
-    hosts: where to run them: the name of a file, "a,b:4,user@c,node[01-16]:8,localhost", or a sequence of such
-        items or of (name, workers) pairs. None for this machine only. See also ``allocation``.
+    hosts: where to run them: the name of a file, "a,b:4,user@c,node[01-16]:8,localhost", a sequence of such
+        items or of (name, workers) pairs, or a mapping {name: workers}. None for this machine only. See also
+        ``allocation``.
     listen: a file to be written (mode 0600) with which `python minscoop.py --join FILE` adds further hosts.
     summary: at the end, print what each host did, and what the program was limited by, to stderr.
     report: a file to be written at the end: a page (HTML) with what each worker ran when.
@@ -6284,14 +6297,27 @@ class Formatter(logging.Formatter):
         return f"minscoop: {where}{super().format(record)}"
 
 
+class LastResort(logging.Handler):
+    """Where the program has set up no logging: writes to stderr as Python then does, and says whose words these are."""
+
+    def emit(self, record):
+        """Print a record, if nobody else does."""
+        if not logging.root.handlers and logger.handlers == [self]:
+            print(self.format(record), file=sys.stderr)
+
+
+last_resort = LastResort(logging.WARNING)
+last_resort.setFormatter(Formatter())
+logger.addHandler(last_resort)
+
+
 def configure_logging(level):
     """Messages of the logger ``minscoop`` go to stderr, unless the program has set up something else."""
     logger.setLevel(level)
-    if not logger.handlers and level:
+    if logger.handlers in ([], [last_resort]) and level:
         handler = logging.StreamHandler()
         handler.setFormatter(Formatter())
-        logger.addHandler(handler)
-        logger.propagate = False
+        logger.handlers[:], logger.propagate = [handler], False
 
 
 place = {"worker": "root", "host": os.uname().nodename}  # where this process is
@@ -6869,14 +6895,15 @@ table("lost", ["at", "worker", "why", "run again"], D.losses.map(
 const powers = functions.flatMap(([, [, , bins]]) => Object.keys(bins).map(Number))
 const low = Math.min(...powers), high = Math.max(...powers)
 function histogram(cell, f) {
-  const bins = functions[f][1][2], bars = make(cell, "div", time(2 ** (low - 1)))
+  const limit = power => time(+(2 ** power).toPrecision(2))
+  const bins = functions[f][1][2], bars = make(cell, "div", limit(low - 1))
   bars.className = "bars"
   for (let p = low; p <= high; p++) {
     const bar = make(bars, "b"), count = bins[p] ?? 0
     bar.style.height = `${100 * count / Math.max(...Object.values(bins))}%`, bar.style.background = hue(f)
-    bar.title = `${time(2 ** (p - 1))} to ${time(2 ** p)}: ${whole(count)}`
+    bar.title = `${limit(p - 1)} to ${limit(p)}: ${whole(count)}`
   }
-  bars.append(time(2 ** high))
+  bars.append(limit(high))
 }
 table("functions", ["function", "calls", "own time", "mean", "how long calls took"], functions.map(
   ([, [count, own]], f) => [cell => named(cell, f), whole(count), time(own), time(own / count),
@@ -7213,9 +7240,9 @@ def aligned(rows):
 
 
 def first_line(error):
-    """An error in one line, with where it is."""
+    """An error in one line; that of syntax as Python shows it, with the place."""
     if isinstance(error, SyntaxError):
-        return f"{error.filename}, line {error.lineno}: {error.msg}" if error.lineno else error.msg
+        return "\n" + "".join(traceback.format_exception_only(type(error), error)).rstrip()
     if isinstance(error, OSError):
         return error.strerror
     return str(error).partition("\n")[0]

@@ -5039,7 +5039,8 @@ LISTS = [  # what the user writes, what it means
     ("me@[::1]:3", [("me@::1", 3)]), ("10.0.0.[1-2]:2", [("10.0.0.1", 2), ("10.0.0.2", 2)]),
     ("a 4, b 2 c\nd 1", [("a", 4), ("b", 2), ("c", None), ("d", 1)]), ("a 4b", [("a", None), ("4b", None)]),
     (["a", "b 3", "c slots=2", ("d", 4), ("e", None)], [("a", None), ("b", 3), ("c", 2), ("d", 4), ("e", None)]),
-    (["a,b:2", "n[1,3],c 4"], [("a", None), ("b", 2), ("n1", None), ("n3", None), ("c", 4)])]
+    (["a,b:2", "n[1,3],c 4"], [("a", None), ("b", 2), ("n1", None), ("n3", None), ("c", 4)]),
+    ({"a": 4, "me@b": None}, [("a", 4), ("me@b", None)])]
 
 
 @pytest.mark.parametrize("source, pairs", LISTS, ids=str)
@@ -5710,6 +5711,15 @@ IMPORTS = ["from {0} import futures; m = futures.map", "import {0}; m = {0}.futu
            "import importlib; m = importlib.import_module('{0}.futures').map"]
 
 
+@pytest.mark.parametrize("how", [["-m", "minscoop", "-n", "1", "glob.py"], ["minscoop.py", "glob.py"], ["glob.py"]])
+def test_the_file_to_be_renamed_is_named_when_a_program_hides_a_module_of_pythons(script, tmp_path, how):
+    """However it is run: what we need comes from there instead."""
+    path = script("import minscoop\nif __name__ == '__main__':\n    print(list(minscoop.map(abs, [-1])))\n", "glob.py")
+    shutil.copy(MINSCOOP, tmp_path)
+    done = python(*how, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.endswith(f"{path} hides a module of Python's own: rename it\n")
+
+
 @pytest.mark.parametrize("name", ["scoop", "minscoop"])
 def test_every_form_of_import_is_this_module_when_a_program_runs_under_it(script, name):
     """In the root and on workers, where the same lines run; it is one module, whatever its name."""
@@ -6134,6 +6144,21 @@ def test_the_programs_handlers_get_what_a_task_logs_when_it_uses_our_logger(guar
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"minscoop.below root {host} here False\nminscoop.below 0.1 {host} 5, <class 'object'> " \
                           f"False\nminscoop 0.1 {host} wrong True\n"
+
+
+@pytest.mark.parametrize("setting, before", [
+    ("", "minscoop: "), ("logging.basicConfig()", "WARNING:minscoop:"),
+    ("minscoop.logger.addHandler(logging.StreamHandler())", ""), ("minscoop.logger.setLevel(40)", None)])
+def test_a_warning_says_whose_it_is_when_the_program_has_set_up_nothing(script, setting, before):
+    """And is said once; where the program has set up logging, that decides."""
+    done = python(script(f"""
+        import logging
+        import minscoop
+        {setting}
+        if __name__ == "__main__":
+            minscoop.logger.warning("careful")
+    """), env=dict(os.environ, PYTHONPATH=str(HERE)))
+    assert (done.returncode, done.stderr) == (0, "" if before is None else f"{before}careful\n")
 
 
 @pytest.mark.parametrize("options, tag", [([], ""), (["-v"], f"{os.uname().nodename} 0.1: ")])
@@ -6892,7 +6917,7 @@ REFUSED = [  # arguments, what stderr says
     (["-n", "1", "--reprot=x", "good.py"], "--reprot=x (did you mean --report?)"),
     (["-n", "-3", "good.py"], "-3"), (["-n-3", "good.py"], "-3"), (["-n", "many", "good.py"], "many"),
     (["-n", "1.5", "good.py"], "1.5"), (["-n"], "-n"), (["-c"], "-c"),
-    (["-m"], "-m"), (["syntax.py"], "syntax.py, line 2"), (["--nice", "x", "good.py"], "x"),
+    (["-m"], "-m"), (["syntax.py"], 'syntax.py", line 2\n    bad = = 2\n          ^'), (["--nice", "x", "good.py"], "x"),
     (["--retries", "-1", "good.py"], "-1"), (["-c", "1 +"], "syntax"), (["binary.py"], "binary.py"),
     (["unreadable.py"], "unreadable.py"), (["--hosts", "a:x", "good.py"], "a:x"), (["--hosts"], "--hosts"),
     (["--hosts", "none.txt", "good.py"], "none.txt"), (["--hosts", "a", "-e", "ssh 'x", "good.py"], "remote command"),
