@@ -6917,8 +6917,8 @@ REFUSED = [  # arguments, what stderr says
     (["-n", "1", "--reprot=x", "good.py"], "--reprot=x (did you mean --report?)"),
     (["-n", "-3", "good.py"], "-3"), (["-n-3", "good.py"], "-3"), (["-n", "many", "good.py"], "many"),
     (["-n", "1.5", "good.py"], "1.5"), (["-n"], "-n"), (["-c"], "-c"),
-    (["-m"], "-m"), (["syntax.py"], 'syntax.py", line 2\n    bad = = 2\n          ^'), (["--nice", "x", "good.py"], "x"),
-    (["--retries", "-1", "good.py"], "-1"), (["-c", "1 +"], "syntax"), (["binary.py"], "binary.py"),
+    (["-m"], "-m"), (["syntax.py"], 'syntax.py", line 2\n    bad = = 2\n          ^'),
+    (["--nice", "x", "good.py"], "x"), (["--retries", "-1", "good.py"], "-1"), (["-c", "1 +"], "syntax"), (["binary.py"], "binary.py"),
     (["unreadable.py"], "unreadable.py"), (["--hosts", "a:x", "good.py"], "a:x"), (["--hosts"], "--hosts"),
     (["--hosts", "none.txt", "good.py"], "none.txt"), (["--hosts", "a", "-e", "ssh 'x", "good.py"], "remote command"),
     (["--transport", "pigeon", "good.py"], "pigeon"), (["--join", "/", "good.py"], "/"),
@@ -7687,13 +7687,13 @@ def benchmark(tmp_path, systems, only, *args, env=None):
 def test_the_benchmark_has_a_figure_for_all_when_they_can_do_it(tmp_path):
     """Work of every kind, on what is always there; no figure is judged."""
     figures = benchmark(tmp_path, "Pool,ProcessPoolExecutor",
-                        "noop,tail,submit,recursion,nested,small,payload,constant,hello,first,ready,sleepers")
+                        "noop,tail,submit,recursion,nested,small,payload,constant,hello,module,first,ready,sleepers")
     everybody = {"minscoop", "Pool", "ProcessPoolExecutor"}
     for name, limits in dict(noop="loop pyzmq", tail="processes", submit="pyzmq", small="loop", first="", ready="",
                              payload="loop pyzmq", sleepers="processes").items():
         assert set(figures.pop(name)) == everybody | set(limits.split()), name
     assert {name: list(systems) for name, systems in figures.items()} == dict.fromkeys(
-        ("recursion", "nested", "constant", "hello"), ["minscoop"])
+        ("recursion", "nested", "constant", "hello", "module"), ["minscoop"])
 
 
 def test_the_benchmark_measures_hosts_when_they_are_given(cluster, tmp_path):

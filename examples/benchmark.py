@@ -353,17 +353,20 @@ def share(pool, value):
     return last - start, round((after - before) / memoryview(value).nbytes, 1)
 
 
-def hello(pool):
-    """Not a pool but a command line, of the same program."""
+def hello(pool, as_module=False):
+    """Not a pool but a command line, of the same program; as a module, of which Python keeps the byte code."""
     script = pathlib.Path(os.environ["TMPDIR"], "hello.py")
     script.write_text((HERE / "hello.py").read_text().replace("from minscoop", f"from {pool.module}"))
-    return timed(subprocess.check_output, [*pool.launcher(pool.workers), str(script)])
+    python, *words = pool.launcher(pool.workers)
+    if as_module and words[0] != "-m":
+        words[:1] = ["-m", pathlib.Path(words[0]).stem]
+    return timed(subprocess.check_output, [python, *words, str(script)])
 
 
 # needs: what a system has to be able to do. goals: what minscoop has to reach, as factors of the figures of others, or
 # with None in the unit itself
 Work = collections.namedtuple("Work", "title unit needs goals measure workers", defaults=[None])
-FROM_START = "hello", "first", "ready"  # measured from the start of a process
+FROM_START = "hello", "module", "first", "ready"  # measured from the start of a process
 RISING = "calls/s", "tasks/s", "MB/s", "efficiency"
 NUMPY = importlib.util.find_spec("numpy")
 WORK = {
@@ -397,6 +400,8 @@ WORK = {
     "copies": Work("a 100 MB array as a constant, in 4 workers", "copies", NUMPY and "constants" or "", {None: 1},
                    lambda pool: share(pool, array(100_000_000, 1))[1], 4),
     "hello": Work("hello, start to exit", "s", "hello", {"SCOOP": 0.7}, hello),
+    "module": Work("hello, start to exit, with python -m", "s", "hello", {"SCOOP": 0.7},
+                   lambda pool: hello(pool, as_module=True)),
     "first": Work("start to first call", "s", "pool", {}, lambda pool: pool.submit(look, b"-", 0).result()[0] - START),
     "ready": Work("64 workers, start to all at work", "s", "crowd", {None: 1},
                   lambda pool: have(pool, b"-", 1)[0] - START, 64),
@@ -414,7 +419,7 @@ def run(system, names, options):
     """Measure in this process, and leave the figures in a file."""
     pool = SYSTEMS[system]
     pool.workers = options.workers
-    if names != ["hello"]:
+    if WORK[names[0]].needs != "hello":
         pool.start()
     if names[0] not in FROM_START:
         pool.settle()
@@ -445,7 +450,7 @@ def measure(system, names, options):
     """Figures by name, from a fresh process; in place of each a text if it failed."""
     directory = tempfile.mkdtemp(prefix="bench")  # short: paths of sockets are limited
     log, workers = pathlib.Path(directory, "log"), not options.quick and WORK[names[0]].workers or options.workers
-    launcher = [sys.executable] if names == ["hello"] else SYSTEMS[system].launcher(workers, options.hosts)
+    launcher = [sys.executable] if WORK[names[0]].needs == "hello" else SYSTEMS[system].launcher(workers, options.hosts)
     path = filter(None, [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH")])
     environ = dict(os.environ, PYTHONPATH=os.pathsep.join(path), TMPDIR=directory, IPYTHONDIR=directory,
                    BENCHMARK_START=str(time.monotonic()),
