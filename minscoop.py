@@ -434,7 +434,8 @@ def import_zmq(descriptors=DESCRIPTORS):
         import zmq
     except ImportError as error:
         raise PoolError(f"pyzmq is needed, which {sys.executable} cannot import ({error}): "
-                        f"run '{sys.executable} -m pip install pyzmq', or use -n 0 or Executor(0), which do without") from None
+                        f"run '{sys.executable} -m pip install pyzmq', or use -n 0 or Executor(0), which do without "
+                        "it") from None
     if zmq.pyzmq_version_info() < (22,):
         raise PoolError(f"pyzmq 22 or newer is needed, found {zmq.__version__}: "
                         f"run '{sys.executable} -m pip install --upgrade pyzmq'")

@@ -6918,7 +6918,8 @@ REFUSED = [  # arguments, what stderr says
     (["-n", "-3", "good.py"], "-3"), (["-n-3", "good.py"], "-3"), (["-n", "many", "good.py"], "many"),
     (["-n", "1.5", "good.py"], "1.5"), (["-n"], "-n"), (["-c"], "-c"),
     (["-m"], "-m"), (["syntax.py"], 'syntax.py", line 2\n    bad = = 2\n          ^'),
-    (["--nice", "x", "good.py"], "x"), (["--retries", "-1", "good.py"], "-1"), (["-c", "1 +"], "syntax"), (["binary.py"], "binary.py"),
+    (["--nice", "x", "good.py"], "x"), (["--retries", "-1", "good.py"], "-1"),
+    (["-c", "1 +"], "syntax"), (["binary.py"], "binary.py"),
     (["unreadable.py"], "unreadable.py"), (["--hosts", "a:x", "good.py"], "a:x"), (["--hosts"], "--hosts"),
     (["--hosts", "none.txt", "good.py"], "none.txt"), (["--hosts", "a", "-e", "ssh 'x", "good.py"], "remote command"),
     (["--transport", "pigeon", "good.py"], "pigeon"), (["--join", "/", "good.py"], "/"),
@@ -7597,6 +7598,7 @@ README_RUNS = {
     "python minscoop.py --hosts hosts.txt script.py": ("{command} good1 {node}", ALL),
     "python minscoop.py script.py": ("{command} {node}", ALL),
     "python minscoop.py -n 4 script.py": ("{command} {node}", ALL),
+    "python -m minscoop script.py": ("{command} {node}", ALL),
     "python minscoop.py -n 4": ("echo 'print(sum(map(abs, [-1, 2])))' | {command}", "3\n"),
     "python minscoop.py --listen pool.json script.py":
         ("{command} {node} a & FATE=a python minscoop.py --join pool.json; wait $!", ALL),
