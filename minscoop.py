@@ -921,6 +921,7 @@ class Main:
     def __init__(self, path=None, name=None):
         self.path, self.name = path, name  # a file; or a module's name, as in python -m
         self.loaded, self.error, self.module = True, None, sys.modules["__main__"]
+        self.program = None       # what read_main says, if the keeper has asked once for all its workers
         self.known = None         # its names as the script has left them, if a prompt follows
         self.warned = set()       # globals of which was warned
 
@@ -973,7 +974,7 @@ class Main:
             if self.loaded:
                 return self.module
             self.loaded, module = True, self.module
-            code, spec = read_main(self.path, self.name)
+            code, spec = self.program or read_main(self.path, self.name)
             module.__file__, module.__spec__, module.__package__ = self.path, spec, spec.parent if spec else None
             module.__loader__ = spec.loader if spec else RootLoader("__mp_main__", self.path)
             importing_main = True
@@ -3576,6 +3577,8 @@ class Root(Node):
         self.address = f"ipc://{self.directory}/broker"
         try:
             self.keeper = self.start_keeper(options)
+            with contextlib.suppress(OSError, SyntaxError, ValueError):  # what travels asks this; now is time, while the
+                main.by_value("")                                        # keeper starts, and before the file is edited
             import_zmq(DESCRIPTORS + 8)
             self.open(self.address, b"root")
             logger.info("%d worker%s on this machine (root: pid %d, keeper: pid %d), sockets in %s", options["size"],
@@ -4459,6 +4462,9 @@ class Keeper:
         for directory in filter(None, (config["directory"], config["memory"])):
             fcntl.flock(os.open(directory, os.O_RDONLY), fcntl.LOCK_SH)  # by this process and those it forks
         Main(*config["main"]).install()
+        if main.path and not (main.name or config["below"]):  # else that runs code of the program, or it is not here
+            with contextlib.suppress(OSError, SyntaxError, ValueError):  # workers will say so
+                main.program = read_main(main.path)
         import_zmq()
         if config["size"] is None:
             config["size"] = usable_cores()
@@ -7296,8 +7302,6 @@ def run_program(code, pool, interactive=False):
         sys.exit(f"minscoop: {error}")
     global pristine
     pristine = False
-    with contextlib.suppress(OSError, SyntaxError, ValueError):
-        main.by_value("")  # the first function that travels asks this; now is time, since workers take longer to start
     gc.freeze()  # nor is it looked through at the end, which takes 10 ms
     gc.enable()
     try:

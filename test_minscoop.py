@@ -6740,6 +6740,24 @@ def test_the_exit_code_is_the_programs_when_it_ends(script, end, code, stderr):
                 assert done.stderr == bare.stderr and "minscoop.py" not in done.stderr
 
 
+@pytest.mark.parametrize("launcher", [[MINSCOOP, "-n", "2"], []], ids=["launcher", "executor"])
+def test_workers_run_the_program_as_it_was_when_its_file_is_edited_meanwhile(script, launcher):
+    """The keeper has compiled it once for all of them."""
+    done = python(*launcher, script("""
+        import time
+        import minscoop
+        def double(x):
+            time.sleep(0.1)
+            return 2 * x
+        if __name__ == "__main__":
+            with minscoop.Executor(2) as executor:
+                executor.submit(abs, -1).result()
+                open(__file__, "w").write("def double(: # half of an edit")
+                print(list(executor.map(double, range(4))))
+    """), env=dict(os.environ, PYTHONPATH=str(HERE)))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[0, 2, 4, 6]\n", "")
+
+
 def test_the_body_runs_once_when_workers_import_the_script(script, tmp_path):
     """What stands under the guard runs in the root only; workers import the script under another name, once."""
     output_of("-n", 3, script("""
