@@ -5550,9 +5550,7 @@ class Inline(Node):
     def push(self, unit):
         """Run a call at once; queue a map."""
         if isinstance(unit, Span):
-            while self.queue and self.queue[-1].stale:
-                self.queue.pop()
-            self.queue.append(unit)
+            super().push(unit)
         else:
             unit._state = RUNNING
             self.run(unit)
@@ -5735,8 +5733,10 @@ class Executor(Interface):
     [1, 2, 3]
     """
 
-    _check = False  # see Trial
-    _ender = None   # the thread that ends it
+    _check = False   # see Trial
+    _down = False    # nothing can be submitted any more
+    _ender = None    # the thread that ends it
+    _forked = False  # this is a child that the program has forked; the pool is none of its business
 
     def __init__(self, max_workers=None, *, retries=3, nice=0, initializer=None, initargs=(), profile=None,
                  hosts=None, listen=None, summary=False, report=None, trace=None, **options):
@@ -5747,7 +5747,7 @@ class Executor(Interface):
         refuse_in_import()
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, not {initializer!r}")
-        self._down, self._pid, self._ended = False, os.getpid(), threading.Event()
+        self._ended = threading.Event()
         options = plan(size, hosts, listen, options, self._check)
         wishes = {"summary": summary, "report": report and writable(report), "trace": trace and writable(trace),
                   "record": 2 if report or trace else int(summary)}
@@ -5773,11 +5773,6 @@ class Executor(Interface):
         if self._forked:
             raise RuntimeError("this Executor is of the parent process: make another one here")
         return self._node
-
-    @property
-    def _forked(self):
-        """Whether this is a child that the program has forked; the pool is none of its business."""
-        return os.getpid() != self._pid
 
     def shutdown(self, wait=True, *, cancel_futures=False):
         """End the pool when what was submitted is done; with cancel_futures, when what has started is.
@@ -5885,8 +5880,11 @@ def shut_down_all():
 def forget_pools():
     """A child that the program, or a task, forks has no pool as yet."""
     global this_worker
-    for node in [*(executor._node for executor in executors), *filter(None, [this_worker])]:
-        node.disown()
+    for executor in executors:
+        executor._forked = True
+        executor._node.disown()
+    if this_worker is not None:
+        this_worker.disown()
     executors.clear()
     here.inline = this_worker = None
 
@@ -5991,25 +5989,21 @@ def mapScan(map_fn, reduce_fn, *iterables, **kwargs):
     return list(map_scan(map_fn, reduce_fn, *iterables, **kwargs))
 
 
-SCOOP_ATTRIBUTES = "IS_RUNNING", "IS_ORIGIN", "SIZE", "DEBUG", "BROKER", "worker"
-
-
 def __dir__():
     """The public names: what a prompt completes."""
     return [*__all__, "__version__", "logger", "futures", "shared", "mapReduce", "mapScan", "setConst", "getConst",
-            *SCOOP_ATTRIBUTES]
+            "IS_RUNNING", "IS_ORIGIN", "SIZE", "DEBUG", "BROKER", "worker"]
 
 
 def __getattr__(name):
     """Names of SCOOP whose value depends on where and when one asks."""
-    if name in ("futures", "shared"):
-        return sys.modules[__name__]
-    if name not in SCOOP_ATTRIBUTES:
+    pool, this = this_worker or (executors[-1]._node if executors else None), sys.modules[__name__]
+    values = {"IS_RUNNING": pool is not None, "IS_ORIGIN": this_worker is None, "SIZE": pool.size if pool else 0,
+              "DEBUG": logger.isEnabledFor(logging.DEBUG), "BROKER": getattr(pool, "address", None),
+              "worker": pool.name.decode() if pool else None, "futures": this, "shared": this}
+    if name not in values:
         raise AttributeError(f"module 'minscoop' has no attribute {name!r}")
-    pool = this_worker or (executors[-1]._node if executors else None)
-    return {"IS_RUNNING": pool is not None, "IS_ORIGIN": this_worker is None, "SIZE": pool.size if pool else 0,
-            "DEBUG": logger.isEnabledFor(logging.DEBUG), "BROKER": getattr(pool, "address", None),
-            "worker": pool.name.decode() if pool else None}[name]
+    return values[name]
 
 
 def install_names(names):
@@ -6287,34 +6281,31 @@ def answer_with_stacks(node):
         dump_when_asked(2, ask_workers)
 
 
+def is_ours(record):
+    """Whether a record is of our logger, or of one below it."""
+    return str(record.name).partition(".")[0] == "minscoop"
+
+
 class Formatter(logging.Formatter):
-    """Says where a record of another process comes from, if that is asked for."""
+    """Says whose words these are, and from which process they come, if that is another and it is asked for."""
 
     def format(self, record):
-        """As in `--tag-output`."""
+        """As in `--tag-output`; records of others as ever."""
+        if not is_ours(record):
+            return super().format(record)
         worker, host = (getattr(record, key, place[key]) for key in ("worker", "host"))  # the program may make records
         where = "" if worker in ("root", "keeper") or logger.level > logging.INFO else f"{host} {worker}: "
         return f"minscoop: {where}{super().format(record)}"
 
 
-class LastResort(logging.Handler):
-    """Where the program has set up no logging: writes to stderr as Python then does, and says whose words these are."""
-
-    def emit(self, record):
-        """Print a record, if nobody else does."""
-        if not logging.root.handlers and logger.handlers == [self]:
-            print(self.format(record), file=sys.stderr)
-
-
-last_resort = LastResort(logging.WARNING)
-last_resort.setFormatter(Formatter())
-logger.addHandler(last_resort)
+if logging.lastResort:  # Python's handler where the program has set up no logging
+    logging.lastResort.setFormatter(Formatter())
 
 
 def configure_logging(level):
     """Messages of the logger ``minscoop`` go to stderr, unless the program has set up something else."""
     logger.setLevel(level)
-    if logger.handlers in ([], [last_resort]) and level:
+    if level and not logger.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(Formatter())
         logger.handlers[:], logger.propagate = [handler], False
@@ -6324,9 +6315,9 @@ place = {"worker": "root", "host": os.uname().nodename}  # where this process is
 
 
 def located(*args, make=logging.getLogRecordFactory(), **kwargs):
-    """A record; with the name of its worker and host, if it is of our logger, or of one below it."""
+    """A record; with the name of its worker and host, if it is ours."""
     record = make(*args, **kwargs)
-    if record.name and record.name.partition(".")[0] == "minscoop":
+    if is_ours(record):
         record.__dict__.update(place)
     return record
 
@@ -6606,8 +6597,7 @@ class Collector(Recording):
 
     def __init__(self, options):
         self.records, self.offsets = {}, {}   # worker -> its latest RECORD; host -> what to add to its times
-        self.known, self.slowest, self.lost, self.owners = [], [], [], {}
-        self.waiting = []                     # [time, items that wait]
+        self.slowest, self.waiting = [], []   # events; [time, items that wait]
         self.wishes, self.published, self.used = options, False, time.process_time()
         self.failure = None                   # the PoolError by which it ended
         super().__init__(options, level=options["record"])
@@ -6621,13 +6611,13 @@ class Collector(Recording):
         host, here, now = host_of(worker), host_of(self.name), time.monotonic()
         events, late = news.pop("events"), now - news["now"]
         self.offsets[host.decode()] = 0.0 if host == here else min(self.offsets.get(host.decode(), math.inf), late)
-        self.lost += news.pop("losses")
-        if len(self.owners) < 2 * MAX_EVENTS:
-            self.owners.update(news.pop("parents"))
+        self.losses += news.pop("losses")
+        if len(self.parents) < 2 * MAX_EVENTS:
+            self.parents.update(news.pop("parents"))
         self.slowest = sorted(self.slowest + events, key=lambda event: -event[OWN] / event[COUNT])[:20]
-        self.known += events
-        if len(self.known) > 2 * MAX_EVENTS:
-            thin(self.known, MAX_EVENTS)
+        self.events += events
+        if len(self.events) > 2 * MAX_EVENTS:
+            thin(self.events, MAX_EVENTS)
         self.records[worker.decode()] = news
         if not self.waiting or now - self.waiting[-1][0] > 0.02:
             self.waiting.append([now, self.queued() + sum(news["queued"] for news in self.records.values())])
@@ -6649,7 +6639,6 @@ class Collector(Recording):
         """Write what was asked for."""
         if isinstance(self, Inline):
             self.collect(self.name, self.news())
-        self.lost += self.losses
         run = digest(self)
         shown = dict(run, traceEvents=[*trace_entries(run)], records=None, events=None)
         text = json.dumps(shown, separators=(",", ":"))
@@ -6675,12 +6664,12 @@ def digest(root):
     def since(worker, moment):
         return max(0.0, moment + root.offsets.get(worker.partition(".")[0], 0.0) - root.born)
 
-    thin(root.known, MAX_EVENTS)
-    for event in {id(event): event for event in root.known + root.slowest}.values():
+    thin(root.events, MAX_EVENTS)
+    for event in {id(event): event for event in root.events + root.slowest}.values():
         event[START], event[END] = since(event[WORKER], event[START]), since(event[WORKER], event[END])
-        event[PARENT] = root.owners.get(event[PARENT], event[PARENT])
+        event[PARENT] = root.parents.get(event[PARENT], event[PARENT])
     losses, seconds, hosts = {}, time.monotonic() - root.born, {}
-    for owner, moment, obituary, again in root.lost:  # the owners of what it held tell of the same death
+    for owner, moment, obituary, again in root.losses:  # the owners of what it held tell of the same death
         name = re.match(r"\w+\.\d+ |", obituary)[0].strip() or "?"
         losses.setdefault(obituary, [name, since(owner, moment), obituary, 0])[3] += again
         hosts.update((worker.partition(".")[0], news["host"]) for worker, news in root.records.items())
@@ -6694,7 +6683,7 @@ def digest(root):
     run = dict(title=" ".join(map_builtin(str, sys.argv)).strip()[:200] or "-", ended=time.strftime("%Y-%m-%d %H:%M"),
                seconds=seconds, cpu=(time.process_time() - root.used) / seconds, inline=isinstance(root, Inline),
                failure=root.failure and str(root.failure).strip().partition("\n")[0].rstrip(":"),
-               events=root.known, slowest=root.slowest, records=records, losses=sorted(losses.values()),
+               events=root.events, slowest=root.slowest, records=records, losses=sorted(losses.values()),
                waiting=[[since("", moment), count] for moment, count in root.waiting],
                moved=root.totals["received"] + root.totals["sent"], **sums(records))
     return dict(run, verdict=verdict(run))
@@ -7063,7 +7052,7 @@ def make_parser():
                          help="an interactive prompt afterwards, also after an exception; the default without a "
                               "program on a terminal (else the program is read from stdin)")
     pool = parser.add_argument_group("pool")
-    pool.add_argument("-n", type=int, default=None, metavar="N", dest="max_workers",
+    pool.add_argument("-n", type=int, metavar="N", dest="max_workers",
                       help=f"workers in all (default: usable cores, here {usable_cores()}, or as the hosts say); "
                            "0: run inline")
     pool.add_argument("--retries", type=int, default=3, metavar="N",
@@ -7075,7 +7064,7 @@ def make_parser():
                         help="say what happens, and at the end what each host did and what was the limit; -vv: "
                              "everything")
     output.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
-    output.add_argument("--progress", action="store_true", default=None,
+    output.add_argument("--progress", action="store_true", default=on_terminal() or None,
                         help="a line that says how far the run is (the default on terminals; else one every 10 s)")
     output.add_argument("--no-progress", dest="progress", action="store_false", help="no such line")
     output.add_argument("--tag-output", action="store_true", help="host and worker before each line that tasks print")
@@ -7119,9 +7108,9 @@ def add_host_options(parser):
     parser.set_defaults(**dict.fromkeys(OPTIONS))  # what is not given is the Executor's to decide
 
 
-def parse_options(parser, words):
-    """The options on a command line. Raises SystemExit, with a message, if they make no sense."""
-    options, unknown = parser.parse_known_args(join_hosts(parser, words))
+def parse_options(parser):
+    """The options on the command line. Raises SystemExit, with a message, if they make no sense."""
+    options, unknown = parser.parse_known_args(join_hosts(parser, sys.argv[1:]))
     for word in unknown:
         parser.error(f"no such option: {word}" + did_you_mean(word.partition("=")[0], parser._option_string_actions))
     if [] in (options.module, options.code):
@@ -7136,18 +7125,13 @@ def parse_options(parser, words):
     return options
 
 
-def command_line(argv=None):
+def command_line():
     """Run a program as the command line says; returns or raises SystemExit with its exit code."""
     parser = make_parser()
-    options = parse_options(parser, sys.argv[1:] if argv is None else argv)
+    options = parse_options(parser)
     if not (options.script or options.module or options.code):
         options.interactive = options.interactive or sys.stdin is not None and sys.stdin.isatty()
-    if options.quiet:
-        options.progress = False
-    elif options.progress is None and on_terminal():
-        options.progress = True
-    global progress
-    progress = Progress(options.progress)
+    progress.wanted = False if options.quiet else options.progress
     if progress.wanted:  # before anybody keeps what sys.stderr is
         install_screens()
     configure_logging(logging.ERROR if options.quiet else
@@ -7282,7 +7266,7 @@ def prepare_program(options):
     return code
 
 
-def run_program(code, pool, interactive=False):
+def run_program(code, pool, interactive):
     """Execute the program with an Executor around it. pool: its arguments. interactive: a prompt follows."""
     for number in signal.SIGTERM, signal.SIGHUP:
         if signal.getsignal(number) is signal.SIG_DFL:  # else it is ignored, as with nohup

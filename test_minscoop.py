@@ -6420,7 +6420,7 @@ def test_totals_are_those_of_the_last_record_when_others_are_lost(collector):
     assert len(records) == 3
     collector.on_RECORD(*records[0][1:])
     collector.on_RECORD(*records[2][1:])
-    assert sum(collector.records["0.1"]["calls"].values()) == 30 and len(collector.known) == 20
+    assert sum(collector.records["0.1"]["calls"].values()) == 30 and len(collector.events) == 20
 
 
 def test_a_record_is_dropped_when_it_is_nonsense(collector):
