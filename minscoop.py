@@ -5565,12 +5565,12 @@ class Inline(Node):
             return
         self.depth.tasks = depth + 1
         try:
-            self.execute(unit, self)
+            self.execute(unit)
         finally:
             self.depth.tasks = depth
 
-    def execute(self, unit, me):
-        """Run user code."""
+    def execute(self, unit, me=None):
+        """Run user code; see ``Worker.execute``."""
         unit.run()
 
     def sleep(self, ready, what, timeout):
@@ -6668,11 +6668,11 @@ def digest(root):
     for event in {id(event): event for event in root.events + root.slowest}.values():
         event[START], event[END] = since(event[WORKER], event[START]), since(event[WORKER], event[END])
         event[PARENT] = root.parents.get(event[PARENT], event[PARENT])
-    losses, seconds, hosts = {}, time.monotonic() - root.born, {}
+    losses, seconds = {}, time.monotonic() - root.born
+    hosts = {worker.partition(".")[0]: news["host"] for worker, news in root.records.items()}
     for owner, moment, obituary, again in root.losses:  # the owners of what it held tell of the same death
         name = re.match(r"\w+\.\d+ |", obituary)[0].strip() or "?"
         losses.setdefault(obituary, [name, since(owner, moment), obituary, 0])[3] += again
-        hosts.update((worker.partition(".")[0], news["host"]) for worker, news in root.records.items())
         root.records.setdefault(name, dict(no_totals(), host=hosts.get(name.partition(".")[0], "(a lost host)")))
     for worker, news in root.records.items():
         news.update(first=since(worker, news["first"]), last=since(worker, news["last"]), workers=1,
@@ -6838,12 +6838,10 @@ children, or what its worker ran meanwhile. ✕: a worker died. △: something r
 <script>
 "use strict"
 const $ = id => document.getElementById(id), D = JSON.parse($("data").textContent)
-const tasks = D.traceEvents.filter(({ ph }) => ph === "X"), N = tasks.length, args = tasks.map(task => task.args)
-const T = tasks.map(({ ts }) => ts), DUR = tasks.map(({ dur }) => Math.max(dur, 1)), OWN = args.map(({ own }) => own)
-const W = tasks.map(({ tid }) => Math.floor(tid / 1000) - 1), LANE = tasks.map(({ tid }) => tid % 1000)
-const functions = Object.entries(D.functions), workers = Object.keys(D.workers)
-const known = new Map(functions.map(([name], f) => [name, f])), FN = tasks.map(({ name }) => known.get(name) ?? -1)
-const COUNT = args.map(({ calls }) => calls), homes = Object.values(D.workers)
+const functions = Object.entries(D.functions), workers = Object.keys(D.workers), homes = Object.values(D.workers)
+const known = new Map(functions.map(([name], f) => [name, f]))
+const tasks = D.traceEvents.filter(({ ph }) => ph === "X").map(({ name, ts, dur, tid, args }) => ({ ...args,
+  f: known.get(name) ?? -1, from: ts, to: ts + Math.max(dur, 1), w: Math.floor(tid / 1000) - 1, lane: tid % 1000 }))
 const HUES = ["#3393d6", "#e08e00", "#00a87a", "#cc6fa5", "#7cc4ea", "#e0661a", "#a08d10", "#9a7fdd"]
 const hue = f => HUES[f] ?? "#8a8f96", name = f => f < 0 ? "(several)" : functions[f][0]
 const whole = n => n.toLocaleString("en"), time = s => scaled(s, "s"), percent = x => `${Math.round(100 * x)} %`
@@ -6871,7 +6869,7 @@ $("title").append(document.title = `minscoop: ${D.title}`), $("verdict").append(
 $("facts").append(`ended ${D.ended} after ${time(D.seconds)} · ${whole(D.tasks)} calls · `,
   `${whole(workers.length)} workers · the root's process was busy ${percent(D.cpu)} of the time`)
 $("losses").hidden = !D.losses.length
-$("merged").append(N >= D.runs ? "" : `${whole(N)} bars stand for ${whole(D.runs)} calls and slices: neighbours of one
+$("merged").append(tasks.length >= D.runs ? "" : `${whole(tasks.length)} bars stand for ${whole(D.runs)} calls and slices: neighbours of one
   function on one worker were merged, first those that were shortest together; numbers and times of calls are exact.`)
 table("hosts", ["host", "workers", "calls", "busy", "received", "sent", "run again"], Object.entries(D.hosts).map(
   ([host, row]) => [host, whole(row.workers), whole(row.tasks), percent(row.code / (row.life || 1)),
@@ -6901,9 +6899,10 @@ HUES.slice(0, functions.length).forEach((_, f) => named($("legend"), f))
 
 // -- the picture: times are in µs; rows count from 0, each worker having as many as its tasks need
 const canvas = $("view"), pen = canvas.getContext("2d"), lanes = workers.map(() => 1), begins = [0]
-W.forEach((w, i) => { lanes[w] = Math.max(lanes[w], LANE[i] + 1) })
+for (const { w, lane } of tasks) lanes[w] = Math.max(lanes[w], lane + 1)
 lanes.forEach((n, w) => begins.push(begins[w] + n))
-const rows = begins[lanes.length] || 1, end = Math.max(D.seconds * 1e6, 1), row = i => begins[W[i]] + LANE[i]
+for (const task of tasks) task.row = begins[task.w] + task.lane
+const rows = begins[lanes.length] || 1, end = Math.max(D.seconds * 1e6, 1)
 const AXIS = 20, STRIP = 44, HEAD = AXIS + 2 * STRIP + 14, GUTTER = 170
 const deaths = D.losses.map(([worker, at]) => [at * 1e6, begins[workers.indexOf(worker)]])
 const most = Math.max(1, ...D.waiting.map(([, n]) => n))
@@ -6923,7 +6922,7 @@ function paint() {
   canvas.style.height = `${height}px`, canvas.width = width * scale, canvas.height = height * scale
   pen.setTransform(scale, 0, 0, scale, 0, 0), pen.font = "12px system-ui, sans-serif", pen.textBaseline = "middle"
   names(Y(1) - Y(0) < 11), strips(), bars()
-  for (let i = 0; i < N; i++) if (args[i].again || args[i].failed) mark(args[i].failed ? "!" : "△", T[i], row(i))
+  for (const { failed, again, from, row } of tasks) if (failed || again) mark(failed ? "!" : "△", from, row)
   for (const [t, r] of deaths) mark("✕", t, r)
 }
 function names(many) {  // of workers, or of hosts only if there are many
@@ -6947,10 +6946,9 @@ function strips() {  // the axis of time; who is busy, each event's own time spr
   pen.fillStyle = ink.soft
   for (let t = Math.ceil(t0 / step) * step; t <= t1; t += step)
     pen.fillText(time(t / 1e6), X(t) + 3, AXIS / 2), line(ink.line, 1, [X(t), 0], [X(t), height])
-  for (let i = 0; i < N; i++) {
-    const from = Math.max(X(T[i]) - GUTTER, 0), to = Math.min(X(T[i] + DUR[i]) - GUTTER, width - GUTTER)
-    for (let x = Math.floor(from); x < to; x++)
-      load[x] += OWN[i] / DUR[i] * (Math.min(to, x + 1) - Math.max(from, x))
+  for (const { from, to, own } of tasks) {
+    const a = Math.max(X(from) - GUTTER, 0), b = Math.min(X(to) - GUTTER, width - GUTTER)
+    for (let x = Math.floor(a); x < b; x++) load[x] += own / (to - from) * (Math.min(b, x + 1) - Math.max(a, x))
   }
   pen.fillStyle = hue(0)
   load.forEach((n, x) => { const h = Math.min(n / workers.length, 1) * tall; pen.fillRect(GUTTER + x, base - h, 1, h) })
@@ -6959,14 +6957,15 @@ function strips() {  // the axis of time; who is busy, each event's own time spr
   pen.fillText(`waiting, 0–${scaled(most, "")}`, 6, bottom - tall / 2)
 }
 function bars() {
-  for (let i = 0, last = -1, edge = -1; i < N; i++) {
-    const r = row(i), y = Y(r), h = Y(r + 1) - y, a = Math.max(X(T[i]), GUTTER), b = Math.max(X(T[i] + DUR[i]), a + 1)
-    if (y < HEAD - 1 || y > height || X(T[i] + DUR[i]) < GUTTER || a > width || r === last && b <= edge) continue
-    last = r, edge = Math.ceil(b)
-    const strength = .3 + .7 * Math.min(1, OWN[i] / DUR[i]), gap = b - a > 4
-    pen.globalAlpha = strength, pen.fillStyle = hue(FN[i]), pen.fillRect(a, y, b - a - gap, Math.max(h - (h > 4), .5))
+  let last = -1, edge = -1
+  for (const { f, from, to, row, own, calls } of tasks) {
+    const y = Y(row), h = Y(row + 1) - y, a = Math.max(X(from), GUTTER), b = Math.max(X(to), a + 1)
+    if (y < HEAD - 1 || y > height || X(to) < GUTTER || a > width || row === last && b <= edge) continue
+    last = row, edge = Math.ceil(b)
+    const strength = .3 + .7 * Math.min(1, own / (to - from)), gap = b - a > 4
+    pen.globalAlpha = strength, pen.fillStyle = hue(f), pen.fillRect(a, y, b - a - gap, Math.max(h - (h > 4), .5))
     pen.globalAlpha = 1, pen.fillStyle = strength < .6 ? ink.text : "#000"
-    const label = name(FN[i]) + (COUNT[i] > 1 ? ` × ${whole(COUNT[i])}` : "")
+    const label = name(f) + (calls > 1 ? ` × ${whole(calls)}` : "")
     if (h > 10 && pen.measureText(label).width < b - a - 8) pen.fillText(label, a + 4, y + h / 2)
   }
 }
@@ -6980,17 +6979,17 @@ function mark(sign, t, r) {
 function about(x, y) {  // the death or the event there, or one that is too narrow to be met
   const death = D.losses[deaths.findIndex(([t, r]) => Math.hypot(X(t) - x, Y(r) + 6 - y) < 9)]
   if (death) return `${death[2]}\nrun again: ${death[3]}`
-  let i = -1, near = 3 * (t1 - t0) / (width - GUTTER)
-  for (let k = 0; k < N; k++) {
-    const away = Math.max(T[k] - timeAt(x), timeAt(x) - T[k] - DUR[k], 0)
-    if (row(k) === Math.floor(rowAt(y)) && away <= near) i = k, near = away
+  let it = null, near = 3 * (t1 - t0) / (width - GUTTER)
+  for (const task of tasks) {
+    const away = Math.max(task.from - timeAt(x), timeAt(x) - task.to, 0)
+    if (task.row === Math.floor(rowAt(y)) && away <= near) it = task, near = away
   }
-  return i < 0 ? "" : [name(FN[i]) + (COUNT[i] > 1 ? `: ${whole(COUNT[i])} calls` : ""),
-    args[i].arguments && `arguments${COUNT[i] > 1 ? " of the first" : ""}: ${args[i].arguments}`,
-    `from ${time(T[i] / 1e6)}, ${time(DUR[i] / 1e6)}, of that ${time(OWN[i] / 1e6)} in its own code`,
-    `task ${args[i].task} on ${homes[W[i]]}`, args[i].parent && `child of ${args[i].parent}`,
-    args[i].failed ? `raised an exception: ${whole(args[i].failed)}` : "",
-    args[i].again ? "ran again, since a worker died" : ""].filter(text => text).join("\n")
+  return !it ? "" : [name(it.f) + (it.calls > 1 ? `: ${whole(it.calls)} calls` : ""),
+    it.arguments && `arguments${it.calls > 1 ? " of the first" : ""}: ${it.arguments}`,
+    `from ${time(it.from / 1e6)}, ${time((it.to - it.from) / 1e6)}, of that ${time(it.own / 1e6)} in its own code`,
+    `task ${it.task} on ${homes[it.w]}`, it.parent && `child of ${it.parent}`,
+    it.failed && `raised an exception: ${whole(it.failed)}`,
+    it.again && "ran again, since a worker died"].filter(text => text).join("\n")
 }
 function tell(x, y) {
   const tip = $("tip")
@@ -7011,7 +7010,7 @@ canvas.addEventListener("wheel", e => {
   e.shiftKey ? show(t0, t1, r - (r - y0) * f, r + (y1 - r) * f) : show(t - (t - t0) * f, t + (t1 - t) * f, y0, y1)
 }, { passive: false })
 addEventListener("resize", paint), matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint), paint()
-document.body.dataset.drawn = N
+document.body.dataset.drawn = tasks.length
 </script></body></html>
 """
 
@@ -7160,10 +7159,9 @@ def join_hosts(parser, words):
     while words and words[0].startswith("-") and words[0] not in ("-m", "-c", "--"):
         joined.append(words.popleft())
         if joined[-1] in ("--host", "--hosts", "--hostfile") and words:
-            hosts = [words.popleft()]
+            joined.append(words.popleft())
             while words and not (words[0].startswith("-") or words[0].endswith(".py") or os.path.exists(words[0])):
-                hosts.append(words.popleft())
-            joined.append(hosts[0] if len(hosts) == 1 else ",".join(hosts))
+                joined[-1] += "," + words.popleft()
         elif joined[-1] == "--profile":
             bare = not words or words[0].startswith("-") or words[0].endswith(".py") or os.path.isfile(words[0])
             joined[-1] += "=" if bare else "=" + words.popleft()
