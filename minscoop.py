@@ -5734,8 +5734,7 @@ class Executor(Interface):
     """
 
     _check = False   # see Trial
-    _down = False    # nothing can be submitted any more
-    _ender = None    # the thread that ends it
+    _ender = None    # the thread that ends it; from then on nothing can be submitted
     _forked = False  # this is a child that the program has forked; the pool is none of its business
 
     def __init__(self, max_workers=None, *, retries=3, nice=0, initializer=None, initargs=(), profile=None,
@@ -5768,7 +5767,7 @@ class Executor(Interface):
         executors.append(self)
 
     def _pool(self):
-        if self._down:
+        if self._ender:
             raise RuntimeError("cannot schedule new futures after shutdown")
         if self._forked:
             raise RuntimeError("this Executor is of the parent process: make another one here")
@@ -5778,21 +5777,22 @@ class Executor(Interface):
         """End the pool when what was submitted is done; with cancel_futures, when what has started is.
 
         wait: block until then; else the waiting is left to a thread. May be called again."""
-        if self._forked or self._down:
+        if self._forked or self._ender:
             callback = threading.current_thread() is self._ender or self._node.serving._is_owned()
             if wait and not (self._forked or callback):  # a callback cannot wait for what waits for it
                 self._ended.wait()
             return
-        self._down = True
+        self._ender = threading.current_thread()
         if cancel_futures:
             self._node.drop()
         if wait:
             self._finish()
         else:
-            threading.Thread(target=self._finish, name="minscoop shutdown").start()
+            self._ender = threading.Thread(target=self._finish, name="minscoop shutdown")
+            self._ender.start()
 
     def _finish(self, end="finish"):
-        self._down, self._ender = True, threading.current_thread()
+        self._ender = threading.current_thread()
         try:
             getattr(self._node, end)()
         finally:
@@ -5920,8 +5920,7 @@ def refuse_in_import():
 class Here(Interface):
     """The pool that this code runs in: a worker's in a task, else the Executor made last, else none."""
 
-    inline = None   # runs what is called without a pool
-    warned = False  # that it does
+    inline = None  # runs what is called without a pool, once that was warned of
 
     def _pool(self):
         refuse_in_import()
@@ -5929,11 +5928,10 @@ class Here(Interface):
             return this_worker
         if executors:
             return executors[-1]._pool()
-        if not self.warned:
-            self.warned = True
+        if self.inline is None:
+            self.inline = Inline()
             warnings.warn("minscoop works serially, for there is no pool. Run 'python minscoop.py script.py', or "
                           "use 'with minscoop.Executor():'", RuntimeWarning, stacklevel=3)
-        self.inline = self.inline or Inline()
         return self.inline
 
     def shutdown(self, wait=True, **kwargs):
@@ -6694,8 +6692,7 @@ def sums(records):
     the host of each worker."""
     hosts, functions, keys = {}, {}, ("workers", "tasks", "code", "life", "received", "sent", "again")
     for news in records.values():
-        row = hosts.setdefault(news["host"], dict.fromkeys(keys, 0))
-        row.update((key, row[key] + news[key]) for key in keys)
+        hosts.setdefault(news["host"], collections.Counter()).update({key: news[key] for key in keys})
         for (name, power), count in news["calls"].items():
             total = functions.setdefault(name, [0, 0.0, collections.Counter()])
             total[0], total[2][power] = total[0] + count, total[2][power] + count

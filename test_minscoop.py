@@ -5315,7 +5315,7 @@ def test_a_second_shutdown_waits_when_another_thread_does_the_first(guard, tmp_p
         future.add_done_callback(lambda _: executor.shutdown())
         await_file(tmp_path / "started")
         threading.Thread(target=executor.shutdown, args=[wait]).start()
-        assert eventually(lambda: executor._down)
+        assert eventually(lambda: executor._ender)
         threading.Timer(0.1, touch, [tmp_path / "go"]).start()
         executor.shutdown()
         assert future.result(0) == 5
@@ -5361,6 +5361,19 @@ def test_what_has_not_started_is_cancelled_when_shutdown_says_so(guard, tmp_path
     thread.join(WAIT)
     assert running.result(0) == 5 and all(future.done() for future in queued)
     assert len(lines_of(tmp_path / "ran")) == sum(not future.cancelled() for future in queued) < 50
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_the_pool_ends_when_a_callback_of_what_shutdown_cancels_calls_it_again(guard, tmp_path, wait):
+    """The callback does not wait for the thread that calls it."""
+    executor = minscoop.Executor(1)
+    executor.submit(await_file, tmp_path / "go", 5, tmp_path / "started")
+    await_file(tmp_path / "started")
+    queued = [executor.submit(identity, i) for i in range(9)]
+    queued[-1].add_done_callback(lambda _: [executor.shutdown(), touch(tmp_path / "go")])
+    executor.shutdown(wait, cancel_futures=True)
+    assert queued[-1].cancelled()
+    executor.shutdown()
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit(3)])
