@@ -5739,15 +5739,14 @@ class Executor(Interface):
 
     def __init__(self, max_workers=None, *, retries=3, nice=0, initializer=None, initargs=(), profile=None,
                  hosts=None, listen=None, summary=False, report=None, trace=None, **options):
-        size = max_workers
-        for name, number in ("max_workers", 0 if size is None else size), ("retries", retries):
+        for name, number in ("max_workers", 0 if max_workers is None else max_workers), ("retries", retries):
             if isinstance(number, bool) or not isinstance(number, int) or number < 0:
                 raise ValueError(f"{name} must be a number from 0 on, not {number!r}")
         refuse_in_import()
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, not {initializer!r}")
         self._ended = threading.Event()
-        options = plan(size, hosts, listen, options, self._check)
+        options = plan(max_workers, hosts, listen, options, self._check)
         wishes = {"summary": summary, "report": report and writable(report), "trace": trace and writable(trace),
                   "record": 2 if report or trace else int(summary)}
         if profile and profile is not True:
@@ -5757,10 +5756,10 @@ class Executor(Interface):
             Main.of_this_process().adopt()
         global by_name_only
         by_name_only = options["mixed"]
-        if initializer and size == 0:
+        if initializer and max_workers == 0:
             initializer(*initargs)
         kinds = (RecordingInline, RecordingRoot) if wishes["record"] else (Inline, Root)
-        self._node = kinds[0](wishes) if size == 0 else kinds[1](dict(
+        self._node = kinds[0](wishes) if max_workers == 0 else kinds[1](dict(
             options, **wishes, retries=retries, nice=nice, main=(main.path, main.name),
             initializer=initializer and packed(initializer, tuple(initargs)),
             profile=profile, listen=listen and replaceable(listen)))
@@ -5832,7 +5831,7 @@ def did_you_mean(word, words):
     return "".join(f" (did you mean {close}?)" for close in difflib.get_close_matches(word, words, 1))
 
 
-def plan(size, hosts, listen, options, check=False):
+def plan(size, hosts, listen, options, check):
     """The configuration of a pool: what its keeper, and the keepers of other hosts, have to know."""
     for name in options.keys() - OPTIONS.keys():
         raise TypeError(f"Executor has no option {name}{did_you_mean(name, ARGUMENTS)}; it has {', '.join(ARGUMENTS)}")
@@ -6707,9 +6706,12 @@ def sums(records):
 def verdict(run):
     """One sentence: what the program was limited by, and what to change."""
     records, seconds = [news for news in run["records"].values() if news["life"]], run["seconds"]
-    if run["failure"] or run["inline"] or not run["tasks"]:
-        return f"The run failed: {run['failure']}" if run["failure"] else "No task was run." if not run["inline"] else \
-            "Everything ran in the script's own process (-n 0)."
+    if run["failure"]:
+        return f"The run failed: {run['failure']}"
+    if run["inline"]:
+        return "Everything ran in the script's own process (-n 0)."
+    if not run["tasks"]:
+        return "No task was run."
     first, end = min(news["first"] for news in records if news["last"]), max(news["last"] for news in records)
     ready, there = min(news["came"] for news in records), [max(news["came"], first) for news in records]
     whole = sum(max(end - came, 1e-9) for came in there)  # what they could have done since they came
@@ -7130,8 +7132,7 @@ def command_line():
     progress.wanted = False if options.quiet else options.progress
     if progress.wanted:  # before anybody keeps what sys.stderr is
         install_screens()
-    configure_logging(logging.ERROR if options.quiet else
-                      (logging.WARNING, logging.INFO, logging.DEBUG)[min(options.verbose, 2)])
+    configure_logging(logging.ERROR if options.quiet else max(logging.DEBUG, logging.WARNING - 10 * options.verbose))
     try:
         pool = pool_options(options)
         if options.join:
