@@ -5544,7 +5544,7 @@ class Inline(Node):
     Calls run when they are submitted, maps when they are read; what is unread is run at the end."""
 
     def __init__(self, options=None):
-        super().__init__(b"0.root", 0, 0)
+        super().__init__(ROOT, 0, 0)
         self.depth = threading.local()
 
     def push(self, unit):
@@ -6376,7 +6376,7 @@ def short(value, depth=2):
         items = [": ".join(short(part, depth - 1) for part in row) for row in rows]
         return BRACKETS[kind] % ", ".join(items + ["…"] * (len(value) > 3))
     if kind.__module__ == "numpy":
-        return f"{kind.__name__}{value.shape}" if value.shape else repr(value)
+        return f"{kind.__name__}{value.shape}" if getattr(value, "shape", ()) else repr(value)
     return value.__qualname__ if kind is types.FunctionType else f"<{kind.__name__}>"
 
 
@@ -6792,12 +6792,12 @@ def trace_entries(run):
     for name, lane in sorted({(name, 0) for name in numbers}.union((event[WORKER], lane) for event, lane in placed)):
         yield entry("M", "thread_name", name, lane=lane, name=f"worker {name}" + f", within ({lane})" * (lane > 0))
     for event, lane in placed:
-        where, again = (event[WORKER], event[START], lane), {"again": True} if event[AGAIN] else {}
-        failed = {"failed": event[FAILED]} if event[FAILED] else {}
+        where = event[WORKER], event[START], lane
+        marks = {key: value for key, value in (("again", event[AGAIN]), ("failed", event[FAILED])) if value}
         own, length = (round(seconds * 1e6) for seconds in (event[OWN], event[END] - event[START]))
         yield dict(entry("X", event[FN], *where, task=event[EVENT], parent=event[PARENT], arguments=event[TEXT],
-                         calls=event[COUNT], own=own, **again, **failed), dur=length)
-        if again:
+                         calls=event[COUNT], own=own, **marks), dur=length)
+        if event[AGAIN]:
             yield dict(entry("i", "retry", *where), s="t")
     for name, moment, obituary, again in run["losses"]:
         yield dict(entry("i", "worker lost", name, moment, why=obituary, again=again), s="t")

@@ -6415,8 +6415,8 @@ def test_a_callable_has_the_same_name_everywhere_when_it_is_counted(fn, name):
 
 @pytest.mark.skipif(numpy is None, reason="no numpy")
 def test_an_array_is_shown_by_its_shape_when_it_is_an_argument():
-    """And a scalar by its value."""
-    assert minscoop.short(numpy.zeros((1000, 3))) == "ndarray(1000, 3)"
+    """And a scalar by its value, a function by its name."""
+    assert minscoop.short(numpy.zeros((1000, 3))) == "ndarray(1000, 3)" and "sin" in minscoop.short(numpy.sin)
     assert "2.5" in minscoop.short(numpy.float64(2.5))
 
 
