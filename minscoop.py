@@ -6645,7 +6645,8 @@ class Collector(Recording):
                 with open(self.wishes[key], "w", encoding="utf-8") as file:
                     file.write(content)
         if self.wishes["summary"]:
-            print("\n".join(summary_lines(run)), file=sys.stderr, flush=True)
+            print(f"minscoop: {run['tasks']} tasks in {run['seconds']:.2f} s", *aligned(run["table"]),
+                  f"minscoop: {run['verdict']}", sep="\n", file=sys.stderr, flush=True)
 
 
 class RecordingRoot(Collector, Root):
@@ -6683,7 +6684,7 @@ def digest(root):
                events=root.events, slowest=root.slowest, records=records, losses=sorted(losses.values()),
                waiting=[[since("", moment), count] for moment, count in root.waiting],
                moved=root.totals["received"] + root.totals["sent"], **sums(records))
-    return dict(run, verdict=verdict(run))
+    return dict(run, verdict=verdict(run), table=host_table(run["hosts"]))
 
 
 def sums(records):
@@ -6749,13 +6750,13 @@ def scaled(number, unit):
     return f"{number / 1000 ** power:.3g} {['', *'kMGnµm'][power]}{unit}"
 
 
-def summary_lines(run):
-    """What -v says at the end."""
+def host_table(hosts):
+    """What each host did, as rows of a table."""
     rows = [("HOST", "WORKERS", "TASKS", "BUSY", "RECEIVED", "SENT", "RETRIES")]
-    for host, row in run["hosts"].items():
+    for host, row in hosts.items():
         rows.append((host, str(row["workers"]), str(row["tasks"]), f"{row['code'] / max(row['life'], 1e-9):.0%}",
                      scaled(row["received"], "B"), scaled(row["sent"], "B"), str(row["again"])))
-    return [f"minscoop: {run['tasks']} tasks in {run['seconds']:.2f} s", *aligned(rows), f"minscoop: {run['verdict']}"]
+    return rows
 
 
 def writable(path):
@@ -6843,7 +6844,7 @@ const tasks = D.traceEvents.filter(({ ph }) => ph === "X").map(({ name, ts, dur,
   f: known.get(name) ?? -1, from: ts, to: ts + Math.max(dur, 1), w: Math.floor(tid / 1000) - 1, lane: tid % 1000 }))
 const HUES = ["#3393d6", "#e08e00", "#00a87a", "#cc6fa5", "#7cc4ea", "#e0661a", "#a08d10", "#9a7fdd"]
 const hue = f => HUES[f] ?? "#8a8f96", name = f => f < 0 ? "(several)" : functions[f][0]
-const whole = n => n.toLocaleString("en"), time = s => scaled(s, "s"), percent = x => `${Math.round(100 * x)} %`
+const whole = n => n.toLocaleString("en"), time = s => scaled(s, "s")
 function scaled(x, unit) {
   const power = x ? Math.max(-3, Math.min(3, Math.floor(Math.log10(x) / 3))) : 0
   return `${+(x / 1000 ** power).toPrecision(4)} ${["n", "µ", "m", "", "k", "M", "G"][power + 3]}${unit}`
@@ -6856,7 +6857,7 @@ function make(parent, tag, text = "") {
 function named(parent, f) {  // a function's name, and its colour
   make(parent, "i").style.background = hue(f), parent.append(name(f))
 }
-function table(id, head, rows) {  // a cell may be a function that fills it
+function table(id, head, ...rows) {  // a cell may be a function that fills it
   for (const row of [head, ...rows]) {
     const line = make($(id), "tr")
     for (const cell of row) cell.call ? cell(make(line, "td")) : make(line, row === head ? "th" : "td", cell)
@@ -6866,17 +6867,15 @@ function table(id, head, rows) {  // a cell may be a function that fills it
 // -- what stands around the picture
 $("title").append(document.title = `minscoop: ${D.title}`), $("verdict").append(D.verdict)
 $("facts").append(`ended ${D.ended} after ${time(D.seconds)} · ${whole(D.tasks)} calls · `,
-  `${whole(workers.length)} workers · the root's process was busy ${percent(D.cpu)} of the time`)
+  `${whole(workers.length)} workers · the root's process was busy ${Math.round(100 * D.cpu)} % of the time`)
 $("losses").hidden = !D.losses.length
 $("merged").append(tasks.length >= D.runs ? "" : `${whole(tasks.length)} bars stand for ${whole(D.runs)} calls and slices: neighbours of one
   function on one worker were merged, first those that were shortest together; numbers and times of calls are exact.`)
-table("hosts", ["host", "workers", "calls", "busy", "received", "sent", "run again"], Object.entries(D.hosts).map(
-  ([host, row]) => [host, whole(row.workers), whole(row.tasks), percent(row.code / (row.life || 1)),
-    scaled(row.received, "B"), scaled(row.sent, "B"), whole(row.again)]))
-table("slowest", ["own time", "from", "to", "calls", "function", "worker", "arguments"], D.slowest.map(
+table("hosts", ...D.table)
+table("slowest", ["own time", "from", "to", "calls", "function", "worker", "arguments"], ...D.slowest.map(
   ([worker, fn, start, end, own, count, , , text]) =>
     [time(own), time(start), time(end), whole(count), fn, worker, text ?? ""]))
-table("lost", ["at", "worker", "why", "run again"], D.losses.map(
+table("lost", ["at", "worker", "why", "run again"], ...D.losses.map(
   ([worker, at, why, again]) => [time(at), worker, why, whole(again)]))
 const powers = functions.flatMap(([, [, , bins]]) => Object.keys(bins).map(Number))
 const low = Math.min(...powers), high = Math.max(...powers)
@@ -6891,7 +6890,7 @@ function histogram(cell, f) {
   }
   bars.append(limit(high))
 }
-table("functions", ["function", "calls", "own time", "mean", "how long calls took"], functions.map(
+table("functions", ["function", "calls", "own time", "mean", "how long calls took"], ...functions.map(
   ([, [count, own]], f) => [cell => named(cell, f), whole(count), time(own), time(own / count),
     cell => histogram(cell, f)]))
 HUES.slice(0, functions.length).forEach((_, f) => named($("legend"), f))
