@@ -6411,11 +6411,13 @@ def thin(events, cap):
             spans = sorted(b[END] - a[START] for a, b in zip(events, events[1:]) if kind(a) == kind(b))
             if not spans:
                 break
-            limit, single, kept = spans[min(len(events) - cap, len(spans)) - 1], False, []
+            limit, single, kept = spans[min(len(events) - cap, len(spans)) - 1], False, []  # single: its last one is
             for event in events:
-                single = single and kind(kept[-1]) == kind(event) and event[END] - kept[-1][START] <= limit
-                kept[len(kept) - single:] = [merged(kept[-1], event) if single else event]
-                single = not single
+                if single and kind(kept[-1]) == kind(event) and event[END] - kept[-1][START] <= limit:
+                    kept[-1], single = merged(kept[-1], event), False
+                else:
+                    kept.append(event)
+                    single = True
             events[:] = kept
 
 
