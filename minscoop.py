@@ -6871,8 +6871,8 @@ $("title").append(document.title = `minscoop: ${D.title}`), $("verdict").append(
 $("facts").append(`ended ${D.ended} after ${time(D.seconds)} · ${whole(D.tasks)} calls · `,
   `${whole(workers.length)} workers · the root's process was busy ${Math.round(100 * D.cpu)} % of the time`)
 $("losses").hidden = !D.losses.length
-$("merged").append(tasks.length >= D.runs ? "" : `${whole(tasks.length)} bars stand for ${whole(D.runs)} calls and slices: neighbours of one
-  function on one worker were merged, first those that were shortest together; numbers and times of calls are exact.`)
+$("merged").append(tasks.length >= D.runs ? "" : `${whole(tasks.length)} bars stand for ${whole(D.runs)} calls and
+  slices: neighbours of one function on one worker were merged, shortest first; numbers and times stay exact.`)
 table("hosts", ...D.table)
 table("slowest", ["own time", "from", "to", "calls", "function", "worker", "arguments"], ...D.slowest.map(
   ([worker, fn, start, end, own, count, , , text]) =>
