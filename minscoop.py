@@ -5556,15 +5556,13 @@ class Inline(Node):
     Calls run when they are submitted, maps when they are read; what is unread is run at the end."""
 
     def __init__(self, options=None):
-        super().__init__(b"0.root", 0, 0)
+        super().__init__(ROOT, 0, 0)
         self.depth = threading.local()
 
     def push(self, unit):
         """Run a call at once; queue a map."""
         if isinstance(unit, Span):
-            while self.queue and self.queue[-1].stale:
-                self.queue.pop()
-            self.queue.append(unit)
+            super().push(unit)
         else:
             unit._state = RUNNING
             self.run(unit)
@@ -5579,12 +5577,12 @@ class Inline(Node):
             return
         self.depth.tasks = depth + 1
         try:
-            self.execute(unit, self)
+            self.execute(unit)
         finally:
             self.depth.tasks = depth
 
-    def execute(self, unit, me):
-        """Run user code."""
+    def execute(self, unit, me=None):
+        """Run user code; see ``Worker.execute``."""
         unit.run()
 
     def sleep(self, ready, what, timeout):
@@ -5747,20 +5745,20 @@ class Executor(Interface):
     [1, 2, 3]
     """
 
-    _check = False  # see Trial
-    _ender = None   # the thread that ends it
+    _check = False   # see Trial
+    _ender = None    # the thread that ends it; from then on nothing can be submitted
+    _forked = False  # this is a child that the program has forked; the pool is none of its business
 
     def __init__(self, max_workers=None, *, retries=3, nice=0, initializer=None, initargs=(), profile=None,
                  hosts=None, listen=None, summary=False, report=None, trace=None, **options):
-        size = max_workers
-        for name, number in ("max_workers", 0 if size is None else size), ("retries", retries):
+        for name, number in ("max_workers", 0 if max_workers is None else max_workers), ("retries", retries):
             if isinstance(number, bool) or not isinstance(number, int) or number < 0:
                 raise ValueError(f"{name} must be a number from 0 on, not {number!r}")
         refuse_in_import()
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, not {initializer!r}")
-        self._down, self._pid, self._ended = False, os.getpid(), threading.Event()
-        options = plan(size, hosts, listen, options, self._check)
+        self._ended = threading.Event()
+        options = plan(max_workers, hosts, listen, options, self._check)
         wishes = {"summary": summary, "report": report and writable(report), "trace": trace and writable(trace),
                   "record": 2 if report or trace else int(summary)}
         if profile and profile is not True:
@@ -5770,46 +5768,42 @@ class Executor(Interface):
             Main.of_this_process().adopt()
         global by_name_only
         by_name_only = options["mixed"]
-        if initializer and size == 0:
+        if initializer and max_workers == 0:
             initializer(*initargs)
         kinds = (RecordingInline, RecordingRoot) if wishes["record"] else (Inline, Root)
-        self._node = kinds[0](wishes) if size == 0 else kinds[1](dict(
+        self._node = kinds[0](wishes) if max_workers == 0 else kinds[1](dict(
             options, **wishes, retries=retries, nice=nice, main=(main.path, main.name),
             initializer=initializer and packed(initializer, tuple(initargs)),
             profile=profile, listen=listen and replaceable(listen)))
         executors.append(self)
 
     def _pool(self):
-        if self._down:
+        if self._ender:
             raise RuntimeError("cannot schedule new futures after shutdown")
         if self._forked:
             raise RuntimeError("this Executor is of the parent process: make another one here")
         return self._node
 
-    @property
-    def _forked(self):
-        """Whether this is a child that the program has forked; the pool is none of its business."""
-        return os.getpid() != self._pid
-
     def shutdown(self, wait=True, *, cancel_futures=False):
         """End the pool when what was submitted is done; with cancel_futures, when what has started is.
 
         wait: block until then; else the waiting is left to a thread. May be called again."""
-        if self._forked or self._down:
+        if self._forked or self._ender:
             callback = threading.current_thread() is self._ender or self._node.serving._is_owned()
             if wait and not (self._forked or callback):  # a callback cannot wait for what waits for it
                 self._ended.wait()
             return
-        self._down = True
+        self._ender = threading.current_thread()
         if cancel_futures:
             self._node.drop()
         if wait:
             self._finish()
         else:
-            threading.Thread(target=self._finish, name="minscoop shutdown").start()
+            self._ender = threading.Thread(target=self._finish, name="minscoop shutdown")
+            self._ender.start()
 
     def _finish(self, end="finish"):
-        self._down, self._ender = True, threading.current_thread()
+        self._ender = threading.current_thread()
         try:
             getattr(self._node, end)()
         finally:
@@ -5849,7 +5843,7 @@ def did_you_mean(word, words):
     return "".join(f" (did you mean {close}?)" for close in difflib.get_close_matches(word, words, 1))
 
 
-def plan(size, hosts, listen, options, check=False):
+def plan(size, hosts, listen, options, check):
     """The configuration of a pool: what its keeper, and the keepers of other hosts, have to know."""
     for name in options.keys() - OPTIONS.keys():
         raise TypeError(f"Executor has no option {name}{did_you_mean(name, ARGUMENTS)}; it has {', '.join(ARGUMENTS)}")
@@ -5897,8 +5891,11 @@ def shut_down_all():
 def forget_pools():
     """A child that the program, or a task, forks has no pool as yet."""
     global this_worker
-    for node in [*(executor._node for executor in executors), *filter(None, [this_worker])]:
-        node.disown()
+    for executor in executors:
+        executor._forked = True
+        executor._node.disown()
+    if this_worker is not None:
+        this_worker.disown()
     executors.clear()
     here.inline = this_worker = None
 
@@ -5934,8 +5931,7 @@ def refuse_in_import():
 class Here(Interface):
     """The pool that this code runs in: a worker's in a task, else the Executor made last, else none."""
 
-    inline = None   # runs what is called without a pool
-    warned = False  # that it does
+    inline = None  # runs what is called without a pool, once that was warned of
 
     def _pool(self):
         refuse_in_import()
@@ -5943,11 +5939,10 @@ class Here(Interface):
             return this_worker
         if executors:
             return executors[-1]._pool()
-        if not self.warned:
-            self.warned = True
+        if self.inline is None:
+            self.inline = Inline()
             warnings.warn("minscoop works serially, for there is no pool. Run 'python minscoop.py script.py', or "
                           "use 'with minscoop.Executor():'", RuntimeWarning, stacklevel=3)
-        self.inline = self.inline or Inline()
         return self.inline
 
     def shutdown(self, wait=True, **kwargs):
@@ -6003,25 +5998,21 @@ def mapScan(map_fn, reduce_fn, *iterables, **kwargs):
     return list(map_scan(map_fn, reduce_fn, *iterables, **kwargs))
 
 
-SCOOP_ATTRIBUTES = "IS_RUNNING", "IS_ORIGIN", "SIZE", "DEBUG", "BROKER", "worker"
-
-
 def __dir__():
     """The public names: what a prompt completes."""
     return [*__all__, "__version__", "logger", "futures", "shared", "mapReduce", "mapScan", "setConst", "getConst",
-            *SCOOP_ATTRIBUTES]
+            "IS_RUNNING", "IS_ORIGIN", "SIZE", "DEBUG", "BROKER", "worker"]
 
 
 def __getattr__(name):
     """Names of SCOOP whose value depends on where and when one asks."""
-    if name in ("futures", "shared"):
-        return sys.modules[__name__]
-    if name not in SCOOP_ATTRIBUTES:
+    pool, this = this_worker or (executors[-1]._node if executors else None), sys.modules[__name__]
+    values = {"IS_RUNNING": pool is not None, "IS_ORIGIN": this_worker is None, "SIZE": pool.size if pool else 0,
+              "DEBUG": logger.isEnabledFor(logging.DEBUG), "BROKER": getattr(pool, "address", None),
+              "worker": pool.name.decode() if pool else None, "futures": this, "shared": this}
+    if name not in values:
         raise AttributeError(f"module 'minscoop' has no attribute {name!r}")
-    pool = this_worker or (executors[-1]._node if executors else None)
-    return {"IS_RUNNING": pool is not None, "IS_ORIGIN": this_worker is None, "SIZE": pool.size if pool else 0,
-            "DEBUG": logger.isEnabledFor(logging.DEBUG), "BROKER": getattr(pool, "address", None),
-            "worker": pool.name.decode() if pool else None}[name]
+    return values[name]
 
 
 def install_names(names):
@@ -6299,34 +6290,31 @@ def answer_with_stacks(node):
         dump_when_asked(2, ask_workers)
 
 
+def is_ours(record):
+    """Whether a record is of our logger, or of one below it."""
+    return str(record.name).partition(".")[0] == "minscoop"
+
+
 class Formatter(logging.Formatter):
-    """Says where a record of another process comes from, if that is asked for."""
+    """Says whose words these are, and from which process they come, if that is another and it is asked for."""
 
     def format(self, record):
-        """As in `--tag-output`."""
+        """As in `--tag-output`; records of others as ever."""
+        if not is_ours(record):
+            return super().format(record)
         worker, host = (getattr(record, key, place[key]) for key in ("worker", "host"))  # the program may make records
         where = "" if worker in ("root", "keeper") or logger.level > logging.INFO else f"{host} {worker}: "
         return f"minscoop: {where}{super().format(record)}"
 
 
-class LastResort(logging.Handler):
-    """Where the program has set up no logging: writes to stderr as Python then does, and says whose words these are."""
-
-    def emit(self, record):
-        """Print a record, if nobody else does."""
-        if not logging.root.handlers and logger.handlers == [self]:
-            print(self.format(record), file=sys.stderr)
-
-
-last_resort = LastResort(logging.WARNING)
-last_resort.setFormatter(Formatter())
-logger.addHandler(last_resort)
+if logging.lastResort:  # Python's handler where the program has set up no logging
+    logging.lastResort.setFormatter(Formatter())
 
 
 def configure_logging(level):
     """Messages of the logger ``minscoop`` go to stderr, unless the program has set up something else."""
     logger.setLevel(level)
-    if logger.handlers in ([], [last_resort]) and level:
+    if level and not logger.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(Formatter())
         logger.handlers[:], logger.propagate = [handler], False
@@ -6336,9 +6324,9 @@ place = {"worker": "root", "host": os.uname().nodename}  # where this process is
 
 
 def located(*args, make=logging.getLogRecordFactory(), **kwargs):
-    """A record; with the name of its worker and host, if it is of our logger, or of one below it."""
+    """A record; with the name of its worker and host, if it is ours."""
     record = make(*args, **kwargs)
-    if record.name and record.name.partition(".")[0] == "minscoop":
+    if is_ours(record):
         record.__dict__.update(place)
     return record
 
@@ -6400,7 +6388,7 @@ def short(value, depth=2):
         items = [": ".join(short(part, depth - 1) for part in row) for row in rows]
         return BRACKETS[kind] % ", ".join(items + ["…"] * (len(value) > 3))
     if kind.__module__ == "numpy":
-        return f"{kind.__name__}{value.shape}" if value.shape else repr(value)
+        return f"{kind.__name__}{value.shape}" if getattr(value, "shape", ()) else repr(value)
     return value.__qualname__ if kind is types.FunctionType else f"<{kind.__name__}>"
 
 
@@ -6435,11 +6423,13 @@ def thin(events, cap):
             spans = sorted(b[END] - a[START] for a, b in zip(events, events[1:]) if kind(a) == kind(b))
             if not spans:
                 break
-            limit, single, kept = spans[min(len(events) - cap, len(spans)) - 1], False, []
+            limit, single, kept = spans[min(len(events) - cap, len(spans)) - 1], False, []  # single: its last one is
             for event in events:
-                single = single and kind(kept[-1]) == kind(event) and event[END] - kept[-1][START] <= limit
-                kept[len(kept) - single:] = [merged(kept[-1], event) if single else event]
-                single = not single
+                if single and kind(kept[-1]) == kind(event) and event[END] - kept[-1][START] <= limit:
+                    kept[-1], single = merged(kept[-1], event), False
+                else:
+                    kept.append(event)
+                    single = True
             events[:] = kept
 
 
@@ -6618,8 +6608,7 @@ class Collector(Recording):
 
     def __init__(self, options):
         self.records, self.offsets = {}, {}   # worker -> its latest RECORD; host -> what to add to its times
-        self.known, self.slowest, self.lost, self.owners = [], [], [], {}
-        self.waiting = []                     # [time, items that wait]
+        self.slowest, self.waiting = [], []   # events; [time, items that wait]
         self.wishes, self.published, self.used = options, False, time.process_time()
         self.failure = None                   # the PoolError by which it ended
         super().__init__(options, level=options["record"])
@@ -6633,13 +6622,13 @@ class Collector(Recording):
         host, here, now = host_of(worker), host_of(self.name), time.monotonic()
         events, late = news.pop("events"), now - news["now"]
         self.offsets[host.decode()] = 0.0 if host == here else min(self.offsets.get(host.decode(), math.inf), late)
-        self.lost += news.pop("losses")
-        if len(self.owners) < 2 * MAX_EVENTS:
-            self.owners.update(news.pop("parents"))
+        self.losses += news.pop("losses")
+        if len(self.parents) < 2 * MAX_EVENTS:
+            self.parents.update(news.pop("parents"))
         self.slowest = sorted(self.slowest + events, key=lambda event: -event[OWN] / event[COUNT])[:20]
-        self.known += events
-        if len(self.known) > 2 * MAX_EVENTS:
-            thin(self.known, MAX_EVENTS)
+        self.events += events
+        if len(self.events) > 2 * MAX_EVENTS:
+            thin(self.events, MAX_EVENTS)
         self.records[worker.decode()] = news
         if not self.waiting or now - self.waiting[-1][0] > 0.02:
             self.waiting.append([now, self.queued() + sum(news["queued"] for news in self.records.values())])
@@ -6661,7 +6650,6 @@ class Collector(Recording):
         """Write what was asked for."""
         if isinstance(self, Inline):
             self.collect(self.name, self.news())
-        self.lost += self.losses
         run = digest(self)
         shown = dict(run, traceEvents=[*trace_entries(run)], records=None, events=None)
         text = json.dumps(shown, separators=(",", ":"))
@@ -6671,7 +6659,8 @@ class Collector(Recording):
                 with open(self.wishes[key], "w", encoding="utf-8") as file:
                     file.write(content)
         if self.wishes["summary"]:
-            print("\n".join(summary_lines(run)), file=sys.stderr, flush=True)
+            print(f"minscoop: {run['tasks']} tasks in {run['seconds']:.2f} s", *aligned(run["table"]),
+                  f"minscoop: {run['verdict']}", sep="\n", file=sys.stderr, flush=True)
 
 
 class RecordingRoot(Collector, Root):
@@ -6687,15 +6676,15 @@ def digest(root):
     def since(worker, moment):
         return max(0.0, moment + root.offsets.get(worker.partition(".")[0], 0.0) - root.born)
 
-    thin(root.known, MAX_EVENTS)
-    for event in {id(event): event for event in root.known + root.slowest}.values():
+    thin(root.events, MAX_EVENTS)
+    for event in {id(event): event for event in root.events + root.slowest}.values():
         event[START], event[END] = since(event[WORKER], event[START]), since(event[WORKER], event[END])
-        event[PARENT] = root.owners.get(event[PARENT], event[PARENT])
-    losses, seconds, hosts = {}, time.monotonic() - root.born, {}
-    for owner, moment, obituary, again in root.lost:  # the owners of what it held tell of the same death
+        event[PARENT] = root.parents.get(event[PARENT], event[PARENT])
+    losses, seconds = {}, time.monotonic() - root.born
+    hosts = {worker.partition(".")[0]: news["host"] for worker, news in root.records.items()}
+    for owner, moment, obituary, again in root.losses:  # the owners of what it held tell of the same death
         name = re.match(r"\w+\.\d+ |", obituary)[0].strip() or "?"
         losses.setdefault(obituary, [name, since(owner, moment), obituary, 0])[3] += again
-        hosts.update((worker.partition(".")[0], news["host"]) for worker, news in root.records.items())
         root.records.setdefault(name, dict(no_totals(), host=hosts.get(name.partition(".")[0], "(a lost host)")))
     for worker, news in root.records.items():
         news.update(first=since(worker, news["first"]), last=since(worker, news["last"]), workers=1,
@@ -6706,10 +6695,10 @@ def digest(root):
     run = dict(title=" ".join(map_builtin(str, sys.argv)).strip()[:200] or "-", ended=time.strftime("%Y-%m-%d %H:%M"),
                seconds=seconds, cpu=(time.process_time() - root.used) / seconds, inline=isinstance(root, Inline),
                failure=root.failure and str(root.failure).strip().partition("\n")[0].rstrip(":"),
-               events=root.known, slowest=root.slowest, records=records, losses=sorted(losses.values()),
+               events=root.events, slowest=root.slowest, records=records, losses=sorted(losses.values()),
                waiting=[[since("", moment), count] for moment, count in root.waiting],
                moved=root.totals["received"] + root.totals["sent"], **sums(records))
-    return dict(run, verdict=verdict(run))
+    return dict(run, verdict=verdict(run), table=host_table(run["hosts"]))
 
 
 def sums(records):
@@ -6717,8 +6706,7 @@ def sums(records):
     the host of each worker."""
     hosts, functions, keys = {}, {}, ("workers", "tasks", "code", "life", "received", "sent", "again")
     for news in records.values():
-        row = hosts.setdefault(news["host"], dict.fromkeys(keys, 0))
-        row.update((key, row[key] + news[key]) for key in keys)
+        hosts.setdefault(news["host"], collections.Counter()).update({key: news[key] for key in keys})
         for (name, power), count in news["calls"].items():
             total = functions.setdefault(name, [0, 0.0, collections.Counter()])
             total[0], total[2][power] = total[0] + count, total[2][power] + count
@@ -6733,9 +6721,12 @@ def sums(records):
 def verdict(run):
     """One sentence: what the program was limited by, and what to change."""
     records, seconds = [news for news in run["records"].values() if news["life"]], run["seconds"]
-    if run["failure"] or run["inline"] or not run["tasks"]:
-        return f"The run failed: {run['failure']}" if run["failure"] else "No task was run." if not run["inline"] else \
-            "Everything ran in the script's own process (-n 0)."
+    if run["failure"]:
+        return f"The run failed: {run['failure']}"
+    if run["inline"]:
+        return "Everything ran in the script's own process (-n 0)."
+    if not run["tasks"]:
+        return "No task was run."
     first, end = min(news["first"] for news in records if news["last"]), max(news["last"] for news in records)
     ready, there = min(news["came"] for news in records), [max(news["came"], first) for news in records]
     whole = sum(max(end - came, 1e-9) for came in there)  # what they could have done since they came
@@ -6773,13 +6764,13 @@ def scaled(number, unit):
     return f"{number / 1000 ** power:.3g} {['', *'kMGnµm'][power]}{unit}"
 
 
-def summary_lines(run):
-    """What -v says at the end."""
+def host_table(hosts):
+    """What each host did, as rows of a table."""
     rows = [("HOST", "WORKERS", "TASKS", "BUSY", "RECEIVED", "SENT", "RETRIES")]
-    for host, row in run["hosts"].items():
+    for host, row in hosts.items():
         rows.append((host, str(row["workers"]), str(row["tasks"]), f"{row['code'] / max(row['life'], 1e-9):.0%}",
                      scaled(row["received"], "B"), scaled(row["sent"], "B"), str(row["again"])))
-    return [f"minscoop: {run['tasks']} tasks in {run['seconds']:.2f} s", *aligned(rows), f"minscoop: {run['verdict']}"]
+    return rows
 
 
 def writable(path):
@@ -6816,12 +6807,12 @@ def trace_entries(run):
     for name, lane in sorted({(name, 0) for name in numbers}.union((event[WORKER], lane) for event, lane in placed)):
         yield entry("M", "thread_name", name, lane=lane, name=f"worker {name}" + f", within ({lane})" * (lane > 0))
     for event, lane in placed:
-        where, again = (event[WORKER], event[START], lane), {"again": True} if event[AGAIN] else {}
-        failed = {"failed": event[FAILED]} if event[FAILED] else {}
+        where = event[WORKER], event[START], lane
+        marks = {key: value for key, value in (("again", event[AGAIN]), ("failed", event[FAILED])) if value}
         own, length = (round(seconds * 1e6) for seconds in (event[OWN], event[END] - event[START]))
         yield dict(entry("X", event[FN], *where, task=event[EVENT], parent=event[PARENT], arguments=event[TEXT],
-                         calls=event[COUNT], own=own, **again, **failed), dur=length)
-        if again:
+                         calls=event[COUNT], own=own, **marks), dur=length)
+        if event[AGAIN]:
             yield dict(entry("i", "retry", *where), s="t")
     for name, moment, obituary, again in run["losses"]:
         yield dict(entry("i", "worker lost", name, moment, why=obituary, again=again), s="t")
@@ -6861,15 +6852,13 @@ children, or what its worker ran meanwhile. ✕: a worker died. △: something r
 <script>
 "use strict"
 const $ = id => document.getElementById(id), D = JSON.parse($("data").textContent)
-const tasks = D.traceEvents.filter(({ ph }) => ph === "X"), N = tasks.length, args = tasks.map(task => task.args)
-const T = tasks.map(({ ts }) => ts), DUR = tasks.map(({ dur }) => Math.max(dur, 1)), OWN = args.map(({ own }) => own)
-const W = tasks.map(({ tid }) => Math.floor(tid / 1000) - 1), LANE = tasks.map(({ tid }) => tid % 1000)
-const functions = Object.entries(D.functions), workers = Object.keys(D.workers)
-const known = new Map(functions.map(([name], f) => [name, f])), FN = tasks.map(({ name }) => known.get(name) ?? -1)
-const COUNT = args.map(({ calls }) => calls), homes = Object.values(D.workers)
+const functions = Object.entries(D.functions), workers = Object.keys(D.workers), homes = Object.values(D.workers)
+const known = new Map(functions.map(([name], f) => [name, f]))
+const tasks = D.traceEvents.filter(({ ph }) => ph === "X").map(({ name, ts, dur, tid, args }) => ({ ...args,
+  f: known.get(name) ?? -1, from: ts, to: ts + Math.max(dur, 1), w: Math.floor(tid / 1000) - 1, lane: tid % 1000 }))
 const HUES = ["#3393d6", "#e08e00", "#00a87a", "#cc6fa5", "#7cc4ea", "#e0661a", "#a08d10", "#9a7fdd"]
 const hue = f => HUES[f] ?? "#8a8f96", name = f => f < 0 ? "(several)" : functions[f][0]
-const whole = n => n.toLocaleString("en"), time = s => scaled(s, "s"), percent = x => `${Math.round(100 * x)} %`
+const whole = n => n.toLocaleString("en"), time = s => scaled(s, "s")
 function scaled(x, unit) {
   const power = x ? Math.max(-3, Math.min(3, Math.floor(Math.log10(x) / 3))) : 0
   return `${+(x / 1000 ** power).toPrecision(4)} ${["n", "µ", "m", "", "k", "M", "G"][power + 3]}${unit}`
@@ -6882,7 +6871,7 @@ function make(parent, tag, text = "") {
 function named(parent, f) {  // a function's name, and its colour
   make(parent, "i").style.background = hue(f), parent.append(name(f))
 }
-function table(id, head, rows) {  // a cell may be a function that fills it
+function table(id, head, ...rows) {  // a cell may be a function that fills it
   for (const row of [head, ...rows]) {
     const line = make($(id), "tr")
     for (const cell of row) cell.call ? cell(make(line, "td")) : make(line, row === head ? "th" : "td", cell)
@@ -6892,17 +6881,15 @@ function table(id, head, rows) {  // a cell may be a function that fills it
 // -- what stands around the picture
 $("title").append(document.title = `minscoop: ${D.title}`), $("verdict").append(D.verdict)
 $("facts").append(`ended ${D.ended} after ${time(D.seconds)} · ${whole(D.tasks)} calls · `,
-  `${whole(workers.length)} workers · the root's process was busy ${percent(D.cpu)} of the time`)
+  `${whole(workers.length)} workers · the root's process was busy ${Math.round(100 * D.cpu)} % of the time`)
 $("losses").hidden = !D.losses.length
-$("merged").append(N >= D.runs ? "" : `${whole(N)} bars stand for ${whole(D.runs)} calls and slices: neighbours of one
-  function on one worker were merged, first those that were shortest together; numbers and times of calls are exact.`)
-table("hosts", ["host", "workers", "calls", "busy", "received", "sent", "run again"], Object.entries(D.hosts).map(
-  ([host, row]) => [host, whole(row.workers), whole(row.tasks), percent(row.code / (row.life || 1)),
-    scaled(row.received, "B"), scaled(row.sent, "B"), whole(row.again)]))
-table("slowest", ["own time", "from", "to", "calls", "function", "worker", "arguments"], D.slowest.map(
+$("merged").append(tasks.length >= D.runs ? "" : `${whole(tasks.length)} bars stand for ${whole(D.runs)} calls and
+  slices: neighbours of one function on one worker were merged, shortest first; numbers and times stay exact.`)
+table("hosts", ...D.table)
+table("slowest", ["own time", "from", "to", "calls", "function", "worker", "arguments"], ...D.slowest.map(
   ([worker, fn, start, end, own, count, , , text]) =>
     [time(own), time(start), time(end), whole(count), fn, worker, text ?? ""]))
-table("lost", ["at", "worker", "why", "run again"], D.losses.map(
+table("lost", ["at", "worker", "why", "run again"], ...D.losses.map(
   ([worker, at, why, again]) => [time(at), worker, why, whole(again)]))
 const powers = functions.flatMap(([, [, , bins]]) => Object.keys(bins).map(Number))
 const low = Math.min(...powers), high = Math.max(...powers)
@@ -6917,16 +6904,17 @@ function histogram(cell, f) {
   }
   bars.append(limit(high))
 }
-table("functions", ["function", "calls", "own time", "mean", "how long calls took"], functions.map(
+table("functions", ["function", "calls", "own time", "mean", "how long calls took"], ...functions.map(
   ([, [count, own]], f) => [cell => named(cell, f), whole(count), time(own), time(own / count),
     cell => histogram(cell, f)]))
 HUES.slice(0, functions.length).forEach((_, f) => named($("legend"), f))
 
 // -- the picture: times are in µs; rows count from 0, each worker having as many as its tasks need
 const canvas = $("view"), pen = canvas.getContext("2d"), lanes = workers.map(() => 1), begins = [0]
-W.forEach((w, i) => { lanes[w] = Math.max(lanes[w], LANE[i] + 1) })
+for (const { w, lane } of tasks) lanes[w] = Math.max(lanes[w], lane + 1)
 lanes.forEach((n, w) => begins.push(begins[w] + n))
-const rows = begins[lanes.length] || 1, end = Math.max(D.seconds * 1e6, 1), row = i => begins[W[i]] + LANE[i]
+for (const task of tasks) task.row = begins[task.w] + task.lane
+const rows = begins[lanes.length] || 1, end = Math.max(D.seconds * 1e6, 1)
 const AXIS = 20, STRIP = 44, HEAD = AXIS + 2 * STRIP + 14, GUTTER = 170
 const deaths = D.losses.map(([worker, at]) => [at * 1e6, begins[workers.indexOf(worker)]])
 const most = Math.max(1, ...D.waiting.map(([, n]) => n))
@@ -6946,7 +6934,7 @@ function paint() {
   canvas.style.height = `${height}px`, canvas.width = width * scale, canvas.height = height * scale
   pen.setTransform(scale, 0, 0, scale, 0, 0), pen.font = "12px system-ui, sans-serif", pen.textBaseline = "middle"
   names(Y(1) - Y(0) < 11), strips(), bars()
-  for (let i = 0; i < N; i++) if (args[i].again || args[i].failed) mark(args[i].failed ? "!" : "△", T[i], row(i))
+  for (const { failed, again, from, row } of tasks) if (failed || again) mark(failed ? "!" : "△", from, row)
   for (const [t, r] of deaths) mark("✕", t, r)
 }
 function names(many) {  // of workers, or of hosts only if there are many
@@ -6970,10 +6958,9 @@ function strips() {  // the axis of time; who is busy, each event's own time spr
   pen.fillStyle = ink.soft
   for (let t = Math.ceil(t0 / step) * step; t <= t1; t += step)
     pen.fillText(time(t / 1e6), X(t) + 3, AXIS / 2), line(ink.line, 1, [X(t), 0], [X(t), height])
-  for (let i = 0; i < N; i++) {
-    const from = Math.max(X(T[i]) - GUTTER, 0), to = Math.min(X(T[i] + DUR[i]) - GUTTER, width - GUTTER)
-    for (let x = Math.floor(from); x < to; x++)
-      load[x] += OWN[i] / DUR[i] * (Math.min(to, x + 1) - Math.max(from, x))
+  for (const { from, to, own } of tasks) {
+    const a = Math.max(X(from) - GUTTER, 0), b = Math.min(X(to) - GUTTER, width - GUTTER)
+    for (let x = Math.floor(a); x < b; x++) load[x] += own / (to - from) * (Math.min(b, x + 1) - Math.max(a, x))
   }
   pen.fillStyle = hue(0)
   load.forEach((n, x) => { const h = Math.min(n / workers.length, 1) * tall; pen.fillRect(GUTTER + x, base - h, 1, h) })
@@ -6982,14 +6969,15 @@ function strips() {  // the axis of time; who is busy, each event's own time spr
   pen.fillText(`waiting, 0–${scaled(most, "")}`, 6, bottom - tall / 2)
 }
 function bars() {
-  for (let i = 0, last = -1, edge = -1; i < N; i++) {
-    const r = row(i), y = Y(r), h = Y(r + 1) - y, a = Math.max(X(T[i]), GUTTER), b = Math.max(X(T[i] + DUR[i]), a + 1)
-    if (y < HEAD - 1 || y > height || X(T[i] + DUR[i]) < GUTTER || a > width || r === last && b <= edge) continue
-    last = r, edge = Math.ceil(b)
-    const strength = .3 + .7 * Math.min(1, OWN[i] / DUR[i]), gap = b - a > 4
-    pen.globalAlpha = strength, pen.fillStyle = hue(FN[i]), pen.fillRect(a, y, b - a - gap, Math.max(h - (h > 4), .5))
+  let last = -1, edge = -1
+  for (const { f, from, to, row, own, calls } of tasks) {
+    const y = Y(row), h = Y(row + 1) - y, a = Math.max(X(from), GUTTER), b = Math.max(X(to), a + 1)
+    if (y < HEAD - 1 || y > height || X(to) < GUTTER || a > width || row === last && b <= edge) continue
+    last = row, edge = Math.ceil(b)
+    const strength = .3 + .7 * Math.min(1, own / (to - from)), gap = b - a > 4
+    pen.globalAlpha = strength, pen.fillStyle = hue(f), pen.fillRect(a, y, b - a - gap, Math.max(h - (h > 4), .5))
     pen.globalAlpha = 1, pen.fillStyle = strength < .6 ? ink.text : "#000"
-    const label = name(FN[i]) + (COUNT[i] > 1 ? ` × ${whole(COUNT[i])}` : "")
+    const label = name(f) + (calls > 1 ? ` × ${whole(calls)}` : "")
     if (h > 10 && pen.measureText(label).width < b - a - 8) pen.fillText(label, a + 4, y + h / 2)
   }
 }
@@ -7003,17 +6991,17 @@ function mark(sign, t, r) {
 function about(x, y) {  // the death or the event there, or one that is too narrow to be met
   const death = D.losses[deaths.findIndex(([t, r]) => Math.hypot(X(t) - x, Y(r) + 6 - y) < 9)]
   if (death) return `${death[2]}\nrun again: ${death[3]}`
-  let i = -1, near = 3 * (t1 - t0) / (width - GUTTER)
-  for (let k = 0; k < N; k++) {
-    const away = Math.max(T[k] - timeAt(x), timeAt(x) - T[k] - DUR[k], 0)
-    if (row(k) === Math.floor(rowAt(y)) && away <= near) i = k, near = away
+  let it = null, near = 3 * (t1 - t0) / (width - GUTTER)
+  for (const task of tasks) {
+    const away = Math.max(task.from - timeAt(x), timeAt(x) - task.to, 0)
+    if (task.row === Math.floor(rowAt(y)) && away <= near) it = task, near = away
   }
-  return i < 0 ? "" : [name(FN[i]) + (COUNT[i] > 1 ? `: ${whole(COUNT[i])} calls` : ""),
-    args[i].arguments && `arguments${COUNT[i] > 1 ? " of the first" : ""}: ${args[i].arguments}`,
-    `from ${time(T[i] / 1e6)}, ${time(DUR[i] / 1e6)}, of that ${time(OWN[i] / 1e6)} in its own code`,
-    `task ${args[i].task} on ${homes[W[i]]}`, args[i].parent && `child of ${args[i].parent}`,
-    args[i].failed ? `raised an exception: ${whole(args[i].failed)}` : "",
-    args[i].again ? "ran again, since a worker died" : ""].filter(text => text).join("\n")
+  return !it ? "" : [name(it.f) + (it.calls > 1 ? `: ${whole(it.calls)} calls` : ""),
+    it.arguments && `arguments${it.calls > 1 ? " of the first" : ""}: ${it.arguments}`,
+    `from ${time(it.from / 1e6)}, ${time((it.to - it.from) / 1e6)}, of that ${time(it.own / 1e6)} in its own code`,
+    `task ${it.task} on ${homes[it.w]}`, it.parent && `child of ${it.parent}`,
+    it.failed && `raised an exception: ${whole(it.failed)}`,
+    it.again && "ran again, since a worker died"].filter(text => text).join("\n")
 }
 function tell(x, y) {
   const tip = $("tip")
@@ -7034,7 +7022,7 @@ canvas.addEventListener("wheel", e => {
   e.shiftKey ? show(t0, t1, r - (r - y0) * f, r + (y1 - r) * f) : show(t - (t - t0) * f, t + (t1 - t) * f, y0, y1)
 }, { passive: false })
 addEventListener("resize", paint), matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint), paint()
-document.body.dataset.drawn = N
+document.body.dataset.drawn = tasks.length
 </script></body></html>
 """
 
@@ -7075,7 +7063,7 @@ def make_parser():
                          help="an interactive prompt afterwards, also after an exception; the default without a "
                               "program on a terminal (else the program is read from stdin)")
     pool = parser.add_argument_group("pool")
-    pool.add_argument("-n", type=int, default=None, metavar="N", dest="max_workers",
+    pool.add_argument("-n", type=int, metavar="N", dest="max_workers",
                       help=f"workers in all (default: usable cores, here {usable_cores()}, or as the hosts say); "
                            "0: run inline")
     pool.add_argument("--retries", type=int, default=3, metavar="N",
@@ -7087,7 +7075,7 @@ def make_parser():
                         help="say what happens, and at the end what each host did and what was the limit; -vv: "
                              "everything")
     output.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
-    output.add_argument("--progress", action="store_true", default=None,
+    output.add_argument("--progress", action="store_true", default=on_terminal() or None,
                         help="a line that says how far the run is (the default on terminals; else one every 10 s)")
     output.add_argument("--no-progress", dest="progress", action="store_false", help="no such line")
     output.add_argument("--tag-output", action="store_true", help="host and worker before each line that tasks print")
@@ -7131,9 +7119,9 @@ def add_host_options(parser):
     parser.set_defaults(**dict.fromkeys(OPTIONS))  # what is not given is the Executor's to decide
 
 
-def parse_options(parser, words):
-    """The options on a command line. Raises SystemExit, with a message, if they make no sense."""
-    options, unknown = parser.parse_known_args(join_hosts(parser, words))
+def parse_options(parser):
+    """The options on the command line. Raises SystemExit, with a message, if they make no sense."""
+    options, unknown = parser.parse_known_args(join_hosts(parser, sys.argv[1:]))
     for word in unknown:
         parser.error(f"no such option: {word}" + did_you_mean(word.partition("=")[0], parser._option_string_actions))
     if [] in (options.module, options.code):
@@ -7148,22 +7136,16 @@ def parse_options(parser, words):
     return options
 
 
-def command_line(argv=None):
+def command_line():
     """Run a program as the command line says; returns or raises SystemExit with its exit code."""
     parser = make_parser()
-    options = parse_options(parser, sys.argv[1:] if argv is None else argv)
+    options = parse_options(parser)
     if not (options.script or options.module or options.code):
         options.interactive = options.interactive or sys.stdin is not None and sys.stdin.isatty()
-    if options.quiet:
-        options.progress = False
-    elif options.progress is None and on_terminal():
-        options.progress = True
-    global progress
-    progress = Progress(options.progress)
+    progress.wanted = False if options.quiet else options.progress
     if progress.wanted:  # before anybody keeps what sys.stderr is
         install_screens()
-    configure_logging(logging.ERROR if options.quiet else
-                      (logging.WARNING, logging.INFO, logging.DEBUG)[min(options.verbose, 2)])
+    configure_logging(logging.ERROR if options.quiet else max(logging.DEBUG, logging.WARNING - 10 * options.verbose))
     try:
         pool = pool_options(options)
         if options.join:
@@ -7188,10 +7170,9 @@ def join_hosts(parser, words):
     while words and words[0].startswith("-") and words[0] not in ("-m", "-c", "--"):
         joined.append(words.popleft())
         if joined[-1] in ("--host", "--hosts", "--hostfile") and words:
-            hosts = [words.popleft()]
+            joined.append(words.popleft())
             while words and not (words[0].startswith("-") or words[0].endswith(".py") or os.path.exists(words[0])):
-                hosts.append(words.popleft())
-            joined.append(hosts[0] if len(hosts) == 1 else ",".join(hosts))
+                joined[-1] += "," + words.popleft()
         elif joined[-1] == "--profile":
             bare = not words or words[0].startswith("-") or words[0].endswith(".py") or os.path.isfile(words[0])
             joined[-1] += "=" if bare else "=" + words.popleft()
@@ -7294,7 +7275,7 @@ def prepare_program(options):
     return code
 
 
-def run_program(code, pool, interactive=False):
+def run_program(code, pool, interactive):
     """Execute the program with an Executor around it. pool: its arguments. interactive: a prompt follows."""
     for number in signal.SIGTERM, signal.SIGHUP:
         if signal.getsignal(number) is signal.SIG_DFL:  # else it is ignored, as with nohup

@@ -5315,7 +5315,7 @@ def test_a_second_shutdown_waits_when_another_thread_does_the_first(guard, tmp_p
         future.add_done_callback(lambda _: executor.shutdown())
         await_file(tmp_path / "started")
         threading.Thread(target=executor.shutdown, args=[wait]).start()
-        assert eventually(lambda: executor._down)
+        assert eventually(lambda: executor._ender)
         threading.Timer(0.1, touch, [tmp_path / "go"]).start()
         executor.shutdown()
         assert future.result(0) == 5
@@ -5361,6 +5361,19 @@ def test_what_has_not_started_is_cancelled_when_shutdown_says_so(guard, tmp_path
     thread.join(WAIT)
     assert running.result(0) == 5 and all(future.done() for future in queued)
     assert len(lines_of(tmp_path / "ran")) == sum(not future.cancelled() for future in queued) < 50
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_the_pool_ends_when_a_callback_of_what_shutdown_cancels_calls_it_again(guard, tmp_path, wait):
+    """The callback does not wait for the thread that calls it."""
+    executor = minscoop.Executor(1)
+    executor.submit(await_file, tmp_path / "go", 5, tmp_path / "started")
+    await_file(tmp_path / "started")
+    queued = [executor.submit(identity, i) for i in range(9)]
+    queued[-1].add_done_callback(lambda _: [executor.shutdown(), touch(tmp_path / "go")])
+    executor.shutdown(wait, cancel_futures=True)
+    assert queued[-1].cancelled()
+    executor.shutdown()
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit(3)])
@@ -6402,8 +6415,8 @@ def test_a_callable_has_the_same_name_everywhere_when_it_is_counted(fn, name):
 
 @pytest.mark.skipif(numpy is None, reason="no numpy")
 def test_an_array_is_shown_by_its_shape_when_it_is_an_argument():
-    """And a scalar by its value."""
-    assert minscoop.short(numpy.zeros((1000, 3))) == "ndarray(1000, 3)"
+    """And a scalar by its value, a function by its name."""
+    assert minscoop.short(numpy.zeros((1000, 3))) == "ndarray(1000, 3)" and "sin" in minscoop.short(numpy.sin)
     assert "2.5" in minscoop.short(numpy.float64(2.5))
 
 
@@ -6420,7 +6433,7 @@ def test_totals_are_those_of_the_last_record_when_others_are_lost(collector):
     assert len(records) == 3
     collector.on_RECORD(*records[0][1:])
     collector.on_RECORD(*records[2][1:])
-    assert sum(collector.records["0.1"]["calls"].values()) == 30 and len(collector.known) == 20
+    assert sum(collector.records["0.1"]["calls"].values()) == 30 and len(collector.events) == 20
 
 
 def test_a_record_is_dropped_when_it_is_nonsense(collector):
@@ -6627,10 +6640,10 @@ def test_a_browser_draws_the_page_when_it_is_opened(script, tmp_path):
     (tmp_path / "flag<").mkdir()
     launch("-n", 2, "--report", tmp_path / "run.html", script(NESTED), tmp_path / "flag<" / "script>")
     seen = browse(tmp_path / "run.html", tmp_path, """
-        const bar = FN.findIndex(f => name(f) === "leaf"), inks = new Set(), out = document.body.dataset
+        const bar = tasks.find(({ f }) => name(f) === "leaf"), inks = new Set(), out = document.body.dataset
         for (let i = 0, d = pen.getImageData(0, 0, canvas.width, canvas.height).data; i < d.length; i += 4)
           inks.add(d[i] + " " + d[i + 1] + " " + d[i + 2])
-        tell(X(T[bar] + DUR[bar] / 2), Y(row(bar) + .5))
+        tell(X((bar.from + bar.to) / 2), Y(bar.row + .5))
         out.tip = $("tip").textContent
         canvas.dispatchEvent(new WheelEvent("wheel", { deltaY: -500, cancelable: true }))
         out.zoomed = (t1 - t0) / end
