@@ -2613,7 +2613,7 @@ class Switchboard:
 
     def take_notice(self, _):
         """A notice of the keeper: JSON; with it come the ends of pipes into which a new worker prints."""
-        data, ancillary, _, _ = self.notices.recvmsg(1 << 18, socket.CMSG_SPACE(2 * 4))
+        data, ancillary, _, _ = self.notices.recvmsg(NOTICE, socket.CMSG_SPACE(2 * 4))
         try:
             frames = [frame.encode("latin-1") for frame in json.loads(data)]
             for _, _, descriptors in ancillary:
@@ -2673,13 +2673,13 @@ class Switchboard:
         self.router(f"tcp://*:{listener.getsockname()[1]}", ipv6=listener.family == socket.AF_INET6,
                     use_fd=os.dup(listener.fileno()), curve_server=True,
                     handshake_ivl=5000,  # ms in which a stranger may fill our memory
-                    curve_secretkey=self.config["server_keys"][1].encode())
+                    curve_secretkey=self.config["server_secret"].encode())
 
     def admit(self, guard):
-        """Say whether a client is known by its key."""
+        """Say whether a client has the key of this run's clients."""
         from zmq.utils import z85
         version, request, _, _, _, mechanism, *credentials = guard.recv_multipart()
-        known = mechanism == b"CURVE" and z85.encode(credentials[0]).decode() in self.config["client_keys"]
+        known = mechanism == b"CURVE" and z85.encode(credentials[0]).decode() == self.config["keys"][1]
         guard.send_multipart([version, request, *((b"200", b"OK") if known else (b"400", b"no")), b"", b""])
 
     def connect_up(self):
@@ -3595,9 +3595,7 @@ class Root(Node):
             keeper = ForkedKeeper() if fork else subprocess.Popen(self.keepers_command(), stdin=subprocess.PIPE)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        with contextlib.suppress(BrokenPipeError):  # it died: wait_for will find out
-            keeper.stdin.write(json.dumps(config).encode() + b"\n")
-            keeper.stdin.flush()
+        instruct(keeper, config)
         return keeper
 
     def keepers_command(self):
@@ -4335,14 +4333,14 @@ READY, SEVERAL, LEAVING, RESTING = 1, 2, 3, 4  # first byte of a marker page: re
 pristine = _AS_SCRIPT  # nothing of the user's has run in this process
 
 
-class ForkedKeeper:
-    """The keeper as a fork of the launcher, which saves 30 ms of imports; for who started it, as subprocess.Popen.
+class ForkedKeeper(subprocess.Popen):
+    """A keeper that is a fork of this process, which saves 30 ms of imports.
 
-    Only while the launcher is pristine: of what a program brings along, threads above all do not survive a fork."""
-
-    returncode = None
+    Only while this process is pristine: of what a program brings along, threads above all do not survive a fork."""
 
     def __init__(self):
+        self.args, self.returncode = "keeper", None
+        self._waitpid_lock, self._sigint_wait_secs = threading.Lock(), 0  # as Popen's methods expect
         read, write = os.pipe()
         flush_output()
         self.pid = os.fork()
@@ -4363,29 +4361,12 @@ class ForkedKeeper:
         finally:
             os._exit(1)
 
-    def poll(self):
-        """Its exit code, negative for a signal; None while it lives."""
-        if self.returncode is None:
-            try:
-                pid, status = os.waitpid(self.pid, os.WNOHANG)
-            except ChildProcessError:  # the program was quicker, and does not tell
-                pid, status = self.pid, 0
-            if pid:
-                self.returncode = exit_code(status)
-        return self.returncode
 
-    def wait(self, timeout=math.inf):
-        """Wait for its end, so many seconds at most. Raises subprocess.TimeoutExpired."""
-        deadline = time.monotonic() + timeout
-        while self.poll() is None:
-            if time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired("keeper", timeout)
-            time.sleep(1e-3)
-
-    def kill(self):
-        """Kill it, if it is there."""
-        if self.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
+def instruct(keeper, config):
+    """Tell a keeper its configuration. It ends with its stdin."""
+    with contextlib.suppress(BrokenPipeError):  # it died, as will be found out
+        keeper.stdin.write(json.dumps(config).encode() + b"\n")
+        keeper.stdin.flush()
 
 
 class Keeper:
@@ -4467,7 +4448,7 @@ class Keeper:
         gc.enable()
 
     def make_keys(self):
-        """A TCP port for hosts, and keys: the server's, and one for every client there may be."""
+        """A TCP port for hosts, and keys: the server's, and a pair that all its clients have."""
         dual = socket.has_dualstack_ipv6()
         self.listener = socket.create_server(("", 0), family=socket.AF_INET6 if dual else socket.AF_INET,
                                              dualstack_ipv6=dual)
@@ -4475,21 +4456,18 @@ class Keeper:
         if not zmq.has("curve"):
             raise PoolError("this pyzmq has no CURVE, without which nothing goes over the network: reinstall it "
                             "from PyPI, or use --transport stdio")
-        config["server_keys"] = [key.decode() for key in zmq.curve_keypair()]
-        names = [number for number, _, _ in config["hosts"]] + ["join"] * bool(config["listen"])
-        self.keys = {name: [key.decode() for key in zmq.curve_keypair()] for name in names}
-        config["client_keys"] = [public for public, _ in self.keys.values()]
+        public, config["server_secret"], *clients = [
+            key.decode() for key in (*zmq.curve_keypair(), *zmq.curve_keypair())]
+        config["keys"] = [public, *clients]
         config["addresses"] = own_addresses(config)
         if config["listen"]:
             write_private(config["listen"], json.dumps(self.config_for("join", None, None)))
 
     def config_for(self, number, name, size):
         """The configuration of the keeper of another host."""
-        config = self.config
-        keys = [config["server_keys"][0], *self.keys[number]] if config["listens"] else None
-        config = dict(config, host=number, name=name, size=0 if config["check"] else size, below=True, hosts=[],
-                      keys=keys, server_keys=None, client_keys=None, listens=False, listen=None, sys_path=None,
-                      piped=True, directory=None, memory=None)
+        config = dict(self.config, host=number, name=name, size=0 if self.config["check"] else size, below=True,
+                      hosts=[], server_secret=None, listens=False, listen=None, sys_path=None, piped=True,
+                      directory=None, memory=None)
         return dict(config, program=checksum(config))
 
     def run(self):
@@ -4591,8 +4569,6 @@ class Keeper:
         _, name, size = hosts[int(number) - 1]
         if sum(host[1] == name for host in hosts) <= RETURNS:
             hosts.append((str(len(hosts) + 1), name, size))
-            if self.config["listens"]:
-                self.keys[hosts[-1][0]] = self.keys[number]
             self.start_launcher(*hosts[-1], pause=SILENCE)  # should the pool just come to its end, it will have then
 
     def reap(self):
@@ -4671,20 +4647,17 @@ class Keeper:
     def send_notices(self):
         """Send those that the broker has room for; we must not wait for it, or see neither deaths nor the end."""
         while self.backlog:
-            data, ends = self.backlog[0]
+            data, ends = self.backlog.popleft()
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", ends))] if ends else []
-            lost = None
             try:
                 self.notices.sendmsg([data], rights)
             except OSError as error:
                 if error.errno in (errno.EAGAIN, errno.ENOBUFS):  # there is no room now
+                    self.backlog.appendleft((data, ends))
                     return
-                lost = error
-            self.backlog.popleft()
+                logger.debug("keeper: a notice of %d bytes is lost: %s", len(data), error)  # a notice, too, maybe
             for end in ends:
                 os.close(end)
-            if lost:  # now, since this may become a notice, too
-                logger.debug("keeper: a notice of %d bytes is lost: %s", len(data), lost)
 
     def notify_from_launcher(self, *frames):
         """Send a notice from a process that can wait until the broker takes it."""
@@ -4957,7 +4930,7 @@ class Launcher:
         while True:
             left = deadline - time.monotonic()
             if left < 0 or not readable(left, self.process.stdout):
-                raise HostError(self.diagnose(f"no Python answers within {LOGIN_PATIENCE:.0f} s", wait=False))
+                raise HostError(self.diagnose(f"no Python answers within {LOGIN_PATIENCE:.0f} s"))
             data = os.read(self.process.stdout.fileno(), 1 << 16)
             seen = (seen + data)[-(1 << 16):]
             self.noise = seen[-1000:].decode(errors="replace")
@@ -5015,12 +4988,11 @@ class Launcher:
             raise HostError(self.diagnose(f"it has logged in, but not started within {LOGIN_PATIENCE:.0f} s"))
         patience.cancel()
 
-    def diagnose(self, otherwise, wait=True):
+    def diagnose(self, otherwise):
         """Why the remote command has failed, in one line, with what to do."""
-        if wait:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(1)
-            self.ears.join(1)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # its last words may still be on their way
+            self.process.wait(1)
+        self.ears.join(1)
         said = [*([] if self.up else self.noise.splitlines()), *self.complaints]  # what nologin says goes to stdout
         for pattern, reason, remedy in SSH_SAYS if not self.up else ():
             found = re.search(f".*({pattern}).*", "\n".join(said), re.IGNORECASE)
@@ -5152,32 +5124,26 @@ def run_agent(config, library=b""):
     config.update(address=f"ipc://{directory}/broker", tunnel=config["tunnel"] and f"ipc://{directory}/up")
     if library:
         unpack_pyzmq(library, directory)
-    stdin, lifeline = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        for descriptor in (source, sink, lifeline):
-            os.close(descriptor)
-        Keeper(config, stdin).live()
+    keeper = ForkedKeeper()
+    instruct(keeper, config)
     if config["tunnel"]:
         tunnel = Tunnel(open(source, "rb"), sink)
         tunnel.write(0, b"")  # the program has come
         threading.Thread(target=tunnel.accept, args=(f"{directory}/up",), daemon=True).start()
-        threading.Thread(target=pour_until_end, args=(tunnel, lifeline), daemon=True).start()
+        threading.Thread(target=pour_until_end, args=(tunnel, keeper), daemon=True).start()
     try:
-        _, status = os.waitpid(pid, 0)
+        keeper.wait()
     except KeyboardInterrupt:
-        os.close(lifeline)
-        _, status = os.waitpid(pid, 0)
+        keeper.stdin.close()
+        keeper.wait()
     remove(directory, memory)
-    os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 1)
+    os._exit(1 if keeper.returncode else 0)
 
 
-def pour_until_end(tunnel, lifeline):
+def pour_until_end(tunnel, keeper):
     """A thread's job: carry what comes; then end the keeper."""
-    try:
+    with keeper.stdin:
         tunnel.pour()
-    finally:
-        os.close(lifeline)
 
 
 def pack_pyzmq():
@@ -5343,8 +5309,6 @@ HOW_TO_SAY = "write name, user@name, name:4 (or 'name 4' on a line) for 4 worker
 def expand(text):
     """The names for which a bracket form stands, as Slurm writes them: n[1,5-9], a[1-2]b[03-04]."""
     choices, total = [], 1
-    if len(re.sub(r"\[[^\[\]:]*\]", "", text)) > 300:
-        raise ValueError(f"{text[:80]!r}... is too long for a name")
     for i, piece in enumerate(re.split(r"\[([^\[\]:]*)\]", text)):  # every second one was in brackets
         choices.append(list(itertools.islice(numbers_of(piece, text), MAX_HOSTS + 1)) if i % 2 else [piece])
         total *= len(choices[-1])
@@ -5857,9 +5821,9 @@ def plan(size, hosts, listen, options, check=False):
         options, host="0", name=None, check=check, size=0 if check else sum(here),
         total=sum(here) + sum(1 if workers is None else workers for _, workers in others),
         hosts=[(str(number), name, workers) for number, (name, workers) in enumerate(others, 1)],
-        listens=bool(listen or others and options["transport"] != "stdio"), below=False, tunnel=True, addresses=[],
+        listens=bool(listen or others and options["transport"] != "stdio"), addresses=[], keys=None, below=False,
         piped=options["tag_output"] or bool(progress.wanted) and on_terminal(),  # so that prints make room for the line
-        sys_path=sys.path, own_path=own_path(), cwd=os.getcwd(), argv=sys.argv,
+        tunnel=True, sys_path=sys.path, own_path=own_path(), cwd=os.getcwd(), argv=sys.argv,
         log_level=logger.getEffectiveLevel(), main_python=sys.version_info[:2], source=os.path.abspath(__file__),
         aliases=[name for name, module in list(sys.modules.items()) if module is this])
 
