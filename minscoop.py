@@ -2501,10 +2501,9 @@ class Switchboard:
         self.sources = {}    # socket or file descriptor -> what reads it
         self.routes = {}     # name -> the socket by which its latest message came
         self.cut = None      # since when the TCP connection up is gone, if it is all we have
-        self.prints = {}     # file descriptor -> [worker, stream, beginning of a line]
-        self.printers = {}   # worker -> its file descriptors
+        self.prints = collections.defaultdict(dict)  # worker -> file descriptor -> (stream, beginning of a line)
         self.paused = set()  # those of them that are not read, for the root is slow
-        self.said = []       # what the broker has said, to be sent
+        self.said = []       # messages to be sent, most of them the broker's: (to whom, frames)
         self.ended = []      # notices of deaths at the end of the pool: what those said last may come after them
         self.poller = zmq.Poller()
         self.watch(notices.fileno(), self.take_notice)
@@ -2538,6 +2537,7 @@ class Switchboard:
         broker, due = self.broker, time.monotonic()
         if broker.below:
             self.connect_up()
+            self.deliver()
         while not broker.finished and not (self.cut and time.monotonic() - self.cut > GRACE / 2):
             pause = self.pause()
             ready = self.poller.poll(pause and pause * 1000)
@@ -2554,9 +2554,10 @@ class Switchboard:
                 due = time.monotonic() + min(pause, HEARTBEAT)
                 self.said += broker.tick(time.monotonic())
             self.deliver()
-        for descriptor in list(self.prints):
-            self.read_prints(descriptor)
-        self.deliver((UP if broker.below else ROOT, [b"BYE"]))
+        for worker in self.prints:
+            self.read_all(worker)
+        self.said.append((UP if broker.below else ROOT, [b"BYE"]))
+        self.deliver()
         self.context.destroy(linger=0 if self.cut else 1000)
 
     def pause(self):
@@ -2584,9 +2585,8 @@ class Switchboard:
             return
         messages = unbundled(frames)
         self.routes[sender] = router
-        if sender in self.printers and any(b"RESULT" in frames[:1] for frames in messages):
-            for descriptor in tuple(self.printers[sender]):  # what a task printed is shown before its result
-                self.read_prints(descriptor)
+        if sender in self.prints and any(b"RESULT" in frames[:1] for frames in messages):
+            self.read_all(sender)  # what a task printed is shown before its result
         self.handle(sender, *messages)
 
     def handle(self, sender, *messages):
@@ -2594,11 +2594,12 @@ class Switchboard:
         for frames in messages:
             self.said += self.broker.handle(sender, frames, time.monotonic())
 
-    def deliver(self, *messages):
-        """Send what the broker has said, and these. A receiver that is gone is the keeper's matter."""
-        parcels, said, self.said = {}, self.said, []
-        for name, frames in itertools.chain(said, messages):
+    def deliver(self):
+        """Send what is said. A receiver that is gone is the keeper's matter."""
+        parcels = {}
+        for name, frames in self.said:
             parcels.setdefault(name, []).append(frames)
+        self.said.clear()
         for name, parcel in parcels.items():
             frames = bundled(parcel)
             if b"." not in name:  # to another host
@@ -2630,13 +2631,17 @@ class Switchboard:
         """Read what a worker prints to stdout and stderr, from now on."""
         for stream, descriptor in zip((b"out", b"err"), ends):
             os.set_blocking(descriptor, False)
-            self.prints[descriptor] = [worker, stream, b""]
-            self.printers.setdefault(worker, []).append(descriptor)
-            self.watch(descriptor, self.read_prints)
+            self.prints[worker][descriptor] = stream, b""
+            self.watch(descriptor, functools.partial(self.read_prints, worker))
 
-    def read_prints(self, descriptor):
+    def read_all(self, worker):
+        """Read what a worker has printed by now."""
+        for descriptor in list(self.prints[worker]):
+            self.read_prints(worker, descriptor)
+
+    def read_prints(self, worker, descriptor):
         """Send what a worker printed to the root, from elsewhere in whole lines; wait while that does not keep up."""
-        worker, stream, rest = self.prints[descriptor]
+        stream, rest = self.prints[worker][descriptor]
         last = self.broker.finished  # workers have said BYE then, and no pipe holds more than this
         if self.broker.printing > OUTPUT_AHEAD and not last:
             self.paused.add(descriptor)
@@ -2653,14 +2658,13 @@ class Switchboard:
         at_once = not (self.broker.below or self.config["tag_output"])  # as if the worker wrote to the terminal itself
         if ended or at_once or len(rest) > OUT_OF_BAND:
             lines, newline, rest = lines + newline + rest, b"", b""
-        self.prints[descriptor][2] = rest
+        self.prints[worker][descriptor] = stream, rest
         if lines:
             self.handle(KEEPER, [b"OUTPUT", worker, stream, lines + newline])
         if ended:
             self.poller.register(descriptor, 0)
             self.paused.discard(descriptor)
-            self.printers[worker].remove(descriptor)
-            del self.prints[descriptor], self.sources[descriptor]
+            del self.prints[worker][descriptor], self.sources[descriptor]
             os.close(descriptor)
 
     # -- the way in for hosts, and the way up
@@ -2705,9 +2709,9 @@ class Switchboard:
         if not self.up.poll((SILENCE if config["tunnel"] else GRACE / 2) * 1000):
             raise PoolError("the root's broker has stopped answering")
         receive(self.up)  # the empty message. What is said before may be lost with the connection, which nobody notices
-        self.deliver((UP, [b"HELLO", b"broker", self.broker.facts]))
+        self.said.append((UP, [b"HELLO", b"broker", self.broker.facts]))
         if self.broker.counted:  # we take over: the one above has to find out what was lost
-            self.deliver((UP, [b""]))
+            self.said.append((UP, [b""]))
         self.watch(self.up, self.take_up)
         if not config["tunnel"]:
             self.cut = time.monotonic()  # until it is told that we are connected: the root may have gone since
@@ -2717,7 +2721,7 @@ class Switchboard:
         """A message of the broker above; an empty one says that the socket has connected anew."""
         frames = receive(up)
         if frames == [b""]:
-            self.deliver((UP, frames))
+            self.said.append((UP, frames))
         else:
             self.handle(UP, *unbundled(frames))
 
@@ -4559,8 +4563,7 @@ class Keeper:
 
     def start_launcher(self, number, name, size, pause=0):
         """Fork the launcher of another host."""
-        config = self.config_for(number, name, size)
-        launcher = Launcher(config, self.notify_from_launcher, self.tokens, self.lifeline_read, pause)
+        launcher = Launcher(self, self.config_for(number, name, size), pause)
         self.launchers[self.fork(launcher.run, tied=False)] = number
 
     def log_in_again(self, number):
@@ -4658,13 +4661,6 @@ class Keeper:
                 logger.debug("keeper: a notice of %d bytes is lost: %s", len(data), error)  # a notice, too, maybe
             for end in ends:
                 os.close(end)
-
-    def notify_from_launcher(self, *frames):
-        """Send a notice from a process that can wait until the broker takes it."""
-        self.notify(*frames)
-        while self.backlog:
-            time.sleep(TICK)
-            self.send_notices()
 
     def clean_up(self):
         """Kill what is left, and remove the sockets. Launchers end by themselves, when the lifeline does."""
@@ -4869,34 +4865,37 @@ module.run_agent(config, library)
 class Launcher:
     """Brings one host into the pool, and keeps it there. A process of its own beside the root's keeper."""
 
-    def __init__(self, config, notify, tokens, lifeline, pause=0):
-        self.config, self.notify, self.tokens, self.lifeline = config, notify, tokens, lifeline
-        self.host, self.pause = config["name"], pause   # pause: s before the login, since it is not the first
+    def __init__(self, keeper, config, pause=0):
+        self.keeper, self.config, self.host = keeper, config, config["name"]
+        self.pause = pause                              # s before the login, since it is not the first
         self.process, self.noise = None, ""
         self.complaints = collections.deque(maxlen=50)  # what the remote command has said on stderr
         self.up = None                                  # when the program was handed over
 
     def run(self):
         """From login to the end. However it ends, the root is told; unless the keeper has ended, and so do we."""
-        threading.Thread(target=lambda: (os.read(self.lifeline, 1), self.end()), daemon=True).start()
+        threading.Thread(target=lambda: (os.read(self.keeper.lifeline_read, 1), self.end()), daemon=True).start()
         try:
             if self.pause:
                 time.sleep(self.pause)
                 logger.warning("host %s: logging in again", self.host)
-            os.read(self.tokens[0], 1)
+            os.read(self.keeper.tokens[0], 1)
             start = time.monotonic()
             try:
                 self.start()
                 there = self.log_in()
             finally:
-                os.write(self.tokens[1], b".")
+                os.write(self.keeper.tokens[1], b".")
             self.config["login"] = time.monotonic() - start
             self.hand_over(there)
             Tunnel(self.process.stdout, self.process.stdin.fileno(), self.open_connection).pour()
             raise HostError(self.diagnose("the connection has ended"))
         except (HostError, OSError) as error:
             facts = {"host": self.host, "number": self.config["host"], "state": "gone", "reason": str(error)[:1000]}
-            self.notify(b"HOST", json.dumps(facts).encode())
+            self.keeper.notify(b"HOST", json.dumps(facts).encode())
+            while self.keeper.backlog:  # the broker is slow; here is nothing else to do
+                time.sleep(TICK)
+                self.keeper.send_notices()
         self.end(SILENT if self.up and self.process.poll() == 0 else 0)
 
     def start(self):
@@ -5198,30 +5197,27 @@ class RootFinder(importlib.machinery.FileFinder):
 
     The root's file comes before one of the same name here: the same program runs everywhere."""
 
-    names = None  # in the root's directory
-
     def __init__(self, tops, entry):
         if not any((entry + "/").startswith(top.rstrip("/") + "/") for top in tops):
             raise ImportError("not the root's business")
         super().__init__(entry, (importlib.machinery.ExtensionFileLoader, importlib.machinery.EXTENSION_SUFFIXES),
                          (importlib.machinery.SourceFileLoader, importlib.machinery.SOURCE_SUFFIXES))
 
-    def listing(self, path):
+    @staticmethod
+    @functools.lru_cache(None)
+    def listing(path):
         """The names in a directory of the root's."""
-        names = this_worker.fetch_file(path + "/")
-        return json.loads(names) if names else ()
+        return frozenset(json.loads(this_worker.fetch_file(path + "/") or "[]"))
 
     def find_spec(self, fullname, target=None):
         """See importlib.abc.PathEntryFinder."""
         here = super().find_spec(fullname, target)
         if this_worker is None:  # the keeper has nobody to ask
             return here
-        if self.names is None:
-            self.names = frozenset(self.listing(self.path))
-        name = fullname.rpartition(".")[2]
-        path, directory = os.path.join(self.path, name), name + "/" in self.names
+        beside, name = self.listing(self.path), fullname.rpartition(".")[2]
+        path, directory = os.path.join(self.path, name), name + "/" in beside
         package = directory and "__init__.py" in self.listing(path)
-        if package or name + ".py" in self.names:
+        if package or name + ".py" in beside:
             file = path + "/__init__.py" if package else path + ".py"
             return importlib.util.spec_from_file_location(fullname, file, loader=RootLoader(fullname, file))
         if here is None and directory:  # a namespace package (PEP 420)

@@ -7311,7 +7311,7 @@ def fuzz_hosts(chance, count=300):
 
 def fuzz_answers(chance, count=300):
     """What a host says of its Python: taken, or a HostError in one line."""
-    launcher = minscoop.Launcher({"python": None, "prolog": None, "mixed": False, "name": "h"}, None, None, None)
+    launcher = minscoop.Launcher(None, {"python": None, "prolog": None, "mixed": False, "name": "h"})
     for _ in range(count):
         with contextlib.suppress(ValueError):
             there = mutated_text(chance, json.dumps(THERE)).encode()
