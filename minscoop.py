@@ -2493,9 +2493,10 @@ Broker.HANDLERS = {name[3:].encode(): handler for name, handler in vars(Broker).
 class Switchboard:
     """The loop around a ``Broker``: its sockets, the notices of the keeper, and what workers print."""
 
-    def __init__(self, config, notices, listener, heirs=None, prints=()):
+    def __init__(self, keeper, heirs=None):
         import_zmq()
-        self.config, self.notices, self.context, self.keeper = config, notices, zmq.Context(), os.getppid()
+        config = self.config = keeper.config
+        self.notices, self.context, self.keeper = keeper.notices_read, zmq.Context(), os.getppid()
         self.broker = Broker(config["host"].encode(), config["size"], below=config["below"], heirs=heirs)
         self.broker.keep = lambda frame: frame_of([memoryview(frame)], config["memory"], lasting=True)
         self.sources = {}    # socket or file descriptor -> what reads it
@@ -2506,12 +2507,12 @@ class Switchboard:
         self.said = []       # messages to be sent, most of them the broker's: (to whom, frames)
         self.ended = []      # notices of deaths at the end of the pool: what those said last may come after them
         self.poller = zmq.Poller()
-        self.watch(notices.fileno(), self.take_notice)
+        self.watch(self.notices.fileno(), self.take_notice)
         self.local = self.router(config["address"])
-        for name, *ends in prints:
+        for name, _, *ends in keeper.workers.values():
             self.watch_prints(name, ends)
-        if listener is not None:
-            self.let_in(listener)
+        if keeper.listener is not None:
+            self.let_in(keeper.listener)
 
     def watch(self, source, reader):
         """Have reader(source) called when something is there."""
@@ -2671,9 +2672,9 @@ class Switchboard:
 
     def let_in(self, listener):
         """Take connections by TCP from who has a key of this run, encrypted by CURVE (RFC 26)."""
-        self.guard = self.context.socket(zmq.REP)
-        self.guard.bind("inproc://zeromq.zap.01")  # libzmq asks here, before it lets anybody in (RFC 27)
-        self.watch(self.guard, self.admit)
+        guard = self.context.socket(zmq.REP)
+        guard.bind("inproc://zeromq.zap.01")  # libzmq asks here, before it lets anybody in (RFC 27)
+        self.watch(guard, self.admit)
         self.router(f"tcp://*:{listener.getsockname()[1]}", ipv6=listener.family == socket.AF_INET6,
                     use_fd=os.dup(listener.fileno()), curve_server=True,
                     handshake_ivl=5000,  # ms in which a stranger may fill our memory
@@ -3599,7 +3600,7 @@ class Root(Node):
             keeper = ForkedKeeper() if fork else subprocess.Popen(self.keepers_command(), stdin=subprocess.PIPE)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        instruct(keeper, config)
+        tell(keeper, json.dumps(config).encode() + b"\n")
         return keeper
 
     def keepers_command(self):
@@ -4366,11 +4367,11 @@ class ForkedKeeper(subprocess.Popen):
             os._exit(1)
 
 
-def instruct(keeper, config):
-    """Tell a keeper its configuration. It ends with its stdin."""
-    with contextlib.suppress(BrokenPipeError):  # it died, as will be found out
-        keeper.stdin.write(json.dumps(config).encode() + b"\n")
-        keeper.stdin.flush()
+def tell(process, data):
+    """Write to a process's stdin; that it has ended is found out elsewhere."""
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(data)
+        process.stdin.flush()
 
 
 class Keeper:
@@ -4500,8 +4501,7 @@ class Keeper:
 
     def start_broker(self, heirs=None):
         """Fork the broker, or one that takes over; it inherits sockets, pipes, and what is known of the workers."""
-        prints = [(name, *ends) for name, _, *ends in self.workers.values()]
-        self.broker = self.fork(run_broker, self.config, self.notices_read, self.listener, heirs, prints)
+        self.broker = self.fork(run_broker, self, heirs)
 
     def replace_broker(self, code):
         """A broker has died: another takes over, which asks everybody for what it cannot know."""
@@ -4924,7 +4924,7 @@ class Launcher:
         config, quote = self.config, shlex.quote
         script = FIND_PYTHON.format(prolog=quote(config["prolog"] or ""), python=quote(config["python"] or ""),
                                     here=quote(sys.executable), boot=BOOT_THERE, token=token)
-        self.send(script.encode())
+        tell(self.process, script.encode())
         deadline, seen = time.monotonic() + LOGIN_PATIENCE, b""
         while True:
             left = deadline - time.monotonic()
@@ -4938,12 +4938,6 @@ class Launcher:
                 return self.check(answer[1])
             if not data:
                 raise HostError(self.diagnose("the remote command ended before Python ran"))
-
-    def send(self, data):
-        """Write to the remote command's stdin; that it has ended is found out by reading."""
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(data)
-            self.process.stdin.flush()
 
     def check(self, answer):
         """The facts, if they are fit; else HostError."""
@@ -4981,7 +4975,8 @@ class Launcher:
         settings = json.dumps(config).encode()
         patience = threading.Timer(LOGIN_PATIENCE, self.process.kill)  # it may also stop reading what we send
         patience.start()
-        self.send(b"%d %d %d\n%s%s%s" % (len(program), len(settings), len(library), program, settings, library))
+        parts = program, settings, library
+        tell(self.process, b"%d %d %d\n" % tuple(map_builtin(len, parts)) + b"".join(parts))
         self.up = time.monotonic()
         if not self.process.stdout.peek(1):
             raise HostError(self.diagnose(f"it has logged in, but not started within {LOGIN_PATIENCE:.0f} s"))
@@ -5124,7 +5119,7 @@ def run_agent(config, library=b""):
     if library:
         unpack_pyzmq(library, directory)
     keeper = ForkedKeeper()
-    instruct(keeper, config)
+    tell(keeper, json.dumps(config).encode() + b"\n")
     if config["tunnel"]:
         tunnel = Tunnel(open(source, "rb"), sink)
         tunnel.write(0, b"")  # the program has come
