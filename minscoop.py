@@ -4397,13 +4397,12 @@ class Keeper:
         self.numbers = itertools.count(1)
         self.startup_deaths = 0
         self.failure = None        # why no worker can start
-        self.asked = None          # when workers were asked for their stacks
         self.exit_code = None
 
     @classmethod
     def main(cls):
-        """The life of the keeper process beside the root: its configuration comes through stdin."""
-        line, stdin = sys.stdin.buffer.readline(), os.dup(0)
+        """The life of a keeper process: its configuration comes through stdin."""
+        line, stdin = open(0, "rb", closefd=False).readline(), os.dup(0)  # sys.stdin may be None
         with open(os.devnull) as null:
             os.dup2(null.fileno(), 0)
         if line:  # else the root has ended already
@@ -4489,12 +4488,10 @@ class Keeper:
             self.start_worker()
         while self.exit_code is None:
             self.send_notices()
-            ready = readable(TICK if self.backlog else ANSWER if self.asked else None, self.stdin, self.signalled)
-            if self.asked and time.monotonic() - self.asked >= ANSWER:
-                self.tell_stacks()
+            ready = readable(TICK if self.backlog else None, self.stdin, self.signalled)
             if self.signalled in ready:
                 if signal.SIGUSR1 in os.read(self.signalled, 4096):
-                    self.ask_for_stacks()
+                    self.tell_stacks()
                 self.reap()
             if self.stdin in ready and not os.read(self.stdin, 4096):
                 self.exit_code = 0
@@ -4614,15 +4611,12 @@ class Keeper:
         else:
             self.give_up_if_alone(f"no worker can start; the last one: {obituary}")
 
-    def ask_for_stacks(self):
-        """Let every worker write its stacks to a file, by a signal: see ``dump_when_asked``."""
-        self.asked = time.monotonic()
+    def tell_stacks(self):
+        """Let every worker write its stacks to a file, by a signal: see ``dump_when_asked``. Send them to the root, as
+        if they had been printed, with what each is running since when. All else waits meanwhile."""
         for pid in self.workers:
             os.kill(pid, signal.SIGUSR1)
-
-    def tell_stacks(self):
-        """Send what they wrote to the root, as if they had printed it, with what each is running since when."""
-        self.asked = None
+        time.sleep(ANSWER)
         for pid, (name, marker, *_) in self.workers.items():
             task = doing(marker)
             text = f"worker {label(self.config, name, pid)} is running {task or 'nothing'}\n"
@@ -4868,7 +4862,7 @@ class Launcher:
     def __init__(self, keeper, config, pause=0):
         self.keeper, self.config, self.host = keeper, config, config["name"]
         self.pause = pause                              # s before the login, since it is not the first
-        self.process, self.noise = None, ""
+        self.process, self.seen = None, b""             # the remote command, and what it has said before Python does
         self.complaints = collections.deque(maxlen=50)  # what the remote command has said on stderr
         self.up = None                                  # when the program was handed over
 
@@ -4925,15 +4919,14 @@ class Launcher:
         script = FIND_PYTHON.format(prolog=quote(config["prolog"] or ""), python=quote(config["python"] or ""),
                                     here=quote(sys.executable), boot=BOOT_THERE, token=token)
         tell(self.process, script.encode())
-        deadline, seen = time.monotonic() + LOGIN_PATIENCE, b""
+        deadline = time.monotonic() + LOGIN_PATIENCE
         while True:
             left = deadline - time.monotonic()
             if left < 0 or not readable(left, self.process.stdout):
                 raise HostError(self.diagnose(f"no Python answers within {LOGIN_PATIENCE:.0f} s"))
             data = os.read(self.process.stdout.fileno(), 1 << 16)
-            seen = (seen + data)[-(1 << 16):]
-            self.noise = seen[-1000:].decode(errors="replace")
-            answer = re.search(rb"%s (.*)\n" % token.encode(), seen)
+            self.seen = (self.seen + data)[-(1 << 16):]
+            answer = re.search(rb"%s (.*)\n" % token.encode(), self.seen)
             if answer:
                 return self.check(answer[1])
             if not data:
@@ -4963,7 +4956,7 @@ class Launcher:
 
     def hand_over(self, there):
         """Send this program, its configuration and, where it is missing, pyzmq."""
-        config, library = self.config, b""
+        library = b""
         if there["pyzmq"] is None:
             here = [*sys.version_info[:2], sys.platform, os.uname().machine]
             if [*there["python"][:2], there["platform"], there["machine"]] != here:
@@ -4972,7 +4965,7 @@ class Launcher:
             library = pack_pyzmq()
         with open(__file__, "rb") as file:
             program = file.read()
-        settings = json.dumps(config).encode()
+        settings = json.dumps(self.config).encode()
         patience = threading.Timer(LOGIN_PATIENCE, self.process.kill)  # it may also stop reading what we send
         patience.start()
         parts = program, settings, library
@@ -4987,7 +4980,8 @@ class Launcher:
         with contextlib.suppress(subprocess.TimeoutExpired):  # its last words may still be on their way
             self.process.wait(1)
         self.ears.join(1)
-        said = [*([] if self.up else self.noise.splitlines()), *self.complaints]  # what nologin says goes to stdout
+        noise = b"" if self.up else self.seen[-1000:]  # what nologin says goes to stdout
+        said = [*noise.decode(errors="replace").splitlines(), *self.complaints]
         for pattern, reason, remedy in SSH_SAYS if not self.up else ():
             found = re.search(f".*({pattern}).*", "\n".join(said), re.IGNORECASE)
             if found:
@@ -5111,9 +5105,11 @@ def run_agent(config, library=b""):
     """The life of the first process on another host: a keeper's parent, as the root is at home.
 
     It ends with its keeper; and that with our stdin, unless there is none (--join). Never returns."""
-    source, sink, null = os.dup(0), os.dup(1), os.open(os.devnull, os.O_RDWR)
+    null = os.open(os.devnull, os.O_RDWR)
+    if config["tunnel"]:
+        source, sink = os.dup(0), os.dup(1)
+        os.dup2(2, 1)  # nothing but blocks goes where these went
     os.dup2(null, 0)
-    os.dup2(2, 1)  # nothing but blocks goes where these went
     directory, memory = config["directory"], config["memory"] = make_socket_directory(), make_memory_directory()
     config.update(address=f"ipc://{directory}/broker", tunnel=config["tunnel"] and f"ipc://{directory}/up")
     if library:

@@ -4401,6 +4401,17 @@ def test_a_joining_host_ends_when_the_root_has_gone_just_before_it_connects(guar
     assert "Traceback" not in finish(joined).stderr
 
 
+@linux_only
+def test_a_host_joins_when_its_stdin_is_closed(guard, script, tmp_path):
+    """As batch systems and daemons may leave it."""
+    path = tmp_path / "pool.json"
+    process = start(MINSCOOP, "--listen", path, "-n", 1, script(SQUARES), "joined")
+    joined = start(MINSCOOP, "--join", path, "-n", 1, env=dict(os.environ, FATE="joined"), stdin=None,
+                   preexec_fn=lambda: os.close(0))
+    assert "joined" in finish(process).stdout.split()
+    assert finish(joined).returncode == 0
+
+
 @pytest.mark.parametrize("content, text", [
     ("", "is not a connection file"), ("nonsense", "is not a connection file"), ("[1]", "is not a connection file"),
     ("{}", "is not a connection file"), ({}, "not answer"), ({"program": 1}, "another version of minscoop"),
