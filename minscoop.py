@@ -275,7 +275,7 @@ class RemoteTraceback(Exception):
 #   BYE      worker → broker → root                         its last word; to a broker below: it counts as lost
 #   HOST     keeper → root       facts                      a host is there, or why it is not (JSON)
 #   SIZE     broker → node       workers                    of the whole pool, whenever that changes
-#   PROBE    broker → broker     anything                   echoed by the upper one: is this way open
+#   PROBE    broker → broker     anything                   echoed by the upper one: how fast is this way
 #   FETCH    worker → root       path                       wanted: a source file, or the names in a directory/
 #   FILE     root → worker       path body                  here it is, or nothing; kept by brokers on the way
 #   OUTPUT   broker → root       worker stream text         lines that a worker has printed; from the keeper: its stacks
@@ -2543,7 +2543,8 @@ class Switchboard:
             pause = self.pause()
             ready = self.poller.poll(pause and pause * 1000)
             for source, _ in ready:
-                self.sources[source](source)
+                if source in self.sources:  # else it has just been read to its end, before a RESULT
+                    self.sources[source](source)
             if not ready and self.ended:
                 ended, self.ended = self.ended, []
                 self.handle(KEEPER, *ended)
@@ -2732,12 +2733,11 @@ class Switchboard:
         self.cut = time.monotonic() if event == zmq.EVENT_DISCONNECTED else None
 
     def first_answer(self, addresses, name, keys):
-        """The first of some TCP addresses by which an echo comes back in time."""
+        """The first of some TCP addresses at which the root's broker is: who connects hears from it (see router)."""
         trials, poller = {}, zmq.Poller()
         for i, address in enumerate(addresses):
             with contextlib.suppress(zmq.ZMQError, ValueError):  # a name that is none
                 trial = connect(self.context, address, b"%s?%d" % (name, i), keys)
-                trial.send(b"PROBE")
                 poller.register(trial, zmq.POLLIN)
                 trials[trial] = address
         patience = SILENCE if self.broker.counted and self.config["transport"] == "tcp" else TCP_PATIENCE

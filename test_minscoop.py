@@ -4092,6 +4092,24 @@ def test_no_output_is_lost_when_the_last_line_has_no_end(ssh, script):
 
 
 @linux_only
+def test_the_broker_goes_on_when_a_result_and_the_end_of_its_worker_come_together(guard, tmp_path, capfd):
+    """What the worker printed is read to its end before the result, and not again."""
+    with minscoop.Executor(1, tag_output=True) as executor:
+        worker = executor.submit(os.getpid).result(WAIT)
+        broker, = set(children_of(executor._node.keeper.pid)) - {worker}
+        future = executor.submit(await_file, str(tmp_path / "go"), worker)
+        time.sleep(0.2)
+        os.kill(broker, signal.SIGSTOP)
+        touch(tmp_path / "go")
+        time.sleep(0.3)
+        os.kill(worker, signal.SIGKILL)
+        time.sleep(0.3)
+        os.kill(broker, signal.SIGCONT)
+        assert future.result(WAIT) == worker
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@linux_only
 @pytest.mark.parametrize("kind", ["lines", "one line"])
 def test_memory_is_bounded_when_a_task_prints_much(ssh, script, kind):
     """That of the root and of every process of the host, whose worker waits."""
