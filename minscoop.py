@@ -167,7 +167,8 @@ RECORDS = 0.25       # s between RECORDs of a worker, if they are wanted, and 1 
                      # more messages; larger: more is lost with a worker
 MAX_EVENTS = 40000   # tasks in a report, those merged with their neighbours counted as one; the workers together send
                      # as many in three seconds. Smaller: less is seen; larger: slow pages, and memory of the root
-ANSWER = 0.5         # s that workers have to write down their stacks. Smaller: not all do; larger: they come later
+ANSWER = 0.5         # s that workers have to write down their stacks. Smaller: not all do; larger: the keeper, which
+                     # waits for them, sees deaths later
 DESCRIPTORS = 30     # that have to be free in a process. Fewer than it needs: libzmq may abort it
 JOIN_PATIENCE = 600.0  # s that --join waits for its file, since jobs start in any order
 RETURNS = 10         # times that a host is logged in to again, after we were stopped. Fewer: who suspends a run often
@@ -3820,11 +3821,6 @@ def flush_output():
             pass
 
 
-def exit_code(status):
-    """That of a status as waitpid gives it; negative for a signal."""  # os.waitstatus_to_exitcode came with 3.9
-    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
-
-
 def status_text(code):
     """What a process's exit code says, in words. Negative: a signal."""
     if code >= 0:
@@ -4358,10 +4354,7 @@ class ForkedKeeper(subprocess.Popen):
         """The rest of the child's life: it never returns, or there would be two roots."""
         try:
             os.dup2(stdin, 0)
-            for descriptor in map_builtin(int, os.listdir("/dev/fd")):
-                if descriptor > 2:
-                    with contextlib.suppress(OSError):  # that of the listing itself
-                        os.close(descriptor)
+            os.closerange(3, max(map_builtin(int, os.listdir("/dev/fd"))) + 1)
             Keeper.main()
         finally:
             os._exit(1)
@@ -4577,7 +4570,7 @@ class Keeper:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
-            code = exit_code(status)
+            code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
             if pid == self.broker and code == 0:
                 self.exit_code = 0
             elif pid == self.broker:
@@ -5105,11 +5098,10 @@ def run_agent(config, library=b""):
     """The life of the first process on another host: a keeper's parent, as the root is at home.
 
     It ends with its keeper; and that with our stdin, unless there is none (--join). Never returns."""
-    null = os.open(os.devnull, os.O_RDWR)
     if config["tunnel"]:
         source, sink = os.dup(0), os.dup(1)
         os.dup2(2, 1)  # nothing but blocks goes where these went
-    os.dup2(null, 0)
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     directory, memory = config["directory"], config["memory"] = make_socket_directory(), make_memory_directory()
     config.update(address=f"ipc://{directory}/broker", tunnel=config["tunnel"] and f"ipc://{directory}/up")
     if library:
@@ -5318,8 +5310,8 @@ def numbers_of(bracket, text):
 def parse_item(item):
     """(name, workers or None) of each host of name, name:4, user@name:4, node[01-16]:8, [IPv6]:4, name 4, or of several
     of these with commas between."""
-    for text in map_builtin(str.strip, re.findall(ITEM % "", item)):
-        for form in expand(text) if text else ():
+    for text in filter(None, map_builtin(str.strip, re.findall(ITEM % "", item))):
+        for form in expand(text):
             match = re.fullmatch(HOST, form)
             if match is None or int(match[2] or 0) > MAX_WORKERS:
                 raise ValueError(f"{text[:60]!r} is not a host: {HOW_TO_SAY}")
