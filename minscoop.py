@@ -3809,7 +3809,7 @@ def remove(*directories):
 
 def label(config, name, pid):
     """A worker, for messages."""
-    return f"{name.decode()} (host {config['name'] or os.uname().nodename}, pid {pid})"
+    return f"{name.decode()} (host {config['name']}, pid {pid})"
 
 
 def flush_output():
@@ -4495,8 +4495,7 @@ class Keeper:
 
     def replace_broker(self, code):
         """A broker has died: another takes over, which asks everybody for what it cannot know."""
-        host = self.config["name"] or os.uname().nodename
-        text = f"the broker (host {host}, pid {self.broker}) ended: {status_text(code)}"
+        text = f"the broker (host {self.config['name']}, pid {self.broker}) ended: {status_text(code)}"
         now = time.monotonic()
         self.broker_deaths = [then for then in self.broker_deaths if now - then < SILENCE] + [now]
         if self.config["below"] and code in (1, -signal.SIGTERM):  # it has said why; or the node is being drained
@@ -5037,7 +5036,7 @@ class Tunnel:
 
     def __init__(self, source, sink, connect=None):
         self.source, self.sink, self.connect = source, sink, connect
-        self.connection, self.serial = socket.socket(socket.AF_UNIX), 0  # with nobody, as yet
+        self.current = 0, socket.socket(socket.AF_UNIX)  # number and connection; with nobody, as yet
         self.writing = threading.Lock()
 
     def write(self, serial, data):
@@ -5047,7 +5046,7 @@ class Tunnel:
             while view:
                 view = view[os.write(self.sink, view):]
 
-    def drain(self, connection, serial):
+    def drain(self, serial, connection):
         """From a connection into the pipe, until one of them is closed."""
         with contextlib.suppress(OSError):
             for data in iter(lambda: connection.recv(self.BLOCK), b""):
@@ -5064,10 +5063,9 @@ class Tunnel:
             return
         server.listen()
         for serial in itertools.count(1):
-            connection, _ = server.accept()
-            self.connection, self.serial = connection, serial
-            self.drain(connection, serial)
-            connection.close()
+            self.current = serial, server.accept()[0]
+            self.drain(*self.current)
+            self.current[1].close()
 
     def pour(self):
         """From the pipe into the connection, until the pipe ends. On the upper side, a new number opens a new one.
@@ -5078,20 +5076,21 @@ class Tunnel:
             if len(head) < 8:
                 return
             serial, size = struct.unpack(">II", head)
-            if size > self.BLOCK or self.connect and serial > self.serial + 1:
+            if size > self.BLOCK or self.connect and serial > self.current[0] + 1:
                 raise HostError(f"something else than minscoop writes there, as it seems, {head!r}")
             data = self.source.read(size)
-            if serial > self.serial and self.connect:
+            current, connection = self.current  # read at once, since ``accept`` may replace it
+            if serial > current and self.connect:
                 with contextlib.suppress(OSError):
-                    self.connection.shutdown(socket.SHUT_RDWR)
-                self.serial, self.connection = serial, self.connect()
-                threading.Thread(target=self.drain, args=(self.connection, serial), daemon=True).start()
-            if serial == self.serial:
+                    connection.shutdown(socket.SHUT_RDWR)
+                current, connection = self.current = serial, self.connect()
+                threading.Thread(target=self.drain, args=self.current, daemon=True).start()
+            if serial == current:
                 with contextlib.suppress(OSError):
                     if data:
-                        self.connection.sendall(data)
+                        connection.sendall(data)
                     else:
-                        self.connection.shutdown(socket.SHUT_RDWR)
+                        connection.shutdown(socket.SHUT_RDWR)
 
 
 def run_agent(config, library=b""):
@@ -5797,7 +5796,7 @@ def plan(size, hosts, listen, options, check=False):
     others = [(name, workers) for name, workers in pairs if not is_local(name)]
     this = sys.modules["minscoop"]
     return dict(
-        options, host="0", name=None, check=check, size=0 if check else sum(here),
+        options, host="0", name=os.uname().nodename, check=check, size=0 if check else sum(here),
         total=sum(here) + sum(1 if workers is None else workers for _, workers in others),
         hosts=[(str(number), name, workers) for number, (name, workers) in enumerate(others, 1)],
         listens=bool(listen or others and options["transport"] != "stdio"), addresses=[], keys=None, below=False,
@@ -6297,7 +6296,7 @@ class Records(logging.Handler):
 
 def send_logs(level, send, worker, host):
     """What this process logs goes to the root, by send(*frames)."""
-    place.update(worker=worker, host=host or os.uname().nodename)
+    place.update(worker=worker, host=host)
     logger.setLevel(level)
     logger.handlers[:], logger.propagate = [Records(send)], False
 
