@@ -2546,9 +2546,8 @@ class Switchboard:
             for source, _ in ready:
                 if source in self.sources:  # else it has just been read to its end, before a RESULT
                     self.sources[source](source)
-            if not ready and self.ended:
-                ended, self.ended = self.ended, []
-                self.handle(KEEPER, *ended)
+            while self.ended and not ready:
+                self.handle(KEEPER, self.ended.pop(0))
             if broker.parcels and time.monotonic() >= broker.due:
                 self.said += broker.flush(time.monotonic())
             while self.paused and broker.printing <= OUTPUT_AHEAD:
@@ -2754,11 +2753,10 @@ class Switchboard:
         def echo(body):
             start = time.perf_counter()
             trial.send_multipart([b"PROBE", body])
-            while True:
-                if not trial.poll(SILENCE * 1000):
-                    raise PoolError("the root's broker has stopped answering")
+            while trial.poll(SILENCE * 1000):
                 if receive(trial) != [b""]:  # that only said that the socket has connected
                     return time.perf_counter() - start
+            raise PoolError("the root's broker has stopped answering")
         round_trip = min(echo(b"") for _ in range(5))
         for size in (1 << 20, 1 << 23, 1 << 26):
             seconds = echo(os.urandom(size))
