@@ -169,7 +169,8 @@ RECORDS = 0.25       # s between RECORDs of a worker, if they are wanted, and 1 
                      # more messages; larger: more is lost with a worker
 MAX_EVENTS = 40000   # tasks in a report, those merged with their neighbours counted as one; the workers together send
                      # as many in three seconds. Smaller: less is seen; larger: slow pages, and memory of the root
-ANSWER = 0.5         # s that workers have to write down their stacks. Smaller: not all do; larger: they come later
+ANSWER = 0.5         # s that workers have to write down their stacks. Smaller: not all do; larger: the keeper, which
+                     # waits for them, sees deaths later
 DESCRIPTORS = 30     # that have to be free in a process. Fewer than it needs: libzmq may abort it
 JOIN_PATIENCE = 600.0  # s that --join waits for its file, since jobs start in any order
 RETURNS = 10         # times that a host is logged in to again, after we were stopped. Fewer: who suspends a run often
@@ -277,7 +278,7 @@ class RemoteTraceback(Exception):
 #   BYE      worker → broker → root                         its last word; to a broker below: it counts as lost
 #   HOST     keeper → root       facts                      a host is there, or why it is not (JSON)
 #   SIZE     broker → node       workers                    of the whole pool, whenever that changes
-#   PROBE    broker → broker     anything                   echoed by the upper one: is this way open
+#   PROBE    broker → broker     anything                   echoed by the upper one: how fast is this way
 #   FETCH    worker → root       path                       wanted: a source file, or the names in a directory/
 #   FILE     root → worker       path body                  here it is, or nothing; kept by brokers on the way
 #   OUTPUT   broker → root       worker stream text         lines that a worker has printed; from the keeper: its stacks
@@ -2500,26 +2501,26 @@ Broker.HANDLERS = {name[3:].encode(): handler for name, handler in vars(Broker).
 class Switchboard:
     """The loop around a ``Broker``: its sockets, the notices of the keeper, and what workers print."""
 
-    def __init__(self, config, notices, listener, heirs=None, prints=()):
+    def __init__(self, keeper, heirs=None):
         import_zmq()
-        self.config, self.notices, self.context, self.keeper = config, notices, zmq.Context(), os.getppid()
+        config = self.config = keeper.config
+        self.notices, self.context, self.keeper = keeper.notices_read, zmq.Context(), os.getppid()
         self.broker = Broker(config["host"].encode(), config["size"], below=config["below"], heirs=heirs)
         self.broker.keep = lambda frame: frame_of([memoryview(frame)], config["memory"], lasting=True)
         self.sources = {}    # socket or file descriptor -> what reads it
         self.routes = {}     # name -> the socket by which its latest message came
         self.cut = None      # since when the TCP connection up is gone, if it is all we have
-        self.prints = {}     # file descriptor -> [worker, stream, beginning of a line]
-        self.printers = {}   # worker -> its file descriptors
+        self.prints = collections.defaultdict(dict)  # worker -> file descriptor -> (stream, beginning of a line)
         self.paused = set()  # those of them that are not read, for the root is slow
-        self.said = []       # what the broker has said, to be sent
+        self.said = []       # messages to be sent, most of them the broker's: (to whom, frames)
         self.ended = []      # notices of deaths at the end of the pool: what those said last may come after them
         self.poller = zmq.Poller()
-        self.watch(notices.fileno(), self.take_notice)
+        self.watch(self.notices.fileno(), self.take_notice)
         self.local = self.router(config["address"])
-        for name, *ends in prints:
+        for name, _, *ends in keeper.workers.values():
             self.watch_prints(name, ends)
-        if listener is not None:
-            self.let_in(listener)
+        if keeper.listener is not None:
+            self.let_in(keeper.listener)
 
     def watch(self, source, reader):
         """Have reader(source) called when something is there."""
@@ -2545,14 +2546,15 @@ class Switchboard:
         broker, due = self.broker, time.monotonic()
         if broker.below:
             self.connect_up()
+            self.deliver()
         while not broker.finished and not (self.cut and time.monotonic() - self.cut > GRACE / 2):
             pause = self.pause()
             ready = self.poller.poll(pause and pause * 1000)
             for source, _ in ready:
-                self.sources[source](source)
-            if not ready and self.ended:
-                ended, self.ended = self.ended, []
-                self.handle(KEEPER, *ended)
+                if source in self.sources:  # else it has just been read to its end, before a RESULT
+                    self.sources[source](source)
+            while self.ended and not ready:
+                self.handle(KEEPER, self.ended.pop(0))
             if broker.parcels and time.monotonic() >= broker.due:
                 self.said += broker.flush(time.monotonic())
             while self.paused and broker.printing <= OUTPUT_AHEAD:
@@ -2561,9 +2563,10 @@ class Switchboard:
                 due = time.monotonic() + min(pause, HEARTBEAT)
                 self.said += broker.tick(time.monotonic())
             self.deliver()
-        for descriptor in list(self.prints):
-            self.read_prints(descriptor)
-        self.deliver((UP if broker.below else ROOT, [b"BYE"]))
+        for worker in self.prints:
+            self.read_all(worker)
+        self.said.append((UP if broker.below else ROOT, [b"BYE"]))
+        self.deliver()
         self.context.destroy(linger=0 if self.cut else 1000)
 
     def pause(self):
@@ -2591,9 +2594,8 @@ class Switchboard:
             return
         messages = unbundled(frames)
         self.routes[sender] = router
-        if sender in self.printers and any(b"RESULT" in frames[:1] for frames in messages):
-            for descriptor in tuple(self.printers[sender]):  # what a task printed is shown before its result
-                self.read_prints(descriptor)
+        if sender in self.prints and any(b"RESULT" in frames[:1] for frames in messages):
+            self.read_all(sender)  # what a task printed is shown before its result
         self.handle(sender, *messages)
 
     def handle(self, sender, *messages):
@@ -2601,11 +2603,12 @@ class Switchboard:
         for frames in messages:
             self.said += self.broker.handle(sender, frames, time.monotonic())
 
-    def deliver(self, *messages):
-        """Send what the broker has said, and these. A receiver that is gone is the keeper's matter."""
-        parcels, said, self.said = {}, self.said, []
-        for name, frames in itertools.chain(said, messages):
+    def deliver(self):
+        """Send what is said. A receiver that is gone is the keeper's matter."""
+        parcels = {}
+        for name, frames in self.said:
             parcels.setdefault(name, []).append(frames)
+        self.said.clear()
         for name, parcel in parcels.items():
             frames = bundled(parcel)
             if b"." not in name:  # to another host
@@ -2620,7 +2623,7 @@ class Switchboard:
 
     def take_notice(self, _):
         """A notice of the keeper: JSON; with it come the ends of pipes into which a new worker prints."""
-        data, ancillary, _, _ = self.notices.recvmsg(1 << 18, socket.CMSG_SPACE(2 * 4))
+        data, ancillary, _, _ = self.notices.recvmsg(NOTICE, socket.CMSG_SPACE(2 * 4))
         try:
             frames = [frame.encode("latin-1") for frame in json.loads(data)]
             for _, _, descriptors in ancillary:
@@ -2637,13 +2640,17 @@ class Switchboard:
         """Read what a worker prints to stdout and stderr, from now on."""
         for stream, descriptor in zip((b"out", b"err"), ends):
             os.set_blocking(descriptor, False)
-            self.prints[descriptor] = [worker, stream, b""]
-            self.printers.setdefault(worker, []).append(descriptor)
-            self.watch(descriptor, self.read_prints)
+            self.prints[worker][descriptor] = stream, b""
+            self.watch(descriptor, functools.partial(self.read_prints, worker))
 
-    def read_prints(self, descriptor):
+    def read_all(self, worker):
+        """Read what a worker has printed by now."""
+        for descriptor in list(self.prints[worker]):
+            self.read_prints(worker, descriptor)
+
+    def read_prints(self, worker, descriptor):
         """Send what a worker printed to the root, from elsewhere in whole lines; wait while that does not keep up."""
-        worker, stream, rest = self.prints[descriptor]
+        stream, rest = self.prints[worker][descriptor]
         last = self.broker.finished  # workers have said BYE then, and no pipe holds more than this
         if self.broker.printing > OUTPUT_AHEAD and not last:
             self.paused.add(descriptor)
@@ -2660,33 +2667,32 @@ class Switchboard:
         at_once = not (self.broker.below or self.config["tag_output"])  # as if the worker wrote to the terminal itself
         if ended or at_once or len(rest) > OUT_OF_BAND:
             lines, newline, rest = lines + newline + rest, b"", b""
-        self.prints[descriptor][2] = rest
+        self.prints[worker][descriptor] = stream, rest
         if lines:
             self.handle(KEEPER, [b"OUTPUT", worker, stream, lines + newline])
         if ended:
             self.poller.register(descriptor, 0)
             self.paused.discard(descriptor)
-            self.printers[worker].remove(descriptor)
-            del self.prints[descriptor], self.sources[descriptor]
+            del self.prints[worker][descriptor], self.sources[descriptor]
             os.close(descriptor)
 
     # -- the way in for hosts, and the way up
 
     def let_in(self, listener):
         """Take connections by TCP from who has a key of this run, encrypted by CURVE (RFC 26)."""
-        self.guard = self.context.socket(zmq.REP)
-        self.guard.bind("inproc://zeromq.zap.01")  # libzmq asks here, before it lets anybody in (RFC 27)
-        self.watch(self.guard, self.admit)
+        guard = self.context.socket(zmq.REP)
+        guard.bind("inproc://zeromq.zap.01")  # libzmq asks here, before it lets anybody in (RFC 27)
+        self.watch(guard, self.admit)
         self.router(f"tcp://*:{listener.getsockname()[1]}", ipv6=listener.family == socket.AF_INET6,
                     use_fd=os.dup(listener.fileno()), curve_server=True,
                     handshake_ivl=5000,  # ms in which a stranger may fill our memory
-                    curve_secretkey=self.config["server_keys"][1].encode())
+                    curve_secretkey=self.config["server_secret"].encode())
 
     def admit(self, guard):
-        """Say whether a client is known by its key."""
+        """Say whether a client has the key of this run's clients."""
         from zmq.utils import z85
         version, request, _, _, _, mechanism, *credentials = guard.recv_multipart()
-        known = mechanism == b"CURVE" and z85.encode(credentials[0]).decode() in self.config["client_keys"]
+        known = mechanism == b"CURVE" and z85.encode(credentials[0]).decode() == self.config["keys"][1]
         guard.send_multipart([version, request, *((b"200", b"OK") if known else (b"400", b"no")), b"", b""])
 
     def connect_up(self):
@@ -2712,9 +2718,9 @@ class Switchboard:
         if not self.up.poll((SILENCE if config["tunnel"] else GRACE / 2) * 1000):
             raise PoolError("the root's broker has stopped answering")
         receive(self.up)  # the empty message. What is said before may be lost with the connection, which nobody notices
-        self.deliver((UP, [b"HELLO", b"broker", self.broker.facts]))
+        self.said.append((UP, [b"HELLO", b"broker", self.broker.facts]))
         if self.broker.counted:  # we take over: the one above has to find out what was lost
-            self.deliver((UP, [b""]))
+            self.said.append((UP, [b""]))
         self.watch(self.up, self.take_up)
         if not config["tunnel"]:
             self.cut = time.monotonic()  # until it is told that we are connected: the root may have gone since
@@ -2724,7 +2730,7 @@ class Switchboard:
         """A message of the broker above; an empty one says that the socket has connected anew."""
         frames = receive(up)
         if frames == [b""]:
-            self.deliver((UP, frames))
+            self.said.append((UP, frames))
         else:
             self.handle(UP, *unbundled(frames))
 
@@ -2734,12 +2740,11 @@ class Switchboard:
         self.cut = time.monotonic() if event == zmq.EVENT_DISCONNECTED else None
 
     def first_answer(self, addresses, name, keys):
-        """The first of some TCP addresses by which an echo comes back in time."""
+        """The first of some TCP addresses at which the root's broker is: who connects hears from it (see router)."""
         trials, poller = {}, zmq.Poller()
         for i, address in enumerate(addresses):
             with contextlib.suppress(zmq.ZMQError, ValueError):  # a name that is none
                 trial = connect(self.context, address, b"%s?%d" % (name, i), keys)
-                trial.send(b"PROBE")
                 poller.register(trial, zmq.POLLIN)
                 trials[trial] = address
         patience = SILENCE if self.broker.counted and self.config["transport"] == "tcp" else TCP_PATIENCE
@@ -2755,11 +2760,10 @@ class Switchboard:
         def echo(body):
             start = time.perf_counter()
             trial.send_multipart([b"PROBE", body])
-            while True:
-                if not trial.poll(SILENCE * 1000):
-                    raise PoolError("the root's broker has stopped answering")
+            while trial.poll(SILENCE * 1000):
                 if receive(trial) != [b""]:  # that only said that the socket has connected
                     return time.perf_counter() - start
+            raise PoolError("the root's broker has stopped answering")
         round_trip = min(echo(b"") for _ in range(5))
         for size in (1 << 20, 1 << 23, 1 << 26):
             seconds = echo(os.urandom(size))
@@ -3604,9 +3608,7 @@ class Root(Node):
             keeper = ForkedKeeper() if fork else subprocess.Popen(self.keepers_command(), stdin=subprocess.PIPE)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        with contextlib.suppress(BrokenPipeError):  # it died: wait_for will find out
-            keeper.stdin.write(json.dumps(config).encode() + b"\n")
-            keeper.stdin.flush()
+        tell(keeper, json.dumps(config).encode() + b"\n")
         return keeper
 
     def keepers_command(self):
@@ -3814,7 +3816,7 @@ def remove(*directories):
 
 def label(config, name, pid):
     """A worker, for messages."""
-    return f"{name.decode()} (host {config['name'] or os.uname().nodename}, pid {pid})"
+    return f"{name.decode()} (host {config['name']}, pid {pid})"
 
 
 def flush_output():
@@ -3824,11 +3826,6 @@ def flush_output():
             file.flush()
         except (OSError, ValueError, AttributeError):
             pass
-
-
-def exit_code(status):
-    """That of a status as waitpid gives it; negative for a signal."""  # os.waitstatus_to_exitcode came with 3.9
-    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
 
 
 def status_text(code):
@@ -4344,14 +4341,14 @@ READY, SEVERAL, LEAVING, RESTING = 1, 2, 3, 4  # first byte of a marker page: re
 pristine = _AS_SCRIPT  # nothing of the user's has run in this process
 
 
-class ForkedKeeper:
-    """The keeper as a fork of the launcher, which saves 30 ms of imports; for who started it, as subprocess.Popen.
+class ForkedKeeper(subprocess.Popen):
+    """A keeper that is a fork of this process, which saves 30 ms of imports.
 
-    Only while the launcher is pristine: of what a program brings along, threads above all do not survive a fork."""
-
-    returncode = None
+    Only while this process is pristine: of what a program brings along, threads above all do not survive a fork."""
 
     def __init__(self):
+        self.args, self.returncode = "keeper", None
+        self._waitpid_lock, self._sigint_wait_secs = threading.Lock(), 0  # as Popen's methods expect
         read, write = os.pipe()
         flush_output()
         self.pid = os.fork()
@@ -4364,37 +4361,17 @@ class ForkedKeeper:
         """The rest of the child's life: it never returns, or there would be two roots."""
         try:
             os.dup2(stdin, 0)
-            for descriptor in map_builtin(int, os.listdir("/dev/fd")):
-                if descriptor > 2:
-                    with contextlib.suppress(OSError):  # that of the listing itself
-                        os.close(descriptor)
+            os.closerange(3, max(map_builtin(int, os.listdir("/dev/fd"))) + 1)
             Keeper.main()
         finally:
             os._exit(1)
 
-    def poll(self):
-        """Its exit code, negative for a signal; None while it lives."""
-        if self.returncode is None:
-            try:
-                pid, status = os.waitpid(self.pid, os.WNOHANG)
-            except ChildProcessError:  # the program was quicker, and does not tell
-                pid, status = self.pid, 0
-            if pid:
-                self.returncode = exit_code(status)
-        return self.returncode
 
-    def wait(self, timeout=math.inf):
-        """Wait for its end, so many seconds at most. Raises subprocess.TimeoutExpired."""
-        deadline = time.monotonic() + timeout
-        while self.poll() is None:
-            if time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired("keeper", timeout)
-            time.sleep(1e-3)
-
-    def kill(self):
-        """Kill it, if it is there."""
-        if self.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
+def tell(process, data):
+    """Write to a process's stdin; that it has ended is found out elsewhere."""
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(data)
+        process.stdin.flush()
 
 
 class Keeper:
@@ -4420,13 +4397,12 @@ class Keeper:
         self.numbers = itertools.count(1)
         self.startup_deaths = 0
         self.failure = None        # why no worker can start
-        self.asked = None          # when workers were asked for their stacks
         self.exit_code = None
 
     @classmethod
     def main(cls):
-        """The life of the keeper process beside the root: its configuration comes through stdin."""
-        line, stdin = sys.stdin.buffer.readline(), os.dup(0)
+        """The life of a keeper process: its configuration comes through stdin."""
+        line, stdin = open(0, "rb", closefd=False).readline(), os.dup(0)  # sys.stdin may be None
         with open(os.devnull) as null:
             os.dup2(null.fileno(), 0)
         if line:  # else the root has ended already
@@ -4479,7 +4455,7 @@ class Keeper:
         gc.enable()
 
     def make_keys(self):
-        """A TCP port for hosts, and keys: the server's, and one for every client there may be."""
+        """A TCP port for hosts, and keys: the server's, and a pair that all its clients have."""
         dual = socket.has_dualstack_ipv6()
         self.listener = socket.create_server(("", 0), family=socket.AF_INET6 if dual else socket.AF_INET,
                                              dualstack_ipv6=dual)
@@ -4487,21 +4463,18 @@ class Keeper:
         if not zmq.has("curve"):
             raise PoolError("this pyzmq has no CURVE, without which nothing goes over the network: reinstall it "
                             "from PyPI, or use --transport stdio")
-        config["server_keys"] = [key.decode() for key in zmq.curve_keypair()]
-        names = [number for number, _, _ in config["hosts"]] + ["join"] * bool(config["listen"])
-        self.keys = {name: [key.decode() for key in zmq.curve_keypair()] for name in names}
-        config["client_keys"] = [public for public, _ in self.keys.values()]
+        public, config["server_secret"], *clients = [
+            key.decode() for key in (*zmq.curve_keypair(), *zmq.curve_keypair())]
+        config["keys"] = [public, *clients]
         config["addresses"] = own_addresses(config)
         if config["listen"]:
             write_private(config["listen"], json.dumps(self.config_for("join", None, None)))
 
     def config_for(self, number, name, size):
         """The configuration of the keeper of another host."""
-        config = self.config
-        keys = [config["server_keys"][0], *self.keys[number]] if config["listens"] else None
-        config = dict(config, host=number, name=name, size=0 if config["check"] else size, below=True, hosts=[],
-                      keys=keys, server_keys=None, client_keys=None, listens=False, listen=None, sys_path=None,
-                      piped=True, directory=None, memory=None)
+        config = dict(self.config, host=number, name=name, size=0 if self.config["check"] else size, below=True,
+                      hosts=[], server_secret=None, listens=False, listen=None, sys_path=None, piped=True,
+                      directory=None, memory=None)
         return dict(config, program=checksum(config))
 
     def run(self):
@@ -4518,25 +4491,21 @@ class Keeper:
             self.start_worker()
         while self.exit_code is None:
             self.send_notices()
-            ready = readable(TICK if self.backlog else ANSWER if self.asked else None, self.stdin, self.signalled)
-            if self.asked and time.monotonic() - self.asked >= ANSWER:
-                self.tell_stacks()
+            ready = readable(TICK if self.backlog else None, self.stdin, self.signalled)
             if self.signalled in ready:
                 if signal.SIGUSR1 in os.read(self.signalled, 4096):
-                    self.ask_for_stacks()
+                    self.tell_stacks()
                 self.reap()
             if self.stdin in ready and not os.read(self.stdin, 4096):
                 self.exit_code = 0
 
     def start_broker(self, heirs=None):
         """Fork the broker, or one that takes over; it inherits sockets, pipes, and what is known of the workers."""
-        prints = [(name, *ends) for name, _, *ends in self.workers.values()]
-        self.broker = self.fork(run_broker, self.config, self.notices_read, self.listener, heirs, prints)
+        self.broker = self.fork(run_broker, self, heirs)
 
     def replace_broker(self, code):
         """A broker has died: another takes over, which asks everybody for what it cannot know."""
-        host = self.config["name"] or os.uname().nodename
-        text = f"the broker (host {host}, pid {self.broker}) ended: {status_text(code)}"
+        text = f"the broker (host {self.config['name']}, pid {self.broker}) ended: {status_text(code)}"
         now = time.monotonic()
         self.broker_deaths = [then for then in self.broker_deaths if now - then < SILENCE] + [now]
         if self.config["below"] and code in (1, -signal.SIGTERM):  # it has said why; or the node is being drained
@@ -4593,8 +4562,7 @@ class Keeper:
 
     def start_launcher(self, number, name, size, pause=0):
         """Fork the launcher of another host."""
-        config = self.config_for(number, name, size)
-        launcher = Launcher(config, self.notify_from_launcher, self.tokens, self.lifeline_read, pause)
+        launcher = Launcher(self, self.config_for(number, name, size), pause)
         self.launchers[self.fork(launcher.run, tied=False)] = number
 
     def log_in_again(self, number):
@@ -4603,8 +4571,6 @@ class Keeper:
         _, name, size = hosts[int(number) - 1]
         if sum(host[1] == name for host in hosts) <= RETURNS:
             hosts.append((str(len(hosts) + 1), name, size))
-            if self.config["listens"]:
-                self.keys[hosts[-1][0]] = self.keys[number]
             self.start_launcher(*hosts[-1], pause=SILENCE)  # should the pool just come to its end, it will have then
 
     def reap(self):
@@ -4613,7 +4579,7 @@ class Keeper:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
-            code = exit_code(status)
+            code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
             if pid == self.broker and code == 0:
                 self.exit_code = 0
             elif pid == self.broker:
@@ -4647,15 +4613,12 @@ class Keeper:
         else:
             self.give_up_if_alone(f"no worker can start; the last one: {obituary}")
 
-    def ask_for_stacks(self):
-        """Let every worker write its stacks to a file, by a signal: see ``dump_when_asked``."""
-        self.asked = time.monotonic()
+    def tell_stacks(self):
+        """Let every worker write its stacks to a file, by a signal: see ``dump_when_asked``. Send them to the root, as
+        if they had been printed, with what each is running since when. All else waits meanwhile."""
         for pid in self.workers:
             os.kill(pid, signal.SIGUSR1)
-
-    def tell_stacks(self):
-        """Send what they wrote to the root, as if they had printed it, with what each is running since when."""
-        self.asked = None
+        time.sleep(ANSWER)
         for pid, (name, marker, *_) in self.workers.items():
             task = doing(marker)
             text = f"worker {label(self.config, name, pid)} is running {task or 'nothing'}\n"
@@ -4683,27 +4646,17 @@ class Keeper:
     def send_notices(self):
         """Send those that the broker has room for; we must not wait for it, or see neither deaths nor the end."""
         while self.backlog:
-            data, ends = self.backlog[0]
+            data, ends = self.backlog.popleft()
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", ends))] if ends else []
-            lost = None
             try:
                 self.notices.sendmsg([data], rights)
             except OSError as error:
                 if error.errno in (errno.EAGAIN, errno.ENOBUFS):  # there is no room now
+                    self.backlog.appendleft((data, ends))
                     return
-                lost = error
-            self.backlog.popleft()
+                logger.debug("keeper: a notice of %d bytes is lost: %s", len(data), error)  # a notice, too, maybe
             for end in ends:
                 os.close(end)
-            if lost:  # now, since this may become a notice, too
-                logger.debug("keeper: a notice of %d bytes is lost: %s", len(data), lost)
-
-    def notify_from_launcher(self, *frames):
-        """Send a notice from a process that can wait until the broker takes it."""
-        self.notify(*frames)
-        while self.backlog:
-            time.sleep(TICK)
-            self.send_notices()
 
     def clean_up(self):
         """Kill what is left, and remove the sockets. Launchers end by themselves, when the lifeline does."""
@@ -4908,34 +4861,37 @@ module.run_agent(config, library)
 class Launcher:
     """Brings one host into the pool, and keeps it there. A process of its own beside the root's keeper."""
 
-    def __init__(self, config, notify, tokens, lifeline, pause=0):
-        self.config, self.notify, self.tokens, self.lifeline = config, notify, tokens, lifeline
-        self.host, self.pause = config["name"], pause   # pause: s before the login, since it is not the first
-        self.process, self.noise = None, ""
+    def __init__(self, keeper, config, pause=0):
+        self.keeper, self.config, self.host = keeper, config, config["name"]
+        self.pause = pause                              # s before the login, since it is not the first
+        self.process, self.seen = None, b""             # the remote command, and what it has said before Python does
         self.complaints = collections.deque(maxlen=50)  # what the remote command has said on stderr
         self.up = None                                  # when the program was handed over
 
     def run(self):
         """From login to the end. However it ends, the root is told; unless the keeper has ended, and so do we."""
-        threading.Thread(target=lambda: (os.read(self.lifeline, 1), self.end()), daemon=True).start()
+        threading.Thread(target=lambda: (os.read(self.keeper.lifeline_read, 1), self.end()), daemon=True).start()
         try:
             if self.pause:
                 time.sleep(self.pause)
                 logger.warning("host %s: logging in again", self.host)
-            os.read(self.tokens[0], 1)
+            os.read(self.keeper.tokens[0], 1)
             start = time.monotonic()
             try:
                 self.start()
                 there = self.log_in()
             finally:
-                os.write(self.tokens[1], b".")
+                os.write(self.keeper.tokens[1], b".")
             self.config["login"] = time.monotonic() - start
             self.hand_over(there)
             Tunnel(self.process.stdout, self.process.stdin.fileno(), self.open_connection).pour()
             raise HostError(self.diagnose("the connection has ended"))
         except (HostError, OSError) as error:
             facts = {"host": self.host, "number": self.config["host"], "state": "gone", "reason": str(error)[:1000]}
-            self.notify(b"HOST", json.dumps(facts).encode())
+            self.keeper.notify(b"HOST", json.dumps(facts).encode())
+            while self.keeper.backlog:  # the broker is slow; here is nothing else to do
+                time.sleep(TICK)
+                self.keeper.send_notices()
         self.end(SILENT if self.up and self.process.poll() == 0 else 0)
 
     def start(self):
@@ -4964,26 +4920,19 @@ class Launcher:
         config, quote = self.config, shlex.quote
         script = FIND_PYTHON.format(prolog=quote(config["prolog"] or ""), python=quote(config["python"] or ""),
                                     here=quote(sys.executable), boot=BOOT_THERE, token=token)
-        self.send(script.encode())
-        deadline, seen = time.monotonic() + LOGIN_PATIENCE, b""
+        tell(self.process, script.encode())
+        deadline = time.monotonic() + LOGIN_PATIENCE
         while True:
             left = deadline - time.monotonic()
             if left < 0 or not readable(left, self.process.stdout):
-                raise HostError(self.diagnose(f"no Python answers within {LOGIN_PATIENCE:.0f} s", wait=False))
+                raise HostError(self.diagnose(f"no Python answers within {LOGIN_PATIENCE:.0f} s"))
             data = os.read(self.process.stdout.fileno(), 1 << 16)
-            seen = (seen + data)[-(1 << 16):]
-            self.noise = seen[-1000:].decode(errors="replace")
-            answer = re.search(rb"%s (.*)\n" % token.encode(), seen)
+            self.seen = (self.seen + data)[-(1 << 16):]
+            answer = re.search(rb"%s (.*)\n" % token.encode(), self.seen)
             if answer:
                 return self.check(answer[1])
             if not data:
                 raise HostError(self.diagnose("the remote command ended before Python ran"))
-
-    def send(self, data):
-        """Write to the remote command's stdin; that it has ended is found out by reading."""
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(data)
-            self.process.stdin.flush()
 
     def check(self, answer):
         """The facts, if they are fit; else HostError."""
@@ -5009,7 +4958,7 @@ class Launcher:
 
     def hand_over(self, there):
         """Send this program, its configuration and, where it is missing, pyzmq."""
-        config, library = self.config, b""
+        library = b""
         if there["pyzmq"] is None:
             here = [*sys.version_info[:2], sys.platform, os.uname().machine]
             if [*there["python"][:2], there["platform"], there["machine"]] != here:
@@ -5018,22 +4967,23 @@ class Launcher:
             library = pack_pyzmq()
         with open(__file__, "rb") as file:
             program = file.read()
-        settings = json.dumps(config).encode()
+        settings = json.dumps(self.config).encode()
         patience = threading.Timer(LOGIN_PATIENCE, self.process.kill)  # it may also stop reading what we send
         patience.start()
-        self.send(b"%d %d %d\n%s%s%s" % (len(program), len(settings), len(library), program, settings, library))
+        parts = program, settings, library
+        tell(self.process, b"%d %d %d\n" % tuple(map_builtin(len, parts)) + b"".join(parts))
         self.up = time.monotonic()
         if not self.process.stdout.peek(1):
             raise HostError(self.diagnose(f"it has logged in, but not started within {LOGIN_PATIENCE:.0f} s"))
         patience.cancel()
 
-    def diagnose(self, otherwise, wait=True):
+    def diagnose(self, otherwise):
         """Why the remote command has failed, in one line, with what to do."""
-        if wait:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(1)
-            self.ears.join(1)
-        said = [*([] if self.up else self.noise.splitlines()), *self.complaints]  # what nologin says goes to stdout
+        with contextlib.suppress(subprocess.TimeoutExpired):  # its last words may still be on their way
+            self.process.wait(1)
+        self.ears.join(1)
+        noise = b"" if self.up else self.seen[-1000:]  # what nologin says goes to stdout
+        said = [*noise.decode(errors="replace").splitlines(), *self.complaints]
         for pattern, reason, remedy in SSH_SAYS if not self.up else ():
             found = re.search(f".*({pattern}).*", "\n".join(said), re.IGNORECASE)
             if found:
@@ -5096,7 +5046,7 @@ class Tunnel:
 
     def __init__(self, source, sink, connect=None):
         self.source, self.sink, self.connect = source, sink, connect
-        self.connection, self.serial = socket.socket(socket.AF_UNIX), 0  # with nobody, as yet
+        self.current = 0, socket.socket(socket.AF_UNIX)  # number and connection; with nobody, as yet
         self.writing = threading.Lock()
 
     def write(self, serial, data):
@@ -5106,7 +5056,7 @@ class Tunnel:
             while view:
                 view = view[os.write(self.sink, view):]
 
-    def drain(self, connection, serial):
+    def drain(self, serial, connection):
         """From a connection into the pipe, until one of them is closed."""
         with contextlib.suppress(OSError):
             for data in iter(lambda: connection.recv(self.BLOCK), b""):
@@ -5123,10 +5073,9 @@ class Tunnel:
             return
         server.listen()
         for serial in itertools.count(1):
-            connection, _ = server.accept()
-            self.connection, self.serial = connection, serial
-            self.drain(connection, serial)
-            connection.close()
+            self.current = serial, server.accept()[0]
+            self.drain(*self.current)
+            self.current[1].close()
 
     def pour(self):
         """From the pipe into the connection, until the pipe ends. On the upper side, a new number opens a new one.
@@ -5137,59 +5086,55 @@ class Tunnel:
             if len(head) < 8:
                 return
             serial, size = struct.unpack(">II", head)
-            if size > self.BLOCK or self.connect and serial > self.serial + 1:
+            if size > self.BLOCK or self.connect and serial > self.current[0] + 1:
                 raise HostError(f"something else than minscoop writes there, as it seems, {head!r}")
             data = self.source.read(size)
-            if serial > self.serial and self.connect:
+            current, connection = self.current  # read at once, since ``accept`` may replace it
+            if serial > current and self.connect:
                 with contextlib.suppress(OSError):
-                    self.connection.shutdown(socket.SHUT_RDWR)
-                self.serial, self.connection = serial, self.connect()
-                threading.Thread(target=self.drain, args=(self.connection, serial), daemon=True).start()
-            if serial == self.serial:
+                    connection.shutdown(socket.SHUT_RDWR)
+                current, connection = self.current = serial, self.connect()
+                threading.Thread(target=self.drain, args=self.current, daemon=True).start()
+            if serial == current:
                 with contextlib.suppress(OSError):
                     if data:
-                        self.connection.sendall(data)
+                        connection.sendall(data)
                     else:
-                        self.connection.shutdown(socket.SHUT_RDWR)
+                        connection.shutdown(socket.SHUT_RDWR)
 
 
 def run_agent(config, library=b""):
     """The life of the first process on another host: a keeper's parent, as the root is at home.
 
     It ends with its keeper; and that with our stdin, unless there is none (--join). Never returns."""
-    source, sink, null = os.dup(0), os.dup(1), os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(2, 1)  # nothing but blocks goes where these went
+    if config["tunnel"]:
+        source, sink = os.dup(0), os.dup(1)
+        os.dup2(2, 1)  # nothing but blocks goes where these went
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     directory, memory = config["directory"], config["memory"] = make_socket_directory(), make_memory_directory()
     config.update(address=f"ipc://{directory}/broker", tunnel=config["tunnel"] and f"ipc://{directory}/up")
     if library:
         unpack_pyzmq(library, directory)
-    stdin, lifeline = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        for descriptor in (source, sink, lifeline):
-            os.close(descriptor)
-        Keeper(config, stdin).live()
+    keeper = ForkedKeeper()
+    tell(keeper, json.dumps(config).encode() + b"\n")
     if config["tunnel"]:
         tunnel = Tunnel(open(source, "rb"), sink)
         tunnel.write(0, b"")  # the program has come
         threading.Thread(target=tunnel.accept, args=(f"{directory}/up",), daemon=True).start()
-        threading.Thread(target=pour_until_end, args=(tunnel, lifeline), daemon=True).start()
+        threading.Thread(target=pour_until_end, args=(tunnel, keeper), daemon=True).start()
     try:
-        _, status = os.waitpid(pid, 0)
+        keeper.wait()
     except KeyboardInterrupt:
-        os.close(lifeline)
-        _, status = os.waitpid(pid, 0)
+        keeper.stdin.close()
+        keeper.wait()
     remove(directory, memory)
-    os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 1)
+    os._exit(1 if keeper.returncode else 0)
 
 
-def pour_until_end(tunnel, lifeline):
+def pour_until_end(tunnel, keeper):
     """A thread's job: carry what comes; then end the keeper."""
-    try:
+    with keeper.stdin:
         tunnel.pour()
-    finally:
-        os.close(lifeline)
 
 
 def pack_pyzmq():
@@ -5244,30 +5189,27 @@ class RootFinder(importlib.machinery.FileFinder):
 
     The root's file comes before one of the same name here: the same program runs everywhere."""
 
-    names = None  # in the root's directory
-
     def __init__(self, tops, entry):
         if not any((entry + "/").startswith(top.rstrip("/") + "/") for top in tops):
             raise ImportError("not the root's business")
         super().__init__(entry, (importlib.machinery.ExtensionFileLoader, importlib.machinery.EXTENSION_SUFFIXES),
                          (importlib.machinery.SourceFileLoader, importlib.machinery.SOURCE_SUFFIXES))
 
-    def listing(self, path):
+    @staticmethod
+    @functools.lru_cache(None)
+    def listing(path):
         """The names in a directory of the root's."""
-        names = this_worker.fetch_file(path + "/")
-        return json.loads(names) if names else ()
+        return frozenset(json.loads(this_worker.fetch_file(path + "/") or "[]"))
 
     def find_spec(self, fullname, target=None):
         """See importlib.abc.PathEntryFinder."""
         here = super().find_spec(fullname, target)
         if this_worker is None:  # the keeper has nobody to ask
             return here
-        if self.names is None:
-            self.names = frozenset(self.listing(self.path))
-        name = fullname.rpartition(".")[2]
-        path, directory = os.path.join(self.path, name), name + "/" in self.names
+        beside, name = self.listing(self.path), fullname.rpartition(".")[2]
+        path, directory = os.path.join(self.path, name), name + "/" in beside
         package = directory and "__init__.py" in self.listing(path)
-        if package or name + ".py" in self.names:
+        if package or name + ".py" in beside:
             file = path + "/__init__.py" if package else path + ".py"
             return importlib.util.spec_from_file_location(fullname, file, loader=RootLoader(fullname, file))
         if here is None and directory:  # a namespace package (PEP 420)
@@ -5355,8 +5297,6 @@ HOW_TO_SAY = "write name, user@name, name:4 (or 'name 4' on a line) for 4 worker
 def expand(text):
     """The names for which a bracket form stands, as Slurm writes them: n[1,5-9], a[1-2]b[03-04]."""
     choices, total = [], 1
-    if len(re.sub(r"\[[^\[\]:]*\]", "", text)) > 300:
-        raise ValueError(f"{text[:80]!r}... is too long for a name")
     for i, piece in enumerate(re.split(r"\[([^\[\]:]*)\]", text)):  # every second one was in brackets
         choices.append(list(itertools.islice(numbers_of(piece, text), MAX_HOSTS + 1)) if i % 2 else [piece])
         total *= len(choices[-1])
@@ -5379,8 +5319,8 @@ def numbers_of(bracket, text):
 def parse_item(item):
     """(name, workers or None) of each host of name, name:4, user@name:4, node[01-16]:8, [IPv6]:4, name 4, or of several
     of these with commas between."""
-    for text in map_builtin(str.strip, re.findall(ITEM % "", item)):
-        for form in expand(text) if text else ():
+    for text in filter(None, map_builtin(str.strip, re.findall(ITEM % "", item))):
+        for form in expand(text):
             match = re.fullmatch(HOST, form)
             if match is None or int(match[2] or 0) > MAX_WORKERS:
                 raise ValueError(f"{text[:60]!r} is not a host: {HOW_TO_SAY}")
@@ -5860,12 +5800,12 @@ def plan(size, hosts, listen, options, check):
     others = [(name, workers) for name, workers in pairs if not is_local(name)]
     this = sys.modules["minscoop"]
     return dict(
-        options, host="0", name=None, check=check, size=0 if check else sum(here),
+        options, host="0", name=os.uname().nodename, check=check, size=0 if check else sum(here),
         total=sum(here) + sum(1 if workers is None else workers for _, workers in others),
         hosts=[(str(number), name, workers) for number, (name, workers) in enumerate(others, 1)],
-        listens=bool(listen or others and options["transport"] != "stdio"), below=False, tunnel=True, addresses=[],
+        listens=bool(listen or others and options["transport"] != "stdio"), addresses=[], keys=None, below=False,
         piped=options["tag_output"] or bool(progress.wanted) and on_terminal(),  # so that prints make room for the line
-        sys_path=sys.path, own_path=own_path(), cwd=os.getcwd(), argv=sys.argv,
+        tunnel=True, sys_path=sys.path, own_path=own_path(), cwd=os.getcwd(), argv=sys.argv,
         log_level=logger.getEffectiveLevel(), main_python=sys.version_info[:2], source=os.path.abspath(__file__),
         aliases=[name for name, module in list(sys.modules.items()) if module is this])
 
@@ -6354,7 +6294,7 @@ class Records(logging.Handler):
 
 def send_logs(level, send, worker, host):
     """What this process logs goes to the root, by send(*frames)."""
-    place.update(worker=worker, host=host or os.uname().nodename)
+    place.update(worker=worker, host=host)
     logger.setLevel(level)
     logger.handlers[:], logger.propagate = [Records(send)], False
 
