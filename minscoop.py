@@ -306,35 +306,28 @@ def pack_int(number):
 # their frames. What wakes its receiver only once is answered sooner, too.
 
 # The fields of each message: n number, i id of a task, s short, b anything; and what may follow, again and again.
-FIELDS = {name.encode(): text.partition("*")[::2] for name, text in dict(
-    HELLO="s*b", HUNGRY="n*n", DRY="", IDLE="n", TASK="isssnnsb*b", SPLIT="inni", SINGLY="i", RESULT="innsb*b",
-    MANY="sbbb", CANCEL="i", LOST="innnb", CONST="bbb*b", FAILED="b", DIED="ssnnnnb", WHO="n", HELD="ni*n", TOLD="n",
-    RECORD="sb", STOP="", BYE="", HOST="b", SIZE="n", PROBE="*b", FETCH="s", FILE="s*b", OUTPUT="ssb",
-    SHOWN="sn", LOG="b", PROFILE="sb", STACKS="", COUNT="n").items()}
-PATTERNS = {"n": rb"\0[0-9]{1,19}", "i": rb"\0[\w.]{1,255}:[0-9]{1,19}/[0-9]{1,19}", "s": rb"\0[^\0]{0,4096}"}
+FIELDS = dict(
+    {"": ""}, HELLO="s*b", HUNGRY="n*n", DRY="", IDLE="n", TASK="isssnnsb*b", SPLIT="inni", SINGLY="i",
+    RESULT="innsb*b", MANY="sbbb", CANCEL="i", LOST="innnb", CONST="bbb*b", FAILED="b", DIED="ssnnnnb", WHO="n",
+    HELD="ni*n", TOLD="n", RECORD="sb", STOP="", BYE="", HOST="b", SIZE="n", PROBE="*b", FETCH="s", FILE="s*b",
+    OUTPUT="ssb", SHOWN="sn", LOG="b", PROFILE="sb", STACKS="", COUNT="n")
+PATTERNS = {"n": rb"\0[0-9]{1,19}", "i": rb"\0[\w.]{1,255}:[0-9]{1,19}/[0-9]{1,19}", "s": rb"\0[^\0]{0,4096}",
+            "b": b"", "": b""}
 
 
-class Shapes(dict):
-    """name -> (least and greatest number of frames, number of those that travel in the first one, what that looks
-    like), made when it is first asked for."""
-
-    def __missing__(self, name):
-        kinds, more = FIELDS[name]
-        short = len(kinds) - len(kinds.lstrip("nis"))
-        pattern = b"".join([name, *(PATTERNS[kind] for kind in kinds[:short])])
-        if more == "n":
-            pattern += b"(%s)*" % PATTERNS["n"]
-        self[name] = shape = (len(kinds) + 1, math.inf if more else len(kinds) + 1,
-                              None if more == "n" else short + 1, re.compile(pattern).fullmatch)
-        return shape
-
-
-SHAPES = Shapes()
+@functools.lru_cache(None)
+def shape_of(name):
+    """Of a message of this name: least and greatest number of frames, number of those that travel in the first one,
+    what that looks like. Raises an error if there is none."""
+    kinds, _, more = FIELDS[name.decode()].partition("*")
+    short = sys.maxsize if more == "n" else 1 + len(kinds.rstrip("b"))
+    pattern = name + b"".join(PATTERNS[kind] for kind in kinds) + b"(%s)*" % PATTERNS[more]
+    return 1 + len(kinds), sys.maxsize if more else 1 + len(kinds), short, re.compile(pattern).fullmatch
 
 
 def check_shape(message):
     """Raise an error if this is no message; what comes by a socket may be anything."""
-    least, most, short, match = SHAPES[message[0]]
+    least, most, short, match = shape_of(message[0])
     if not (least <= len(message) <= most and match(b"\0".join(message[:short]))):
         raise ValueError("no such message")
 
@@ -378,8 +371,8 @@ def bundled(messages):
     """The frames by which messages travel as one."""
     parts = []
     for message in messages:
-        short = SHAPES[message[0]][2] if message[0] else 1
-        parts.append([b"\0".join(message[:short]), *(message[short:] if short else ())])
+        short = shape_of(message[0])[2]
+        parts.append([b"\0".join(message[:short]), *message[short:]])
     if len(parts) == 1:
         return parts[0]
     return [b"BUNDLE", b" ".join(pack_int(len(frames)) for frames in parts), *itertools.chain(*parts)]
@@ -662,18 +655,16 @@ def found_by_name(obj):
     return found is obj
 
 
-def global_names(code):
-    """The names that a code object and those nested in it may look up in their globals."""
+def nested_code(code):
+    """A code object, and those nested in it."""
     nested = (const for const in code.co_consts if isinstance(const, types.CodeType))
-    return set(code.co_names).union(*map_builtin(global_names, nested))
+    return [code, *itertools.chain.from_iterable(map_builtin(nested_code, nested))]
 
 
-def names_looked_up(code):
-    """Those of the ``global_names`` that are looked up as globals; others are names of attributes. Takes its time."""
+def operands(code, *operations):
+    """The names with which a code object does this. Takes its time."""
     import dis
-    nested = (const for const in code.co_consts if isinstance(const, types.CodeType))
-    return {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}.union(
-        *map_builtin(names_looked_up, nested))
+    return {step.argval for step in dis.get_instructions(code) if step.opname in operations}
 
 
 def home_of(fn):
@@ -687,7 +678,8 @@ def shipped_globals(fn):
     home = home_of(fn)
     if home not in ("__main__", "__mp_main__", None):
         return {}
-    return {name: fn.__globals__[name] for name in global_names(fn.__code__)
+    names = {name for code in nested_code(fn.__code__) for name in code.co_names}  # some of attributes, to be quick
+    return {name: fn.__globals__[name] for name in names
             if name in fn.__globals__ and (home is None or main.by_value(name))}
 
 
@@ -831,9 +823,8 @@ def encode_results(values, failures, title, memory=None):
             why = explain(value, f"the result of {title(offset)}") or str(error)
             failures[offset] = encode_failure(CannotSend(f"{why} (a result of type {type(value).__name__})"))
             frames = ()
-        part = [frame if size_of(frame) < OUT_OF_BAND else None for frame in frames]
-        large += [frame for frame, small in zip(frames, part) if small is None]
-        parts.append(part)
+        parts.append([frame if size_of(frame) < OUT_OF_BAND else None for frame in frames])
+        large += [frame for frame in frames if size_of(frame) >= OUT_OF_BAND]
     return [pickle.dumps((None, parts, failures), 5), *large]
 
 
@@ -940,7 +931,8 @@ class Main:
     def warn_of_globals(self, fn):
         """Say that workers do not see what ``if __name__ == "__main__"`` makes of a global that fn uses; once each."""
         again = self.path and self.known is None and self.guarded[1] - self.warned or ()
-        for name in again and again & global_names(fn.__code__) & names_looked_up(fn.__code__):
+        used = (operands(code, "LOAD_GLOBAL", "LOAD_NAME") for code in nested_code(fn.__code__))
+        for name in again and again & set().union(*used):
             self.warned.add(name)
             value = fn.__globals__.get(name)
             imported = isinstance(value, types.ModuleType) or isinstance(
@@ -954,14 +946,12 @@ class Main:
     def guarded(self):
         """Names that only ``if __name__ == "__main__"`` binds; and those that it binds again."""
         import ast
-        import dis
         body = ast.parse(read_source(self.path), self.path).body
         guards = [node for node in body if isinstance(node, ast.If) and "__name__" in ast.dump(node.test)]
         others = [node for node in body if node not in guards]
 
         def bound(nodes):
-            code = compile(ast.Module(nodes, []), self.path, "exec", dont_inherit=True)
-            return {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_NAME"}
+            return operands(compile(ast.Module(nodes, []), self.path, "exec", dont_inherit=True), "STORE_NAME")
         inside, outside = bound(guards), bound(others)
         return inside - outside, inside & outside
 
@@ -1186,8 +1176,7 @@ class Event(threading.Event):
     def set(self):
         """As ``threading.Event.set``."""
         super().set()
-        if self.node.parked or self.node.attending.locked():
-            self.node.wake(self)
+        self.node.wake(self)
 
 
 # ---------------------------------------------------------------------------------------------------
