@@ -1243,15 +1243,13 @@ CALLS = Recipe(apply)
 class Span:
     """Items [lo, hi) of a job, waiting in a queue. columns[k][i - base] is argument k of item i."""
 
-    __slots__ = ("job", "columns", "base", "lo", "hi", "_parent", "singly", "avoid", "pinned", "mark")
+    pinned = False  # it cannot be pickled and stays in this process
 
-    def __init__(self, job, columns, base, lo, hi, parent=None, singly=False, avoid=b""):
+    def __init__(self, job, columns, base, lo, hi, singly=False, avoid=b""):
         self.job, self.columns, self.base, self.lo, self.hi = job, columns, base, lo, hi
-        self._parent = parent
         self.singly = singly  # it is to be run item by item
         self.avoid = avoid    # the host where it failed
-        self.pinned = False   # it cannot be pickled and stays in this process
-        self.mark = parent and parent.mark  # the task of another node that led to it, and where that was
+        self._parent, self.mark = job._parent, job.mark
 
     @property
     def stale(self):
@@ -1265,7 +1263,9 @@ class Span:
 
     def cut(self, lo, hi):
         """The part [lo, hi) as a span of its own. The caller takes it away from this one."""
-        return Span(self.job, self.columns, self.base, lo, hi, self._parent, self.singly, self.avoid)
+        part = Span(self.job, self.columns, self.base, lo, hi, self.singly, self.avoid)
+        part.mark = self.mark
+        return part
 
     def items(self, lo, hi):
         """The columns of [lo, hi) only."""
@@ -1281,11 +1281,12 @@ class Span:
 class Slice:
     """Items [lo, hi) of a span that are being run, results so far in ``values``."""
 
-    __slots__ = ("span", "job", "lo", "hi", "columns", "source", "values", "failures", "sent", "_parent", "event")
+    source = None  # while it runs: the iterator that walks along the first column
+    sent = 0       # results that were handed over
 
     def __init__(self, span, lo, hi):
         self.span, self.job, self.lo, self.hi, self._parent = span, span.job, lo, hi, span._parent
-        self.columns, self.values, self.failures, self.sent = None, [], {}, 0
+        self.values, self.failures = [], {}
 
     @property
     def mark(self):
@@ -1299,10 +1300,9 @@ class Slice:
             columns = [list(column) for column in self.span.items(self.lo, self.hi)]
             self.source = iter(columns[0])
             results = map_builtin(recipe.fn, self.source, *columns[1:])
-            self.columns = columns
         except BaseException as error:  # the arguments' own slicing or iteration raises
-            self.failures = dict.fromkeys(range(self.hi - self.lo), error)
-            values += [None] * (self.hi - self.lo)
+            self.failures = dict.fromkeys(range(count), error)
+            values += [None] * count
         while len(values) < self.hi - self.lo:
             try:
                 values.extend(results)
@@ -1314,7 +1314,7 @@ class Slice:
                     error.__traceback__ = error.__traceback__.tb_next
                 self.failures[len(values)] = error
                 values.append(None)
-        self.columns = None  # from here on there is nothing to shorten
+        self.source = None  # from here on there is nothing to shorten
         if self.hi - self.lo == count:
             recipe.learn(count, time.perf_counter() - start)
         if recipe.op is not None:
@@ -1326,11 +1326,11 @@ class Slice:
         Of 10 items, the third of which is running, the last 7 go back. ``map`` walks along the first column by
         ``source``. The list is cut where the walk is, and then the iterator's own state says, for good, how far it
         came; other threads may run in between."""
-        if self.columns is None or self.hi - self.lo - len(self.values) <= 1:
+        if self.source is None or self.hi - self.lo - len(self.values) <= 1:
             return
-        first = self.columns[0]
-        del first[len(first) - operator.length_hint(self.source):]
-        state = self.source.__reduce__()  # (iter, (list,), position), or without position at its end
+        _, (column,), *_ = self.source.__reduce__()  # (iter, (list,), position), or without position at its end
+        del column[len(column) - operator.length_hint(self.source):]
+        state = self.source.__reduce__()
         end = self.lo + (state[2] if len(state) > 2 else len(self.values))
         if end >= self.hi:
             return
@@ -1342,12 +1342,11 @@ class Slice:
         with self.job.node.lock:
             whole = self.job.recipe.op is not None  # of a reduction there is one, and at the end
             first, count = self.sent, self.hi - self.lo if whole else len(self.values) - self.sent
-            values = self.values[first:]
             self.sent += count
-            failures = {i - first: error for i, error in dict(self.failures).items() if first <= i < self.sent} \
-                if self.failures else {}
+            values = self.values[first:self.sent]
+            failures = {i - first: error for i, error in dict(self.failures).items() if first <= i < self.sent}
         if count:
-            self.job.deliver(self.lo + first, count, values[:count], failures)
+            self.job.deliver(self.lo + first, count, values, failures)
 
 
 def reduced(op, values, failures):
@@ -1373,27 +1372,26 @@ class Ranges(list):
 
     def close(self, lo, hi):
         """Take [lo, hi) off, if all of it is there; says whether."""
-        for i, (first, end) in enumerate(self):
-            if first <= lo < hi <= end:
-                self[i:i + 1] = [part for part in ((first, lo), (hi, end)) if part[0] < part[1]]
-                return True
-        return False
+        whole = any(first <= lo < hi <= end for first, end in self)
+        if whole:
+            self.cut(lo, hi)
+        return whole
 
 
 class Job:
-    """Base of jobs. The owner's are below; a ``Guest`` stands for a job of another node."""
+    """Base of jobs. The owner's are below; a ``Guest`` stands for a job of another node.
+
+    Each has a method ``deliver``, which takes `count` results from item lo on. values: one each, or one for all of a
+    reduction."""
 
     kind, recipe, cancelled, lo = b"map", CALLS, False, 0  # lo: the item with which its columns begin
 
-    def __init__(self, node):
-        self.node = node
+    def __init__(self, node, parent=None):
+        self.node, self._parent = node, parent         # parent: the task that made it, if it was made here, by one
+        self.mark = parent and parent.mark             # the task of another node that led to it, and where that was
         self.item_bytes = None                         # mean size of a pickled item, once one was pickled
         self.deaths = collections.defaultdict(list)    # item -> obituaries of workers that died over it
         self.spans = collections.deque()               # its spans that are queued here
-
-    def deliver(self, lo, count, values, failures):
-        """Take `count` results from item lo on. values: one each, or one for all of a reduction."""
-        raise NotImplementedError
 
     def cancel(self):
         """Drop what has not started, here and elsewhere."""
@@ -1418,9 +1416,9 @@ class Job:
         self.node.queue.appendleft(span)
         self.spans.append(span)
 
-    def push(self, columns, base, lo, hi, **kwargs):
+    def push(self, columns, lo, hi):
         """Queue a span of this job at its node."""
-        span = Span(self, columns, base, lo, hi, **kwargs)
+        span = Span(self, columns, lo, lo, hi)
         self.spans.append(span)
         self.node.push(span)
 
@@ -1431,15 +1429,15 @@ class Bundle(Job):
     kind = b"calls"
 
     def __init__(self, node, futures):
-        super().__init__(node)
-        self.futures = futures
+        super().__init__(node, futures[0]._parent)
+        self.futures, self.mark = futures, futures[0].mark
         self.columns = ([future._call for future in futures],)
 
     def deliver(self, lo, count, values, failures):
         """Settle the futures of these calls."""
         self.node.calls += count
-        for future, value, i in zip(self.futures[lo:lo + count], values, range(count)):
-            future._settle(FINISHED, value, failures.get(i))
+        for i, value in enumerate(values):
+            self.futures[lo + i]._settle(FINISHED, value, failures.get(i))
 
     def cancel(self):
         """Cancel the calls, also those that may have started: the program ends by an error."""
@@ -1488,27 +1486,23 @@ class Guest(Job):
                 self.node.hasten()  # what is run next may take long
             return
         with self.flushing:
-            self.flush_in_turn()
+            with self.node.lock:
+                now, last = time.monotonic(), self.left == 0
+                if self.cancelled or self.ended or not last and (
+                        not self.postpones or now - self.flushed < self.recipe.pause):
+                    return
+                self.ended = last
+                outcomes, self.outcomes, self.flushed = self.outcomes, [], now
+                self.recipe.flushes += not last and self.recipe is not CALLS
+            *joined, end = self.join(outcomes) or [(self.hi, 0, [], {})]  # all went before, or was given away
+            for outcome in joined:
+                self.send(*outcome, False)
+            self.send(*end, last)
 
     @property
     def postpones(self):
         """Whether results wait for others here only so that they travel together. Those of a reduction have to."""
         return bool(self.outcomes) and not self.recipe.op
-
-    def flush_in_turn(self):
-        """The same, while no other thread does it."""
-        with self.node.lock:
-            now, last = time.monotonic(), self.left == 0
-            if self.cancelled or self.ended or not last and (
-                    not self.postpones or now - self.flushed < self.recipe.pause):
-                return
-            self.ended = last
-            outcomes, self.outcomes, self.flushed = self.outcomes, [], now
-            self.recipe.flushes += not last and self.recipe is not CALLS
-        *joined, end = self.join(outcomes) or [(self.hi, 0, [], {})]  # all went before, or was given away
-        for outcome in joined:
-            self.send(*outcome, False)
-        self.send(*end, last)
 
     def untouched(self, lo, hi):
         """Whether these are all its items, and none of them was begun: what is left of a begun one is less."""
@@ -1516,18 +1510,15 @@ class Guest(Job):
 
     def join(self, outcomes):
         """Adjacent outcomes made one, by concatenation or by the operation of the reduction."""
-        outcomes.sort(key=operator.itemgetter(0))
         joined = []
-        for lo, count, values, failures in outcomes:
+        for lo, count, values, failures in sorted(outcomes, key=operator.itemgetter(0)):
             if joined and sum(joined[-1][:2]) == lo:
-                first, before, head, failed = joined.pop()
-                failed = {**failed, **{len(head) + i: error for i, error in failures.items()}}
-                values = head + values
+                lo, before, head, failed = joined.pop()
+                failures = {**failed, **{len(head) + i: error for i, error in failures.items()}}
+                count, values = before + count, head + values
                 if self.recipe.op:
-                    values, failed = reduced(self.recipe.op, values, failed)
-                joined.append((first, before + count, values, failed))
-            else:
-                joined.append((lo, count, values, failures))
+                    values, failures = reduced(self.recipe.op, values, failures)
+            joined.append((lo, count, values, failures))
         return joined
 
     def send(self, lo, count, values, failures, last):
@@ -1548,7 +1539,7 @@ class Mapping(Job):
     the threads of the user, at most `window` items ahead of who reads the results."""
 
     def __init__(self, node, recipe, iterables, ordered=True, buffersize=None, parent=None, label=None):
-        super().__init__(node)
+        super().__init__(node, parent)
         self.tally, self.made = progress.find_tally(node, label), 0  # for the progress line; items that have results
         self.recipe, self.kind, self.ordered = recipe, b"reduce" if recipe.op else b"map", ordered
         self.chunks = {}                # first item -> (count, values, failures), not yet read
@@ -1556,17 +1547,17 @@ class Mapping(Job):
         self.exhausted = self.begun = self.abandoned = False
         self.inputs_error = None
         self.pulling = threading.Lock()
-        self._parent, self.fixed = parent, buffersize
+        self.fixed = buffersize
         self.window = buffersize or READ_AHEAD * max(1, node.size)
         self.doubled = time.monotonic()
         if buffersize is None and all(hasattr(it, "__len__") for it in iterables):
-            self.rows, self.exhausted = None, True
+            self.exhausted = True
             columns = [it if isinstance(it, (range, tuple)) or type(it).__module__ == "numpy" else list(it)
                        for it in iterables]  # a list may change after the call; its copy does not. Arrays are large
             self.pulled = min(map_builtin(len, columns), default=0)
             self.tell(known=self.pulled)
             if self.pulled:
-                self.push(columns, 0, 0, self.pulled, parent=parent)
+                self.push(columns, 0, self.pulled)
         else:
             self.rows = zip(*iterables)
             node.check_open()
@@ -1579,16 +1570,15 @@ class Mapping(Job):
 
         Runs the user's iterators: call it without the node's lock, from a thread of the user."""
         ahead = self.pulled - self.read
-        if self.exhausted or self.cancelled or (ahead > self.window // 2 and not beyond):
-            return False
-        if not self.pulling.acquire(blocking=False):
+        if self.exhausted or self.cancelled or (ahead > self.window // 2 and not beyond) \
+                or not self.pulling.acquire(blocking=False):
             return False
         try:
             rows, ended = self.take_rows(max(self.window - ahead, READ_AHEAD * max(1, self.node.size) * beyond))
             if rows:
                 lo, self.pulled = self.pulled, self.pulled + len(rows)
                 self.tell(known=len(rows))
-                self.push(tuple(zip(*rows)), lo, lo, self.pulled, parent=self._parent)
+                self.push(tuple(zip(*rows)), lo, self.pulled)
             if ended:
                 self.exhausted = True
                 self.tell(growing=-1)
@@ -1609,7 +1599,6 @@ class Mapping(Job):
                     return rows, False
         except Exception as error:  # the iterators' own: raised when the reader has come this far
             self.inputs_error = error
-            return rows, True
         return rows, len(rows) < want
 
     def widen(self, count):
@@ -3243,7 +3232,7 @@ class Node:
                 futures.append(queue[0])
             queue.popleft()
         job = Bundle(self, futures)
-        return Span(job, job.columns, 0, 0, len(futures), first._parent)
+        return Span(job, job.columns, 0, 0, len(futures))
 
     def ship(self, span):
         """Send a span to whoever is hungry; says whether. What cannot be pickled stays here, or fails."""
@@ -4249,7 +4238,7 @@ class Worker(Node):
                 self.wanted, self.rich = 0, True
             self.received += 1
             guest.number = self.received
-            self.queue.appendleft(Span(guest, None, lo, lo, hi, None, singly == b"1", avoid))  # first come, first run
+            self.queue.appendleft(Span(guest, None, lo, lo, hi, singly == b"1", avoid))  # first come, first run
 
     def on_STOP(self):
         """All is done."""

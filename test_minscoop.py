@@ -1602,6 +1602,13 @@ def test_rows_are_made_of_all_columns_when_a_slice_runs():
     assert [list(column) for column in part.items(part.lo, part.hi)] == [["d", "e"]]
 
 
+def test_a_part_has_the_mark_of_its_span_when_a_thread_of_a_task_made_that():
+    """Or who kills workers by it would not be blamed."""
+    job = HandJob(str, "abcdef")
+    job.span.mark = b"0.root:0/0", 0, 1  # as Worker.push says
+    assert job.span.cut(2, 4).mark == job.span.mark
+
+
 class Unsliceable:
     """A sequence that breaks when a slice of it is taken."""
 
@@ -9033,7 +9040,7 @@ MUTATIONS = {
     "bystanders are blamed": [("Broker.on_DIED", '(b"0", b"0", pack_int(', '(b"0", b"99", pack_int(BLAME | ')],
     "one death more than retries": [("Node.on_LOST", ">= self.retries", "> self.retries")],
     "answers are sent and counted twice": [("Guest.send", "self.node.send_all(", "for _ in 0, 1: self.node.send_all("),
-                                           ("Ranges.close", "return False", "return True")],
+                                           ("Ranges.close", "if whole:", "whole = True\n    if whole:")],
     "a SPLIT is not recorded": [("Node.on_SPLIT", "self.away[bytes(new)] = ", "")],
     "IDLE is never said": [("Worker.wishes", 'said.append((b"IDLE", pack_int(self.received)))', "pass")],
     "wake-ups are lost": [("Node.wake", "self.parked.pop(what, ())", "()")],
