@@ -459,8 +459,7 @@ class Chunks(list):
 
 
 def dumps(obj, memory=None, lasting=False):
-    """Frames for one object: its pickle, and large buffers. memory, lasting: see ``frame_of``. Raises what pickling
-    it raises."""
+    """Frames for one object: its pickle, and large buffers, by ``frame_of``. Raises what pickling it raises."""
     buffers, chunks = [], Chunks()
 
     def keep_in_band(buffer):
@@ -497,7 +496,7 @@ def loads(frames):
 
 TOKEN = os.urandom(16)  # what a reference begins with, and no other frame; the same in all of a pool
 file_numbers = itertools.count()
-spare = []              # a file descriptor, kept for ``reading``
+spare = []              # a file descriptor, kept for ``content``, should the program have taken all others
 
 
 def frame_of(chunks, memory=None, lasting=False):
@@ -539,31 +538,24 @@ def content(frame):
     if known is None:
         return frame if isinstance(frame, bytes) else memoryview(frame)
     lasting, size, path = known
-    with reading(path) as file:
-        if not lasting:
-            os.unlink(path)
-        if file.fileno() < MAPPINGS:
-            with contextlib.suppress(OSError):  # no descriptor is left
-                return memoryview(mmap.mmap(file.fileno(), size, mmap.MAP_PRIVATE))  # what is written is ours only
-        data = bytearray(size)
-        file.readinto(data)
-        return memoryview(data)
-
-
-@contextlib.contextmanager
-def reading(path):
-    """An open file, also when the program has taken all descriptors: one is kept for this."""
     with contextlib.suppress(IndexError):  # another thread is just using it
         os.close(spare.pop())
     try:
         with open(path, "rb") as file:
-            yield file
+            if not lasting:
+                os.unlink(path)
+            if file.fileno() < MAPPINGS:
+                with contextlib.suppress(OSError):  # no descriptor is left
+                    return memoryview(mmap.mmap(file.fileno(), size, mmap.MAP_PRIVATE))  # what is written is ours only
+            data = bytearray(size)
+            file.readinto(data)
+            return memoryview(data)
     finally:
         keep_spare()
 
 
 def keep_spare():
-    """Keep a file descriptor for ``reading``."""
+    """Keep a file descriptor for ``content``."""
     if not spare:
         with contextlib.suppress(OSError):
             spare.append(os.open(os.devnull, os.O_RDONLY))
@@ -907,6 +899,7 @@ class Main:
     """The program's main module: where it comes from, and which of its names travel by value."""
 
     lock = threading.RLock()  # who imports it
+    importing = False         # then map and submit have no business
 
     def __init__(self, path=None, name=None):
         self.path, self.name = path, name  # a file; or a module's name, as in python -m
@@ -957,7 +950,6 @@ class Main:
 
     def load(self):
         """The main module; in a worker it is imported first. Raises what the script raises."""
-        global importing_main
         with self.lock:
             if self.loaded:
                 return self.module
@@ -965,14 +957,14 @@ class Main:
             code, spec = read_main(self.path, self.name)
             module.__file__, module.__spec__, module.__package__ = self.path, spec, spec.parent if spec else None
             module.__loader__ = spec.loader if spec else RootLoader("__mp_main__", self.path)
-            importing_main = True
+            self.importing = True
             try:
                 exec(code, module.__dict__)
             except BaseException as error:
                 self.error = error
                 raise
             finally:
-                importing_main = False
+                self.importing = False
             return module
 
     def adopt(self):
@@ -988,8 +980,7 @@ class Main:
         self.adopt()
 
 
-main = Main()            # this process's; the root's Executor and the keeper set it
-importing_main = False   # then map and submit have no business
+main = Main()  # this process's; the root's Executor and the keeper set it
 
 
 def read_source(path):
@@ -1040,13 +1031,12 @@ class Future(concurrent.futures.Future):
     runs other tasks of this task meanwhile. Its locks and lists come into being when somebody asks for
     them, since most futures of a large program are created, run and read by one thread."""
 
-    _state, _result, _exception, _parent = PENDING, None, None, None
-    pinned, mark, several = False, None, False
+    _state, _result, _exception = PENDING, None, None
+    pinned = several = False
 
     def __init__(self, node, call, parent):
         self._node, self._call, self._parent = node, call, parent
-        if parent is not None:
-            self.mark = parent.mark
+        self.mark = parent and parent.mark  # as of a Span
 
     def __getattr__(self, name):
         factory = {"_condition": threading.Condition, "_done_callbacks": list,
@@ -1171,7 +1161,7 @@ class Event(threading.Event):
 
     def wait(self, timeout=None):
         """As ``threading.Event.wait``; other tasks run meanwhile."""
-        return self.is_set() or self.node.wait_for(self.is_set, self, timeout)
+        return self.node.wait_for(self.is_set, self, timeout)
 
     def set(self):
         """As ``threading.Event.set``."""
@@ -1247,8 +1237,7 @@ class Span:
 
     def __init__(self, job, columns, base, lo, hi, singly=False, avoid=b""):
         self.job, self.columns, self.base, self.lo, self.hi = job, columns, base, lo, hi
-        self.singly = singly  # it is to be run item by item
-        self.avoid = avoid    # the host where it failed
+        self.singly, self.avoid = singly, avoid  # it is to be run item by item; the host where it failed
         self._parent, self.mark = job._parent, job.mark
 
     @property
@@ -1388,7 +1377,7 @@ class Job:
 
     def __init__(self, node, parent=None):
         self.node, self._parent = node, parent         # parent: the task that made it, if it was made here, by one
-        self.mark = parent and parent.mark             # the task of another node that led to it, and where that was
+        self.mark = parent and parent.mark             # what part of which task of another node led to it
         self.item_bytes = None                         # mean size of a pickled item, once one was pickled
         self.deaths = collections.defaultdict(list)    # item -> obituaries of workers that died over it
         self.spans = collections.deque()               # its spans that are queued here
@@ -5887,7 +5876,7 @@ def check_map(fn, iterables, chunksize=None, buffersize=None):
 
 def refuse_in_import():
     """Raise the error of a script without a guard."""
-    if importing_main:
+    if main.importing:
         raise RuntimeError(
             "minscoop was called while a worker imported the script. Workers import it to find its functions; "
             "put the code that starts the program under  if __name__ == \"__main__\":  so that only the root runs it")
