@@ -729,29 +729,26 @@ def reduce_class(cls):
         attributes = {name: value for name, value in attributes.items()
                       if isinstance(value, (types.FunctionType, property, classmethod, staticmethod))}
     head.update(__module__=cls.__module__, __qualname__=cls.__qualname__)
-    return (make_class, (ident, type(cls), cls.__name__, cls.__bases__, head), attributes, None, None, fill_class)
+    return make_class, (ident, type(cls), cls.__name__, cls.__bases__, head), (ident, attributes), None, None, fill_class
 
 
 def make_class(ident, metaclass, name, bases, head):
     """The first half of unpickling a class by value: the class that is here already, or an empty one."""
+    def body(namespace):
+        for key, value in head.items():
+            namespace[key] = value
     cls = CLASSES.get(ident)
-    if cls is None:
-        def body(namespace):
-            for key, value in head.items():
-                namespace[key] = value
-        cls = CLASSES[ident] = types.new_class(name, bases, {"metaclass": metaclass}, body)
-        CLASS_IDS[cls] = ident
-        cls._minscoop_unfilled = True
-    return cls
+    return types.new_class(name, bases, {"metaclass": metaclass}, body) if cls is None else cls
 
 
-def fill_class(cls, attributes):
+def fill_class(cls, state):
     """The second half: methods and attributes, unless the class was here already."""
-    if cls.__dict__.get("_minscoop_unfilled"):
-        del cls._minscoop_unfilled
+    ident, attributes = state
+    if CLASSES.get(ident) is not cls:
         for name, value in attributes.items():
             with contextlib.suppress(AttributeError):  # read-only ones, such as __doc__ of some bases
                 setattr(cls, name, value)
+        CLASS_IDS[cls], CLASSES[ident] = ident, cls
 
 
 def reduce_proxy(proxy):
