@@ -616,8 +616,7 @@ class Pickler(pickle.Pickler):
             return reduce_class(obj) if isinstance(obj, type) else reduce_function(obj)
         if issubclass(kind, getattr(sys.modules.get("multiprocessing.managers"), "BaseProxy", ())):
             return reduce_proxy(obj)
-        reduce = REDUCERS.get(kind)
-        return reduce(obj) if reduce else NotImplemented
+        return REDUCERS.get(kind, lambda _: NotImplemented)(obj)
 
 
 HEAP_TYPE = 1 << 9  # the flag of classes that a `class` statement made (Py_TPFLAGS_HEAPTYPE)
@@ -1032,8 +1031,8 @@ class Future(concurrent.futures.Future):
     pinned = several = False
 
     def __init__(self, node, call, parent):
-        self._node, self._call, self._parent = node, call, parent
-        self.mark = parent and parent.mark  # as of a Span
+        self._node, self._call, self._parent = node, call, parent  # call: (callable, arguments, keyword arguments)
+        self.mark = parent and parent.mark                         # as that of a Job
 
     def __getattr__(self, name):
         factory = {"_condition": threading.Condition, "_done_callbacks": list,
@@ -1218,13 +1217,7 @@ class Recipe:
         self.grain = max(1, min(4 * count, int(SLICE / max(self.pace, 1e-9))))
 
 
-def apply(call):
-    """Run one submitted call: (callable, arguments, keyword arguments)."""
-    fn, args, kwargs = call
-    return fn(*args, **kwargs)
-
-
-CALLS = Recipe(apply)
+CALLS = Recipe(lambda call: call[0](*call[1], **call[2]))  # of submitted calls; see Future._call
 
 
 class Span:
