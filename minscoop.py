@@ -938,10 +938,8 @@ class Main:
         body = ast.parse(read_source(self.path), self.path).body
         guards = [node for node in body if isinstance(node, ast.If) and "__name__" in ast.dump(node.test)]
         others = [node for node in body if node not in guards]
-
-        def bound(nodes):
-            return operands(compile(ast.Module(nodes, []), self.path, "exec", dont_inherit=True), "STORE_NAME")
-        inside, outside = bound(guards), bound(others)
+        inside, outside = (operands(compile(ast.Module(nodes, []), self.path, "exec", dont_inherit=True), "STORE_NAME")
+                           for nodes in (guards, others))
         return inside - outside, inside & outside
 
     def load(self):
@@ -1305,11 +1303,12 @@ class Slice:
         Of 10 items, the third of which is running, the last 7 go back. ``map`` walks along the first column by
         ``source``. The list is cut where the walk is, and then the iterator's own state says, for good, how far it
         came; other threads may run in between."""
-        if self.source is None or self.hi - self.lo - len(self.values) <= 1:
+        source = self.source  # which may just be coming to its end
+        if source is None or self.hi - self.lo - len(self.values) <= 1:
             return
-        _, (column,), *_ = self.source.__reduce__()  # (iter, (list,), position), or without position at its end
-        del column[len(column) - operator.length_hint(self.source):]
-        state = self.source.__reduce__()
+        _, (column,), *_ = source.__reduce__()  # (iter, (list,), position), or without position at its end
+        del column[len(column) - operator.length_hint(source):]
+        state = source.__reduce__()
         end = self.lo + (state[2] if len(state) > 2 else len(self.values))
         if end >= self.hi:
             return
