@@ -728,7 +728,8 @@ def reduce_class(cls):
         attributes = {name: value for name, value in attributes.items()
                       if isinstance(value, (types.FunctionType, property, classmethod, staticmethod))}
     head.update(__module__=cls.__module__, __qualname__=cls.__qualname__)
-    return make_class, (ident, type(cls), cls.__name__, cls.__bases__, head), (ident, attributes), None, None, fill_class
+    made_of = ident, type(cls), cls.__name__, cls.__bases__, head
+    return make_class, made_of, (ident, attributes), None, None, fill_class
 
 
 def make_class(ident, metaclass, name, bases, head):
@@ -762,7 +763,7 @@ def explain(obj, where, depth=6):
         dumps(obj)
         return None
     except FAULTS as error:
-        complaint = f"{where}: {error}"
+        complaint = f"{where}: {text_of(error)}"
     with contextlib.suppress(Exception):  # an object whose parts cannot even be looked at
         for name, part in parts_of(obj) if depth else ():
             deeper = explain(part, f"{where}{name}", depth - 1)
@@ -790,7 +791,15 @@ def parts_of(obj):
 
 def describe(fn):
     """A callable's name for messages."""
-    return getattr(fn, "__qualname__", None) or repr(fn)[:80]
+    return getattr(fn, "__qualname__", None) or text_of(fn, repr)[:80]
+
+
+def text_of(thing, words=str):
+    """The str of something, or its repr; of what raises then, too."""
+    try:
+        return words(thing)
+    except FAULTS:
+        return f"<{type(thing).__name__} without a text>"
 
 
 # Results travel as one pickle of (values, parts, failures): `values` when all are PLAIN, else `parts`, the frames
@@ -808,7 +817,7 @@ def encode_results(values, failures, title, memory=None):
         try:
             frames = dumps(value, memory)
         except FAULTS as error:
-            why = explain(value, f"the result of {title(offset)}") or str(error)
+            why = explain(value, f"the result of {title(offset)}") or text_of(error)
             failures[offset] = encode_failure(CannotSend(f"{why} (a result of type {type(value).__name__})"))
             frames = ()
         parts.append([frame if size_of(frame) < OUT_OF_BAND else None for frame in frames])
@@ -842,7 +851,8 @@ def decode_parts(parts, large, failures):
         try:
             values[offset] = loads(frames) if frames else None
         except FAULTS as error:
-            failures[offset] = CannotSend(f"a result arrived but cannot be unpickled: {type(error).__name__}: {error}")
+            failures[offset] = CannotSend("a result arrived but cannot be unpickled: "
+                                          f"{type(error).__name__}: {text_of(error)}")
             failures[offset].__cause__ = error
     return values
 
@@ -1551,12 +1561,15 @@ class Mapping(Job):
         if self.exhausted or self.cancelled or (ahead > self.window // 2 and not beyond) \
                 or not self.pulling.acquire(blocking=False):
             return False
+        rows = []
         try:
-            rows, ended = self.take_rows(max(self.window - ahead, READ_AHEAD * max(1, self.node.size) * beyond))
-            if rows:
-                lo, self.pulled = self.pulled, self.pulled + len(rows)
-                self.tell(known=len(rows))
-                self.push(tuple(zip(*rows)), lo, self.pulled)
+            try:
+                ended = self.take_rows(rows, max(self.window - ahead, READ_AHEAD * max(1, self.node.size) * beyond))
+            finally:
+                if rows:  # also those that were pulled before Ctrl-C came
+                    lo, self.pulled = self.pulled, self.pulled + len(rows)
+                    self.tell(known=len(rows))
+                    self.push(tuple(zip(*rows)), lo, self.pulled)
             if ended:
                 self.exhausted = True
                 self.tell(growing=-1)
@@ -1567,17 +1580,17 @@ class Mapping(Job):
         finally:
             self.pulling.release()
 
-    def take_rows(self, want):
-        """At most so many rows of arguments, fewer when the iterators are slow; and whether they ended."""
-        rows, start = [], time.monotonic()
+    def take_rows(self, rows, want):
+        """Add at most so many rows of arguments, fewer when the iterators are slow. Says whether these ended."""
+        start = time.monotonic()
         try:
             for row in itertools.islice(self.rows, want):
                 rows.append(row)
                 if time.monotonic() - start > SLICE:
-                    return rows, False
+                    return False
         except Exception as error:  # the iterators' own: raised when the reader has come this far
             self.inputs_error = error
-        return rows, len(rows) < want
+        return len(rows) < want
 
     def widen(self, count):
         """The reader has taken so many results. One that takes a window in less than 0.1 s gets a wider one."""
@@ -4150,7 +4163,7 @@ class Worker(Node):
                 self.send(b"SINGLY", job.id)
                 return False
             failure = CannotSend(f"the callable or an argument cannot be unpickled on worker {self.label}: "
-                                 f"{type(error).__name__}: {error}")
+                                 f"{type(error).__name__}: {text_of(error)}")
             failure.__cause__ = error
             job.deliver(piece.lo, 1, [None], {0: failure})
             return False

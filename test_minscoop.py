@@ -1626,6 +1626,27 @@ def test_every_item_fails_when_the_arguments_cannot_be_had():
     assert [type(value) for value in job.got.values()] == [IndexError] * 3
 
 
+def test_inputs_that_were_pulled_are_not_lost_when_ctrl_c_comes():
+    """The program may catch it, and read on."""
+    class Inputs:
+        numbers = iter((0, 1, KeyboardInterrupt(), 2))
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            number = next(self.numbers)
+            if isinstance(number, int):
+                return number
+            raise number
+    node = HandNode()
+    with pytest.raises(KeyboardInterrupt):
+        minscoop.Mapping(node, minscoop.Recipe(str), [Inputs()])
+    job, = node.sources
+    job.pull()
+    assert job.exhausted and [column for span in node.queue for column in span.columns] == [(0, 1), (2,)]
+
+
 def test_a_reduction_leaves_one_value_when_its_slices_are_run():
     """The values of a slice are reduced in order; an error of the operation is the slice's."""
     job = HandJob(str, range(7), op=operator.add)
@@ -3373,6 +3394,24 @@ def make_nest(_=None):
     return nest
 
 
+class Wordless(Exception):
+    def __str__(self):
+        raise ValueError("no words")
+
+    __repr__ = __str__
+
+
+def grumble(*_):
+    raise Wordless
+
+
+class Lockmaker:
+    __repr__ = Wordless.__str__
+
+    def __call__(self, _):
+        return threading.Lock()
+
+
 def make_at(pickling=None, unpickling=None):
     return lambda _: At(pickling, unpickling)
 
@@ -3384,6 +3423,8 @@ SABOTEURS = {  # what goes wrong -> (callable, how its argument is made, the err
     "callable raises at unpickling": (functools.partial(left, At(unpickling=sabotage)), int, CannotSend, "sabotage"),
     "argument cannot be pickled": (identity, lambda: threading.Lock(), CannotSend, "argument 1.*lock"),
     "argument raises at pickling": (identity, lambda: At(pickling=sabotage), CannotSend, "sabotage"),
+    "argument raises without words at pickling": (identity, lambda: At(pickling=grumble), CannotSend, "Wordless"),
+    "argument raises without words at unpickling": (identity, lambda: At(unpickling=grumble), CannotSend, "Wordless"),
     "argument exits at pickling": (identity, lambda: At(pickling=sys.exit), ANY, ""),
     "argument is nested too deep": (identity, make_nest, ANY, "recursion|depth"),
     "argument raises at unpickling": (identity, lambda: At(unpickling=sabotage), CannotSend, "sabotage"),
@@ -3407,6 +3448,9 @@ SABOTEURS = {  # what goes wrong -> (callable, how its argument is made, the err
                                         "bad"),
     "result cannot be pickled": (make_lock, int, CannotSend, "result.*lock"),
     "result raises at pickling": (make_at(pickling=sabotage), int, CannotSend, "sabotage"),
+    "result of what has no words cannot be pickled": (Lockmaker(), int, CannotSend, "result.*lock"),
+    "result raises without words at pickling": (make_at(pickling=grumble), int, CannotSend, "Wordless"),
+    "result raises without words at unpickling": (make_at(unpickling=grumble), int, CannotSend, "Wordless"),
     "result exits at pickling": (make_at(pickling=sys.exit), int, ANY, ""),
     "result is nested too deep": (make_nest, int, ANY, "recursion|depth"),
     "result raises at unpickling": (make_at(unpickling=sabotage), int, CannotSend, "sabotage"),
@@ -3459,7 +3503,8 @@ def test_the_right_error_is_at_the_right_future_when_something_is_sabotaged(pool
     try:
         result = WAYS[way](pool, name, fn, make)
     except error as caught:
-        assert re.search(text, f"{caught}\n{caught.__cause__}", re.S) and not isinstance(caught, TimeoutError)
+        assert re.search(text, f"{caught}\n{minscoop.text_of(caught.__cause__)}", re.S)
+        assert not isinstance(caught, TimeoutError)
     else:
         assert error == () or result == "harmless" and name.startswith(("callable", "argument"))
     assert [future.result(WAIT) for future in beside] == [0, 1, 2, 3]
