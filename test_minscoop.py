@@ -1688,7 +1688,8 @@ def test_every_item_runs_once_when_slices_are_shortened_at_random(seed):
     def fn(x, one):
         ran[x] += one
         if chance.random() < 0.1:
-            job.piece.shorten()
+            with job.node.lock:
+                job.piece.shorten()
         job.recipe.grain = chance.randrange(1, 40)
         if x % 17 == 3:
             raise ValueError(x)
