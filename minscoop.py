@@ -309,35 +309,28 @@ def pack_int(number):
 # their frames. What wakes its receiver only once is answered sooner, too.
 
 # The fields of each message: n number, i id of a task, s short, b anything; and what may follow, again and again.
-FIELDS = {name.encode(): text.partition("*")[::2] for name, text in dict(
-    HELLO="s*b", HUNGRY="n*n", DRY="", IDLE="n", TASK="isssnnsb*b", SPLIT="inni", SINGLY="i", RESULT="innsb*b",
-    MANY="sbbb", CANCEL="i", LOST="innnb", CONST="bbb*b", FAILED="b", DIED="ssnnnnb", WHO="n", HELD="ni*n", TOLD="n",
-    RECORD="sb", STOP="", BYE="", HOST="b", SIZE="n", PROBE="*b", FETCH="s", FILE="s*b", OUTPUT="ssb",
-    SHOWN="sn", LOG="b", PROFILE="sb", STACKS="", COUNT="n").items()}
-PATTERNS = {"n": rb"\0[0-9]{1,19}", "i": rb"\0[\w.]{1,255}:[0-9]{1,19}/[0-9]{1,19}", "s": rb"\0[^\0]{0,4096}"}
+FIELDS = dict(
+    {"": ""}, HELLO="s*b", HUNGRY="n*n", DRY="", IDLE="n", TASK="isssnnsb*b", SPLIT="inni", SINGLY="i",
+    RESULT="innsb*b", MANY="sbbb", CANCEL="i", LOST="innnb", CONST="bbb*b", FAILED="b", DIED="ssnnnnb", WHO="n",
+    HELD="ni*n", TOLD="n", RECORD="sb", STOP="", BYE="", HOST="b", SIZE="n", PROBE="*b", FETCH="s", FILE="s*b",
+    OUTPUT="ssb", SHOWN="sn", LOG="b", PROFILE="sb", STACKS="", COUNT="n")
+PATTERNS = {"n": rb"\0[0-9]{1,19}", "i": rb"\0[\w.]{1,255}:[0-9]{1,19}/[0-9]{1,19}", "s": rb"\0[^\0]{0,4096}",
+            "b": b"", "": b""}
 
 
-class Shapes(dict):
-    """name -> (least and greatest number of frames, number of those that travel in the first one, what that looks
-    like), made when it is first asked for."""
-
-    def __missing__(self, name):
-        kinds, more = FIELDS[name]
-        short = len(kinds) - len(kinds.lstrip("nis"))
-        pattern = b"".join([name, *(PATTERNS[kind] for kind in kinds[:short])])
-        if more == "n":
-            pattern += b"(%s)*" % PATTERNS["n"]
-        self[name] = shape = (len(kinds) + 1, math.inf if more else len(kinds) + 1,
-                              None if more == "n" else short + 1, re.compile(pattern).fullmatch)
-        return shape
-
-
-SHAPES = Shapes()
+@functools.lru_cache(None)
+def shape_of(name):
+    """Of a message of this name: least and greatest number of frames, number of those that travel in the first one,
+    what that looks like. Raises an error if there is none."""
+    kinds, _, more = FIELDS[name.decode()].partition("*")
+    short = sys.maxsize if more == "n" else 1 + len(kinds.rstrip("b"))
+    pattern = name + b"".join(PATTERNS[kind] for kind in kinds) + b"(%s)*" % PATTERNS[more]
+    return 1 + len(kinds), sys.maxsize if more else 1 + len(kinds), short, re.compile(pattern).fullmatch
 
 
 def check_shape(message):
     """Raise an error if this is no message; what comes by a socket may be anything."""
-    least, most, short, match = SHAPES[message[0]]
+    least, most, short, match = shape_of(message[0])
     if not (least <= len(message) <= most and match(b"\0".join(message[:short]))):
         raise ValueError("no such message")
 
@@ -381,8 +374,8 @@ def bundled(messages):
     """The frames by which messages travel as one."""
     parts = []
     for message in messages:
-        short = SHAPES[message[0]][2] if message[0] else 1
-        parts.append([b"\0".join(message[:short]), *(message[short:] if short else ())])
+        short = shape_of(message[0])[2]
+        parts.append([b"\0".join(message[:short]), *message[short:]])
     if len(parts) == 1:
         return parts[0]
     return [b"BUNDLE", b" ".join(pack_int(len(frames)) for frames in parts), *itertools.chain(*parts)]
@@ -470,8 +463,7 @@ class Chunks(list):
 
 
 def dumps(obj, memory=None, lasting=False):
-    """Frames for one object: its pickle, and large buffers. memory, lasting: see ``frame_of``. Raises what pickling
-    it raises."""
+    """Frames for one object: its pickle, and large buffers, by ``frame_of``. Raises what pickling it raises."""
     buffers, chunks = [], Chunks()
 
     def keep_in_band(buffer):
@@ -508,7 +500,7 @@ def loads(frames):
 
 TOKEN = os.urandom(16)  # what a reference begins with, and no other frame; the same in all of a pool
 file_numbers = itertools.count()
-spare = []              # a file descriptor, kept for ``reading``
+spare = []              # a file descriptor, kept for ``content``, should the program have taken all others
 
 
 def frame_of(chunks, memory=None, lasting=False):
@@ -550,31 +542,24 @@ def content(frame):
     if known is None:
         return frame if isinstance(frame, bytes) else memoryview(frame)
     lasting, size, path = known
-    with reading(path) as file:
-        if not lasting:
-            os.unlink(path)
-        if file.fileno() < MAPPINGS:
-            with contextlib.suppress(OSError):  # no descriptor is left
-                return memoryview(mmap.mmap(file.fileno(), size, mmap.MAP_PRIVATE))  # what is written is ours only
-        data = bytearray(size)
-        file.readinto(data)
-        return memoryview(data)
-
-
-@contextlib.contextmanager
-def reading(path):
-    """An open file, also when the program has taken all descriptors: one is kept for this."""
     with contextlib.suppress(IndexError):  # another thread is just using it
         os.close(spare.pop())
     try:
         with open(path, "rb") as file:
-            yield file
+            if not lasting:
+                os.unlink(path)
+            if file.fileno() < MAPPINGS:
+                with contextlib.suppress(OSError):  # no descriptor is left
+                    return memoryview(mmap.mmap(file.fileno(), size, mmap.MAP_PRIVATE))  # what is written is ours only
+            data = bytearray(size)
+            file.readinto(data)
+            return memoryview(data)
     finally:
         keep_spare()
 
 
 def keep_spare():
-    """Keep a file descriptor for ``reading``."""
+    """Keep a file descriptor for ``content``."""
     if not spare:
         with contextlib.suppress(OSError):
             spare.append(os.open(os.devnull, os.O_RDONLY))
@@ -635,8 +620,7 @@ class Pickler(pickle.Pickler):
             return reduce_class(obj) if isinstance(obj, type) else reduce_function(obj)
         if issubclass(kind, getattr(sys.modules.get("multiprocessing.managers"), "BaseProxy", ())):
             return reduce_proxy(obj)
-        reduce = REDUCERS.get(kind)
-        return reduce(obj) if reduce else NotImplemented
+        return REDUCERS.get(kind, lambda _: NotImplemented)(obj)
 
 
 HEAP_TYPE = 1 << 9  # the flag of classes that a `class` statement made (Py_TPFLAGS_HEAPTYPE)
@@ -666,18 +650,16 @@ def found_by_name(obj):
     return found is obj
 
 
-def global_names(code):
-    """The names that a code object and those nested in it may look up in their globals."""
+def nested_code(code):
+    """A code object, and those nested in it."""
     nested = (const for const in code.co_consts if isinstance(const, types.CodeType))
-    return set(code.co_names).union(*map_builtin(global_names, nested))
+    return [code, *itertools.chain.from_iterable(map_builtin(nested_code, nested))]
 
 
-def names_looked_up(code):
-    """Those of the ``global_names`` that are looked up as globals; others are names of attributes. Takes its time."""
+def operands(code, *operations):
+    """The names with which a code object does this. Takes its time."""
     import dis
-    nested = (const for const in code.co_consts if isinstance(const, types.CodeType))
-    return {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}.union(
-        *map_builtin(names_looked_up, nested))
+    return {step.argval for step in dis.get_instructions(code) if step.opname in operations}
 
 
 def home_of(fn):
@@ -691,7 +673,8 @@ def shipped_globals(fn):
     home = home_of(fn)
     if home not in ("__main__", "__mp_main__", None):
         return {}
-    return {name: fn.__globals__[name] for name in global_names(fn.__code__)
+    names = {name for code in nested_code(fn.__code__) for name in code.co_names}  # some of attributes, to be quick
+    return {name: fn.__globals__[name] for name in names
             if name in fn.__globals__ and (home is None or main.by_value(name))}
 
 
@@ -749,29 +732,27 @@ def reduce_class(cls):
         attributes = {name: value for name, value in attributes.items()
                       if isinstance(value, (types.FunctionType, property, classmethod, staticmethod))}
     head.update(__module__=cls.__module__, __qualname__=cls.__qualname__)
-    return (make_class, (ident, type(cls), cls.__name__, cls.__bases__, head), attributes, None, None, fill_class)
+    made_of = ident, type(cls), cls.__name__, cls.__bases__, head
+    return make_class, made_of, (ident, attributes), None, None, fill_class
 
 
 def make_class(ident, metaclass, name, bases, head):
     """The first half of unpickling a class by value: the class that is here already, or an empty one."""
+    def body(namespace):
+        for key, value in head.items():
+            namespace[key] = value
     cls = CLASSES.get(ident)
-    if cls is None:
-        def body(namespace):
-            for key, value in head.items():
-                namespace[key] = value
-        cls = CLASSES[ident] = types.new_class(name, bases, {"metaclass": metaclass}, body)
-        CLASS_IDS[cls] = ident
-        cls._minscoop_unfilled = True
-    return cls
+    return types.new_class(name, bases, {"metaclass": metaclass}, body) if cls is None else cls
 
 
-def fill_class(cls, attributes):
+def fill_class(cls, state):
     """The second half: methods and attributes, unless the class was here already."""
-    if cls.__dict__.get("_minscoop_unfilled"):
-        del cls._minscoop_unfilled
+    ident, attributes = state
+    if CLASSES.get(ident) is not cls:
         for name, value in attributes.items():
             with contextlib.suppress(AttributeError):  # read-only ones, such as __doc__ of some bases
                 setattr(cls, name, value)
+        CLASS_IDS[cls], CLASSES[ident] = ident, cls
 
 
 def reduce_proxy(proxy):
@@ -786,7 +767,7 @@ def explain(obj, where, depth=6):
         dumps(obj)
         return None
     except FAULTS as error:
-        complaint = f"{where}: {error}"
+        complaint = f"{where}: {text_of(error)}"
     with contextlib.suppress(Exception):  # an object whose parts cannot even be looked at
         for name, part in parts_of(obj) if depth else ():
             deeper = explain(part, f"{where}{name}", depth - 1)
@@ -814,7 +795,15 @@ def parts_of(obj):
 
 def describe(fn):
     """A callable's name for messages."""
-    return getattr(fn, "__qualname__", None) or repr(fn)[:80]
+    return getattr(fn, "__qualname__", None) or text_of(fn, repr)[:80]
+
+
+def text_of(thing, words=str):
+    """The str of something, or its repr; of what raises then, too."""
+    try:
+        return words(thing)
+    except FAULTS:
+        return f"<{type(thing).__name__} without a text>"
 
 
 # Results travel as one pickle of (values, parts, failures): `values` when all are PLAIN, else `parts`, the frames
@@ -832,12 +821,11 @@ def encode_results(values, failures, title, memory=None):
         try:
             frames = dumps(value, memory)
         except FAULTS as error:
-            why = explain(value, f"the result of {title(offset)}") or str(error)
+            why = explain(value, f"the result of {title(offset)}") or text_of(error)
             failures[offset] = encode_failure(CannotSend(f"{why} (a result of type {type(value).__name__})"))
             frames = ()
-        part = [frame if size_of(frame) < OUT_OF_BAND else None for frame in frames]
-        large += [frame for frame, small in zip(frames, part) if small is None]
-        parts.append(part)
+        parts.append([frame if size_of(frame) < OUT_OF_BAND else None for frame in frames])
+        large += [frame for frame in frames if size_of(frame) >= OUT_OF_BAND]
     return [pickle.dumps((None, parts, failures), 5), *large]
 
 
@@ -867,7 +855,8 @@ def decode_parts(parts, large, failures):
         try:
             values[offset] = loads(frames) if frames else None
         except FAULTS as error:
-            failures[offset] = CannotSend(f"a result arrived but cannot be unpickled: {type(error).__name__}: {error}")
+            failures[offset] = CannotSend("a result arrived but cannot be unpickled: "
+                                          f"{type(error).__name__}: {text_of(error)}")
             failures[offset].__cause__ = error
     return values
 
@@ -920,6 +909,7 @@ class Main:
     """The program's main module: where it comes from, and which of its names travel by value."""
 
     lock = threading.RLock()  # who imports it
+    importing = False         # then map and submit have no business
 
     def __init__(self, path=None, name=None):
         self.path, self.name = path, name  # a file; or a module's name, as in python -m
@@ -945,7 +935,8 @@ class Main:
     def warn_of_globals(self, fn):
         """Say that workers do not see what ``if __name__ == "__main__"`` makes of a global that fn uses; once each."""
         again = self.path and self.known is None and self.guarded[1] - self.warned or ()
-        for name in again and again & global_names(fn.__code__) & names_looked_up(fn.__code__):
+        used = (operands(code, "LOAD_GLOBAL", "LOAD_NAME") for code in nested_code(fn.__code__))
+        for name in again and again & set().union(*used):
             self.warned.add(name)
             value = fn.__globals__.get(name)
             imported = isinstance(value, types.ModuleType) or isinstance(
@@ -959,20 +950,15 @@ class Main:
     def guarded(self):
         """Names that only ``if __name__ == "__main__"`` binds; and those that it binds again."""
         import ast
-        import dis
         body = ast.parse(read_source(self.path), self.path).body
         guards = [node for node in body if isinstance(node, ast.If) and "__name__" in ast.dump(node.test)]
         others = [node for node in body if node not in guards]
-
-        def bound(nodes):
-            code = compile(ast.Module(nodes, []), self.path, "exec", dont_inherit=True)
-            return {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_NAME"}
-        inside, outside = bound(guards), bound(others)
+        inside, outside = (operands(compile(ast.Module(nodes, []), self.path, "exec", dont_inherit=True), "STORE_NAME")
+                           for nodes in (guards, others))
         return inside - outside, inside & outside
 
     def load(self):
         """The main module; in a worker it is imported first. Raises what the script raises."""
-        global importing_main
         with self.lock:
             if self.loaded:
                 return self.module
@@ -980,14 +966,14 @@ class Main:
             code, spec = self.program or read_main(self.path, self.name)
             module.__file__, module.__spec__, module.__package__ = self.path, spec, spec.parent if spec else None
             module.__loader__ = spec.loader if spec else RootLoader("__mp_main__", self.path)
-            importing_main = True
+            self.importing = True
             try:
                 exec(code, module.__dict__)
             except BaseException as error:
                 self.error = error
                 raise
             finally:
-                importing_main = False
+                self.importing = False
             return module
 
     def adopt(self):
@@ -1003,8 +989,7 @@ class Main:
         self.adopt()
 
 
-main = Main()            # this process's; the root's Executor and the keeper set it
-importing_main = False   # then map and submit have no business
+main = Main()  # this process's; the root's Executor and the keeper set it
 
 
 def read_source(path):
@@ -1055,13 +1040,12 @@ class Future(concurrent.futures.Future):
     runs other tasks of this task meanwhile. Its locks and lists come into being when somebody asks for
     them, since most futures of a large program are created, run and read by one thread."""
 
-    _state, _result, _exception, _parent = PENDING, None, None, None
-    pinned, mark, several = False, None, False
+    _state, _result, _exception = PENDING, None, None
+    pinned = several = False
 
     def __init__(self, node, call, parent):
-        self._node, self._call, self._parent = node, call, parent
-        if parent is not None:
-            self.mark = parent.mark
+        self._node, self._call, self._parent = node, call, parent  # call: (callable, arguments, keyword arguments)
+        self.mark = parent and parent.mark                         # as that of a Job
 
     def __getattr__(self, name):
         factory = {"_condition": threading.Condition, "_done_callbacks": list,
@@ -1186,13 +1170,12 @@ class Event(threading.Event):
 
     def wait(self, timeout=None):
         """As ``threading.Event.wait``; other tasks run meanwhile."""
-        return self.is_set() or self.node.wait_for(self.is_set, self, timeout)
+        return self.node.wait_for(self.is_set, self, timeout)
 
     def set(self):
         """As ``threading.Event.set``."""
         super().set()
-        if self.node.parked or self.node.attending.locked():
-            self.node.wake(self)
+        self.node.wake(self)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -1247,27 +1230,18 @@ class Recipe:
         self.grain = max(1, min(4 * count, int(SLICE / max(self.pace, 1e-9))))
 
 
-def apply(call):
-    """Run one submitted call: (callable, arguments, keyword arguments)."""
-    fn, args, kwargs = call
-    return fn(*args, **kwargs)
-
-
-CALLS = Recipe(apply)
+CALLS = Recipe(lambda call: call[0](*call[1], **call[2]))  # of submitted calls; see Future._call
 
 
 class Span:
     """Items [lo, hi) of a job, waiting in a queue. columns[k][i - base] is argument k of item i."""
 
-    __slots__ = ("job", "columns", "base", "lo", "hi", "_parent", "singly", "avoid", "pinned", "mark")
+    pinned = False  # it cannot be pickled and stays in this process
 
-    def __init__(self, job, columns, base, lo, hi, parent=None, singly=False, avoid=b""):
+    def __init__(self, job, columns, base, lo, hi, singly=False, avoid=b""):
         self.job, self.columns, self.base, self.lo, self.hi = job, columns, base, lo, hi
-        self._parent = parent
-        self.singly = singly  # it is to be run item by item
-        self.avoid = avoid    # the host where it failed
-        self.pinned = False   # it cannot be pickled and stays in this process
-        self.mark = parent and parent.mark  # the task of another node that led to it, and where that was
+        self.singly, self.avoid = singly, avoid  # it is to be run item by item; the host where it failed
+        self._parent, self.mark = job._parent, job.mark
 
     @property
     def stale(self):
@@ -1281,7 +1255,9 @@ class Span:
 
     def cut(self, lo, hi):
         """The part [lo, hi) as a span of its own. The caller takes it away from this one."""
-        return Span(self.job, self.columns, self.base, lo, hi, self._parent, self.singly, self.avoid)
+        part = Span(self.job, self.columns, self.base, lo, hi, self.singly, self.avoid)
+        part.mark = self.mark
+        return part
 
     def items(self, lo, hi):
         """The columns of [lo, hi) only."""
@@ -1297,11 +1273,12 @@ class Span:
 class Slice:
     """Items [lo, hi) of a span that are being run, results so far in ``values``."""
 
-    __slots__ = ("span", "job", "lo", "hi", "columns", "source", "values", "failures", "sent", "_parent", "event")
+    source = None  # while it runs: the iterator that walks along the first column
+    sent = 0       # results that were handed over
 
     def __init__(self, span, lo, hi):
         self.span, self.job, self.lo, self.hi, self._parent = span, span.job, lo, hi, span._parent
-        self.columns, self.values, self.failures, self.sent = None, [], {}, 0
+        self.values, self.failures = [], {}
 
     @property
     def mark(self):
@@ -1315,10 +1292,9 @@ class Slice:
             columns = [list(column) for column in self.span.items(self.lo, self.hi)]
             self.source = iter(columns[0])
             results = map_builtin(recipe.fn, self.source, *columns[1:])
-            self.columns = columns
         except BaseException as error:  # the arguments' own slicing or iteration raises
-            self.failures = dict.fromkeys(range(self.hi - self.lo), error)
-            values += [None] * (self.hi - self.lo)
+            self.failures = dict.fromkeys(range(count), error)
+            values += [None] * count
         while len(values) < self.hi - self.lo:
             try:
                 values.extend(results)
@@ -1330,7 +1306,7 @@ class Slice:
                     error.__traceback__ = error.__traceback__.tb_next
                 self.failures[len(values)] = error
                 values.append(None)
-        self.columns = None  # from here on there is nothing to shorten
+        self.source = None  # from here on there is nothing to shorten
         if self.hi - self.lo == count:
             recipe.learn(count, time.perf_counter() - start)
         if recipe.op is not None:
@@ -1342,11 +1318,12 @@ class Slice:
         Of 10 items, the third of which is running, the last 7 go back. ``map`` walks along the first column by
         ``source``. The list is cut where the walk is, and then the iterator's own state says, for good, how far it
         came; other threads may run in between."""
-        if self.columns is None or self.hi - self.lo - len(self.values) <= 1:
+        source = self.source  # which may just be coming to its end
+        if source is None or self.hi - self.lo - len(self.values) <= 1:
             return
-        first = self.columns[0]
-        del first[len(first) - operator.length_hint(self.source):]
-        state = self.source.__reduce__()  # (iter, (list,), position), or without position at its end
+        _, (column,), *_ = source.__reduce__()  # (iter, (list,), position), or without position at its end
+        del column[len(column) - operator.length_hint(source):]
+        state = source.__reduce__()
         end = self.lo + (state[2] if len(state) > 2 else len(self.values))
         if end >= self.hi:
             return
@@ -1359,9 +1336,8 @@ class Slice:
             whole = self.job.recipe.op is not None  # of a reduction there is one, and at the end
             first, count = self.sent, self.hi - self.lo if whole else len(self.values) - self.sent
             self.sent += count
-            values = self.values[:] if whole else self.values[first:self.sent]
-            failures = {i - first: error for i, error in dict(self.failures).items() if first <= i < self.sent} \
-                if self.failures else {}
+            values = self.values[first:self.sent]
+            failures = {i - first: error for i, error in dict(self.failures).items() if first <= i < self.sent}
         if count:
             self.job.deliver(self.lo + first, count, values, failures)
 
@@ -1389,27 +1365,26 @@ class Ranges(list):
 
     def close(self, lo, hi):
         """Take [lo, hi) off, if all of it is there; says whether."""
-        for i, (first, end) in enumerate(self):
-            if first <= lo < hi <= end:
-                self[i:i + 1] = [part for part in ((first, lo), (hi, end)) if part[0] < part[1]]
-                return True
-        return False
+        whole = any(first <= lo < hi <= end for first, end in self)
+        if whole:
+            self.cut(lo, hi)
+        return whole
 
 
 class Job:
-    """Base of jobs. The owner's are below; a ``Guest`` stands for a job of another node."""
+    """Base of jobs. The owner's are below; a ``Guest`` stands for a job of another node.
+
+    Each has a method ``deliver``, which takes `count` results from item lo on. values: one each, or one for all of a
+    reduction."""
 
     kind, recipe, cancelled, lo = b"map", CALLS, False, 0  # lo: the item with which its columns begin
 
-    def __init__(self, node):
-        self.node = node
+    def __init__(self, node, parent=None):
+        self.node, self._parent = node, parent         # parent: the task that made it, if it was made here, by one
+        self.mark = parent and parent.mark             # what part of which task of another node led to it
         self.item_bytes = None                         # mean size of a pickled item, once one was pickled
         self.deaths = collections.defaultdict(list)    # item -> obituaries of workers that died over it
         self.spans = collections.deque()               # its spans that are queued here
-
-    def deliver(self, lo, count, values, failures):
-        """Take `count` results from item lo on. values: one each, or one for all of a reduction."""
-        raise NotImplementedError
 
     def cancel(self):
         """Drop what has not started, here and elsewhere."""
@@ -1434,9 +1409,9 @@ class Job:
         self.node.queue.appendleft(span)
         self.spans.append(span)
 
-    def push(self, columns, base, lo, hi, **kwargs):
+    def push(self, columns, lo, hi):
         """Queue a span of this job at its node."""
-        span = Span(self, columns, base, lo, hi, **kwargs)
+        span = Span(self, columns, lo, lo, hi)
         self.spans.append(span)
         self.node.push(span)
 
@@ -1447,15 +1422,15 @@ class Bundle(Job):
     kind = b"calls"
 
     def __init__(self, node, futures):
-        super().__init__(node)
-        self.futures = futures
+        super().__init__(node, futures[0]._parent)
+        self.futures, self.mark = futures, futures[0].mark
         self.columns = ([future._call for future in futures],)
 
     def deliver(self, lo, count, values, failures):
         """Settle the futures of these calls."""
         self.node.calls += count
-        for future, value, i in zip(self.futures[lo:lo + count], values, range(count)):
-            future._settle(FINISHED, value, failures.get(i))
+        for i, value in enumerate(values):
+            self.futures[lo + i]._settle(FINISHED, value, failures.get(i))
 
     def cancel(self):
         """Cancel the calls, also those that may have started: the program ends by an error."""
@@ -1504,27 +1479,23 @@ class Guest(Job):
                 self.node.hasten()  # what is run next may take long
             return
         with self.flushing:
-            self.flush_in_turn()
+            with self.node.lock:
+                now, last = time.monotonic(), self.left == 0
+                if self.cancelled or self.ended or not last and (
+                        not self.postpones or now - self.flushed < self.recipe.pause):
+                    return
+                self.ended = last
+                outcomes, self.outcomes, self.flushed = self.outcomes, [], now
+                self.recipe.flushes += not last and self.recipe is not CALLS
+            *joined, end = self.join(outcomes) or [(self.hi, 0, [], {})]  # all went before, or was given away
+            for outcome in joined:
+                self.send(*outcome, False)
+            self.send(*end, last)
 
     @property
     def postpones(self):
         """Whether results wait for others here only so that they travel together. Those of a reduction have to."""
         return bool(self.outcomes) and not self.recipe.op
-
-    def flush_in_turn(self):
-        """The same, while no other thread does it."""
-        with self.node.lock:
-            now, last = time.monotonic(), self.left == 0
-            if self.cancelled or self.ended or not last and (
-                    not self.postpones or now - self.flushed < self.recipe.pause):
-                return
-            self.ended = last
-            outcomes, self.outcomes, self.flushed = self.outcomes, [], now
-            self.recipe.flushes += not last and self.recipe is not CALLS
-        *joined, end = self.join(outcomes) or [(self.hi, 0, [], {})]  # all went before, or was given away
-        for outcome in joined:
-            self.send(*outcome, False)
-        self.send(*end, last)
 
     def untouched(self, lo, hi):
         """Whether these are all its items, and none of them was begun: what is left of a begun one is less."""
@@ -1532,18 +1503,16 @@ class Guest(Job):
 
     def join(self, outcomes):
         """Adjacent outcomes made one, by concatenation or by the operation of the reduction."""
-        outcomes.sort(key=operator.itemgetter(0))
         joined = []
-        for lo, count, values, failures in outcomes:
+        for lo, count, values, failures in sorted(outcomes, key=operator.itemgetter(0)):
             if joined and sum(joined[-1][:2]) == lo:
-                first, before, head, failed = joined.pop()
-                failed = {**failed, **{len(head) + i: error for i, error in failures.items()}}
+                lo, before, head, failed = joined.pop()
+                failures = {**failed, **{len(head) + i: error for i, error in failures.items()}}
                 head += values
+                count, values = before + count, head
                 if self.recipe.op:
-                    head, failed = reduced(self.recipe.op, head, failed)
-                joined.append((first, before + count, head, failed))
-            else:
-                joined.append((lo, count, values, failures))
+                    values, failures = reduced(self.recipe.op, values, failures)
+            joined.append((lo, count, values, failures))
         return joined
 
     def send(self, lo, count, values, failures, last):
@@ -1564,7 +1533,7 @@ class Mapping(Job):
     the threads of the user, at most `window` items ahead of who reads the results."""
 
     def __init__(self, node, recipe, iterables, ordered=True, buffersize=None, parent=None, label=None):
-        super().__init__(node)
+        super().__init__(node, parent)
         self.tally, self.made = progress.find_tally(node, label), 0  # for the progress line; items that have results
         self.recipe, self.kind, self.ordered = recipe, b"reduce" if recipe.op else b"map", ordered
         self.chunks = {}                # first item -> (count, values, failures), not yet read
@@ -1572,17 +1541,17 @@ class Mapping(Job):
         self.exhausted = self.begun = self.abandoned = False
         self.inputs_error = None
         self.pulling = threading.Lock()
-        self._parent, self.fixed = parent, buffersize
+        self.fixed = buffersize
         self.window = buffersize or READ_AHEAD * max(1, node.size)
         self.doubled = time.monotonic()
         if buffersize is None and all(hasattr(it, "__len__") for it in iterables):
-            self.rows, self.exhausted = None, True
+            self.exhausted = True
             columns = [it if isinstance(it, (range, tuple)) or type(it).__module__ == "numpy" else list(it)
                        for it in iterables]  # a list may change after the call; its copy does not. Arrays are large
             self.pulled = min(map_builtin(len, columns), default=0)
             self.tell(known=self.pulled)
             if self.pulled:
-                self.push(columns, 0, 0, self.pulled, parent=parent)
+                self.push(columns, 0, self.pulled)
         else:
             self.rows = zip(*iterables)
             node.check_open()
@@ -1595,16 +1564,18 @@ class Mapping(Job):
 
         Runs the user's iterators: call it without the node's lock, from a thread of the user."""
         ahead = self.pulled - self.read
-        if self.exhausted or self.cancelled or (ahead > self.window // 2 and not beyond):
+        if self.exhausted or self.cancelled or (ahead > self.window // 2 and not beyond) \
+                or not self.pulling.acquire(blocking=False):
             return False
-        if not self.pulling.acquire(blocking=False):
-            return False
+        rows = []
         try:
-            rows, ended = self.take_rows(max(self.window - ahead, READ_AHEAD * max(1, self.node.size) * beyond))
-            if rows:
-                lo, self.pulled = self.pulled, self.pulled + len(rows)
-                self.tell(known=len(rows))
-                self.push(tuple(zip(*rows)), lo, lo, self.pulled, parent=self._parent)
+            try:
+                ended = self.take_rows(rows, max(self.window - ahead, READ_AHEAD * max(1, self.node.size) * beyond))
+            finally:
+                if rows:  # also those that were pulled before Ctrl-C came
+                    lo, self.pulled = self.pulled, self.pulled + len(rows)
+                    self.tell(known=len(rows))
+                    self.push(tuple(zip(*rows)), lo, self.pulled)
             if ended:
                 self.exhausted = True
                 self.tell(growing=-1)
@@ -1615,18 +1586,17 @@ class Mapping(Job):
         finally:
             self.pulling.release()
 
-    def take_rows(self, want):
-        """At most so many rows of arguments, fewer when the iterators are slow; and whether they ended."""
-        rows, start = [], time.monotonic()
+    def take_rows(self, rows, want):
+        """Add at most so many rows of arguments, fewer when the iterators are slow. Says whether these ended."""
+        start = time.monotonic()
         try:
             for row in itertools.islice(self.rows, want):
                 rows.append(row)
                 if time.monotonic() - start > SLICE:
-                    return rows, False
+                    return False
         except Exception as error:  # the iterators' own: raised when the reader has come this far
             self.inputs_error = error
-            return rows, True
-        return rows, len(rows) < want
+        return len(rows) < want
 
     def widen(self, count):
         """The reader has taken so many results. One that takes a window in less than 0.1 s gets a wider one."""
@@ -3265,7 +3235,7 @@ class Node:
                 futures.append(queue[0])
             queue.popleft()
         job = Bundle(self, futures)
-        return Span(job, job.columns, 0, 0, len(futures), first._parent)
+        return Span(job, job.columns, 0, 0, len(futures))
 
     def ship(self, span):
         """Send a span to whoever is hungry; says whether. What cannot be pickled stays here, or fails."""
@@ -4200,7 +4170,7 @@ class Worker(Node):
                 self.send(b"SINGLY", job.id)
                 return False
             failure = CannotSend(f"the callable or an argument cannot be unpickled on worker {self.label}: "
-                                 f"{type(error).__name__}: {error}")
+                                 f"{type(error).__name__}: {text_of(error)}")
             failure.__cause__ = error
             job.deliver(piece.lo, 1, [None], {0: failure})
             return False
@@ -4266,7 +4236,7 @@ class Worker(Node):
                 self.wanted, self.rich = 0, True
             self.received += 1
             guest.number = self.received
-            self.queue.appendleft(Span(guest, None, lo, lo, hi, None, singly == b"1", avoid))  # first come, first run
+            self.queue.appendleft(Span(guest, None, lo, lo, hi, singly == b"1", avoid))  # first come, first run
 
     def on_STOP(self):
         """All is done."""
@@ -5858,7 +5828,7 @@ def check_map(fn, iterables, chunksize=None, buffersize=None):
 
 def refuse_in_import():
     """Raise the error of a script without a guard."""
-    if importing_main:
+    if main.importing:
         raise RuntimeError(
             "minscoop was called while a worker imported the script. Workers import it to find its functions; "
             "put the code that starts the program under  if __name__ == \"__main__\":  so that only the root runs it")

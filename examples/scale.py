@@ -363,7 +363,7 @@ def simulate(hosts, kind, seconds, per_worker=10):
 def memory(hosts=1563, tasks=40):
     """(bytes for each task in flight, bytes of all bookkeeping) of the brokers of a pool of 64 workers a host."""
     for name in minscoop.FIELDS:
-        minscoop.SHAPES[name]  # made when first asked for
+        minscoop.shape_of(name.encode())  # made when first asked for
     tracemalloc.start()
     top, below = minscoop.Broker(), minscoop.Broker(b"1", SIZE, below=True)
     top.on_SIZE = lambda *_: None
