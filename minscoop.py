@@ -249,7 +249,7 @@ class RemoteTraceback(Exception):
 #   DRY      node → broker                                  it said it had more, but has none; will remember
 #   IDLE     worker → broker     tasks                      nothing to do, having received so many TASKs; void if
 #                                                           another is on its way. A broker below says it of its host
-#   TASK     giver → taker       id avoid more kind lo hi   the items lo..hi of a job, to be run; `avoid`: the
+#   TASK     giver → taker       id avoid more lo hi        the items lo..hi of a job, to be run; `avoid`: the
 #                                singly body                host where it failed; `more`: the giver has more. If it
 #                                                           is several, what was asked of the taker before is void
 #   SPLIT    holder → owner      id lo hi new               it gives the items lo..hi away, as task `new`
@@ -307,7 +307,7 @@ def pack_int(number):
 
 # The fields of each message: n number, i id of a task, s short, b anything; and what may follow, again and again.
 FIELDS = {name.encode(): text.partition("*")[::2] for name, text in dict(
-    HELLO="s*b", HUNGRY="n*n", DRY="", IDLE="n", TASK="isssnnsb*b", SPLIT="inni", SINGLY="i", RESULT="innsb*b",
+    HELLO="s*b", HUNGRY="n*n", DRY="", IDLE="n", TASK="issnnsb*b", SPLIT="inni", SINGLY="i", RESULT="innsb*b",
     MANY="sbbb", CANCEL="i", LOST="innnb", CONST="bbb*b", FAILED="b", DIED="ssnnnnb", WHO="n", HELD="ni*n", TOLD="n",
     RECORD="sb", STOP="", BYE="", HOST="b", SIZE="n", PROBE="*b", FETCH="s", FILE="s*b", OUTPUT="ssb",
     SHOWN="sn", LOG="b", PROFILE="sb", STACKS="", COUNT="n").items()}
@@ -1202,12 +1202,12 @@ class Recipe:
     """What to do with each item: a callable; for a reduction also the operation. One per pickle of it,
     so that a worker unpickles a callable once, and remembers how long its calls take."""
 
-    def __init__(self, fn, op=None):
+    def __init__(self, fn, op=None, frame=None):
         self.fn, self.op = fn, op
+        self.frame = frame  # its pickle, made when it first travels
         self.pace = None    # s per item, from the latest slices
         self.grain = 1      # items in the next slice
         self.flushes = 0    # times that results were sent before the last
-        self.frame = None   # its pickle, made when it first travels
 
     def encode(self, memory=None):
         """Its pickle, as one frame. Raises CannotSend, naming the part that cannot be sent."""
@@ -1226,9 +1226,7 @@ class Recipe:
     @functools.lru_cache(64)
     def decode(frame):
         """The recipe of a frame; the same one for the same frame."""
-        recipe = Recipe(*loads(unpickle(content(frame))))
-        recipe.frame = frame
-        return recipe
+        return Recipe(*loads(unpickle(content(frame))), frame) if frame else CALLS
 
     @property
     def pause(self):
@@ -1248,7 +1246,7 @@ def apply(call):
     return fn(*args, **kwargs)
 
 
-CALLS = Recipe(apply)
+CALLS = Recipe(apply, frame=b"")  # all have it
 
 
 class Span:
@@ -1394,7 +1392,7 @@ class Ranges(list):
 class Job:
     """Base of jobs. The owner's are below; a ``Guest`` stands for a job of another node."""
 
-    kind, recipe, cancelled, lo = b"map", CALLS, False, 0  # lo: the item with which its columns begin
+    recipe, cancelled, lo = CALLS, False, 0  # lo: the item with which its columns begin
 
     def __init__(self, node):
         self.node = node
@@ -1416,7 +1414,7 @@ class Job:
         """What an item is, for messages."""
         if self.recipe is CALLS:
             return f"the call of {describe(self.columns[0][item - self.lo][0])}"
-        return f"item {item} of the {self.kind.decode()} of {describe(self.recipe.fn)}"
+        return f"item {item} of the {'reduce' if self.recipe.op else 'map'} of {describe(self.recipe.fn)}"
 
     def claim(self):
         """A slice of what is queued here, or None. Called with the node's lock held."""
@@ -1438,8 +1436,6 @@ class Job:
 
 class Bundle(Job):
     """Submitted calls that are shipped together."""
-
-    kind = b"calls"
 
     def __init__(self, node, futures):
         super().__init__(node)
@@ -1463,10 +1459,9 @@ class Bundle(Job):
 class Guest(Job):
     """A task that came from another node: where it came from and what has not gone back yet."""
 
-    def __init__(self, node, task_id, kind, lo, hi, body):
+    def __init__(self, node, task_id, lo, hi, body):
         super().__init__(node)
-        self.id, self.kind, self.body = task_id, kind, body
-        self.lo, self.hi = lo, hi
+        self.id, self.body, self.lo, self.hi = task_id, body, lo, hi
         self.number = 0               # among the tasks that came
         self.left = hi - lo           # items whose results are to be made by this node
         self.open = Ranges([(lo, hi)])  # and to be sent
@@ -1479,7 +1474,7 @@ class Guest(Job):
         """Unpickle callable and arguments: the columns. Raises whatever unpickling raises."""
         recipe, *data = self.body
         self.body, self.item_bytes = None, sum(map_builtin(size_of, data)) // (self.hi - self.lo)
-        self.recipe = CALLS if self.kind == b"calls" else Recipe.decode(bytes(recipe))
+        self.recipe = Recipe.decode(bytes(recipe))
         self.columns = loads(data)
         if not self.columns or any(len(column) != self.hi - self.lo for column in self.columns):
             raise ValueError("it has not as many items as it should have")
@@ -1561,7 +1556,7 @@ class Mapping(Job):
     def __init__(self, node, recipe, iterables, ordered=True, buffersize=None, parent=None, label=None):
         super().__init__(node)
         self.tally, self.made = progress.find_tally(node, label), 0  # for the progress line; items that have results
-        self.recipe, self.kind, self.ordered = recipe, b"reduce" if recipe.op else b"map", ordered
+        self.recipe, self.ordered = recipe, ordered
         self.chunks = {}                # first item -> (count, values, failures), not yet read
         self.pulled = self.read = 0     # items; the span of what is under way or unread
         self.exhausted = self.begun = self.abandoned = False
@@ -2278,7 +2273,7 @@ class Broker:
 
     # -- tasks and results
 
-    def on_TASK(self, sender, task_id, avoid, more, kind, lo, hi, *rest):
+    def on_TASK(self, sender, task_id, avoid, more, lo, hi, *rest):
         """Pass a task on to one who takes it, and remember who that is."""
         owner, count = owner_of(task_id), int(hi) - int(lo)
         if count <= 0:
@@ -2299,7 +2294,7 @@ class Broker:
             self.boasted = more == b"1" or len(self.rich) > 0
             more = pack_int(self.boasted)
         self.place(task_id, taker)
-        self.send(taker.name, b"TASK", task_id, avoid, more, kind, lo, hi, *rest)
+        self.send(taker.name, b"TASK", task_id, avoid, more, lo, hi, *rest)
 
     def note_giver(self, giver, more, count):
         """A node has given a task, and has more, or not; count: how many items it holds less."""
@@ -3274,8 +3269,8 @@ class Node:
             task_id = self.register(span, lo, hi, frames)
             part = isinstance(job, Guest) and task_id != job.id
             news = [(b"SPLIT", job.id, pack_int(lo), pack_int(hi), task_id)] if part else []
-            self.send_all(*news, (b"TASK", task_id, span.avoid, pack_int(self.rich), job.kind, pack_int(lo),
-                                  pack_int(hi), pack_int(span.singly), *frames))  # at once: no CANCEL comes between
+            self.send_all(*news, (b"TASK", task_id, span.avoid, pack_int(self.rich), pack_int(lo), pack_int(hi),
+                                  pack_int(span.singly), *frames))  # at once: no CANCEL comes between
         if isinstance(job, Guest) and job.left == 0:
             job.flush()
         return True
@@ -3285,7 +3280,7 @@ class Node:
         job = span.job
         if isinstance(job, Guest) and job.body is not None:
             return job.body
-        recipe = b"" if job.kind == b"calls" else job.recipe.encode(self.memory)
+        recipe = job.recipe.encode(self.memory)
         columns = [list(c) if isinstance(c, (list, tuple)) else c for c in span.items(span.lo, span.hi)]
         frames = dumps(columns, self.memory)
         job.item_bytes = sum(map_builtin(size_of, frames)) // (span.hi - span.lo)
@@ -3311,7 +3306,7 @@ class Node:
     def keep(self, span, error):
         """A span could not be pickled. Find the items to blame; the rest is queued again, one by one."""
         job, count = span.job, span.hi - span.lo
-        if count > 1 and not (isinstance(error, CannotSend) and job.kind != b"calls"):
+        if count > 1 and not (isinstance(error, CannotSend) and job.recipe is not CALLS):
             with self.lock:
                 for i in reversed(range(span.lo, span.hi)):
                     job.requeue(span.cut(i, i + 1))
@@ -3328,7 +3323,7 @@ class Node:
     def blame(self, span, error):
         """CannotSend with the part of the arguments that cannot be pickled."""
         args, names = [column[span.lo - span.base] for column in span.columns], ()
-        if span.job.kind == b"calls":
+        if span.job.recipe is CALLS:
             fn, args, kwargs = args[0]
             args, names = [*args, fn, *kwargs.values()], ["the callable", *(f"argument {key!r}" for key in kwargs)]
         names = [*(f"argument {i}" for i in range(1, len(args) - len(names) + 1)), *names]
@@ -4250,10 +4245,10 @@ class Worker(Node):
 
     # -- messages
 
-    def on_TASK(self, task_id, avoid, more, kind, lo, hi, singly, *body):
+    def on_TASK(self, task_id, avoid, more, lo, hi, singly, *body):
         """Work has come. First come, first run."""
         lo, hi = int(lo), int(hi)
-        guest = self.guests[task_id] = Guest(self, task_id, kind, lo, hi, body)
+        guest = self.guests[task_id] = Guest(self, task_id, lo, hi, body)
         with self.lock:
             self.asked = self.idle = False
             if hi - lo > 1:

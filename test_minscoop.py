@@ -1709,7 +1709,7 @@ def test_a_recipe_is_opened_once_when_its_pickle_comes_again():
 def test_results_are_joined_in_order_when_they_go_back(seed, op):
     """A task of another node answers for each item once, neighbours together, and says which is the last."""
     chance, node = random.Random(seed), HandNode(b"0.1")
-    guest = node.guests[b"0.root:0/0"] = minscoop.Guest(node, b"0.root:0/0", b"map", 0, 10, None)
+    guest = node.guests[b"0.root:0/0"] = minscoop.Guest(node, b"0.root:0/0", 0, 10, None)
     guest.recipe = minscoop.Recipe(str, op)
     cuts = [0, *sorted(chance.sample(range(1, 10), 4)), 10]
     for lo, hi in chance.sample(list(zip(cuts, cuts[1:])), 5):
@@ -1758,7 +1758,7 @@ def satisfied(out):
     return [re.sub(r"( TASK \S+ \S+) 1 ", r"\1 0 ", entry) for entry in out if " HUNGRY " not in entry]
 
 
-TASK = "0.root:0/0 - 0 map 0 9 0 body"
+TASK = "0.root:0/0 - 0 0 9 0 body"
 
 
 def test_the_hungry_gets_the_task_when_somebody_gives_one():
@@ -1796,7 +1796,7 @@ def test_the_rich_are_asked_first_when_they_said_that_there_is_more():
     """Who gave a task and has more is asked for all that is wanted, the others are left in peace."""
     desk = Desk(3)
     desk("0.1 HUNGRY 1")
-    desk("0.root TASK 0.root:0/0 - 1 map 0 9 0 body")
+    desk("0.root TASK 0.root:0/0 - 1 0 9 0 body")
     assert desk("0.2 HUNGRY 1") == ["0.root HUNGRY 1"]
     assert desk("0.3 HUNGRY 1") == ["0.root HUNGRY 1"]
     assert desk("0.root DRY") == ["0.1 HUNGRY 2"]  # it has nine items
@@ -1808,17 +1808,17 @@ def test_a_task_goes_to_another_host_when_it_failed_on_one():
     for number in "4", "5":
         desk.say(number.encode(), b"HELLO", b"broker", host_facts(number))
         desk(f"{number} HUNGRY 1")
-    assert desk("0.root TASK 0.root:0/0 4 0 map 0 1 0 x") == ["5 TASK 0.root:0/0 4 0 map 0 1 0 x"]
-    assert desk("0.root TASK 0.root:1/0 4 0 map 0 1 0 x") == ["4 TASK 0.root:1/0 4 0 map 0 1 0 x"]
+    assert desk("0.root TASK 0.root:0/0 4 0 0 1 0 x") == ["5 TASK 0.root:0/0 4 0 0 1 0 x"]
+    assert desk("0.root TASK 0.root:1/0 4 0 0 1 0 x") == ["4 TASK 0.root:1/0 4 0 0 1 0 x"]
 
 
 def test_a_task_goes_to_who_holds_least_when_nobody_is_hungry():
     """What was given for one that has died meanwhile still finds a place, rather not its giver's."""
     desk = Desk(2)
     desk("0.1 HUNGRY 1")
-    assert desk("0.root TASK 0.root:0/0 - 0 map 0 9 0 x")[0].startswith("0.1 TASK")
-    assert desk("0.root TASK 0.root:1/0 - 0 map 0 9 0 x")[0].startswith("0.2 TASK")
-    assert desk("0.2 TASK 0.2:0/0 - 0 map 0 9 0 x")[0].startswith("0.1 TASK")
+    assert desk("0.root TASK 0.root:0/0 - 0 0 9 0 x")[0].startswith("0.1 TASK")
+    assert desk("0.root TASK 0.root:1/0 - 0 0 9 0 x")[0].startswith("0.2 TASK")
+    assert desk("0.2 TASK 0.2:0/0 - 0 0 9 0 x")[0].startswith("0.1 TASK")
 
 
 def test_a_task_returns_unblamed_when_there_is_no_worker():
@@ -1829,7 +1829,7 @@ def test_a_task_returns_unblamed_when_there_is_no_worker():
 def test_a_body_passes_untouched_when_a_task_is_routed():
     """Payload frames are opaque to a broker: it neither copies nor opens them."""
     desk, body = Desk(1), [object(), object()]
-    out = desk.broker.handle(b"0.root", [b"TASK", b"0.root:0/0", b"", b"0", b"map", b"0", b"9", b"0", *body], 0)
+    out = desk.broker.handle(b"0.root", [b"TASK", b"0.root:0/0", b"", b"0", b"0", b"9", b"0", *body], 0)
     assert out[0][1][-2:] == body
     out = desk.broker.handle(b"0.1", [b"RESULT", b"0.root:0/0", b"0", b"9", b"1", *body], 0)
     assert out[0][0] == b"0.root" and out[0][1][-2:] == body
@@ -1851,7 +1851,7 @@ def test_the_owner_is_told_when_a_holder_splits_a_task():
     desk(f"0.root TASK {TASK}")
     desk("0.2 HUNGRY 1")
     assert desk("0.1 SPLIT 0.root:0/0 5 9 0.root:0/5") == ["0.root SPLIT 0.root:0/0 5 9 0.root:0/5"]
-    assert desk("0.1 TASK 0.root:0/5 - 0 map 5 9 0 x") == ["0.2 TASK 0.root:0/5 - 0 map 5 9 0 x"]
+    assert desk("0.1 TASK 0.root:0/5 - 0 5 9 0 x") == ["0.2 TASK 0.root:0/5 - 0 5 9 0 x"]
     assert desk.broker.placed == {b"0.root:0/0": b"0.1", b"0.root:0/5": b"0.2"}
 
 
@@ -1882,8 +1882,8 @@ def test_owners_hear_of_a_death_when_they_lose_tasks():
     """LOST with the items that were being run, for the one task that ran; without any for those that waited."""
     desk = Desk()
     desk(f"0.root TASK {TASK}")
-    desk("0.root TASK 0.root:1/0 - 0 map 0 9 0 x")
-    desk("0.2 TASK 0.2:7/0 - 0 map 0 3 0 x")
+    desk("0.root TASK 0.root:1/0 - 0 0 9 0 x")
+    desk("0.2 TASK 0.2:7/0 - 0 0 3 0 x")
     assert {desk.broker.placed[key] for key in (b"0.root:0/0", b"0.2:7/0")} == {b"0.1"}
     assert sorted(desk("keeper DIED 0.1 0.root:0/0 2 4 1 0 gone")) == \
         ["0.2 LOST 0.2:7/0 0 0 0 gone", "0.root LOST 0.root:0/0 2 4 1 gone"]
@@ -1894,7 +1894,7 @@ def test_owners_hear_of_a_death_when_they_lose_tasks():
 def test_orphans_are_cancelled_when_their_owner_dies():
     """Nobody waits any more for what a dead worker had shipped."""
     desk = Desk()
-    desk("0.1 TASK 0.1:0/0 - 0 map 0 9 0 x")
+    desk("0.1 TASK 0.1:0/0 - 0 0 9 0 x")
     assert desk("keeper DIED 0.1 x 0 0 1 0 gone") == ["0.2 CANCEL 0.1:0/0"] and not desk.broker.placed
 
 
@@ -1960,7 +1960,7 @@ NONSENSE = ["0.root", "0.root NONSENSE", "0.root hello root", "0.1 HELLO", "0.1 
             "0.1 TASK 0.root:0/0", "0.1 SPLIT 0.root:0/0 1", "0.1 RESULT 0.root:0/0", "0.1 SINGLY", "0.1 CANCEL",
             "0.1 CONST", "0.1 STOP now", "0.1 BYE bye", "0.1 REFUSED pi", "0.1 LOST 0.root:0/0 0 1 1 gone",
             "0.1 DIED 0.2 x 0 0 1 0 gone", "0.root DIED 0.1 x 0 0 1 0 gone", "9.9 DIED 0.1 x 0 0 1 0 gone",
-            "keeper DIED", "keeper DIED 0.1", "9.9 HUNGRY 1", "9.9 STOP", "9.9 TASK 0.root:0/0 - 0 map 0 9 0 x",
+            "keeper DIED", "keeper DIED 0.1", "9.9 HUNGRY 1", "9.9 STOP", "9.9 TASK 0.root:0/0 - 0 0 9 0 x",
             "9.9 BYE",
             "9.9 CONST pi 3", "9.9 RESULT 0.root:0/0 0 9 1 x", "keeper STOP", "keeper HUNGRY 1"]
 
@@ -1976,7 +1976,7 @@ def test_nonsense_is_dropped_and_counted_when_it_arrives(line):
     assert desk(f"0.root TASK {TASK}") == [f"0.1 TASK {TASK}"]
 
 
-@pytest.mark.parametrize("frames", [["TASK", "id", "", "0", "map", "0", "9", "0", "x"], ["RESULT", "id", "0", "1", "1"],
+@pytest.mark.parametrize("frames", [["TASK", "id", "", "0", "0", "9", "0", "x"], ["RESULT", "id", "0", "1", "1"],
                                     ["SPLIT", "id", "0", "1", "new"], ["SINGLY", "id"], ["CANCEL", "id"]],
                          ids=lambda frames: frames[0])
 def test_large_fields_are_dropped_when_a_stranger_sends_them(frames):
@@ -1985,7 +1985,7 @@ def test_large_fields_are_dropped_when_a_stranger_sends_them(frames):
     desk = Desk()
     frames = [zmq.Frame(b"0.root" + b":" * 70_000) if field == "id" else field.encode() for field in frames]
     desk.broker.handle(b"0.1", frames, 0.0)
-    assert "TASK" in desk("0.root TASK 0.root:0/0 - 0 map 0 9 0 x")[0]
+    assert "TASK" in desk("0.root TASK 0.root:0/0 - 0 0 9 0 x")[0]
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -2000,8 +2000,8 @@ def test_the_broker_keeps_its_books_when_anything_happens(seed):
         fresh = f"{name}:{next(serial)}/0"
         return chance.choice([
             f"0.{10 + next(serial)} HELLO worker", f"{name} HUNGRY {chance.randrange(-1, 3)}", f"{name} DRY",
-            f"{name} IDLE {chance.randrange(9)}", f"{name} TASK {fresh} - {chance.randrange(2)} map 0 9 0 x",
-            f"{name} TASK {task} 0 0 map 0 9 0 x", f"{name} SPLIT {task} 3 4 {fresh}", f"{name} SINGLY {task}",
+            f"{name} IDLE {chance.randrange(9)}", f"{name} TASK {fresh} - {chance.randrange(2)} 0 9 0 x",
+            f"{name} TASK {task} 0 0 0 9 0 x", f"{name} SPLIT {task} 3 4 {fresh}", f"{name} SINGLY {task}",
             f"{name} RESULT {task} 0 1 {chance.randrange(2)} x", f"{name} CANCEL {task}", f"{name} BYE",
             f"{name} CONST c{chance.randrange(4)} x", f"keeper DIED {name} {task} 0 1 1 0 gone",
             chance.choice(NONSENSE)])
@@ -2077,8 +2077,8 @@ class Tree:
         """Have a node ship a task, and another take it; returns its id."""
         task_id = f"{owner}:{serial}/{lo}"
         self(f"{holder} HUNGRY 1")
-        out = satisfied(self(f"{owner} TASK {task_id} - 0 map {lo} {hi} 0 body"))
-        assert out == [f"{holder} TASK {task_id} - 0 map {lo} {hi} 0 body"]
+        out = satisfied(self(f"{owner} TASK {task_id} - 0 {lo} {hi} 0 body"))
+        assert out == [f"{holder} TASK {task_id} - 0 {lo} {hi} 0 body"]
         return task_id
 
     @property
@@ -2115,7 +2115,7 @@ def test_a_task_and_its_results_find_their_way_when_two_hosts_take_part(owner, h
     """HUNGRY reaches who has work, TASK who is hungry, RESULT the owner; then no broker remembers anything."""
     tree = Tree()
     assert any(entry.startswith(f"{owner} HUNGRY 1") for entry in tree(f"{holder} HUNGRY 1"))
-    task = f"{owner}:0/0 - 0 map 0 9 0 body"
+    task = f"{owner}:0/0 - 0 0 9 0 body"
     assert tree(f"{owner} TASK {task}") == [f"{holder} TASK {task}"]
     assert tree(f"{holder} RESULT {owner}:0/0 0 4 0 x") == [f"{owner} RESULT {owner}:0/0 0 4 0 x"]
     assert tree.records
@@ -2145,7 +2145,7 @@ def test_a_part_is_held_by_who_has_it_when_a_holder_splits_a_task(owner, holder,
         task_id, part = tree.give(owner, holder), f"{owner}:0/5"
         tree(f"{third} HUNGRY 1")
         assert tree(f"{holder} SPLIT {task_id} 5 9 {part}") == [f"{owner} SPLIT {task_id} 5 9 {part}"]
-        assert satisfied(tree(f"{holder} TASK {part} - 0 map 5 9 0 x")) == [f"{third} TASK {part} - 0 map 5 9 0 x"]
+        assert satisfied(tree(f"{holder} TASK {part} - 0 5 9 0 x")) == [f"{third} TASK {part} - 0 5 9 0 x"]
         for name, where in ((part, third), (task_id, holder)):
             if end == "results":
                 assert satisfied(tree(f"{where} RESULT {name} 0 1 1 x")) == [f"{owner} RESULT {name} 0 1 1 x"]
@@ -2168,7 +2168,7 @@ def test_a_task_stays_on_its_host_when_somebody_is_hungry_there():
     """Who is hungry here goes before who is hungry elsewhere; no other broker hears of it."""
     tree = Tree()
     tree("2.1 HUNGRY 1", "1.2 HUNGRY 1")
-    assert "1.2 TASK 1.1:0/0 - 0 map 0 9 0 x" in tree("1.1 TASK 1.1:0/0 - 0 map 0 9 0 x")
+    assert "1.2 TASK 1.1:0/0 - 0 0 9 0 x" in tree("1.1 TASK 1.1:0/0 - 0 0 9 0 x")
     assert tree.records == {"1": {"1.1:0/0": "1.2"}}
 
 
@@ -2176,7 +2176,7 @@ def test_a_task_goes_to_another_host_when_it_failed_on_this_one():
     """`avoid` goes before distance."""
     tree = Tree()
     tree("1.2 HUNGRY 1", "2.1 HUNGRY 1")
-    assert "2.1 TASK 1.1:0/0 1 0 map 0 9 0 x" in tree("1.1 TASK 1.1:0/0 1 0 map 0 9 0 x")
+    assert "2.1 TASK 1.1:0/0 1 0 0 9 0 x" in tree("1.1 TASK 1.1:0/0 1 0 0 9 0 x")
 
 
 def test_a_task_is_held_once_when_it_comes_back_to_the_host_of_its_owner():
@@ -2185,7 +2185,7 @@ def test_a_task_is_held_once_when_it_comes_back_to_the_host_of_its_owner():
     task_id = tree.give("1.1", "2.1")
     assert tree.records == {"1": {task_id: "up"}, "0": {task_id: "2"}, "2": {task_id: "2.1"}}
     tree("1.2 HUNGRY 1")
-    assert tree(f"2.1 TASK {task_id} - 0 map 0 9 0 x") == [f"1.2 TASK {task_id} - 0 map 0 9 0 x"]
+    assert tree(f"2.1 TASK {task_id} - 0 0 9 0 x") == [f"1.2 TASK {task_id} - 0 0 9 0 x"]
     assert tree.records == {"1": {task_id: "1.2"}}
     assert tree(f"1.1 CANCEL {task_id}") == [f"1.2 CANCEL {task_id}"] and tree.records == {}
 
@@ -2194,11 +2194,11 @@ def test_a_task_goes_anywhere_else_when_nobody_is_hungry_any_more():
     """To who holds least for its size; unblamed back to its owner if nobody is there."""
     tree = Tree(1)
     for _ in range(3):
-        tree("0.root TASK 0.root:0/0 - 0 map 0 9 0 x", "0.root TASK 0.root:1/0 - 0 map 0 9 0 x")
+        tree("0.root TASK 0.root:0/0 - 0 0 9 0 x", "0.root TASK 0.root:1/0 - 0 0 9 0 x")
     assert sorted(tree.records["0"].values()) == ["0.1", "1"]
     tree = Tree(1)
     tree("1.keeper DIED 1.1 x 0 0 1 0 gone", "1.keeper DIED 1.2 x 0 0 1 0 gone", "0.keeper DIED 0.1 x 0 0 1 0 gone")
-    assert tree("0.root TASK 0.root:0/0 - 0 map 0 9 0 x") == ["0.root LOST 0.root:0/0 0 0 0 -"] and tree.records == {}
+    assert tree("0.root TASK 0.root:0/0 - 0 0 9 0 x") == ["0.root LOST 0.root:0/0 0 0 0 -"] and tree.records == {}
 
 
 def test_who_has_none_is_left_in_peace_when_it_was_asked_across_hosts():
@@ -2207,7 +2207,7 @@ def test_who_has_none_is_left_in_peace_when_it_was_asked_across_hosts():
     assert sorted(tree("2.1 HUNGRY 1")) == sorted(
         ["2.2 HUNGRY 1", *(f"{name} HUNGRY 1 2" for name in ("0.root", "0.1", "1.1", "1.2"))])
     assert tree("1.1 DRY", "1.2 DRY", "0.1 DRY", "2.2 DRY", "0.root DRY") == []
-    assert tree("1.1 TASK 1.1:0/0 - 1 map 0 1 0 x") == ["2.1 TASK 1.1:0/0 - 1 map 0 1 0 x"]
+    assert tree("1.1 TASK 1.1:0/0 - 1 0 1 0 x") == ["2.1 TASK 1.1:0/0 - 1 0 1 0 x"]
     assert satisfied(tree("2.2 HUNGRY 1")) == [] and "1.1 HUNGRY 1 2" in tree("2.1 HUNGRY 1")
 
 
@@ -2216,9 +2216,9 @@ def test_a_host_asks_for_all_its_workers_when_one_is_hungry():
     tree = Tree(1)
     assert "0.root HUNGRY 1 2" in tree("1.1 HUNGRY 1")
     assert satisfied(tree("1.2 HUNGRY 1")) == [] and "0.root HUNGRY 1 2" not in tree("0.root DRY")
-    assert tree("0.root TASK 0.root:0/0 - 1 map 0 9 0 x") == ["1.1 TASK 0.root:0/0 - 1 map 0 9 0 x", "1.1 HUNGRY 1"]
-    assert tree("1.1 SPLIT 0.root:0/0 5 9 0.root:0/5", "1.1 TASK 0.root:0/5 - 0 map 5 9 0 x") == [
-        "0.root SPLIT 0.root:0/0 5 9 0.root:0/5", "1.2 TASK 0.root:0/5 - 0 map 5 9 0 x"]
+    assert tree("0.root TASK 0.root:0/0 - 1 0 9 0 x") == ["1.1 TASK 0.root:0/0 - 1 0 9 0 x", "1.1 HUNGRY 1"]
+    assert tree("1.1 SPLIT 0.root:0/0 5 9 0.root:0/5", "1.1 TASK 0.root:0/5 - 0 5 9 0 x") == [
+        "0.root SPLIT 0.root:0/0 5 9 0.root:0/5", "1.2 TASK 0.root:0/5 - 0 5 9 0 x"]
     out = [tree(f"1.1 RESULT 0.root:0/0 {lo} 1 0 x") for lo in range(5)] + [tree("1.2 RESULT 0.root:0/5 5 1 0 x")]
     assert [len(lines) for lines in out] == [1] * 5 + [2] and out[-1][-1] == "0.root HUNGRY 1"  # three items are left
 
@@ -2231,9 +2231,9 @@ def test_what_a_host_says_travels_together_when_the_pool_is_large():
     task_id = tree.give("0.root", "1.1")
     tree.now = 1.0
     tree("1.2 HUNGRY 1", f"1.1 SPLIT {task_id} 5 9 0.root:0/5")  # this was the first
-    assert tree("1.1 TASK 0.root:0/5 - 0 map 5 9 0 x", f"1.1 RESULT {task_id} 0 5 1 x",
+    assert tree("1.1 TASK 0.root:0/5 - 0 5 9 0 x", f"1.1 RESULT {task_id} 0 5 1 x",
                 "1.2 SPLIT 0.root:0/5 7 9 0.root:0/7", "1.2 RESULT 0.root:0/5 5 2 1 y") == [
-                    "1.2 TASK 0.root:0/5 - 0 map 5 9 0 x"]
+                    "1.2 TASK 0.root:0/5 - 0 5 9 0 x"]
     assert tree.records == {"0": {task_id: "1", "0.root:0/5": "1"}, "1": {"0.root:0/7": "1.2"}}
     due = tree.brokers[b"1"].due
     assert due == 1.0 + 10_000 * minscoop.HOLD
@@ -2469,7 +2469,7 @@ def test_the_end_comes_when_the_last_to_work_dies_while_stopping(how):
 
 UNFIT = ["1 DIED 2.1 x 0 0 1 0 gone", "1 DIED 0.1 x 0 0 1 0 gone", "1.1 DIED 1.2 x 0 0 1 0 gone", "1.1 HOST {}",
          "0.root HOST {}",
-         "1.1 SIZE 9", "0.1 OUTPUT 0.1 out x", "7 TASK 0.root:0/0 - 0 map 0 9 0 x", "7 HELLO broker",
+         "1.1 SIZE 9", "0.1 OUTPUT 0.1 out x", "7 TASK 0.root:0/0 - 0 0 9 0 x", "7 HELLO broker",
          "7 HELLO broker {", "7 HELLO worker {}", "7 BYE", "7 RESULT 0.root:0/0 0 9 1 x", "7 OUTPUT 0.1 out x",
          "7 CONST a b c", "7 HUNGRY 1", "1.1 SHOWN", "1.1 FETCH", "1 LOST", "0.root SHOWN 0 many", "0.keeper SIZE 9"]
 
@@ -2516,7 +2516,7 @@ def results(values, failures=None):
 def test_a_map_is_given_in_parts_when_others_are_hungry():
     """The first item alone, which tells its size; then shares of what is left, in order."""
     job = HandJob(identity, list(range(100)))
-    spans = [(int(task[4]), int(task[5])) for task in given(job, 5)]
+    spans = [(int(task[3]), int(task[4])) for task in given(job, 5)]
     assert spans[0] == (0, 1) and [lo for lo, _ in spans[1:]] == [hi for _, hi in spans[:-1]]
     assert spans[1][1] > 20 and job.span.lo == spans[-1][1] < 100
 
@@ -2524,7 +2524,7 @@ def test_a_map_is_given_in_parts_when_others_are_hungry():
 def test_a_small_part_is_given_when_items_are_large():
     """MAX_BODY bounds one message, unless one item is larger than that."""
     job = HandJob(identity, [bytes(minscoop.MAX_BODY // 3 + i) for i in range(20)])
-    assert all(int(task[5]) - int(task[4]) <= 3 for task in given(job, 6))
+    assert all(int(task[4]) - int(task[3]) <= 3 for task in given(job, 6))
 
 
 def test_a_large_part_is_given_when_a_host_asks_for_its_workers():
@@ -2532,10 +2532,10 @@ def test_a_large_part_is_given_when_a_host_asks_for_its_workers():
     job = HandJob(identity, list(range(1000)))
     job.node.size, job.item_bytes = 100, 1
     job.node.on_HUNGRY(b"2", b"10")
-    assert [int(task[5]) - int(task[4]) for task in given(job, 0)] == [67, 63]
+    assert [int(task[4]) - int(task[3]) for task in given(job, 0)] == [67, 63]
     worker = HandJob(identity, list(range(90)))
     worker.node.executes, worker.item_bytes = True, 1
-    assert [int(task[5]) - int(task[4]) for task in given(worker, 2)] == [30, 30]
+    assert [int(task[4]) - int(task[3]) for task in given(worker, 2)] == [30, 30]
 
 
 @pytest.mark.parametrize("kind", [bytes, Large])
@@ -2555,7 +2555,7 @@ def test_a_task_is_held_when_its_last_result_is_just_being_packed():
     """A census at that moment hears of it; else it would run again."""
     node = HandNode(b"0.1")
     node.role, node.say_again = b"worker", lambda: None
-    guest = node.guests[b"0.root:0/0"] = minscoop.Guest(node, b"0.root:0/0", b"map", 0, 1, None)
+    guest = node.guests[b"0.root:0/0"] = minscoop.Guest(node, b"0.root:0/0", 0, 1, None)
 
     class Asking:
         def __reduce__(self):
@@ -2614,7 +2614,7 @@ def test_an_item_fails_alone_when_it_has_killed_enough_workers():
     job.item_bytes, job.node.size = 1, 0.5
     given(job, 1)
     for death in range(3):
-        tasks = {int(task[4]): task[0] for task in job.node.named(b"TASK")}
+        tasks = {int(task[3]): task[0] for task in job.node.named(b"TASK")}
         for item, task_id in tasks.items():
             if task_id in job.node.away and job.node.away[task_id].open[0][0] <= 1 < job.node.away[task_id].open[0][1]:
                 job.node.on_LOST(task_id, b"1", b"2", b"1", b"0.%d (host h, pid 4711) exit code 9" % death)
@@ -8110,8 +8110,8 @@ def blamed(process):
     if frames is None:
         return []
     with contextlib.suppress(ZeroDivisionError):  # Indigestible
-        column, first = minscoop.loads(frames[9:])[0], int(frames[5])
-        return [item[1][0] if frames[4] == b"calls" else item for item in column[lo - first:hi - first]]
+        column, first = minscoop.loads(frames[8:])[0], int(frames[4])
+        return [item[1][0] if not frames[7] else item for item in column[lo - first:hi - first]]
     return [None]
 
 

@@ -375,7 +375,7 @@ def memory(hosts=1563, tasks=40):
         below.handle(b"1.%d" % number, [b"HELLO", b"worker"], 0.0)
     empty = tracemalloc.get_traced_memory()[0]
     for serial in range(SIZE * tasks):
-        task = [b"TASK", b"0.root:%d/%d" % (serial, 7 * serial), b"", b"1", b"map", b"0", b"1", b"0", b"", bytes(100)]
+        task = [b"TASK", b"0.root:%d/%d" % (serial, 7 * serial), b"", b"1", b"0", b"1", b"0", b"", bytes(100)]
         below.handle(minscoop.UP, task, 0.0)
         top.handle(b"1", [b"HUNGRY", b"1"], 0.0)
         top.handle(minscoop.ROOT, task, 0.0)
