@@ -2521,7 +2521,7 @@ class Switchboard:
         router.sndhwm = router.rcvhwm = 0  # a ROUTER drops silently at its mark
         router.router_mandatory = True     # and what it cannot route, unless told to complain
         router.router_handover = True      # who connects anew goes on under its name
-        router.probe_router = True         # says so to who connects, by an empty message: see Node.connected
+        router.probe_router = True         # says so to who connects, by an empty message: see Node.fetch
         for name, value in options.items():
             setattr(router, name, value)
         router.bind(address)
@@ -2885,10 +2885,6 @@ class Node:
             if (self.watching or self.attending.locked()) and readable_now(self.socket):
                 self.rouse(self.watching)
 
-    def wishes_if_done(self):
-        """What goes with the last result of a task: nothing."""
-        return ()
-
     def close(self, linger=0):
         """Close the socket; wait at most `linger` seconds until what was sent is out."""
         with self.lock:
@@ -2969,16 +2965,12 @@ class Node:
         with self.lock:
             while self.socket is not None and readable_now(self.socket):
                 message = receive(self.socket)
-                if message == [b""]:
-                    self.connected()
+                if message == [b""]:  # the socket has connected
+                    if self.connections:  # not for the first time: messages are lost, and the broker may be new
+                        self.send(b"")
+                    self.connections += 1
                 else:
                     self.inbox.extend(unbundled(message))
-
-    def connected(self):
-        """The socket has connected. If that is not the first time, messages are lost, and the broker may be new."""
-        if self.connections:
-            self.send(b"")
-        self.connections += 1
 
     def deputise(self):
         """The deputy: waits for messages at which nobody else looks for a SLICE; rests while one sleeps on the socket.
@@ -3025,7 +3017,7 @@ class Node:
 
     def postponed(self):
         """Whether results wait here to be sent."""
-        return False
+        return any([guest.postpones for guest in list(self.guests.values())])
 
     def hear(self):
         """Take off what ``rouse`` wrote, unless somebody else sleeps now, for whom it may be."""
@@ -3117,6 +3109,11 @@ class Node:
         if self.broken is not None:
             raise self.broken
 
+    def feed(self, beyond=False):
+        """Pull inputs of maps; beyond: of those that nobody has begun to read, as far as they go. Says whether there
+        were any."""
+        return any([job.pull(beyond or job.abandoned) for job in list(self.sources) if not job.begun or not beyond])
+
     def forget(self, job):
         """A job was cancelled: its spans here are stale and go when they are met; recall what was shipped."""
         with self.lock:
@@ -3160,7 +3157,8 @@ class Node:
                     return
                 span = self.spare(self.executes if reserve is None else reserve)
                 if span is None:
-                    if self.rich and not self.unopened():
+                    # What is still to be unpickled can only go as a whole, and we shall have more to give: not DRY
+                    if self.rich and not (self.queue and self.queue[0].several and self.queue[0].columns is None):
                         self.rich = False
                         self.send(b"DRY")
                     return
@@ -3173,12 +3171,6 @@ class Node:
                 with self.lock:
                     self.in_hand.remove(span.job)
                     self.wanted += not shipped
-
-    def unopened(self):
-        """Whether all that we have is a task of several items that is still to be unpickled. It can only go as a whole,
-        and we shall have more to give: so we are not DRY."""
-        first = self.queue[0] if self.queue else None
-        return isinstance(first, Span) and first.columns is None and first.hi - first.lo > 1
 
     def spare(self, reserve):
         """Take the oldest work off the queue, as a span; None if there is none beyond the reserve."""
@@ -3209,16 +3201,15 @@ class Node:
             share = count
         if span.singly:
             share = 1
-        if share >= count:
-            self.queue.popleft()
-            part = span.cut(span.lo, span.hi)
-            span.lo = span.hi
-        elif self.executes:
+        if self.executes:
             part = span.cut(span.hi - share, span.hi)
             span.hi -= share
         else:
             part = span.cut(span.lo, span.lo + share)
             span.lo += share
+        if span.stale:
+            self.queue.popleft()
+        elif not self.executes:
             self.queue.rotate(-1)  # two maps at the same time get equal shares
         return part
 
@@ -3234,7 +3225,7 @@ class Node:
             share = min(-(-count // 2), -(-count * self.width // (1 + self.width * self.wanted)))
         else:
             share = -(-2 * count * self.width // (3 * self.size or 1))
-        return max(1, min(share, MAX_BODY // max(1, item_bytes)))
+        return max(1, min(count, share, MAX_BODY // max(1, item_bytes)))
 
     def bundle(self):
         """The oldest calls of one parent, made a span."""
@@ -3342,14 +3333,9 @@ class Node:
             self.width = max(1, (self.width * before + width * count) // max(1, self.wanted))
 
     def on_MANY(self, owner, new, done, body):
-        """SPLITs and RESULTs, collected by a broker, which has checked their shape."""
-        handlers = {b"SPLIT": self.on_SPLIT, b"RESULT": self.on_RESULT}
-        for name, *fields in unpickle(bytes(body)):
-            try:
-                handlers[name](*fields)
-            except Exception as error:
-                self.dropped += 1
-                logger.debug("%s: dropped a message: %r", self.name.decode(), error, exc_info=True)
+        """SPLITs and RESULTs, collected by a broker."""
+        for message in unpickle(bytes(body)):
+            Node.handle(self, message)  # a Recording's has counted them already
 
     def on_RESULT(self, task_id, lo, count, last, *body):
         """Results of what we shipped; those that nobody waits for are dropped, and no more wanted."""
@@ -3405,8 +3391,12 @@ class Node:
         self.take_back(task_id, suspects, host_of(obituary.encode().partition(b" ")[0]))
 
     def fail_lost(self, job, lo, hi, *deaths):
-        """Items that are not to be run again fail."""
-        error = WorkerLost(self.obituaries(job, lo, deaths))
+        """Items that are not to be run again fail. deaths: the obituaries of those that ran them."""
+        killed = "its worker" if len(deaths) == 1 else f"{len(deaths)} workers in a row"
+        what = "may have begun before its worker died" if self.retries == 0 else f"killed {killed}"
+        advice = "" if "SIGKILL" not in deaths[-1] else \
+            ". SIGKILL often means that memory ran out: see the kernel's log (dmesg), or run fewer workers (-n)"
+        error = WorkerLost(f"{job.title(lo)} {what} (retries={self.retries}): {'; '.join(deaths)}{advice}")
         job.deliver(lo, hi - lo, [None] * (hi - lo), dict.fromkeys(range(hi - lo), error))
 
     def take_back(self, task_id, suspects=None, avoid=b""):
@@ -3441,14 +3431,9 @@ class Node:
                     self.send(b"CONST", name.encode(), setter, *frames)  # large ones not from everybody
             for message in list(self.setting.values()):
                 self.send(*message)
-            self.say_again()
             for guest in list(self.guests.values()):
                 self.send(b"HELD", number, guest.id, *(pack_int(bound) for part in guest.open for bound in part))
             self.send(b"TOLD", number)
-
-    def say_again(self):
-        """Say again what a broker has to know of this kind of node."""
-        raise NotImplementedError
 
     def on_HELD(self, number, task_id, *bounds):
         """Somebody will answer this; if we do not wait for it, that is news there."""
@@ -3475,14 +3460,6 @@ class Node:
                     discard(shipment.references)
         for lost in failed:  # callbacks of the user, without the lock
             self.fail_lost(*lost, "it was under way when a broker died")
-
-    def obituaries(self, job, item, deaths):
-        """The text of WorkerLost."""
-        killed = "its worker" if len(deaths) == 1 else f"{len(deaths)} workers in a row"
-        what = "may have begun before its worker died" if self.retries == 0 else f"killed {killed}"
-        advice = "" if "SIGKILL" not in deaths[-1] else \
-            ". SIGKILL often means that memory ran out: see the kernel's log (dmesg), or run fewer workers (-n)"
-        return f"{job.title(item)} {what} (retries={self.retries}): {'; '.join(deaths)}{advice}"
 
     def on_CONST(self, name, setter, *frames):
         """A shared constant; unpickled, once, when it is first asked for."""
@@ -3644,10 +3621,6 @@ class Root(Node):
         super().on_HUNGRY(*fields)
         self.give()
 
-    def feed(self, beyond=False):
-        """Pull inputs of maps; beyond: of those that nobody has begun to read, as far as they go."""
-        return any([job.pull(beyond or job.abandoned) for job in list(self.sources) if not job.begun or not beyond])
-
     def quiet(self):
         """Whether nothing of this process is queued or away."""
         with self.lock:
@@ -3694,8 +3667,9 @@ class Root(Node):
 
     # -- messages
 
-    def say_again(self):
-        """That we are at the end, if so."""
+    def on_WHO(self, number):
+        """Say also that we are at the end, if so."""
+        super().on_WHO(number)
         if self.closing:
             self.send(b"STOP")
 
@@ -3806,10 +3780,8 @@ def label(config, name, pid):
 def flush_output():
     """Have what was printed come out. That it cannot, or what a task did to the files, is no error of ours."""
     for file in sys.stdout, sys.stderr:  # Python 3.8 buffers this, too
-        try:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             file.flush()
-        except (OSError, ValueError, AttributeError):
-            pass
 
 
 def exit_code(status):
@@ -3921,7 +3893,7 @@ class Worker(Node):
             unit = self.take(None, None)
             if unit is not None:
                 self.run(unit)
-            elif not self.feed():
+            elif not self.feed(beyond=True):
                 self.rest()
 
     def look_up(self):
@@ -4058,7 +4030,7 @@ class Worker(Node):
         """Nothing to run while a task waits: ask for work, and sleep until a message comes."""
         for piece in self.holder.slices:
             self.shorten(piece)
-        if self.queue or self.feed():
+        if self.queue or self.feed(beyond=True):
             return
         self.send_all(*self.wish())
         left = remaining(deadline)
@@ -4222,10 +4194,6 @@ class Worker(Node):
         self.marker[1:35 + length] = struct.pack(f">QH{length}sQQd", self.begun, length, task_id, lo, hi,
                                                  time.monotonic())
 
-    def feed(self):
-        """Pull inputs of maps that nobody has begun to read. Says whether there were any."""
-        return any([job.pull(beyond=True) for job in list(self.sources) if not job.begun])
-
     def stand_in(self):
         """One look by the deputy; results that were to wait for others go, and a slice that takes long is shortened, so
         that others can have the rest."""
@@ -4238,10 +4206,6 @@ class Worker(Node):
                 self.shorten(piece)
         self.watched = newest
         super().stand_in()
-
-    def postponed(self):
-        """Whether results wait here to be sent."""
-        return any([guest.postpones for guest in list(self.guests.values())])
 
     # -- messages
 
@@ -4261,12 +4225,14 @@ class Worker(Node):
         """All is done."""
         self.stopped.set()
 
-    def say_again(self):
-        """Nothing: we ask anew for work and for files, and count TASKs anew."""
-        self.asked = self.idle = False
-        self.received = self.begun = 0
-        for path in self.fetching:
-            self.send(b"FETCH", path.encode())
+    def on_WHO(self, number):
+        """Ask anew for work and for files, too, and count TASKs anew."""
+        with self.lock:
+            super().on_WHO(number)
+            self.asked = self.idle = False
+            self.received = self.begun = 0
+            for path in self.fetching:
+                self.send(b"FETCH", path.encode())
 
     # -- modules that are on the root's machine only
 

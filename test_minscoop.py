@@ -1524,6 +1524,8 @@ def test_arguments_are_released_when_the_call_is_done(pool):
 class HandNode(minscoop.Node):
     """A node without a socket: what it would send is written down."""
 
+    wishes_if_done = tuple
+
     def __init__(self, name=b"0.root", size=2, retries=3):
         self.sent = []
         super().__init__(name, size, retries)
@@ -2554,7 +2556,7 @@ def test_each_is_heard_when_many_messages_come_as_one(kind):
 def test_a_task_is_held_when_its_last_result_is_just_being_packed():
     """A census at that moment hears of it; else it would run again."""
     node = HandNode(b"0.1")
-    node.role, node.say_again = b"worker", lambda: None
+    node.role = b"worker"
     guest = node.guests[b"0.root:0/0"] = minscoop.Guest(node, b"0.root:0/0", 0, 1, None)
 
     class Asking:
@@ -2680,7 +2682,7 @@ class VirtualWorker(minscoop.Worker):
         elif unit is not None:
             self.world.active = self
             self.run(unit)
-        elif not self.feed():
+        elif not self.feed(beyond=True):
             self.rest()
 
 
