@@ -2165,7 +2165,8 @@ class Broker:
     def on_TOLD(self, sender, number):
         """A node has said all; or everybody has, and the owners draw their conclusions."""
         if sender == UP:
-            self.finish_census(number)
+            if number == self.round:  # else that began before we took over, and our own nodes are still to be heard
+                self.finish_census(number)
         elif sender in self.presumed:
             self.recount(sender)
         elif number == self.round:  # else it has not had the latest question yet

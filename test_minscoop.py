@@ -2379,6 +2379,15 @@ def test_a_census_ends_for_a_host_when_it_was_asked_before_it_said_hello():
     assert (b"1", [b"TOLD", number]) in broker.handle(b"1", [b"TOLD", number], 3) and broker.round is None
 
 
+def test_those_of_a_host_are_heard_when_a_census_ends_that_began_before_its_broker_took_over():
+    """The end of the census that its predecessor took part in says nothing of what its workers hold."""
+    broker = minscoop.Broker(b"1", 1, below=True, heirs={b"1.1": (b"0.root:0/0", b"0", b"1")})
+    broker.facts = host_facts("1")
+    broker.handle(minscoop.UP, [b"TOLD", b"7"], 0)
+    out = broker.handle(minscoop.UP, [b"WHO", b"8"], 0)
+    assert set(broker.silent) == {b"1.1"} and (minscoop.UP, [b"TOLD", b"8"]) not in out
+
+
 def test_files_and_output_go_on_when_the_broker_above_was_lost():
     """What was on its way with it is asked for again, and room that is never reported as free is free."""
     broker = minscoop.Broker(b"1", 1, below=True)
@@ -8143,7 +8152,7 @@ class Dealer:
             gc.collect()
         if SIM.random() < 0.5:
             self.fd.flag = False
-        self.process.connection.send(*messages)
+        self.process.connection.send(*map(list, messages))
 
     def close(self, linger):
         """All that was sent is out."""
