@@ -1699,8 +1699,8 @@ class Mapping(Job):
 
 
 def remaining(deadline):
-    """Seconds until a deadline of the monotonic clock; None for none."""
-    return None if deadline is None else max(0.0, deadline - time.monotonic())
+    """Seconds until a deadline of the monotonic clock, or without end if there is None."""
+    return math.inf if deadline is None else max(0.0, deadline - time.monotonic())
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -2806,7 +2806,6 @@ class Node:
     executes = False  # whether tasks are run here
     memory = None     # the directory for shared memory
     connections = 0   # made by the socket
-    attendant = None  # ident of the thread that sleeps on the socket
     seen = None       # id of the newest in the queue when the deputy last looked: does the queue move?
     resting = False   # the deputy is, until the alarm is set
     watching = False  # the deputy sleeps on the socket
@@ -2908,15 +2907,30 @@ class Node:
         self.socket, self.broken = None, PoolError("this pool is of the parent process")
 
     def attend(self, timeout):
-        """Sleep until a message comes, somebody calls ``rouse``, or the time is over. `attending` is held."""
+        """Sleep until a message comes or somebody calls ``rouse``; not longer than a PATROL. `attending` is held."""
         with self.lock:
             if self.socket is None:
                 return
             ready = self.inbox or self.mail or readable_now(self.socket)
         if not ready:
-            if self.wake_read in readable(timeout, self.wake_read, self.descriptor):
+            if self.wake_read in readable(min(timeout, PATROL), self.wake_read, self.descriptor):
                 with contextlib.suppress(BlockingIOError):
                     os.read(self.wake_read, 4096)
+
+    def listen(self, ready, timeout, patience=-1):
+        """Sleep until a message comes, unless ready() is true meanwhile, and serve. Says whether it could.
+
+        patience: seconds to wait for another thread that sleeps on the socket; negative: for ever. What to wake for is
+        looked at once more: the deputy may have been quicker, and not have seen us."""
+        if not self.attending.acquire(timeout=patience):
+            return False
+        try:
+            if not ready():
+                self.attend(timeout)
+        finally:
+            self.attending.release()
+        self.serve()
+        return True
 
     def rouse(self, deputy=False):
         """Wake the thread that sleeps in ``attend``, if there is one; the deputy in ``watch``, if that is said."""
@@ -3045,8 +3059,7 @@ class Node:
                 sleepers = self.parked.pop(what, ())
             for sleeper in sleepers:
                 sleeper.set()
-        if self.attendant != threading.get_ident():
-            self.rouse()
+        self.rouse()
 
     def wait_for(self, ready, what=None, timeout=None):
         """Block until ready() is true, at most `timeout` seconds; says whether it is. Any thread.
@@ -3059,7 +3072,7 @@ class Node:
                 return False
             if self.broken is not None and self.socket is None:
                 raise self.broken
-            self.sleep(ready, what, PATROL if left is None else min(left, PATROL))
+            self.sleep(ready, what, left)
         return True
 
     def sleep(self, ready, what, timeout):
@@ -3068,7 +3081,7 @@ class Node:
         with self.lock:
             self.parked.setdefault(what, []).append(sleeper)
         if not ready():  # asked once more, now that changes reach us
-            sleeper.wait(timeout)
+            sleeper.wait(min(timeout, PATROL))
         self.unlist(what, sleeper)
 
     def unlist(self, what, sleeper):
@@ -3585,18 +3598,9 @@ class Root(Node):
         """One thread of those that wait sleeps on the socket, and serves it; others wait to be woken."""
         if self.wanted and not self.queue and self.feed():
             return
-        if not self.attending.acquire(blocking=False):
+        if not self.listen(ready, timeout, 0):
             super().sleep(ready, what, min(timeout, TICK))  # for the other may leave
-            return
-        self.attendant = threading.get_ident()
-        try:
-            if not ready():  # the deputy may have been quicker, and not have seen us
-                self.attend(timeout)
-        finally:
-            self.attendant = None
-            self.attending.release()
-        self.serve()
-        if not ready():
+        elif not ready():
             self.patrol()
 
     def patrol(self):
@@ -3930,13 +3934,8 @@ class Worker(Node):
         return self.wishes() if done else ()
 
     def doze(self, ready, timeout):
-        """Sleep until a message comes, or another thread has work for us; then serve.
-
-        What to wake for is looked at once more: the deputy may have been quicker, and not have seen us."""
-        with self.attending:
-            if not (self.queue or self.resumable or self.received != self.known or ready()):
-                self.attend(timeout)
-        self.serve()
+        """Sleep until a message comes, or another thread has work for us; then serve."""
+        self.listen(lambda: self.queue or self.resumable or self.received != self.known or ready(), timeout)
 
     def wish(self):
         """That we are HUNGRY, as a list of messages; it is empty if that was said and stays said."""
@@ -3963,8 +3962,7 @@ class Worker(Node):
         """This task's event loop awaits futures, and sleeps without us: others go on until the task is done."""
         me = self.holder
         if me.ident == threading.get_ident() and not self.serving._is_owned():
-            for piece in me.slices:
-                self.shorten(piece)
+            self.shorten()
             self.waiting += 1
             self.pass_baton()
 
@@ -3992,30 +3990,27 @@ class Worker(Node):
                 profile.enable()
                 self.profiles.append(profile)
 
-    def wait_for(self, ready, what=None, timeout=None):
-        """Until ready() is true, at most `timeout` seconds, do other work; says whether it is.
+    def sleep(self, ready, what, timeout):
+        """Until `what` changes, do other work.
 
         First what is waited for, if it is still here; then descendants of the waiting task, newest
         first; never a stranger on this stack: for those, this thread parks and another goes on."""
         me = self.holder
         if me.ident != threading.get_ident():
-            return super().wait_for(ready, what, timeout)
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not ready():
-            if remaining(deadline) == 0:
-                return False
-            if self.broken:
-                raise self.broken
-            unit = self.take(what, me.task) if me.depth < MAX_INLINE else None
-            if unit is not None:
-                self.run(unit)
-            elif self.resumable or self.queue:
-                self.park(me, ready, what, deadline)
-            else:
-                self.look_around(ready, deadline)
-        return True
+            self.sleep_aside(ready, what, timeout)
+            return
+        unit = self.take(what, me.task) if me.depth < MAX_INLINE else None
+        if unit is not None:
+            self.run(unit)
+            return
+        self.shorten()
+        if self.resumable or self.queue:
+            self.park(me, ready, what, timeout)
+        elif not self.feed(beyond=True):
+            self.send_all(*self.wish())
+            self.doze(ready, timeout)
 
-    def sleep(self, ready, what, timeout):
+    def sleep_aside(self, ready, what, timeout):
         """Waiting in a thread that a task made: it never has the baton, but may run what it waits for itself."""
         unit = self.take(what, OUTSIDE)
         if unit is None:
@@ -4027,20 +4022,8 @@ class Worker(Node):
             if isinstance(unit, Slice):
                 unit.deliver()
 
-    def look_around(self, ready, deadline):
-        """Nothing to run while a task waits: ask for work, and sleep until a message comes."""
-        for piece in self.holder.slices:
-            self.shorten(piece)
-        if self.queue or self.feed(beyond=True):
-            return
-        self.send_all(*self.wish())
-        left = remaining(deadline)
-        self.doze(ready, PATROL if left is None else min(left, PATROL))
-
-    def park(self, me, ready, what, deadline):
-        """Give the baton away until `what` changes or the deadline comes."""
-        for piece in me.slices:
-            self.shorten(piece)
+    def park(self, me, ready, what, timeout):
+        """Give the baton away until `what` changes or the time is over."""
         with self.lock:
             self.parked.setdefault(what, []).append(me)
             if ready() and self.unlist(what, me):  # it came before we were listed
@@ -4048,8 +4031,7 @@ class Worker(Node):
             self.waiting += 1
         serving = self.serving._is_owned() and self.serving._release_save()  # a callback waits, amid a message
         self.pass_baton()
-        left = remaining(deadline)
-        if not me.gate.acquire(timeout=-1 if left is None else left):
+        if not me.gate.acquire(timeout=-1 if timeout == math.inf else timeout):
             if self.unlist(what, me):
                 me.set()
             me.gate.acquire()
@@ -4174,14 +4156,15 @@ class Worker(Node):
             if pace is not None and TOO_LATE < (piece.span.hi - piece.lo) * pace < ASK_EARLY:
                 self.send_all(*self.wish())
 
-    def shorten(self, piece):
-        """Give the items behind a long one back to the queue, and hand over the results before it."""
-        with self.lock:
-            piece.shorten()
-        if piece.job.recipe.op is None:
-            piece.deliver()
-        if isinstance(piece.job, Guest):
-            piece.job.flush()
+    def shorten(self):
+        """Give the items behind those that are running back to the queue, and hand over the results before them."""
+        for piece in list(self.holder.slices):
+            with self.lock:
+                piece.shorten()
+            if piece.job.recipe.op is None:
+                piece.deliver()
+            if isinstance(piece.job, Guest):
+                piece.job.flush()
 
     def note(self, mark):
         """Write down what is being run, where the keeper reads it if we die."""
@@ -4203,8 +4186,7 @@ class Worker(Node):
                 guest.flush()
         newest = next(reversed(self.holder.slices), None)
         if newest is not None and newest is self.watched:
-            for piece in list(self.holder.slices):
-                self.shorten(piece)
+            self.shorten()
         self.watched = newest
         super().stand_in()
 
@@ -4244,13 +4226,8 @@ class Worker(Node):
                 self.fetching.add(path)
                 self.send(b"FETCH", path.encode())
         while path not in self.files:
-            if self.attending.acquire(timeout=TICK):
-                try:
-                    if path not in self.files:
-                        self.attend(PATROL)
-                finally:
-                    self.attending.release()
-            self.serve()
+            if not self.listen(lambda: path in self.files, PATROL, TICK):
+                self.serve()  # what we wait for may have come when we were just handling messages
         self.fetching.discard(path)
         return self.files[path]
 
@@ -5561,7 +5538,7 @@ class Inline(Node):
             while self.queue:
                 span = self.queue.popleft()
                 while not span.stale and not span.job.begun:
-                    self.sleep(lambda: span.stale, span.job, None)
+                    self.sleep(lambda: span.stale, span.job, PATROL)
         finally:
             self.abort()
 

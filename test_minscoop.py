@@ -9050,7 +9050,7 @@ MUTATIONS = {
     "wake-ups are lost": [("Node.wake", "self.parked.pop(what, ())", "()")],
     "who sleeps on the socket is not roused": [("Node.rouse", "if deputy or self.attending.locked():", "if deputy:")],
     "the deputy is not woken when the socket closes": [("Node.close", "if self.watching:", "if False:")],
-    "a sleeper does not look once more": [("Worker.doze", "if not (self.queue", "if True or not (self.queue")],
+    "a sleeper does not look once more": [("Node.listen", "if not ready():", "if True:")],
     "who parks does not look once more": [("Worker.park", "if ready() and", "if False and")],
     "a begun task is given away under its own id": [("Guest.untouched", "return ", "return True or ")],
     "hunger is forgotten by who is dry": [
