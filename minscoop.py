@@ -242,7 +242,7 @@ class RemoteTraceback(Exception):
 # the rest, opaque to every broker. "Node" is the root or a worker. Each has one handler, on_<NAME>.
 #
 #   name     from → to           fields                     why it is sent
-#   HELLO    node → broker       role facts                 it is there; answered by what it missed: CONSTs, SIZE, STOP;
+#   HELLO    node → broker       facts                      it is there; answered by what it missed: CONSTs, SIZE, STOP;
 #                                                           to the root also HOSTs and FAILED
 #   HUNGRY   both ways           count width                the sender would take that many tasks; said once. From
 #                                                           a broker: each for so many workers (else for one)
@@ -307,7 +307,7 @@ def pack_int(number):
 
 # The fields of each message: n number, i id of a task, s short, b anything; and what may follow, again and again.
 FIELDS = {name.encode(): text.partition("*")[::2] for name, text in dict(
-    HELLO="s*b", HUNGRY="n*n", DRY="", IDLE="n", TASK="issnnsb*b", SPLIT="inni", SINGLY="i", RESULT="innsb*b",
+    HELLO="*b", HUNGRY="n*n", DRY="", IDLE="n", TASK="issnnsb*b", SPLIT="inni", SINGLY="i", RESULT="innsb*b",
     MANY="sbbb", CANCEL="i", LOST="innnb", CONST="bbb*b", FAILED="b", DIED="ssnnnnb", WHO="n", HELD="ni*n", TOLD="n",
     RECORD="sb", STOP="", BYE="", HOST="b", SIZE="n", PROBE="*b", FETCH="s", FILE="s*b", OUTPUT="ssb",
     SHOWN="sn", LOG="b", PROFILE="sb", STACKS="", COUNT="n").items()}
@@ -1965,11 +1965,11 @@ class Broker:
 
     # -- who is there
 
-    def introduced(self, sender, role, facts):
-        """The facts of a broker that says HELLO. Raises an error if name, role and facts do not fit."""
+    def introduced(self, sender, facts):
+        """The role of who says HELLO, by its name, and the facts of a broker. Raises an error if these do not fit."""
         host, number = re.fullmatch(rb"(\w+)(\.root|\.[0-9]+)?", sender).groups()
-        wanted = b"root" if sender == ROOT else b"worker" if number else b"broker"
-        if role != wanted or (role == b"broker") != bool(facts) or facts and self.below or sender == UP or \
+        role = b"root" if sender == ROOT else b"worker" if number else b"broker"
+        if (role == b"broker") != bool(facts) or facts and self.below or sender == UP or \
                 (host == self.host) != bool(number):
             raise ValueError("it does not belong here, or says of itself what is not true")
         if sender in self.dead:
@@ -1977,7 +1977,7 @@ class Broker:
         known = json.loads(bytes(facts)) if facts else None
         if facts and not (known["number"] == host.decode() and 0 <= known["workers"] <= MAX_HOSTS and known["host"]):
             raise ValueError("facts of another, or none")
-        return known
+        return role, known
 
     def meet(self, name, role, facts=None):
         """A node is there of which nothing is known yet. During a census, it may have been there before us."""
@@ -2000,9 +2000,9 @@ class Broker:
             self.resize()
         self.hear_out(name)
 
-    def on_HELLO(self, sender, role, facts=b""):
+    def on_HELLO(self, sender, facts=b""):
         """A node is there: tell it what it missed."""
-        known = self.introduced(sender, role, facts)
+        role, known = self.introduced(sender, facts)
         if sender not in self.links:
             self.meet(sender, role, known)
             if sender in self.silent and sender not in self.present and self.round is not None:
@@ -2146,7 +2146,7 @@ class Broker:
         self.round, self.received, self.told = number, 0, None
         self.plenty, self.boasted = None, False
         self.renew(UP)
-        self.send(UP, b"HELLO", b"broker", self.facts)
+        self.send(UP, b"HELLO", self.facts)
         self.count(number)
 
     def on_HELD(self, sender, number, task_id, *bounds):
@@ -2701,7 +2701,7 @@ class Switchboard:
         if not self.up.poll((SILENCE if config["tunnel"] else GRACE / 2) * 1000):
             raise PoolError("the root's broker has stopped answering")
         receive(self.up)  # the empty message. What is said before may be lost with the connection, which nobody notices
-        self.deliver((UP, [b"HELLO", b"broker", self.broker.facts]))
+        self.deliver((UP, [b"HELLO", self.broker.facts]))
         if self.broker.counted:  # we take over: the one above has to find out what was lost
             self.deliver((UP, [b""]))
         self.watch(self.up, self.take_up)
@@ -2847,16 +2847,15 @@ class Node:
 
     # -- the socket, and who watches it
 
-    def open(self, address, role):
+    def open(self):
         """Connect to the broker and say HELLO; start the deputy."""
         self.context = zmq.Context()
-        self.socket = connect(self.context, address, self.name)
+        self.socket = connect(self.context, self.address, self.name)
         self.descriptor = self.socket.fd
         self.wake_read, self.wake_write = os.pipe()  # to wake who sleeps on the socket
         os.set_blocking(self.wake_read, False)
         os.set_blocking(self.wake_write, False)
-        self.role = role
-        self.send(b"HELLO", role)
+        self.send(b"HELLO")
         zmq.Frame(bytes(OUT_OF_BAND), copy=False)  # pyzmq opens descriptors for the first; later there may be none
         keep_spare()
         threading.Thread(target=self.deputise, name="minscoop deputy", daemon=True).start()
@@ -3439,7 +3438,7 @@ class Node:
             for shipment in self.away.values() if number != self.round else ():
                 shipment.doubt = Ranges(shipment.open)
             self.round = number
-            self.send(b"HELLO", self.role)
+            self.send(b"HELLO")
             for name, (setter, _, frames) in self.consts.items():
                 if self.name in (ROOT, owner_of(setter)) or sum(map_builtin(size_of, frames)) < OUT_OF_BAND:
                     self.send(b"CONST", name.encode(), setter, *frames)  # large ones not from everybody
@@ -3562,7 +3561,7 @@ class Root(Node):
         try:
             self.keeper = self.start_keeper(options)
             import_zmq(DESCRIPTORS + 8)
-            self.open(self.address, b"root")
+            self.open()
             logger.info("%d worker%s on this machine (root: pid %d, keeper: pid %d), sockets in %s", options["size"],
                         "s" * (options["size"] != 1), os.getpid(), self.keeper.pid, self.directory)
         except BaseException:
@@ -3857,12 +3856,18 @@ class Worker(Node):
     # -- the baton
 
     def start(self):
-        """Join the pool, and work until told to stop."""
+        """The life of a thread that gets the baton. The first one joins the pool; all work until told to stop."""
         self.holder.ident = threading.get_ident()
-        self.start_profile()
-        self.open(self.address, b"worker")
-        self.initialise()
-        logger.debug("worker %s is ready", self.label)
+        if self.config["profile"]:
+            import cProfile
+            profile = cProfile.Profile()
+            with contextlib.suppress(ValueError):  # from Python 3.12 on, one profile sees all threads
+                profile.enable()
+                self.profiles.append(profile)
+        if self.socket is None:
+            self.open()
+            self.initialise()
+            logger.debug("worker %s is ready", self.label)
         self.work()
 
     def initialise(self):
@@ -3947,16 +3952,12 @@ class Worker(Node):
 
     def pass_baton(self):
         """Let another thread go on: one that can resume, else one that takes new work."""
-        if self.resumable:
-            strand = self.resumable.popleft()
-        elif self.spare_strands:
-            strand = self.spare_strands.pop()
+        if self.resumable or self.spare_strands:
+            self.holder = self.resumable.popleft() if self.resumable else self.spare_strands.pop()
+            self.holder.gate.release()
         else:
-            strand = self.holder = Strand(self)
-            threading.Thread(target=self.new_thread, args=(strand,), daemon=True).start()
-            return
-        self.holder = strand
-        strand.gate.release()
+            self.holder = Strand(self)
+            threading.Thread(target=self.start, daemon=True).start()
 
     def yield_baton(self):
         """This task's event loop awaits futures, and sleeps without us: others go on until the task is done."""
@@ -3974,21 +3975,6 @@ class Worker(Node):
             me.gate.acquire()
             self.waiting -= 1
             self.note(me.mark)
-
-    def new_thread(self, strand):
-        """The life of a further thread."""
-        strand.ident = threading.get_ident()
-        self.start_profile()
-        self.work()
-
-    def start_profile(self):
-        """Profile this thread, if that was asked for."""
-        if self.config["profile"]:
-            import cProfile
-            profile = cProfile.Profile()
-            with contextlib.suppress(ValueError):  # from Python 3.12 on, one profile sees all threads
-                profile.enable()
-                self.profiles.append(profile)
 
     def sleep(self, ready, what, timeout):
         """Until `what` changes, do other work.

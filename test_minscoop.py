@@ -1743,9 +1743,9 @@ class Desk:
 
     def __init__(self, workers=2):
         self.broker = minscoop.Broker()
-        self("0.root HELLO root")
+        self("0.root HELLO")
         for number in range(1, workers + 1):
-            self(f"0.{number} HELLO worker")
+            self(f"0.{number} HELLO")
 
     def __call__(self, line):
         return self.say(*fields_of(line))
@@ -1789,9 +1789,9 @@ def test_a_late_owner_is_asked_when_workers_are_hungry_already():
     """Workers may be there before the root, which hears of their hunger when it comes."""
     desk = Desk(0)
     desk.broker = minscoop.Broker()
-    desk("0.1 HELLO worker")
+    desk("0.1 HELLO")
     desk("0.1 HUNGRY 1")
-    assert desk("0.root HELLO root") == ["0.root HUNGRY 1"]
+    assert desk("0.root HELLO") == ["0.root HUNGRY 1"]
 
 
 def test_the_rich_are_asked_first_when_they_said_that_there_is_more():
@@ -1808,7 +1808,7 @@ def test_a_task_goes_to_another_host_when_it_failed_on_one():
     """`avoid` names the host where it was lost; that one is taken only if it is the only one."""
     desk = Desk(0)
     for number in "4", "5":
-        desk.say(number.encode(), b"HELLO", b"broker", host_facts(number))
+        desk.say(number.encode(), b"HELLO", host_facts(number))
         desk(f"{number} HUNGRY 1")
     assert desk("0.root TASK 0.root:0/0 4 0 0 1 0 x") == ["5 TASK 0.root:0/0 4 0 0 1 0 x"]
     assert desk("0.root TASK 0.root:1/0 4 0 0 1 0 x") == ["4 TASK 0.root:1/0 4 0 0 1 0 x"]
@@ -1877,7 +1877,7 @@ def test_everybody_has_a_constant_when_it_was_set():
     desk = Desk()
     assert sorted(desk("0.1 CONST pi me 3.14")) == [f"{name} CONST pi me 3.14" for name in ("0.1", "0.2", "0.root")]
     assert desk("0.2 CONST pi you 4") == []
-    assert desk("0.9 HELLO worker") == ["0.9 CONST pi me 3.14"]
+    assert desk("0.9 HELLO") == ["0.9 CONST pi me 3.14"]
 
 
 def test_owners_hear_of_a_death_when_they_lose_tasks():
@@ -1913,7 +1913,7 @@ def test_the_root_hears_it_when_no_worker_can_start():
     """FAILED goes to the root, also when that comes later."""
     desk = Desk(1)
     assert desk("0.1 FAILED why") == ["0.root FAILED why"]
-    assert "0.root FAILED why" in desk("0.root HELLO root")
+    assert "0.root FAILED why" in desk("0.root HELLO")
 
 
 def test_workers_are_stopped_when_all_is_quiet():
@@ -1946,18 +1946,18 @@ def test_a_worker_that_comes_late_is_stopped_when_the_end_was_said():
     desk = Desk(1)
     desk("0.1 IDLE 0")
     desk("0.root STOP")
-    assert desk("0.2 HELLO worker") == ["0.2 STOP"]
+    assert desk("0.2 HELLO") == ["0.2 STOP"]
 
 
 def test_nothing_is_forgotten_when_a_node_says_hello_again():
     """What a node holds does not depend on how often it introduces itself."""
     desk = Desk(1)
     desk(f"0.root TASK {TASK}")
-    desk("0.1 HELLO worker")
+    desk("0.1 HELLO")
     assert desk("keeper DIED 0.1 x 0 0 1 0 gone") == ["0.root LOST 0.root:0/0 0 0 0 gone"]
 
 
-NONSENSE = ["0.root", "0.root NONSENSE", "0.root hello root", "0.1 HELLO", "0.1 HELLO worker extra",
+NONSENSE = ["0.root", "0.root NONSENSE", "0.root hello root", "0.1 HELLO worker", "0.1 HELLO worker extra",
             "0.1 HUNGRY", "0.1 HUNGRY many", "0.1 HUNGRY 1 2 3", "0.1 HUNGRY -", "0.1 IDLE", "0.1 IDLE no", "0.1 TASK",
             "0.1 TASK 0.root:0/0", "0.1 SPLIT 0.root:0/0 1", "0.1 RESULT 0.root:0/0", "0.1 SINGLY", "0.1 CANCEL",
             "0.1 CONST", "0.1 STOP now", "0.1 BYE bye", "0.1 REFUSED pi", "0.1 LOST 0.root:0/0 0 1 1 gone",
@@ -2001,7 +2001,7 @@ def test_the_broker_keeps_its_books_when_anything_happens(seed):
         name, task = chance.choice(names), chance.choice(ids)
         fresh = f"{name}:{next(serial)}/0"
         return chance.choice([
-            f"0.{10 + next(serial)} HELLO worker", f"{name} HUNGRY {chance.randrange(-1, 3)}", f"{name} DRY",
+            f"0.{10 + next(serial)} HELLO", f"{name} HUNGRY {chance.randrange(-1, 3)}", f"{name} DRY",
             f"{name} IDLE {chance.randrange(9)}", f"{name} TASK {fresh} - {chance.randrange(2)} 0 9 0 x",
             f"{name} TASK {task} 0 0 0 9 0 x", f"{name} SPLIT {task} 3 4 {fresh}", f"{name} SINGLY {task}",
             f"{name} RESULT {task} 0 1 {chance.randrange(2)} x", f"{name} CANCEL {task}", f"{name} BYE",
@@ -2034,15 +2034,15 @@ class Tree:
 
     def __init__(self, hosts=2):
         self.brokers, self.now = {b"0": minscoop.Broker(size=1)}, 0.0
-        self("0.root HELLO root", "0.1 HELLO worker")
+        self("0.root HELLO", "0.1 HELLO")
         for number in range(1, hosts + 1):
             self.add(f"{number}")
 
     def add(self, number):
         """A further host comes."""
         self.brokers[number.encode()] = minscoop.Broker(number.encode(), 2, below=True)
-        return self.say(number.encode(), b"HELLO", b"broker", host_facts(number)) + \
-            self(f"{number}.1 HELLO worker", f"{number}.2 HELLO worker")
+        return self.say(number.encode(), b"HELLO", host_facts(number)) + \
+            self(f"{number}.1 HELLO", f"{number}.2 HELLO")
 
     def __call__(self, *lines):
         return [entry for line in lines for entry in self.say(*fields_of(line))]
@@ -2105,9 +2105,9 @@ def test_the_pool_has_its_size_when_hosts_come_and_go():
     assert sorted(entry for entry in tree("0.keeper DIED 1 - 0 0 0 0 -") if "SIZE" in entry) == sorted(
         f"{name} SIZE 3" for name in ("0.root", "0.1", "2.1", "2.2"))
     late = minscoop.Broker(size=0)
-    late.handle(b"1", [b"HELLO", b"broker", host_facts("1")], 0)
+    late.handle(b"1", [b"HELLO", host_facts("1")], 0)
     late.handle(b"", [b"HOST", host_facts("2", "gone", reason="why")], 0)
-    assert late.handle(b"0.root", [b"HELLO", b"root"], 0) == [
+    assert late.handle(b"0.root", [b"HELLO"], 0) == [
         (b"0.root", [b"HOST", host_facts("1")]), (b"0.root", [b"HOST", host_facts("2", "gone", reason="why")]),
         (b"0.root", [b"SIZE", b"2"])]
 
@@ -2267,7 +2267,7 @@ def test_the_pool_is_not_told_each_time_when_a_thousand_hosts_come():
     """SIZE goes to all when it makes a difference; of the rest they hear at the next tick."""
     top, told = minscoop.Broker(), 0
     for number in range(1, 1001):
-        out = top.handle(b"%d" % number, [b"HELLO", b"broker", host_facts(f"{number}")], 0.0)
+        out = top.handle(b"%d" % number, [b"HELLO", host_facts(f"{number}")], 0.0)
         assert (b"%d" % number, [b"SIZE", b"%d" % top.size]) in out and abs(top.size - 2 * number) <= number / 4
         told += len(out)
     assert told < 20_000
@@ -2353,8 +2353,8 @@ def test_a_broker_ends_when_the_one_above_is_silent():
 def test_every_census_ends_when_one_node_stays_silent():
     """It may compute for an hour without releasing the interpreter's lock: others do not wait for it twice as long."""
     broker = minscoop.Broker(size=2)
-    for name, role in (b"0.root", b"root"), (b"0.1", b"worker"), (b"0.2", b"worker"):
-        broker.handle(name, [b"HELLO", role], 0)
+    for name in b"0.root", b"0.1", b"0.2":
+        broker.handle(name, [b"HELLO"], 0)
     for start in 100, 200, 300:
         broker.handle(b"0.1", [b""], start)  # it has connected anew
         number = broker.round
@@ -2370,12 +2370,12 @@ def test_every_census_ends_when_one_node_stays_silent():
 def test_a_census_ends_for_a_host_when_it_was_asked_before_it_said_hello():
     """Its connection broke in its first moments. It is waited for, or else told the end when it has told its part."""
     broker = minscoop.Broker()
-    broker.handle(b"0.root", [b"HELLO", b"root"], 0)
+    broker.handle(b"0.root", [b"HELLO"], 0)
     out = broker.handle(b"1", [b""], 1)  # it has connected anew, and never said who it is
     number = broker.round
     assert (b"1", [b"WHO", number]) in out
     broker.handle(b"0.root", [b"TOLD", number], 1)
-    broker.handle(b"1", [b"HELLO", b"broker", host_facts("1")], 2)
+    broker.handle(b"1", [b"HELLO", host_facts("1")], 2)
     assert (b"1", [b"TOLD", number]) in broker.handle(b"1", [b"TOLD", number], 3) and broker.round is None
 
 
@@ -2392,7 +2392,7 @@ def test_files_and_output_go_on_when_the_broker_above_was_lost():
     """What was on its way with it is asked for again, and room that is never reported as free is free."""
     broker = minscoop.Broker(b"1", 1, below=True)
     broker.facts = host_facts("1")
-    broker.handle(b"1.1", [b"HELLO", b"worker"], 0)
+    broker.handle(b"1.1", [b"HELLO"], 0)
     assert broker.handle(b"1.1", [b"FETCH", b"a.py"], 0) == [(minscoop.UP, [b"FETCH", b"a.py"])]
     broker.handle(b"", [b"OUTPUT", b"1.1", b"out", b"x" * 10 * minscoop.OUTPUT_AHEAD], 0)
     broker.handle(minscoop.UP, [b"WHO", b"7"], 1)
@@ -2404,8 +2404,8 @@ def test_files_and_output_go_on_when_the_broker_above_was_lost():
 def test_a_held_task_is_cancelled_when_its_owner_is_gone():
     """Nor does who holds it count as one that has some to give."""
     broker = minscoop.Broker(size=2)
-    for name, role in (b"0.root", b"root"), (b"0.1", b"worker"), (b"0.2", b"worker"):
-        broker.handle(name, [b"HELLO", role], 0)
+    for name in b"0.root", b"0.1", b"0.2":
+        broker.handle(name, [b"HELLO"], 0)
     broker.handle(b"", [b"DIED", b"0.2", b"-", b"0", b"0", b"0", b"0", b"gone"], 1)
     broker.handle(b"0.1", [b""], 2)
     out = broker.handle(b"0.1", [b"HELD", broker.round, b"0.2:0/0", b"0", b"100"], 2)
@@ -2423,7 +2423,7 @@ def test_a_host_goes_on_when_its_probe_comes_before_its_hello():
     broker = minscoop.Broker(heirs={b"1": (b"", b"0", b"0")})
     assert broker.handle(b"1", [b"PROBE"], 1) == [(b"1", [b"PROBE"])]
     broker.handle(b"1", [b""], 1)
-    broker.handle(b"1", [b"HELLO", b"broker", host_facts("1")], 1)
+    broker.handle(b"1", [b"HELLO", host_facts("1")], 1)
     broker.handle(b"", [b"DIED", b"1", b"", b"0", b"0", b"0", b"0", b"gone"], 3)
     assert broker.handle(b"1", [b"PROBE"], 3) == [(b"1", [b"BYE"])]
     assert minscoop.Broker().handle(b"1", [b"PROBE"], 3) == [(b"1", [b"BYE"])]
@@ -2480,8 +2480,8 @@ def test_the_end_comes_when_the_last_to_work_dies_while_stopping(how):
 
 UNFIT = ["1 DIED 2.1 x 0 0 1 0 gone", "1 DIED 0.1 x 0 0 1 0 gone", "1.1 DIED 1.2 x 0 0 1 0 gone", "1.1 HOST {}",
          "0.root HOST {}",
-         "1.1 SIZE 9", "0.1 OUTPUT 0.1 out x", "7 TASK 0.root:0/0 - 0 0 9 0 x", "7 HELLO broker",
-         "7 HELLO broker {", "7 HELLO worker {}", "7 BYE", "7 RESULT 0.root:0/0 0 9 1 x", "7 OUTPUT 0.1 out x",
+         "1.1 SIZE 9", "0.1 OUTPUT 0.1 out x", "7 TASK 0.root:0/0 - 0 0 9 0 x", "7 HELLO",
+         "7 HELLO {", "7 HELLO {}", "7 BYE", "7 RESULT 0.root:0/0 0 9 1 x", "7 OUTPUT 0.1 out x",
          "7 CONST a b c", "7 HUNGRY 1", "1.1 SHOWN", "1.1 FETCH", "1 LOST", "0.root SHOWN 0 many", "0.keeper SIZE 9"]
 
 
@@ -2565,7 +2565,6 @@ def test_each_is_heard_when_many_messages_come_as_one(kind):
 def test_a_task_is_held_when_its_last_result_is_just_being_packed():
     """A census at that moment hears of it; else it would run again."""
     node = HandNode(b"0.1")
-    node.role = b"worker"
     guest = node.guests[b"0.root:0/0"] = minscoop.Guest(node, b"0.root:0/0", 0, 1, None)
 
     class Asking:
@@ -2656,9 +2655,9 @@ class VirtualRoot(minscoop.Root):
 
     def __init__(self, world):
         self.world, self.hosts, self.closing, self.ended = world, {}, False, False
-        self.options, self.role = {"all_hosts": False, "check": True, "tag_output": False}, b"root"
+        self.options = {"all_hosts": False, "check": True, "tag_output": False}
         minscoop.Node.__init__(self, minscoop.ROOT, 1, 99)
-        self.send(b"HELLO", b"root")
+        self.send(b"HELLO")
 
     def send_all(self, *messages):
         for frames in messages:
@@ -2674,8 +2673,8 @@ class VirtualWorker(minscoop.Worker):
     def __init__(self, world, name):
         self.world = world
         super().__init__(name, dict(total=1, retries=99, name="", profile=None, address=None), bytearray(4096))
-        self.holder.ident, self.role = threading.get_ident(), b"worker"
-        self.send(b"HELLO", b"worker")
+        self.holder.ident = threading.get_ident()
+        self.send(b"HELLO")
 
     def send_all(self, *messages):
         for frames in messages:
@@ -2709,7 +2708,7 @@ class World:
         for host in b"1", b"2":
             facts = host_facts(host.decode(), python="3", transport="none", address=None)
             self.brokers[host].facts = facts
-            self.post(host, b"0", [b"HELLO", b"broker", facts])
+            self.post(host, b"0", [b"HELLO", facts])
         for name in b"0.1", b"1.1", b"1.2", b"2.1", b"2.2":
             self.nodes[name] = VirtualWorker(self, name)
 
@@ -2797,7 +2796,7 @@ class World:
         if broker.below:
             facts = host_facts(host.decode(), python="3", transport="none", address=None)
             broker.facts = facts
-            self.post(host, b"0", [b"HELLO", b"broker", facts])
+            self.post(host, b"0", [b"HELLO", facts])
             self.post(host, b"0", [b""])
         for name in neighbours:
             self.post(name, host, [b""])
@@ -3307,7 +3306,7 @@ def test_the_pool_stays_whole_when_an_idle_worker_dies(guard, tmp_path):
 
 
 @linux_only
-@pytest.mark.parametrize("noise", [[b""], [b"", b"", b""], [b"HELLO"], [b"TASK", b"x"], [b"HELLO", b"root", b"more"],
+@pytest.mark.parametrize("noise", [[b""], [b"", b"", b""], [b"HELLO"], [b"TASK", b"x"], [b"HELLO", b"more"],
                                    [pickle.dumps(SystemExit)], [b"RESULT", b"0.root:0/0", b"0", b"1", b"1", b"x"],
                                    [b"DIED", b"0.1", b"", b"0", b"0", b"1", b"0", b"x"], [b"STOP"], [b"BYE"],
                                    [b"x" * 1_000_000],
@@ -4809,7 +4808,7 @@ def test_strangers_get_nothing_when_they_know_the_port(cluster, script, tmp_path
             if pair:
                 stranger.curve_serverkey, (stranger.curve_publickey, stranger.curve_secretkey) = server_key, pair
             stranger.connect(f"tcp://{cluster.address}:{port}")
-            for message in ([b"HELLO", b"root"], [b"PROBE"], [b"FETCH", b"/etc/passwd"], [b"STOP"]):
+            for message in ([b"HELLO"], [b"PROBE"], [b"FETCH", b"/etc/passwd"], [b"STOP"]):
                 stranger.send_multipart(message)
             strangers.append(stranger)
         time.sleep(0.5)
@@ -7209,7 +7208,7 @@ def fuzz_worlds(chance):
     """A stranger, a worker and a broker that hold no task say whatever they like: the answers are right."""
     with busy_world(chance.random(), 0) as world:
         facts = host_facts("9", workers=0, python="3", transport="none", address=None)
-        world.post(b"9", b"0", [b"HELLO", b"broker", facts])
+        world.post(b"9", b"0", [b"HELLO", facts])
         left, harmful = 600, {b"HUNGRY", b"FAILED", b"BYE", b""}  # these take tasks, end, or ask everybody
 
         def strike():
@@ -7467,7 +7466,7 @@ def test_the_answer_is_right_when_a_run_is_attacked(guard, tmp_path):
         before, config = children_of(keeper.pid), json.loads(path.read_text())
         memory, wrong = resident(before[0]), [key.decode() for key in zmq.curve_keypair()]
         keys, ipc, port = config["keys"], config["address"], config["port"]
-        hosts = [[b"HELLO", b"broker", host_facts(name, workers=0, python="3", transport="none", address=None)]
+        hosts = [[b"HELLO", host_facts(name, workers=0, python="3", transport="none", address=None)]
                  for name in ("8", "9")]
         with zmq.Context() as context:
             for _ in range(150):
@@ -8244,7 +8243,7 @@ class BrokerProcess(Process):
 
     def begin(self):
         """Say HELLO to the broker above, as soon as that has said that we are connected; nothing is read before."""
-        self.send([(minscoop.UP, [b"HELLO", b"broker", self.host.facts("ready")])])
+        self.send([(minscoop.UP, [b"HELLO", self.host.facts("ready")])])
         if self.broker.counted:
             self.send([(minscoop.UP, [b""])])
         self.tick()
