@@ -1660,7 +1660,7 @@ class Mapping(Job):
         while not self.available():
             if self.pull():
                 continue
-            if not self.node.wait_for(self.available, self, remaining(deadline)):
+            if not self.node.wait_for(self.available, self, deadline - time.monotonic()):
                 raise TimeoutError("a result of map is not there in time")
         if self.cancelled:
             raise self.node.broken or CancelledError()
@@ -1696,11 +1696,6 @@ class Mapping(Job):
         if not self.begun:
             self.abandoned = True
             self.chunks.clear()
-
-
-def remaining(deadline):
-    """Seconds until a deadline of the monotonic clock, or without end if there is None."""
-    return math.inf if deadline is None else max(0.0, deadline - time.monotonic())
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -2911,10 +2906,9 @@ class Node:
             if self.socket is None:
                 return
             ready = self.inbox or self.mail or readable_now(self.socket)
-        if not ready:
-            if self.wake_read in readable(min(timeout, PATROL), self.wake_read, self.descriptor):
-                with contextlib.suppress(BlockingIOError):
-                    os.read(self.wake_read, 4096)
+        if not ready and self.wake_read in readable(min(timeout, PATROL), self.wake_read, self.descriptor):
+            with contextlib.suppress(BlockingIOError):
+                os.read(self.wake_read, 4096)
 
     def listen(self, ready, timeout, patience=-1):
         """Sleep until a message comes, unless ready() is true meanwhile, and serve. Says whether it could.
@@ -3064,10 +3058,10 @@ class Node:
         """Block until ready() is true, at most `timeout` seconds; says whether it is. Any thread.
 
         what: the object whose ``wake`` announces that it may be."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = time.monotonic() + (math.inf if timeout is None else timeout)
         while not ready():
-            left = remaining(deadline)
-            if left == 0:
+            left = deadline - time.monotonic()
+            if left <= 0:
                 return False
             if self.broken is not None and self.socket is None:
                 raise self.broken
@@ -3375,8 +3369,7 @@ class Node:
                 self.recall(new)
                 return
             self.away[bytes(new)] = part = Shipment(shipment.span, lo, hi)
-            if shipment.doubt:
-                part.doubt.extend(shipment.doubt.cut(lo, hi))
+            part.doubt.extend(shipment.doubt.cut(lo, hi))
             if not shipment.open:
                 del self.away[task_id]
 
@@ -3399,9 +3392,8 @@ class Node:
                 job.deaths[i].append(obituary)
                 if len(job.deaths[i]) >= self.retries and shipment.open.close(i, i + 1):
                     self.fail_lost(job, i, i + 1, *job.deaths[i])
-        suspects = (lo, hi) if flags & BLAME else (0, 0)
         self.retried += bool(shipment.open)
-        self.take_back(task_id, suspects, host_of(obituary.encode().partition(b" ")[0]))
+        self.take_back(task_id, (lo, hi) if flags & BLAME else (0, 0), host_of(obituary.encode().partition(b" ")[0]))
 
     def fail_lost(self, job, lo, hi, *deaths):
         """Items that are not to be run again fail. deaths: the obituaries of those that ran them."""
@@ -3412,13 +3404,13 @@ class Node:
         error = WorkerLost(f"{job.title(lo)} {what} (retries={self.retries}): {'; '.join(deaths)}{advice}")
         job.deliver(lo, hi - lo, [None] * (hi - lo), dict.fromkeys(range(hi - lo), error))
 
-    def take_back(self, task_id, suspects=None, avoid=b""):
+    def take_back(self, task_id, suspects=(0, math.inf), avoid=b""):
         """Queue again what is open of a shipment, first of all; item by item if it is suspected."""
         with self.lock:
             shipment = self.away.pop(task_id, None)
             discard(shipment.references if shipment else ())
             for lo, hi in reversed(shipment.open if shipment else ()):
-                self.requeue(shipment, lo, hi, avoid, suspects is None or lo < suspects[1] and suspects[0] < hi)
+                self.requeue(shipment, lo, hi, avoid, singly=lo < suspects[1] and suspects[0] < hi)
         if self.wanted:
             self.give()
 
@@ -3510,7 +3502,7 @@ class Node:
 
     def map(self, fn, iterables, kwargs, timeout=None, buffersize=None, progress=None, ordered=True, op=None):
         """See ``Interface.map``. op: that of a reduction; the results are then those of its parts, in order."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = time.monotonic() + (math.inf if timeout is None else timeout)
         fn = functools.partial(fn, **kwargs) if kwargs else fn
         job = Mapping(self, Recipe(fn, op), iterables, ordered, buffersize, self.current_task(), progress)
         results = job.results(deadline)
@@ -3729,9 +3721,6 @@ class Root(Node):
             file.flush()
         self.send(b"SHOWN", host_of(worker), pack_int(len(lines)))
 
-    def on_RECORD(self, worker, body):
-        """See ``Collector``, which is there if this is wanted."""
-
     def on_LOG(self, record):
         """Handle what was logged elsewhere as if it had been logged here."""
         record = logging.makeLogRecord(json.loads(bytes(record)))
@@ -3899,19 +3888,15 @@ class Worker(Node):
                 self.pass_baton()
                 me.gate.acquire()
                 continue
-            self.look_up()
+            now = time.monotonic()
+            if now - self.served > SLICE:
+                self.served = now
+                self.serve()
             unit = self.take(None, None)
             if unit is not None:
                 self.run(unit)
             elif not self.feed(beyond=True):
                 self.rest()
-
-    def look_up(self):
-        """Between tasks: serve the socket if that was long ago."""
-        now = time.monotonic()
-        if now - self.served > SLICE:
-            self.served = now
-            self.serve()
 
     def rest(self):
         """Nothing to run: say so, and sleep until a message comes."""
@@ -4104,7 +4089,10 @@ class Worker(Node):
 
     def run_slice(self, me, piece):
         """Run a slice and deliver its results."""
-        self.ask_early(piece)
+        pace = piece.job.recipe.pace
+        if not self.asked and len(self.queue) <= 1 and pace is not None \
+                and TOO_LATE < (piece.span.hi - piece.lo) * pace < ASK_EARLY:  # it is nearly all that there is
+            self.send_all(*self.wish())
         me.slices.append(piece)
         self.execute(piece, me)
         with self.lock:
@@ -4134,13 +4122,6 @@ class Worker(Node):
             failure.__cause__ = error
             job.deliver(piece.lo, 1, [None], {0: failure})
             return False
-
-    def ask_early(self, piece):
-        """Ask for more work if this slice is nearly all there is."""
-        if not self.asked and len(self.queue) <= 1:
-            pace = piece.job.recipe.pace
-            if pace is not None and TOO_LATE < (piece.span.hi - piece.lo) * pace < ASK_EARLY:
-                self.send_all(*self.wish())
 
     def shorten(self):
         """Give the items behind those that are running back to the queue, and hand over the results before them."""
@@ -4188,7 +4169,7 @@ class Worker(Node):
                 self.wanted, self.rich = 0, True
             self.received += 1
             guest.number = self.received
-            self.queue.appendleft(Span(guest, None, lo, lo, hi, None, singly == b"1", avoid))  # first come, first run
+            self.queue.appendleft(Span(guest, None, lo, lo, hi, None, singly == b"1", avoid))
 
     def on_STOP(self):
         """All is done."""
