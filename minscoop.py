@@ -296,11 +296,6 @@ class RemoteTraceback(Exception):
 # that are split off keep owner and serial, so that ids are unique without asking anybody.
 
 
-def pack_int(number):
-    """The frame for a number."""
-    return b"%d" % number
-
-
 # Name and short fields travel in one frame, with NUL between them, since a frame costs as much as handling a field;
 # and messages of one sender to one receiver that are said together travel as one: BUNDLE, their numbers of frames, and
 # their frames. What wakes its receiver only once is answered sooner, too.
@@ -382,7 +377,7 @@ def bundled(messages):
         parts.append([b"\0".join(message[:short]), *(message[short:] if short else ())])
     if len(parts) == 1:
         return parts[0]
-    return [b"BUNDLE", b" ".join(pack_int(len(frames)) for frames in parts), *itertools.chain(*parts)]
+    return [b"BUNDLE", b" ".join(b"%d" % len(frames) for frames in parts), *itertools.chain(*parts)]
 
 
 def unbundled(frames):
@@ -1539,7 +1534,7 @@ class Guest(Job):
     def send(self, lo, count, values, failures, last):
         """Send one RESULT."""
         frames = encode_results(values, failures, lambda offset: self.title(lo + offset), self.node.memory)
-        result = b"RESULT", self.id, pack_int(lo), pack_int(count), pack_int(last), *frames
+        result = b"RESULT", self.id, b"%d" % lo, b"%d" % count, b"%d" % last, *frames
         with self.node.lock:  # until this is said, we are who will answer it
             self.open.cut(lo, lo + count)
             if last:
@@ -2012,7 +2007,7 @@ class Broker:
         if role == b"broker":
             self.on_HOST(sender, facts)
         if not (role == b"broker" and self.resize()) and self.size:
-            self.send(sender, b"SIZE", pack_int(self.size))
+            self.send(sender, b"SIZE", b"%d" % self.size)
         if self.stopping == "said" and role != b"root":
             self.send(sender, b"STOP")
 
@@ -2039,7 +2034,7 @@ class Broker:
         tasks.update(link.held if link else {})
         for held, number in tasks.items():
             span = (lo, hi, flags) if held == task_id or not task_id else \
-                (b"0", b"0", pack_int(BEGUN * (number <= int(begun))))
+                (b"0", b"0", b"%d" % (BEGUN * (number <= int(begun))))
             self.send(owner_of(held), b"LOST", held, *span, obituary)
         for orphan in [task for task in self.placed if name in (owner_of(task), host_of(owner_of(task)))]:
             self.on_CANCEL(name, orphan)
@@ -2072,7 +2067,7 @@ class Broker:
         size = self.own_size + sum(link.size for link in self.links.values() if link.role == b"broker")
         changed = not self.below and abs(size - self.size) > size * least
         if changed:
-            self.on_SIZE(KEEPER, pack_int(size))
+            self.on_SIZE(KEEPER, b"%d" % size)
         return changed
 
     def on_PROBE(self, sender, *body):
@@ -2102,13 +2097,9 @@ class Broker:
         else:
             self.send_who(name)
 
-    def new_round(self):
-        """A number for a census; larger than those before, also of a broker that has died."""
-        return pack_int(int(self.now * 1e6))
-
     def count(self, number=None):
         """Begin a census, or have it begun by the one above, whose number it has then."""
-        number = number or self.new_round()
+        number = number or b"%d" % (self.now * 1e6)  # larger than those before, also of a broker that has died
         if self.below and number != self.round:
             self.send(UP, b"WHO", number)
             return
@@ -2265,7 +2256,7 @@ class Broker:
             width = self.hungry[next(reversed(self.hungry))].width
         else:
             width = max(1, min(self.own_size, self.lack())) if count == 1 else 1
-        self.send(link.name, b"HUNGRY", pack_int(count), *([pack_int(width)] if width > 1 else ()))
+        self.send(link.name, b"HUNGRY", b"%d" % count, *([b"%d" % width] if width > 1 else ()))
 
     # -- tasks and results
 
@@ -2288,7 +2279,7 @@ class Broker:
         self.note_taker(taker, count)
         if taker.name == UP:
             self.boasted = more == b"1" or len(self.rich) > 0
-            more = pack_int(self.boasted)
+            more = b"%d" % self.boasted
         self.place(task_id, taker)
         self.send(taker.name, b"TASK", task_id, avoid, more, lo, hi, *rest)
 
@@ -2449,7 +2440,7 @@ class Broker:
     def on_COUNT(self, sender, idle):
         """Count the workers that have said that they would take work, and no more."""
         idle = sum(link.demand * link.width for link in self.hungry.values() if link.role != b"root")
-        self.send(sender, b"COUNT", pack_int(idle))
+        self.send(sender, b"COUNT", b"%d" % idle)
 
     # -- the end
 
@@ -2465,7 +2456,7 @@ class Broker:
         """Say IDLE to the broker above as a worker does: what we received is done."""
         told, self.told = self.told, self.received if self.quiet() else None
         if self.told not in (None, told):
-            self.send(UP, b"IDLE", pack_int(self.told))
+            self.send(UP, b"IDLE", b"%d" % self.told)
 
     def stop_if_quiet(self):
         """Once nothing is held or queued anywhere, say STOP; once all have said BYE, be finished."""
@@ -3265,10 +3256,11 @@ class Node:
                 self.queue.popleft()
             self.rich = len(self.queue) > self.executes or bool(self.queue and self.queue[0].several)
             task_id = self.register(span, lo, hi, frames)
+            bounds = b"%d" % lo, b"%d" % hi
             part = isinstance(job, Guest) and task_id != job.id
-            news = [(b"SPLIT", job.id, pack_int(lo), pack_int(hi), task_id)] if part else []
-            self.send_all(*news, (b"TASK", task_id, span.avoid, pack_int(self.rich), pack_int(lo), pack_int(hi),
-                                  pack_int(span.singly), *frames))  # at once: no CANCEL comes between
+            news = [(b"SPLIT", job.id, *bounds, task_id)] if part else []
+            self.send_all(*news,  # at once: no CANCEL comes between
+                          (b"TASK", task_id, span.avoid, b"%d" % self.rich, *bounds, b"%d" % span.singly, *frames))
         if isinstance(job, Guest) and job.left == 0:
             job.flush()
         return True
@@ -3437,7 +3429,7 @@ class Node:
             for message in list(self.setting.values()):
                 self.send(*message)
             for guest in list(self.guests.values()):
-                self.send(b"HELD", number, guest.id, *(pack_int(bound) for part in guest.open for bound in part))
+                self.send(b"HELD", number, guest.id, *(b"%d" % bound for part in guest.open for bound in part))
             self.send(b"TOLD", number)
 
     def on_HELD(self, number, task_id, *bounds):
@@ -3719,7 +3711,10 @@ class Root(Node):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or full: as print, but not to the task
             file.write(text)
             file.flush()
-        self.send(b"SHOWN", host_of(worker), pack_int(len(lines)))
+        self.send(b"SHOWN", host_of(worker), b"%d" % len(lines))
+
+    def on_RECORD(self, worker, body):
+        """See ``Collector``, which is there if this is wanted."""
 
     def on_LOG(self, record):
         """Handle what was logged elsewhere as if it had been logged here."""
@@ -3911,7 +3906,7 @@ class Worker(Node):
         said = self.wish()
         if not (self.idle or self.waiting or self.away or self.in_hand or self.queue):
             self.idle = True
-            said.append((b"IDLE", pack_int(self.received)))
+            said.append((b"IDLE", b"%d" % self.received))
         return said
 
     def wishes_if_done(self):
@@ -4529,7 +4524,7 @@ class Keeper:
             os.close(descriptor)
         obituary = f"{label(self.config, name, pid)} {status_text(code)}"
         by_itself = code != -signal.SIGTERM  # that is somebody's order, or a batch system's
-        flags = pack_int(BLAME * by_itself | BEGUN * (ready == SEVERAL))
+        flags = b"%d" % (BLAME * by_itself | BEGUN * (ready == SEVERAL))
         self.notify(b"DIED", name, task_id or b"-", lo, hi, flags, begun, obituary.encode())
         if ready == LEAVING:
             return
@@ -4615,7 +4610,7 @@ def running(marker):
     running)."""
     state, begun, length = struct.unpack(">BQH", marker[:11])
     task_id, lo, hi = struct.unpack_from(f">{min(length, 4000)}sQQ", marker, 11)
-    return state, pack_int(begun), task_id, pack_int(lo), pack_int(hi)
+    return state, b"%d" % begun, task_id, b"%d" % lo, b"%d" % hi
 
 
 def doing(marker):
