@@ -4108,14 +4108,13 @@ class Worker(Node):
             with self.lock:
                 span.lo = span.hi
             if job.left > 1:
-                job.cancelled = True
-                self.guests.pop(job.id, None)
+                self.on_CANCEL(job.id)  # nothing of it is answered
                 self.send(b"SINGLY", job.id)
-                return False
-            failure = CannotSend(f"the callable or an argument cannot be unpickled on worker {self.label}: "
-                                 f"{type(error).__name__}: {error}")
-            failure.__cause__ = error
-            job.deliver(piece.lo, 1, [None], {0: failure})
+            else:
+                failure = CannotSend(f"the callable or an argument cannot be unpickled on worker {self.label}: "
+                                     f"{type(error).__name__}: {error}")
+                failure.__cause__ = error
+                job.deliver(piece.lo, 1, [None], {0: failure})
             return False
 
     def shorten(self):
