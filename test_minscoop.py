@@ -9067,8 +9067,8 @@ MUTATIONS = {
     "what may have begun runs again, with retries=0": [("Node.on_LOST", "if self.retries == 0:", "if False:")],
 }
 RARE = {  # seeds that show what few do, and are tried first; if they do not any more, look for others
-    "STOP comes amid a census": [317, 333], "the mark of a task is not renewed": [60, 819],
-    "one death more than retries": [416, 497, 577, 579], "a late HELLO revives the dead": [209, 495],
+    "STOP comes amid a census": [2398, 3000], "the mark of a task is not renewed": [60, 819],
+    "one death more than retries": [709], "a late HELLO revives the dead": [209, 495],
     "what may have begun runs again, with retries=0": [85, 591, 673], "who parks does not look once more": [74, 93],
     "the deputy is not woken when the socket closes": [46, 60, 69, 80]}
 
