@@ -245,14 +245,14 @@ class RemoteTraceback(Exception):
 # the rest, opaque to every broker. "Node" is the root or a worker. Each has one handler, on_<NAME>.
 #
 #   name     from → to           fields                     why it is sent
-#   HELLO    node → broker       role facts                 it is there; answered by what it missed: CONSTs, SIZE, STOP;
+#   HELLO    node → broker       facts                      it is there; answered by what it missed: CONSTs, SIZE, STOP;
 #                                                           to the root also HOSTs and FAILED
 #   HUNGRY   both ways           count width                the sender would take that many tasks; said once. From
 #                                                           a broker: each for so many workers (else for one)
 #   DRY      node → broker                                  it said it had more, but has none; will remember
 #   IDLE     worker → broker     tasks                      nothing to do, having received so many TASKs; void if
 #                                                           another is on its way. A broker below says it of its host
-#   TASK     giver → taker       id avoid more kind lo hi   the items lo..hi of a job, to be run; `avoid`: the
+#   TASK     giver → taker       id avoid more lo hi        the items lo..hi of a job, to be run; `avoid`: the
 #                                singly body                host where it failed; `more`: the giver has more. If it
 #                                                           is several, what was asked of the taker before is void
 #   SPLIT    holder → owner      id lo hi new               it gives the items lo..hi away, as task `new`
@@ -299,18 +299,13 @@ class RemoteTraceback(Exception):
 # that are split off keep owner and serial, so that ids are unique without asking anybody.
 
 
-def pack_int(number):
-    """The frame for a number."""
-    return b"%d" % number
-
-
 # Name and short fields travel in one frame, with NUL between them, since a frame costs as much as handling a field;
 # and messages of one sender to one receiver that are said together travel as one: BUNDLE, their numbers of frames, and
 # their frames. What wakes its receiver only once is answered sooner, too.
 
 # The fields of each message: n number, i id of a task, s short, b anything; and what may follow, again and again.
 FIELDS = dict(
-    {"": ""}, HELLO="s*b", HUNGRY="n*n", DRY="", IDLE="n", TASK="isssnnsb*b", SPLIT="inni", SINGLY="i",
+    {"": ""}, HELLO="*b", HUNGRY="n*n", DRY="", IDLE="n", TASK="issnnsb*b", SPLIT="inni", SINGLY="i",
     RESULT="innsb*b", MANY="sbbb", CANCEL="i", LOST="innnb", CONST="bbb*b", FAILED="b", DIED="ssnnnnb", WHO="n",
     HELD="ni*n", TOLD="n", RECORD="sb", STOP="", BYE="", HOST="b", SIZE="n", PROBE="*b", FETCH="s", FILE="s*b",
     OUTPUT="ssb", SHOWN="sn", LOG="b", PROFILE="sb", STACKS="", COUNT="n")
@@ -378,7 +373,7 @@ def bundled(messages):
         parts.append([b"\0".join(message[:short]), *message[short:]])
     if len(parts) == 1:
         return parts[0]
-    return [b"BUNDLE", b" ".join(pack_int(len(frames)) for frames in parts), *itertools.chain(*parts)]
+    return [b"BUNDLE", b" ".join(b"%d" % len(frames) for frames in parts), *itertools.chain(*parts)]
 
 
 def unbundled(frames):
@@ -1190,12 +1185,12 @@ class Recipe:
     """What to do with each item: a callable; for a reduction also the operation. One per pickle of it,
     so that a worker unpickles a callable once, and remembers how long its calls take."""
 
-    def __init__(self, fn, op=None):
+    def __init__(self, fn, op=None, frame=None):
         self.fn, self.op = fn, op
+        self.frame = frame  # its pickle, made when it first travels
         self.pace = None    # s per item, from the latest slices
         self.grain = 1      # items in the next slice
         self.flushes = 0    # times that results were sent before the last
-        self.frame = None   # its pickle, made when it first travels
 
     def encode(self, memory=None):
         """Its pickle, as one frame. Raises CannotSend, naming the part that cannot be sent."""
@@ -1214,9 +1209,7 @@ class Recipe:
     @functools.lru_cache(64)
     def decode(frame):
         """The recipe of a frame; the same one for the same frame."""
-        recipe = Recipe(*loads(unpickle(content(frame))))
-        recipe.frame = frame
-        return recipe
+        return Recipe(*loads(unpickle(content(frame))), frame) if frame else CALLS
 
     @property
     def pause(self):
@@ -1230,7 +1223,7 @@ class Recipe:
         self.grain = max(1, min(4 * count, int(SLICE / max(self.pace, 1e-9))))
 
 
-CALLS = Recipe(lambda call: call[0](*call[1], **call[2]))  # of submitted calls; see Future._call
+CALLS = Recipe(lambda call: call[0](*call[1], **call[2]), frame=b"")  # of submitted calls; see Future._call
 
 
 class Span:
@@ -1377,7 +1370,7 @@ class Job:
     Each has a method ``deliver``, which takes `count` results from item lo on. values: one each, or one for all of a
     reduction."""
 
-    kind, recipe, cancelled, lo = b"map", CALLS, False, 0  # lo: the item with which its columns begin
+    recipe, cancelled, lo = CALLS, False, 0  # lo: the item with which its columns begin
 
     def __init__(self, node, parent=None):
         self.node, self._parent = node, parent         # parent: the task that made it, if it was made here, by one
@@ -1396,7 +1389,7 @@ class Job:
         """What an item is, for messages."""
         if self.recipe is CALLS:
             return f"the call of {describe(self.columns[0][item - self.lo][0])}"
-        return f"item {item} of the {self.kind.decode()} of {describe(self.recipe.fn)}"
+        return f"item {item} of the {'reduce' if self.recipe.op else 'map'} of {describe(self.recipe.fn)}"
 
     def claim(self):
         """A slice of what is queued here, or None. Called with the node's lock held."""
@@ -1418,8 +1411,6 @@ class Job:
 
 class Bundle(Job):
     """Submitted calls that are shipped together."""
-
-    kind = b"calls"
 
     def __init__(self, node, futures):
         super().__init__(node, futures[0]._parent)
@@ -1443,10 +1434,9 @@ class Bundle(Job):
 class Guest(Job):
     """A task that came from another node: where it came from and what has not gone back yet."""
 
-    def __init__(self, node, task_id, kind, lo, hi, body):
+    def __init__(self, node, task_id, lo, hi, body):
         super().__init__(node)
-        self.id, self.kind, self.body = task_id, kind, body
-        self.lo, self.hi = lo, hi
+        self.id, self.body, self.lo, self.hi = task_id, body, lo, hi
         self.number = 0               # among the tasks that came
         self.left = hi - lo           # items whose results are to be made by this node
         self.open = Ranges([(lo, hi)])  # and to be sent
@@ -1459,7 +1449,7 @@ class Guest(Job):
         """Unpickle callable and arguments: the columns. Raises whatever unpickling raises."""
         recipe, *data = self.body
         self.body, self.item_bytes = None, sum(map_builtin(size_of, data)) // (self.hi - self.lo)
-        self.recipe = CALLS if self.kind == b"calls" else Recipe.decode(bytes(recipe))
+        self.recipe = Recipe.decode(bytes(recipe))
         self.columns = loads(data)
         if not self.columns or any(len(column) != self.hi - self.lo for column in self.columns):
             raise ValueError("it has not as many items as it should have")
@@ -1518,7 +1508,7 @@ class Guest(Job):
     def send(self, lo, count, values, failures, last):
         """Send one RESULT."""
         frames = encode_results(values, failures, lambda offset: self.title(lo + offset), self.node.memory)
-        result = b"RESULT", self.id, pack_int(lo), pack_int(count), pack_int(last), *frames
+        result = b"RESULT", self.id, b"%d" % lo, b"%d" % count, b"%d" % last, *frames
         with self.node.lock:  # until this is said, we are who will answer it
             self.open.cut(lo, lo + count)
             if last:
@@ -1535,7 +1525,7 @@ class Mapping(Job):
     def __init__(self, node, recipe, iterables, ordered=True, buffersize=None, parent=None, label=None):
         super().__init__(node, parent)
         self.tally, self.made = progress.find_tally(node, label), 0  # for the progress line; items that have results
-        self.recipe, self.kind, self.ordered = recipe, b"reduce" if recipe.op else b"map", ordered
+        self.recipe, self.ordered = recipe, ordered
         self.chunks = {}                # first item -> (count, values, failures), not yet read
         self.pulled = self.read = 0     # items; the span of what is under way or unread
         self.exhausted = self.begun = self.abandoned = False
@@ -1640,7 +1630,7 @@ class Mapping(Job):
         while not self.available():
             if self.pull():
                 continue
-            if not self.node.wait_for(self.available, self, remaining(deadline)):
+            if not self.node.wait_for(self.available, self, deadline - time.monotonic()):
                 raise TimeoutError("a result of map is not there in time")
         if self.cancelled:
             raise self.node.broken or CancelledError()
@@ -1679,11 +1669,6 @@ class Mapping(Job):
         if not self.begun:
             self.abandoned = True
             self.chunks.clear()
-
-
-def remaining(deadline):
-    """Seconds until a deadline of the monotonic clock; None for none."""
-    return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -1948,11 +1933,11 @@ class Broker:
 
     # -- who is there
 
-    def introduced(self, sender, role, facts):
-        """The facts of a broker that says HELLO. Raises an error if name, role and facts do not fit."""
+    def introduced(self, sender, facts):
+        """The role of who says HELLO, by its name, and the facts of a broker. Raises an error if these do not fit."""
         host, number = re.fullmatch(rb"(\w+)(\.root|\.[0-9]+)?", sender).groups()
-        wanted = b"root" if sender == ROOT else b"worker" if number else b"broker"
-        if role != wanted or (role == b"broker") != bool(facts) or facts and self.below or sender == UP or \
+        role = b"root" if sender == ROOT else b"worker" if number else b"broker"
+        if (role == b"broker") != bool(facts) or facts and self.below or sender == UP or \
                 (host == self.host) != bool(number):
             raise ValueError("it does not belong here, or says of itself what is not true")
         if sender in self.dead:
@@ -1960,7 +1945,7 @@ class Broker:
         known = json.loads(bytes(facts)) if facts else None
         if facts and not (known["number"] == host.decode() and 0 <= known["workers"] <= MAX_HOSTS and known["host"]):
             raise ValueError("facts of another, or none")
-        return known
+        return role, known
 
     def meet(self, name, role, facts=None):
         """A node is there of which nothing is known yet. During a census, it may have been there before us."""
@@ -1983,9 +1968,9 @@ class Broker:
             self.resize()
         self.hear_out(name)
 
-    def on_HELLO(self, sender, role, facts=b""):
+    def on_HELLO(self, sender, facts=b""):
         """A node is there: tell it what it missed."""
-        known = self.introduced(sender, role, facts)
+        role, known = self.introduced(sender, facts)
         if sender not in self.links:
             self.meet(sender, role, known)
             if sender in self.silent and sender not in self.present and self.round is not None:
@@ -2000,7 +1985,7 @@ class Broker:
         if role == b"broker":
             self.on_HOST(sender, facts)
         if not (role == b"broker" and self.resize()) and self.size:
-            self.send(sender, b"SIZE", pack_int(self.size))
+            self.send(sender, b"SIZE", b"%d" % self.size)
         if self.stopping == "said" and role != b"root":
             self.send(sender, b"STOP")
 
@@ -2027,7 +2012,7 @@ class Broker:
         tasks.update(link.held if link else {})
         for held, number in tasks.items():
             span = (lo, hi, flags) if held == task_id or not task_id else \
-                (b"0", b"0", pack_int(BEGUN * (number <= int(begun))))
+                (b"0", b"0", b"%d" % (BEGUN * (number <= int(begun))))
             self.send(owner_of(held), b"LOST", held, *span, obituary)
         for orphan in [task for task in self.placed if name in (owner_of(task), host_of(owner_of(task)))]:
             self.on_CANCEL(name, orphan)
@@ -2060,7 +2045,7 @@ class Broker:
         size = self.own_size + sum(link.size for link in self.links.values() if link.role == b"broker")
         changed = not self.below and abs(size - self.size) > size * least
         if changed:
-            self.on_SIZE(KEEPER, pack_int(size))
+            self.on_SIZE(KEEPER, b"%d" % size)
         return changed
 
     def on_PROBE(self, sender, *body):
@@ -2090,13 +2075,9 @@ class Broker:
         else:
             self.send_who(name)
 
-    def new_round(self):
-        """A number for a census; larger than those before, also of a broker that has died."""
-        return pack_int(int(self.now * 1e6))
-
     def count(self, number=None):
         """Begin a census, or have it begun by the one above, whose number it has then."""
-        number = number or self.new_round()
+        number = number or b"%d" % (self.now * 1e6)  # larger than those before, also of a broker that has died
         if self.below and number != self.round:
             self.send(UP, b"WHO", number)
             return
@@ -2129,7 +2110,7 @@ class Broker:
         self.round, self.received, self.told = number, 0, None
         self.plenty, self.boasted = None, False
         self.renew(UP)
-        self.send(UP, b"HELLO", b"broker", self.facts)
+        self.send(UP, b"HELLO", self.facts)
         self.count(number)
 
     def on_HELD(self, sender, number, task_id, *bounds):
@@ -2148,7 +2129,8 @@ class Broker:
     def on_TOLD(self, sender, number):
         """A node has said all; or everybody has, and the owners draw their conclusions."""
         if sender == UP:
-            self.finish_census(number)
+            if number == self.round:  # else that began before we took over, and our own nodes are still to be heard
+                self.finish_census(number)
         elif sender in self.presumed:
             self.recount(sender)
         elif number == self.round:  # else it has not had the latest question yet
@@ -2252,11 +2234,11 @@ class Broker:
             width = self.hungry[next(reversed(self.hungry))].width
         else:
             width = max(1, min(self.own_size, self.lack())) if count == 1 else 1
-        self.send(link.name, b"HUNGRY", pack_int(count), *([pack_int(width)] if width > 1 else ()))
+        self.send(link.name, b"HUNGRY", b"%d" % count, *([b"%d" % width] if width > 1 else ()))
 
     # -- tasks and results
 
-    def on_TASK(self, sender, task_id, avoid, more, kind, lo, hi, *rest):
+    def on_TASK(self, sender, task_id, avoid, more, lo, hi, *rest):
         """Pass a task on to one who takes it, and remember who that is."""
         owner, count = owner_of(task_id), int(hi) - int(lo)
         if count <= 0:
@@ -2275,9 +2257,9 @@ class Broker:
         self.note_taker(taker, count)
         if taker.name == UP:
             self.boasted = more == b"1" or len(self.rich) > 0
-            more = pack_int(self.boasted)
+            more = b"%d" % self.boasted
         self.place(task_id, taker)
-        self.send(taker.name, b"TASK", task_id, avoid, more, kind, lo, hi, *rest)
+        self.send(taker.name, b"TASK", task_id, avoid, more, lo, hi, *rest)
 
     def note_giver(self, giver, more, count):
         """A node has given a task, and has more, or not; count: how many items it holds less."""
@@ -2436,7 +2418,7 @@ class Broker:
     def on_COUNT(self, sender, idle):
         """Count the workers that have said that they would take work, and no more."""
         idle = sum(link.demand * link.width for link in self.hungry.values() if link.role != b"root")
-        self.send(sender, b"COUNT", pack_int(idle))
+        self.send(sender, b"COUNT", b"%d" % idle)
 
     # -- the end
 
@@ -2452,7 +2434,7 @@ class Broker:
         """Say IDLE to the broker above as a worker does: what we received is done."""
         told, self.told = self.told, self.received if self.quiet() else None
         if self.told not in (None, told):
-            self.send(UP, b"IDLE", pack_int(self.told))
+            self.send(UP, b"IDLE", b"%d" % self.told)
 
     def stop_if_quiet(self):
         """Once nothing is held or queued anywhere, say STOP; once all have said BYE, be finished."""
@@ -2504,7 +2486,7 @@ class Switchboard:
         router.sndhwm = router.rcvhwm = 0  # a ROUTER drops silently at its mark
         router.router_mandatory = True     # and what it cannot route, unless told to complain
         router.router_handover = True      # who connects anew goes on under its name
-        router.probe_router = True         # says so to who connects, by an empty message: see Node.connected
+        router.probe_router = True         # says so to who connects, by an empty message: see Node.fetch
         for name, value in options.items():
             setattr(router, name, value)
         router.bind(address)
@@ -2688,7 +2670,7 @@ class Switchboard:
         if not self.up.poll((SILENCE if config["tunnel"] else GRACE / 2) * 1000):
             raise PoolError("the root's broker has stopped answering")
         receive(self.up)  # the empty message. What is said before may be lost with the connection, which nobody notices
-        self.said.append((UP, [b"HELLO", b"broker", self.broker.facts]))
+        self.said.append((UP, [b"HELLO", self.broker.facts]))
         if self.broker.counted:  # we take over: the one above has to find out what was lost
             self.said.append((UP, [b""]))
         self.watch(self.up, self.take_up)
@@ -2791,7 +2773,6 @@ class Node:
     executes = False  # whether tasks are run here
     memory = None     # the directory for shared memory
     connections = 0   # made by the socket
-    attendant = None  # ident of the thread that sleeps on the socket
     seen = None       # id of the newest in the queue when the deputy last looked: does the queue move?
     resting = False   # the deputy is, until the alarm is set
     watching = False  # the deputy sleeps on the socket
@@ -2833,16 +2814,15 @@ class Node:
 
     # -- the socket, and who watches it
 
-    def open(self, address, role):
+    def open(self):
         """Connect to the broker and say HELLO; start the deputy."""
         self.context = zmq.Context()
-        self.socket = connect(self.context, address, self.name)
+        self.socket = connect(self.context, self.address, self.name)
         self.descriptor = self.socket.fd
         self.wake_read, self.wake_write = os.pipe()  # to wake who sleeps on the socket
         os.set_blocking(self.wake_read, False)
         os.set_blocking(self.wake_write, False)
-        self.role = role
-        self.send(b"HELLO", role)
+        self.send(b"HELLO")
         zmq.Frame(bytes(OUT_OF_BAND), copy=False)  # pyzmq opens descriptors for the first; later there may be none
         keep_spare()
         threading.Thread(target=self.deputise, name="minscoop deputy", daemon=True).start()
@@ -2871,10 +2851,6 @@ class Node:
             if (self.watching or self.attending.locked()) and readable_now(self.socket):
                 self.rouse(self.watching)
 
-    def wishes_if_done(self):
-        """What goes with the last result of a task: nothing."""
-        return ()
-
     def close(self, linger=0):
         """Close the socket; wait at most `linger` seconds until what was sent is out."""
         with self.lock:
@@ -2897,15 +2873,29 @@ class Node:
         self.socket, self.broken = None, PoolError("this pool is of the parent process")
 
     def attend(self, timeout):
-        """Sleep until a message comes, somebody calls ``rouse``, or the time is over. `attending` is held."""
+        """Sleep until a message comes or somebody calls ``rouse``; not longer than a PATROL. `attending` is held."""
         with self.lock:
             if self.socket is None:
                 return
             ready = self.inbox or self.mail or readable_now(self.socket)
-        if not ready:
-            if self.wake_read in readable(timeout, self.wake_read, self.descriptor):
-                with contextlib.suppress(BlockingIOError):
-                    os.read(self.wake_read, 4096)
+        if not ready and self.wake_read in readable(min(timeout, PATROL), self.wake_read, self.descriptor):
+            with contextlib.suppress(BlockingIOError):
+                os.read(self.wake_read, 4096)
+
+    def listen(self, ready, timeout, patience=-1):
+        """Sleep until a message comes, unless ready() is true meanwhile, and serve. Says whether it could.
+
+        patience: seconds to wait for another thread that sleeps on the socket; negative: for ever. What to wake for is
+        looked at once more: the deputy may have been quicker, and not have seen us."""
+        if not self.attending.acquire(timeout=patience):
+            return False
+        try:
+            if not ready():
+                self.attend(timeout)
+        finally:
+            self.attending.release()
+        self.serve()
+        return True
 
     def rouse(self, deputy=False):
         """Wake the thread that sleeps in ``attend``, if there is one; the deputy in ``watch``, if that is said."""
@@ -2955,16 +2945,12 @@ class Node:
         with self.lock:
             while self.socket is not None and readable_now(self.socket):
                 message = receive(self.socket)
-                if message == [b""]:
-                    self.connected()
+                if message == [b""]:  # the socket has connected
+                    if self.connections:  # not for the first time: messages are lost, and the broker may be new
+                        self.send(b"")
+                    self.connections += 1
                 else:
                     self.inbox.extend(unbundled(message))
-
-    def connected(self):
-        """The socket has connected. If that is not the first time, messages are lost, and the broker may be new."""
-        if self.connections:
-            self.send(b"")
-        self.connections += 1
 
     def deputise(self):
         """The deputy: waits for messages at which nobody else looks for a SLICE; rests while one sleeps on the socket.
@@ -3011,7 +2997,7 @@ class Node:
 
     def postponed(self):
         """Whether results wait here to be sent."""
-        return False
+        return any([guest.postpones for guest in list(self.guests.values())])
 
     def hear(self):
         """Take off what ``rouse`` wrote, unless somebody else sleeps now, for whom it may be."""
@@ -3038,21 +3024,20 @@ class Node:
                 sleepers = self.parked.pop(what, ())
             for sleeper in sleepers:
                 sleeper.set()
-        if self.attendant != threading.get_ident():
-            self.rouse()
+        self.rouse()
 
     def wait_for(self, ready, what=None, timeout=None):
         """Block until ready() is true, at most `timeout` seconds; says whether it is. Any thread.
 
         what: the object whose ``wake`` announces that it may be."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = time.monotonic() + (math.inf if timeout is None else timeout)
         while not ready():
-            left = remaining(deadline)
-            if left == 0:
+            left = deadline - time.monotonic()
+            if left <= 0:
                 return False
             if self.broken is not None and self.socket is None:
                 raise self.broken
-            self.sleep(ready, what, PATROL if left is None else min(left, PATROL))
+            self.sleep(ready, what, left)
         return True
 
     def sleep(self, ready, what, timeout):
@@ -3061,7 +3046,7 @@ class Node:
         with self.lock:
             self.parked.setdefault(what, []).append(sleeper)
         if not ready():  # asked once more, now that changes reach us
-            sleeper.wait(timeout)
+            sleeper.wait(min(timeout, PATROL))
         self.unlist(what, sleeper)
 
     def unlist(self, what, sleeper):
@@ -3102,6 +3087,11 @@ class Node:
         """Raise if no more work can be taken."""
         if self.broken is not None:
             raise self.broken
+
+    def feed(self, beyond=False):
+        """Pull inputs of maps; beyond: of those that nobody has begun to read, as far as they go. Says whether there
+        were any."""
+        return any([job.pull(beyond or job.abandoned) for job in list(self.sources) if not job.begun or not beyond])
 
     def forget(self, job):
         """A job was cancelled: its spans here are stale and go when they are met; recall what was shipped."""
@@ -3146,7 +3136,8 @@ class Node:
                     return
                 span = self.spare(self.executes if reserve is None else reserve)
                 if span is None:
-                    if self.rich and not self.unopened():
+                    # What is still to be unpickled can only go as a whole, and we shall have more to give: not DRY
+                    if self.rich and not (self.queue and self.queue[0].several and self.queue[0].columns is None):
                         self.rich = False
                         self.send(b"DRY")
                     return
@@ -3159,12 +3150,6 @@ class Node:
                 with self.lock:
                     self.in_hand.remove(span.job)
                     self.wanted += not shipped
-
-    def unopened(self):
-        """Whether all that we have is a task of several items that is still to be unpickled. It can only go as a whole,
-        and we shall have more to give: so we are not DRY."""
-        first = self.queue[0] if self.queue else None
-        return isinstance(first, Span) and first.columns is None and first.hi - first.lo > 1
 
     def spare(self, reserve):
         """Take the oldest work off the queue, as a span; None if there is none beyond the reserve."""
@@ -3195,16 +3180,15 @@ class Node:
             share = count
         if span.singly:
             share = 1
-        if share >= count:
-            self.queue.popleft()
-            part = span.cut(span.lo, span.hi)
-            span.lo = span.hi
-        elif self.executes:
+        if self.executes:
             part = span.cut(span.hi - share, span.hi)
             span.hi -= share
         else:
             part = span.cut(span.lo, span.lo + share)
             span.lo += share
+        if span.stale:
+            self.queue.popleft()
+        elif not self.executes:
             self.queue.rotate(-1)  # two maps at the same time get equal shares
         return part
 
@@ -3220,7 +3204,7 @@ class Node:
             share = min(-(-count // 2), -(-count * self.width // (1 + self.width * self.wanted)))
         else:
             share = -(-2 * count * self.width // (3 * self.size or 1))
-        return max(1, min(share, MAX_BODY // max(1, item_bytes)))
+        return max(1, min(count, share, MAX_BODY // max(1, item_bytes)))
 
     def bundle(self):
         """The oldest calls of one parent, made a span."""
@@ -3253,10 +3237,11 @@ class Node:
                 self.queue.popleft()
             self.rich = len(self.queue) > self.executes or bool(self.queue and self.queue[0].several)
             task_id = self.register(span, lo, hi, frames)
+            bounds = b"%d" % lo, b"%d" % hi
             part = isinstance(job, Guest) and task_id != job.id
-            news = [(b"SPLIT", job.id, pack_int(lo), pack_int(hi), task_id)] if part else []
-            self.send_all(*news, (b"TASK", task_id, span.avoid, pack_int(self.rich), job.kind, pack_int(lo),
-                                  pack_int(hi), pack_int(span.singly), *frames))  # at once: no CANCEL comes between
+            news = [(b"SPLIT", job.id, *bounds, task_id)] if part else []
+            self.send_all(*news,  # at once: no CANCEL comes between
+                          (b"TASK", task_id, span.avoid, b"%d" % self.rich, *bounds, b"%d" % span.singly, *frames))
         if isinstance(job, Guest) and job.left == 0:
             job.flush()
         return True
@@ -3266,7 +3251,7 @@ class Node:
         job = span.job
         if isinstance(job, Guest) and job.body is not None:
             return job.body
-        recipe = b"" if job.kind == b"calls" else job.recipe.encode(self.memory)
+        recipe = job.recipe.encode(self.memory)
         columns = [list(c) if isinstance(c, (list, tuple)) else c for c in span.items(span.lo, span.hi)]
         frames = dumps(columns, self.memory)
         job.item_bytes = sum(map_builtin(size_of, frames)) // (span.hi - span.lo)
@@ -3292,7 +3277,7 @@ class Node:
     def keep(self, span, error):
         """A span could not be pickled. Find the items to blame; the rest is queued again, one by one."""
         job, count = span.job, span.hi - span.lo
-        if count > 1 and not (isinstance(error, CannotSend) and job.kind != b"calls"):
+        if count > 1 and not (isinstance(error, CannotSend) and job.recipe is not CALLS):
             with self.lock:
                 for i in reversed(range(span.lo, span.hi)):
                     job.requeue(span.cut(i, i + 1))
@@ -3309,7 +3294,7 @@ class Node:
     def blame(self, span, error):
         """CannotSend with the part of the arguments that cannot be pickled."""
         args, names = [column[span.lo - span.base] for column in span.columns], ()
-        if span.job.kind == b"calls":
+        if span.job.recipe is CALLS:
             fn, args, kwargs = args[0]
             args, names = [*args, fn, *kwargs.values()], ["the callable", *(f"argument {key!r}" for key in kwargs)]
         names = [*(f"argument {i}" for i in range(1, len(args) - len(names) + 1)), *names]
@@ -3328,14 +3313,9 @@ class Node:
             self.width = max(1, (self.width * before + width * count) // max(1, self.wanted))
 
     def on_MANY(self, owner, new, done, body):
-        """SPLITs and RESULTs, collected by a broker, which has checked their shape."""
-        handlers = {b"SPLIT": self.on_SPLIT, b"RESULT": self.on_RESULT}
-        for name, *fields in unpickle(bytes(body)):
-            try:
-                handlers[name](*fields)
-            except Exception as error:
-                self.dropped += 1
-                logger.debug("%s: dropped a message: %r", self.name.decode(), error, exc_info=True)
+        """SPLITs and RESULTs, collected by a broker."""
+        for message in unpickle(bytes(body)):
+            Node.handle(self, message)  # a Recording's has counted them already
 
     def on_RESULT(self, task_id, lo, count, last, *body):
         """Results of what we shipped; those that nobody waits for are dropped, and no more wanted."""
@@ -3362,8 +3342,7 @@ class Node:
                 self.recall(new)
                 return
             self.away[bytes(new)] = part = Shipment(shipment.span, lo, hi)
-            if shipment.doubt:
-                part.doubt.extend(shipment.doubt.cut(lo, hi))
+            part.doubt.extend(shipment.doubt.cut(lo, hi))
             if not shipment.open:
                 del self.away[task_id]
 
@@ -3386,22 +3365,25 @@ class Node:
                 job.deaths[i].append(obituary)
                 if len(job.deaths[i]) >= self.retries and shipment.open.close(i, i + 1):
                     self.fail_lost(job, i, i + 1, *job.deaths[i])
-        suspects = (lo, hi) if flags & BLAME else (0, 0)
         self.retried += bool(shipment.open)
-        self.take_back(task_id, suspects, host_of(obituary.encode().partition(b" ")[0]))
+        self.take_back(task_id, (lo, hi) if flags & BLAME else (0, 0), host_of(obituary.encode().partition(b" ")[0]))
 
     def fail_lost(self, job, lo, hi, *deaths):
-        """Items that are not to be run again fail."""
-        error = WorkerLost(self.obituaries(job, lo, deaths))
+        """Items that are not to be run again fail. deaths: the obituaries of those that ran them."""
+        killed = "its worker" if len(deaths) == 1 else f"{len(deaths)} workers in a row"
+        what = "may have begun before its worker died" if self.retries == 0 else f"killed {killed}"
+        advice = "" if "SIGKILL" not in deaths[-1] else \
+            ". SIGKILL often means that memory ran out: see the kernel's log (dmesg), or run fewer workers (-n)"
+        error = WorkerLost(f"{job.title(lo)} {what} (retries={self.retries}): {'; '.join(deaths)}{advice}")
         job.deliver(lo, hi - lo, [None] * (hi - lo), dict.fromkeys(range(hi - lo), error))
 
-    def take_back(self, task_id, suspects=None, avoid=b""):
+    def take_back(self, task_id, suspects=(0, math.inf), avoid=b""):
         """Queue again what is open of a shipment, first of all; item by item if it is suspected."""
         with self.lock:
             shipment = self.away.pop(task_id, None)
             discard(shipment.references if shipment else ())
             for lo, hi in reversed(shipment.open if shipment else ()):
-                self.requeue(shipment, lo, hi, avoid, suspects is None or lo < suspects[1] and suspects[0] < hi)
+                self.requeue(shipment, lo, hi, avoid, singly=lo < suspects[1] and suspects[0] < hi)
         if self.wanted:
             self.give()
 
@@ -3421,20 +3403,15 @@ class Node:
             for shipment in self.away.values() if number != self.round else ():
                 shipment.doubt = Ranges(shipment.open)
             self.round = number
-            self.send(b"HELLO", self.role)
+            self.send(b"HELLO")
             for name, (setter, _, frames) in self.consts.items():
                 if self.name in (ROOT, owner_of(setter)) or sum(map_builtin(size_of, frames)) < OUT_OF_BAND:
                     self.send(b"CONST", name.encode(), setter, *frames)  # large ones not from everybody
             for message in list(self.setting.values()):
                 self.send(*message)
-            self.say_again()
             for guest in list(self.guests.values()):
-                self.send(b"HELD", number, guest.id, *(pack_int(bound) for part in guest.open for bound in part))
+                self.send(b"HELD", number, guest.id, *(b"%d" % bound for part in guest.open for bound in part))
             self.send(b"TOLD", number)
-
-    def say_again(self):
-        """Say again what a broker has to know of this kind of node."""
-        raise NotImplementedError
 
     def on_HELD(self, number, task_id, *bounds):
         """Somebody will answer this; if we do not wait for it, that is news there."""
@@ -3461,14 +3438,6 @@ class Node:
                     discard(shipment.references)
         for lost in failed:  # callbacks of the user, without the lock
             self.fail_lost(*lost, "it was under way when a broker died")
-
-    def obituaries(self, job, item, deaths):
-        """The text of WorkerLost."""
-        killed = "its worker" if len(deaths) == 1 else f"{len(deaths)} workers in a row"
-        what = "may have begun before its worker died" if self.retries == 0 else f"killed {killed}"
-        advice = "" if "SIGKILL" not in deaths[-1] else \
-            ". SIGKILL often means that memory ran out: see the kernel's log (dmesg), or run fewer workers (-n)"
-        return f"{job.title(item)} {what} (retries={self.retries}): {'; '.join(deaths)}{advice}"
 
     def on_CONST(self, name, setter, *frames):
         """A shared constant; unpickled, once, when it is first asked for."""
@@ -3506,7 +3475,7 @@ class Node:
 
     def map(self, fn, iterables, kwargs, timeout=None, buffersize=None, progress=None, ordered=True, op=None):
         """See ``Interface.map``. op: that of a reduction; the results are then those of its parts, in order."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = time.monotonic() + (math.inf if timeout is None else timeout)
         fn = functools.partial(fn, **kwargs) if kwargs else fn
         job = Mapping(self, Recipe(fn, op), iterables, ordered, buffersize, self.current_task(), progress)
         results = job.results(deadline)
@@ -3559,7 +3528,7 @@ class Root(Node):
             with contextlib.suppress(OSError, SyntaxError, ValueError):  # what travels asks this; now is time, while the
                 main.by_value("")                                        # keeper starts, and before the file is edited
             import_zmq(DESCRIPTORS + 8)
-            self.open(self.address, b"root")
+            self.open()
             logger.info("%d worker%s on this machine (root: pid %d, keeper: pid %d), sockets in %s", options["size"],
                         "s" * (options["size"] != 1), os.getpid(), self.keeper.pid, self.directory)
         except BaseException:
@@ -3593,18 +3562,9 @@ class Root(Node):
         """One thread of those that wait sleeps on the socket, and serves it; others wait to be woken."""
         if self.wanted and not self.queue and self.feed():
             return
-        if not self.attending.acquire(blocking=False):
+        if not self.listen(ready, timeout, 0):
             super().sleep(ready, what, min(timeout, TICK))  # for the other may leave
-            return
-        self.attendant = threading.get_ident()
-        try:
-            if not ready():  # the deputy may have been quicker, and not have seen us
-                self.attend(timeout)
-        finally:
-            self.attendant = None
-            self.attending.release()
-        self.serve()
-        if not ready():
+        elif not ready():
             self.patrol()
 
     def patrol(self):
@@ -3629,10 +3589,6 @@ class Root(Node):
         """At once, and not after all that has come: the results of a large pool never end."""
         super().on_HUNGRY(*fields)
         self.give()
-
-    def feed(self, beyond=False):
-        """Pull inputs of maps; beyond: of those that nobody has begun to read, as far as they go."""
-        return any([job.pull(beyond or job.abandoned) for job in list(self.sources) if not job.begun or not beyond])
 
     def quiet(self):
         """Whether nothing of this process is queued or away."""
@@ -3680,8 +3636,9 @@ class Root(Node):
 
     # -- messages
 
-    def say_again(self):
-        """That we are at the end, if so."""
+    def on_WHO(self, number):
+        """Say also that we are at the end, if so."""
+        super().on_WHO(number)
         if self.closing:
             self.send(b"STOP")
 
@@ -3735,7 +3692,7 @@ class Root(Node):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or full: as print, but not to the task
             file.write(text)
             file.flush()
-        self.send(b"SHOWN", host_of(worker), pack_int(len(lines)))
+        self.send(b"SHOWN", host_of(worker), b"%d" % len(lines))
 
     def on_RECORD(self, worker, body):
         """See ``Collector``, which is there if this is wanted."""
@@ -3792,10 +3749,8 @@ def label(config, name, pid):
 def flush_output():
     """Have what was printed come out. That it cannot, or what a task did to the files, is no error of ours."""
     for file in sys.stdout, sys.stderr:  # Python 3.8 buffers this, too
-        try:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             file.flush()
-        except (OSError, ValueError, AttributeError):
-            pass
 
 
 def status_text(code):
@@ -3861,12 +3816,18 @@ class Worker(Node):
     # -- the baton
 
     def start(self):
-        """Join the pool, and work until told to stop."""
+        """The life of a thread that gets the baton. The first one joins the pool; all work until told to stop."""
         self.holder.ident = threading.get_ident()
-        self.start_profile()
-        self.open(self.address, b"worker")
-        self.initialise()
-        logger.debug("worker %s is ready", self.label)
+        if self.config["profile"]:
+            import cProfile
+            profile = cProfile.Profile()
+            with contextlib.suppress(ValueError):  # from Python 3.12 on, one profile sees all threads
+                profile.enable()
+                self.profiles.append(profile)
+        if self.socket is None:
+            self.open()
+            self.initialise()
+            logger.debug("worker %s is ready", self.label)
         self.work()
 
     def initialise(self):
@@ -3898,19 +3859,15 @@ class Worker(Node):
                 self.pass_baton()
                 me.gate.acquire()
                 continue
-            self.look_up()
+            now = time.monotonic()
+            if now - self.served > SLICE:
+                self.served = now
+                self.serve()
             unit = self.take(None, None)
             if unit is not None:
                 self.run(unit)
-            elif not self.feed():
+            elif not self.feed(beyond=True):
                 self.rest()
-
-    def look_up(self):
-        """Between tasks: serve the socket if that was long ago."""
-        now = time.monotonic()
-        if now - self.served > SLICE:
-            self.served = now
-            self.serve()
 
     def rest(self):
         """Nothing to run: say so, and sleep until a message comes."""
@@ -3925,7 +3882,7 @@ class Worker(Node):
         said = self.wish()
         if not (self.idle or self.waiting or self.away or self.in_hand or self.queue):
             self.idle = True
-            said.append((b"IDLE", pack_int(self.received)))
+            said.append((b"IDLE", b"%d" % self.received))
         return said
 
     def wishes_if_done(self):
@@ -3938,13 +3895,8 @@ class Worker(Node):
         return self.wishes() if done else ()
 
     def doze(self, ready, timeout):
-        """Sleep until a message comes, or another thread has work for us; then serve.
-
-        What to wake for is looked at once more: the deputy may have been quicker, and not have seen us."""
-        with self.attending:
-            if not (self.queue or self.resumable or self.received != self.known or ready()):
-                self.attend(timeout)
-        self.serve()
+        """Sleep until a message comes, or another thread has work for us; then serve."""
+        self.listen(lambda: self.queue or self.resumable or self.received != self.known or ready(), timeout)
 
     def wish(self):
         """That we are HUNGRY, as a list of messages; it is empty if that was said and stays said."""
@@ -3956,23 +3908,18 @@ class Worker(Node):
 
     def pass_baton(self):
         """Let another thread go on: one that can resume, else one that takes new work."""
-        if self.resumable:
-            strand = self.resumable.popleft()
-        elif self.spare_strands:
-            strand = self.spare_strands.pop()
+        if self.resumable or self.spare_strands:
+            self.holder = self.resumable.popleft() if self.resumable else self.spare_strands.pop()
+            self.holder.gate.release()
         else:
-            strand = self.holder = Strand(self)
-            threading.Thread(target=self.new_thread, args=(strand,), daemon=True).start()
-            return
-        self.holder = strand
-        strand.gate.release()
+            self.holder = Strand(self)
+            threading.Thread(target=self.start, daemon=True).start()
 
     def yield_baton(self):
         """This task's event loop awaits futures, and sleeps without us: others go on until the task is done."""
         me = self.holder
         if me.ident == threading.get_ident() and not self.serving._is_owned():
-            for piece in me.slices:
-                self.shorten(piece)
+            self.shorten()
             self.waiting += 1
             self.pass_baton()
 
@@ -3985,45 +3932,27 @@ class Worker(Node):
             self.waiting -= 1
             self.note(me.mark)
 
-    def new_thread(self, strand):
-        """The life of a further thread."""
-        strand.ident = threading.get_ident()
-        self.start_profile()
-        self.work()
-
-    def start_profile(self):
-        """Profile this thread, if that was asked for."""
-        if self.config["profile"]:
-            import cProfile
-            profile = cProfile.Profile()
-            with contextlib.suppress(ValueError):  # from Python 3.12 on, one profile sees all threads
-                profile.enable()
-                self.profiles.append(profile)
-
-    def wait_for(self, ready, what=None, timeout=None):
-        """Until ready() is true, at most `timeout` seconds, do other work; says whether it is.
+    def sleep(self, ready, what, timeout):
+        """Until `what` changes, do other work.
 
         First what is waited for, if it is still here; then descendants of the waiting task, newest
         first; never a stranger on this stack: for those, this thread parks and another goes on."""
         me = self.holder
         if me.ident != threading.get_ident():
-            return super().wait_for(ready, what, timeout)
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not ready():
-            if remaining(deadline) == 0:
-                return False
-            if self.broken:
-                raise self.broken
-            unit = self.take(what, me.task) if me.depth < MAX_INLINE else None
-            if unit is not None:
-                self.run(unit)
-            elif self.resumable or self.queue:
-                self.park(me, ready, what, deadline)
-            else:
-                self.look_around(ready, deadline)
-        return True
+            self.sleep_aside(ready, what, timeout)
+            return
+        unit = self.take(what, me.task) if me.depth < MAX_INLINE else None
+        if unit is not None:
+            self.run(unit)
+            return
+        self.shorten()
+        if self.resumable or self.queue:
+            self.park(me, ready, what, timeout)
+        elif not self.feed(beyond=True):
+            self.send_all(*self.wish())
+            self.doze(ready, timeout)
 
-    def sleep(self, ready, what, timeout):
+    def sleep_aside(self, ready, what, timeout):
         """Waiting in a thread that a task made: it never has the baton, but may run what it waits for itself."""
         unit = self.take(what, OUTSIDE)
         if unit is None:
@@ -4035,20 +3964,8 @@ class Worker(Node):
             if isinstance(unit, Slice):
                 unit.deliver()
 
-    def look_around(self, ready, deadline):
-        """Nothing to run while a task waits: ask for work, and sleep until a message comes."""
-        for piece in self.holder.slices:
-            self.shorten(piece)
-        if self.queue or self.feed():
-            return
-        self.send_all(*self.wish())
-        left = remaining(deadline)
-        self.doze(ready, PATROL if left is None else min(left, PATROL))
-
-    def park(self, me, ready, what, deadline):
-        """Give the baton away until `what` changes or the deadline comes."""
-        for piece in me.slices:
-            self.shorten(piece)
+    def park(self, me, ready, what, timeout):
+        """Give the baton away until `what` changes or the time is over."""
         with self.lock:
             self.parked.setdefault(what, []).append(me)
             if ready() and self.unlist(what, me):  # it came before we were listed
@@ -4056,8 +3973,7 @@ class Worker(Node):
             self.waiting += 1
         serving = self.serving._is_owned() and self.serving._release_save()  # a callback waits, amid a message
         self.pass_baton()
-        left = remaining(deadline)
-        if not me.gate.acquire(timeout=-1 if left is None else left):
+        if not me.gate.acquire(timeout=-1 if timeout == math.inf else timeout):
             if self.unlist(what, me):
                 me.set()
             me.gate.acquire()
@@ -4144,7 +4060,10 @@ class Worker(Node):
 
     def run_slice(self, me, piece):
         """Run a slice and deliver its results."""
-        self.ask_early(piece)
+        pace = piece.job.recipe.pace
+        if not self.asked and len(self.queue) <= 1 and pace is not None \
+                and TOO_LATE < (piece.span.hi - piece.lo) * pace < ASK_EARLY:  # it is nearly all that there is
+            self.send_all(*self.wish())
         me.slices.append(piece)
         self.execute(piece, me)
         with self.lock:
@@ -4165,31 +4084,24 @@ class Worker(Node):
             with self.lock:
                 span.lo = span.hi
             if job.left > 1:
-                job.cancelled = True
-                self.guests.pop(job.id, None)
+                self.on_CANCEL(job.id)  # nothing of it is answered
                 self.send(b"SINGLY", job.id)
-                return False
-            failure = CannotSend(f"the callable or an argument cannot be unpickled on worker {self.label}: "
-                                 f"{type(error).__name__}: {text_of(error)}")
-            failure.__cause__ = error
-            job.deliver(piece.lo, 1, [None], {0: failure})
+            else:
+                failure = CannotSend(f"the callable or an argument cannot be unpickled on worker {self.label}: "
+                                     f"{type(error).__name__}: {text_of(error)}")
+                failure.__cause__ = error
+                job.deliver(piece.lo, 1, [None], {0: failure})
             return False
 
-    def ask_early(self, piece):
-        """Ask for more work if this slice is nearly all there is."""
-        if not self.asked and len(self.queue) <= 1:
-            pace = piece.job.recipe.pace
-            if pace is not None and TOO_LATE < (piece.span.hi - piece.lo) * pace < ASK_EARLY:
-                self.send_all(*self.wish())
-
-    def shorten(self, piece):
-        """Give the items behind a long one back to the queue, and hand over the results before it."""
-        with self.lock:
-            piece.shorten()
-        if piece.job.recipe.op is None:
-            piece.deliver()
-        if isinstance(piece.job, Guest):
-            piece.job.flush()
+    def shorten(self):
+        """Give the items behind those that are running back to the queue, and hand over the results before them."""
+        for piece in list(self.holder.slices):
+            with self.lock:
+                piece.shorten()
+            if piece.job.recipe.op is None:
+                piece.deliver()
+            if isinstance(piece.job, Guest):
+                piece.job.flush()
 
     def note(self, mark):
         """Write down what is being run, where the keeper reads it if we die."""
@@ -4203,10 +4115,6 @@ class Worker(Node):
         self.marker[1:35 + length] = struct.pack(f">QH{length}sQQd", self.begun, length, task_id, lo, hi,
                                                  time.monotonic())
 
-    def feed(self):
-        """Pull inputs of maps that nobody has begun to read. Says whether there were any."""
-        return any([job.pull(beyond=True) for job in list(self.sources) if not job.begun])
-
     def stand_in(self):
         """One look by the deputy; results that were to wait for others go, and a slice that takes long is shortened, so
         that others can have the rest."""
@@ -4215,39 +4123,36 @@ class Worker(Node):
                 guest.flush()
         newest = next(reversed(self.holder.slices), None)
         if newest is not None and newest is self.watched:
-            for piece in list(self.holder.slices):
-                self.shorten(piece)
+            self.shorten()
         self.watched = newest
         super().stand_in()
 
-    def postponed(self):
-        """Whether results wait here to be sent."""
-        return any([guest.postpones for guest in list(self.guests.values())])
-
     # -- messages
 
-    def on_TASK(self, task_id, avoid, more, kind, lo, hi, singly, *body):
+    def on_TASK(self, task_id, avoid, more, lo, hi, singly, *body):
         """Work has come. First come, first run."""
         lo, hi = int(lo), int(hi)
-        guest = self.guests[task_id] = Guest(self, task_id, kind, lo, hi, body)
+        guest = self.guests[task_id] = Guest(self, task_id, lo, hi, body)
         with self.lock:
             self.asked = self.idle = False
             if hi - lo > 1:
                 self.wanted, self.rich = 0, True
             self.received += 1
             guest.number = self.received
-            self.queue.appendleft(Span(guest, None, lo, lo, hi, singly == b"1", avoid))  # first come, first run
+            self.queue.appendleft(Span(guest, None, lo, lo, hi, singly == b"1", avoid))
 
     def on_STOP(self):
         """All is done."""
         self.stopped.set()
 
-    def say_again(self):
-        """Nothing: we ask anew for work and for files, and count TASKs anew."""
-        self.asked = self.idle = False
-        self.received = self.begun = 0
-        for path in self.fetching:
-            self.send(b"FETCH", path.encode())
+    def on_WHO(self, number):
+        """Ask anew for work and for files, too, and count TASKs anew."""
+        with self.lock:
+            super().on_WHO(number)
+            self.asked = self.idle = False
+            self.received = self.begun = 0
+            for path in self.fetching:
+                self.send(b"FETCH", path.encode())
 
     # -- modules that are on the root's machine only
 
@@ -4258,13 +4163,8 @@ class Worker(Node):
                 self.fetching.add(path)
                 self.send(b"FETCH", path.encode())
         while path not in self.files:
-            if self.attending.acquire(timeout=TICK):
-                try:
-                    if path not in self.files:
-                        self.attend(PATROL)
-                finally:
-                    self.attending.release()
-            self.serve()
+            if not self.listen(lambda: path in self.files, PATROL, TICK):
+                self.serve()  # what we wait for may have come when we were just handling messages
         self.fetching.discard(path)
         return self.files[path]
 
@@ -4571,7 +4471,7 @@ class Keeper:
             os.close(descriptor)
         obituary = f"{label(self.config, name, pid)} {status_text(code)}"
         by_itself = code != -signal.SIGTERM  # that is somebody's order, or a batch system's
-        flags = pack_int(BLAME * by_itself | BEGUN * (ready == SEVERAL))
+        flags = b"%d" % (BLAME * by_itself | BEGUN * (ready == SEVERAL))
         self.notify(b"DIED", name, task_id or b"-", lo, hi, flags, begun, obituary.encode())
         if ready == LEAVING:
             return
@@ -4644,7 +4544,7 @@ def running(marker):
     running)."""
     state, begun, length = struct.unpack(">BQH", marker[:11])
     task_id, lo, hi = struct.unpack_from(f">{min(length, 4000)}sQQ", marker, 11)
-    return state, pack_int(begun), task_id, pack_int(lo), pack_int(hi)
+    return state, b"%d" % begun, task_id, b"%d" % lo, b"%d" % hi
 
 
 def doing(marker):
@@ -5519,7 +5419,7 @@ class Inline(Node):
             while self.queue:
                 span = self.queue.popleft()
                 while not span.stale and not span.job.begun:
-                    self.sleep(lambda: span.stale, span.job, None)
+                    self.sleep(lambda: span.stale, span.job, PATROL)
         finally:
             self.abort()
 

@@ -577,7 +577,6 @@ def test_names_tell_owner_and_host_when_a_task_is_routed():
     """A task's id begins with its owner's name, a node's name with its host's."""
     assert minscoop.owner_of(b"0.root:17/3") == b"0.root"
     assert minscoop.host_of(b"4.2") == b"4"
-    assert minscoop.pack_int(120) == b"120"
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -1524,6 +1523,8 @@ def test_arguments_are_released_when_the_call_is_done(pool):
 class HandNode(minscoop.Node):
     """A node without a socket: what it would send is written down."""
 
+    wishes_if_done = tuple
+
     def __init__(self, name=b"0.root", size=2, retries=3):
         self.sent = []
         super().__init__(name, size, retries)
@@ -1738,7 +1739,7 @@ def test_a_recipe_is_opened_once_when_its_pickle_comes_again():
 def test_results_are_joined_in_order_when_they_go_back(seed, op):
     """A task of another node answers for each item once, neighbours together, and says which is the last."""
     chance, node = random.Random(seed), HandNode(b"0.1")
-    guest = node.guests[b"0.root:0/0"] = minscoop.Guest(node, b"0.root:0/0", b"map", 0, 10, None)
+    guest = node.guests[b"0.root:0/0"] = minscoop.Guest(node, b"0.root:0/0", 0, 10, None)
     guest.recipe = minscoop.Recipe(str, op)
     cuts = [0, *sorted(chance.sample(range(1, 10), 4)), 10]
     for lo, hi in chance.sample(list(zip(cuts, cuts[1:])), 5):
@@ -1770,9 +1771,9 @@ class Desk:
 
     def __init__(self, workers=2):
         self.broker = minscoop.Broker()
-        self("0.root HELLO root")
+        self("0.root HELLO")
         for number in range(1, workers + 1):
-            self(f"0.{number} HELLO worker")
+            self(f"0.{number} HELLO")
 
     def __call__(self, line):
         return self.say(*fields_of(line))
@@ -1787,7 +1788,7 @@ def satisfied(out):
     return [re.sub(r"( TASK \S+ \S+) 1 ", r"\1 0 ", entry) for entry in out if " HUNGRY " not in entry]
 
 
-TASK = "0.root:0/0 - 0 map 0 9 0 body"
+TASK = "0.root:0/0 - 0 0 9 0 body"
 
 
 def test_the_hungry_gets_the_task_when_somebody_gives_one():
@@ -1816,16 +1817,16 @@ def test_a_late_owner_is_asked_when_workers_are_hungry_already():
     """Workers may be there before the root, which hears of their hunger when it comes."""
     desk = Desk(0)
     desk.broker = minscoop.Broker()
-    desk("0.1 HELLO worker")
+    desk("0.1 HELLO")
     desk("0.1 HUNGRY 1")
-    assert desk("0.root HELLO root") == ["0.root HUNGRY 1"]
+    assert desk("0.root HELLO") == ["0.root HUNGRY 1"]
 
 
 def test_the_rich_are_asked_first_when_they_said_that_there_is_more():
     """Who gave a task and has more is asked for all that is wanted, the others are left in peace."""
     desk = Desk(3)
     desk("0.1 HUNGRY 1")
-    desk("0.root TASK 0.root:0/0 - 1 map 0 9 0 body")
+    desk("0.root TASK 0.root:0/0 - 1 0 9 0 body")
     assert desk("0.2 HUNGRY 1") == ["0.root HUNGRY 1"]
     assert desk("0.3 HUNGRY 1") == ["0.root HUNGRY 1"]
     assert desk("0.root DRY") == ["0.1 HUNGRY 2"]  # it has nine items
@@ -1835,19 +1836,19 @@ def test_a_task_goes_to_another_host_when_it_failed_on_one():
     """`avoid` names the host where it was lost; that one is taken only if it is the only one."""
     desk = Desk(0)
     for number in "4", "5":
-        desk.say(number.encode(), b"HELLO", b"broker", host_facts(number))
+        desk.say(number.encode(), b"HELLO", host_facts(number))
         desk(f"{number} HUNGRY 1")
-    assert desk("0.root TASK 0.root:0/0 4 0 map 0 1 0 x") == ["5 TASK 0.root:0/0 4 0 map 0 1 0 x"]
-    assert desk("0.root TASK 0.root:1/0 4 0 map 0 1 0 x") == ["4 TASK 0.root:1/0 4 0 map 0 1 0 x"]
+    assert desk("0.root TASK 0.root:0/0 4 0 0 1 0 x") == ["5 TASK 0.root:0/0 4 0 0 1 0 x"]
+    assert desk("0.root TASK 0.root:1/0 4 0 0 1 0 x") == ["4 TASK 0.root:1/0 4 0 0 1 0 x"]
 
 
 def test_a_task_goes_to_who_holds_least_when_nobody_is_hungry():
     """What was given for one that has died meanwhile still finds a place, rather not its giver's."""
     desk = Desk(2)
     desk("0.1 HUNGRY 1")
-    assert desk("0.root TASK 0.root:0/0 - 0 map 0 9 0 x")[0].startswith("0.1 TASK")
-    assert desk("0.root TASK 0.root:1/0 - 0 map 0 9 0 x")[0].startswith("0.2 TASK")
-    assert desk("0.2 TASK 0.2:0/0 - 0 map 0 9 0 x")[0].startswith("0.1 TASK")
+    assert desk("0.root TASK 0.root:0/0 - 0 0 9 0 x")[0].startswith("0.1 TASK")
+    assert desk("0.root TASK 0.root:1/0 - 0 0 9 0 x")[0].startswith("0.2 TASK")
+    assert desk("0.2 TASK 0.2:0/0 - 0 0 9 0 x")[0].startswith("0.1 TASK")
 
 
 def test_a_task_returns_unblamed_when_there_is_no_worker():
@@ -1858,7 +1859,7 @@ def test_a_task_returns_unblamed_when_there_is_no_worker():
 def test_a_body_passes_untouched_when_a_task_is_routed():
     """Payload frames are opaque to a broker: it neither copies nor opens them."""
     desk, body = Desk(1), [object(), object()]
-    out = desk.broker.handle(b"0.root", [b"TASK", b"0.root:0/0", b"", b"0", b"map", b"0", b"9", b"0", *body], 0)
+    out = desk.broker.handle(b"0.root", [b"TASK", b"0.root:0/0", b"", b"0", b"0", b"9", b"0", *body], 0)
     assert out[0][1][-2:] == body
     out = desk.broker.handle(b"0.1", [b"RESULT", b"0.root:0/0", b"0", b"9", b"1", *body], 0)
     assert out[0][0] == b"0.root" and out[0][1][-2:] == body
@@ -1880,7 +1881,7 @@ def test_the_owner_is_told_when_a_holder_splits_a_task():
     desk(f"0.root TASK {TASK}")
     desk("0.2 HUNGRY 1")
     assert desk("0.1 SPLIT 0.root:0/0 5 9 0.root:0/5") == ["0.root SPLIT 0.root:0/0 5 9 0.root:0/5"]
-    assert desk("0.1 TASK 0.root:0/5 - 0 map 5 9 0 x") == ["0.2 TASK 0.root:0/5 - 0 map 5 9 0 x"]
+    assert desk("0.1 TASK 0.root:0/5 - 0 5 9 0 x") == ["0.2 TASK 0.root:0/5 - 0 5 9 0 x"]
     assert desk.broker.placed == {b"0.root:0/0": b"0.1", b"0.root:0/5": b"0.2"}
 
 
@@ -1904,15 +1905,15 @@ def test_everybody_has_a_constant_when_it_was_set():
     desk = Desk()
     assert sorted(desk("0.1 CONST pi me 3.14")) == [f"{name} CONST pi me 3.14" for name in ("0.1", "0.2", "0.root")]
     assert desk("0.2 CONST pi you 4") == []
-    assert desk("0.9 HELLO worker") == ["0.9 CONST pi me 3.14"]
+    assert desk("0.9 HELLO") == ["0.9 CONST pi me 3.14"]
 
 
 def test_owners_hear_of_a_death_when_they_lose_tasks():
     """LOST with the items that were being run, for the one task that ran; without any for those that waited."""
     desk = Desk()
     desk(f"0.root TASK {TASK}")
-    desk("0.root TASK 0.root:1/0 - 0 map 0 9 0 x")
-    desk("0.2 TASK 0.2:7/0 - 0 map 0 3 0 x")
+    desk("0.root TASK 0.root:1/0 - 0 0 9 0 x")
+    desk("0.2 TASK 0.2:7/0 - 0 0 3 0 x")
     assert {desk.broker.placed[key] for key in (b"0.root:0/0", b"0.2:7/0")} == {b"0.1"}
     assert sorted(desk("keeper DIED 0.1 0.root:0/0 2 4 1 0 gone")) == \
         ["0.2 LOST 0.2:7/0 0 0 0 gone", "0.root LOST 0.root:0/0 2 4 1 gone"]
@@ -1923,7 +1924,7 @@ def test_owners_hear_of_a_death_when_they_lose_tasks():
 def test_orphans_are_cancelled_when_their_owner_dies():
     """Nobody waits any more for what a dead worker had shipped."""
     desk = Desk()
-    desk("0.1 TASK 0.1:0/0 - 0 map 0 9 0 x")
+    desk("0.1 TASK 0.1:0/0 - 0 0 9 0 x")
     assert desk("keeper DIED 0.1 x 0 0 1 0 gone") == ["0.2 CANCEL 0.1:0/0"] and not desk.broker.placed
 
 
@@ -1940,7 +1941,7 @@ def test_the_root_hears_it_when_no_worker_can_start():
     """FAILED goes to the root, also when that comes later."""
     desk = Desk(1)
     assert desk("0.1 FAILED why") == ["0.root FAILED why"]
-    assert "0.root FAILED why" in desk("0.root HELLO root")
+    assert "0.root FAILED why" in desk("0.root HELLO")
 
 
 def test_workers_are_stopped_when_all_is_quiet():
@@ -1973,23 +1974,23 @@ def test_a_worker_that_comes_late_is_stopped_when_the_end_was_said():
     desk = Desk(1)
     desk("0.1 IDLE 0")
     desk("0.root STOP")
-    assert desk("0.2 HELLO worker") == ["0.2 STOP"]
+    assert desk("0.2 HELLO") == ["0.2 STOP"]
 
 
 def test_nothing_is_forgotten_when_a_node_says_hello_again():
     """What a node holds does not depend on how often it introduces itself."""
     desk = Desk(1)
     desk(f"0.root TASK {TASK}")
-    desk("0.1 HELLO worker")
+    desk("0.1 HELLO")
     assert desk("keeper DIED 0.1 x 0 0 1 0 gone") == ["0.root LOST 0.root:0/0 0 0 0 gone"]
 
 
-NONSENSE = ["0.root", "0.root NONSENSE", "0.root hello root", "0.1 HELLO", "0.1 HELLO worker extra",
+NONSENSE = ["0.root", "0.root NONSENSE", "0.root hello root", "0.1 HELLO worker", "0.1 HELLO worker extra",
             "0.1 HUNGRY", "0.1 HUNGRY many", "0.1 HUNGRY 1 2 3", "0.1 HUNGRY -", "0.1 IDLE", "0.1 IDLE no", "0.1 TASK",
             "0.1 TASK 0.root:0/0", "0.1 SPLIT 0.root:0/0 1", "0.1 RESULT 0.root:0/0", "0.1 SINGLY", "0.1 CANCEL",
             "0.1 CONST", "0.1 STOP now", "0.1 BYE bye", "0.1 REFUSED pi", "0.1 LOST 0.root:0/0 0 1 1 gone",
             "0.1 DIED 0.2 x 0 0 1 0 gone", "0.root DIED 0.1 x 0 0 1 0 gone", "9.9 DIED 0.1 x 0 0 1 0 gone",
-            "keeper DIED", "keeper DIED 0.1", "9.9 HUNGRY 1", "9.9 STOP", "9.9 TASK 0.root:0/0 - 0 map 0 9 0 x",
+            "keeper DIED", "keeper DIED 0.1", "9.9 HUNGRY 1", "9.9 STOP", "9.9 TASK 0.root:0/0 - 0 0 9 0 x",
             "9.9 BYE",
             "9.9 CONST pi 3", "9.9 RESULT 0.root:0/0 0 9 1 x", "keeper STOP", "keeper HUNGRY 1"]
 
@@ -2005,7 +2006,7 @@ def test_nonsense_is_dropped_and_counted_when_it_arrives(line):
     assert desk(f"0.root TASK {TASK}") == [f"0.1 TASK {TASK}"]
 
 
-@pytest.mark.parametrize("frames", [["TASK", "id", "", "0", "map", "0", "9", "0", "x"], ["RESULT", "id", "0", "1", "1"],
+@pytest.mark.parametrize("frames", [["TASK", "id", "", "0", "0", "9", "0", "x"], ["RESULT", "id", "0", "1", "1"],
                                     ["SPLIT", "id", "0", "1", "new"], ["SINGLY", "id"], ["CANCEL", "id"]],
                          ids=lambda frames: frames[0])
 def test_large_fields_are_dropped_when_a_stranger_sends_them(frames):
@@ -2014,7 +2015,7 @@ def test_large_fields_are_dropped_when_a_stranger_sends_them(frames):
     desk = Desk()
     frames = [zmq.Frame(b"0.root" + b":" * 70_000) if field == "id" else field.encode() for field in frames]
     desk.broker.handle(b"0.1", frames, 0.0)
-    assert "TASK" in desk("0.root TASK 0.root:0/0 - 0 map 0 9 0 x")[0]
+    assert "TASK" in desk("0.root TASK 0.root:0/0 - 0 0 9 0 x")[0]
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -2028,9 +2029,9 @@ def test_the_broker_keeps_its_books_when_anything_happens(seed):
         name, task = chance.choice(names), chance.choice(ids)
         fresh = f"{name}:{next(serial)}/0"
         return chance.choice([
-            f"0.{10 + next(serial)} HELLO worker", f"{name} HUNGRY {chance.randrange(-1, 3)}", f"{name} DRY",
-            f"{name} IDLE {chance.randrange(9)}", f"{name} TASK {fresh} - {chance.randrange(2)} map 0 9 0 x",
-            f"{name} TASK {task} 0 0 map 0 9 0 x", f"{name} SPLIT {task} 3 4 {fresh}", f"{name} SINGLY {task}",
+            f"0.{10 + next(serial)} HELLO", f"{name} HUNGRY {chance.randrange(-1, 3)}", f"{name} DRY",
+            f"{name} IDLE {chance.randrange(9)}", f"{name} TASK {fresh} - {chance.randrange(2)} 0 9 0 x",
+            f"{name} TASK {task} 0 0 0 9 0 x", f"{name} SPLIT {task} 3 4 {fresh}", f"{name} SINGLY {task}",
             f"{name} RESULT {task} 0 1 {chance.randrange(2)} x", f"{name} CANCEL {task}", f"{name} BYE",
             f"{name} CONST c{chance.randrange(4)} x", f"keeper DIED {name} {task} 0 1 1 0 gone",
             chance.choice(NONSENSE)])
@@ -2061,15 +2062,15 @@ class Tree:
 
     def __init__(self, hosts=2):
         self.brokers, self.now = {b"0": minscoop.Broker(size=1)}, 0.0
-        self("0.root HELLO root", "0.1 HELLO worker")
+        self("0.root HELLO", "0.1 HELLO")
         for number in range(1, hosts + 1):
             self.add(f"{number}")
 
     def add(self, number):
         """A further host comes."""
         self.brokers[number.encode()] = minscoop.Broker(number.encode(), 2, below=True)
-        return self.say(number.encode(), b"HELLO", b"broker", host_facts(number)) + \
-            self(f"{number}.1 HELLO worker", f"{number}.2 HELLO worker")
+        return self.say(number.encode(), b"HELLO", host_facts(number)) + \
+            self(f"{number}.1 HELLO", f"{number}.2 HELLO")
 
     def __call__(self, *lines):
         return [entry for line in lines for entry in self.say(*fields_of(line))]
@@ -2106,8 +2107,8 @@ class Tree:
         """Have a node ship a task, and another take it; returns its id."""
         task_id = f"{owner}:{serial}/{lo}"
         self(f"{holder} HUNGRY 1")
-        out = satisfied(self(f"{owner} TASK {task_id} - 0 map {lo} {hi} 0 body"))
-        assert out == [f"{holder} TASK {task_id} - 0 map {lo} {hi} 0 body"]
+        out = satisfied(self(f"{owner} TASK {task_id} - 0 {lo} {hi} 0 body"))
+        assert out == [f"{holder} TASK {task_id} - 0 {lo} {hi} 0 body"]
         return task_id
 
     @property
@@ -2132,9 +2133,9 @@ def test_the_pool_has_its_size_when_hosts_come_and_go():
     assert sorted(entry for entry in tree("0.keeper DIED 1 - 0 0 0 0 -") if "SIZE" in entry) == sorted(
         f"{name} SIZE 3" for name in ("0.root", "0.1", "2.1", "2.2"))
     late = minscoop.Broker(size=0)
-    late.handle(b"1", [b"HELLO", b"broker", host_facts("1")], 0)
+    late.handle(b"1", [b"HELLO", host_facts("1")], 0)
     late.handle(b"", [b"HOST", host_facts("2", "gone", reason="why")], 0)
-    assert late.handle(b"0.root", [b"HELLO", b"root"], 0) == [
+    assert late.handle(b"0.root", [b"HELLO"], 0) == [
         (b"0.root", [b"HOST", host_facts("1")]), (b"0.root", [b"HOST", host_facts("2", "gone", reason="why")]),
         (b"0.root", [b"SIZE", b"2"])]
 
@@ -2144,7 +2145,7 @@ def test_a_task_and_its_results_find_their_way_when_two_hosts_take_part(owner, h
     """HUNGRY reaches who has work, TASK who is hungry, RESULT the owner; then no broker remembers anything."""
     tree = Tree()
     assert any(entry.startswith(f"{owner} HUNGRY 1") for entry in tree(f"{holder} HUNGRY 1"))
-    task = f"{owner}:0/0 - 0 map 0 9 0 body"
+    task = f"{owner}:0/0 - 0 0 9 0 body"
     assert tree(f"{owner} TASK {task}") == [f"{holder} TASK {task}"]
     assert tree(f"{holder} RESULT {owner}:0/0 0 4 0 x") == [f"{owner} RESULT {owner}:0/0 0 4 0 x"]
     assert tree.records
@@ -2174,7 +2175,7 @@ def test_a_part_is_held_by_who_has_it_when_a_holder_splits_a_task(owner, holder,
         task_id, part = tree.give(owner, holder), f"{owner}:0/5"
         tree(f"{third} HUNGRY 1")
         assert tree(f"{holder} SPLIT {task_id} 5 9 {part}") == [f"{owner} SPLIT {task_id} 5 9 {part}"]
-        assert satisfied(tree(f"{holder} TASK {part} - 0 map 5 9 0 x")) == [f"{third} TASK {part} - 0 map 5 9 0 x"]
+        assert satisfied(tree(f"{holder} TASK {part} - 0 5 9 0 x")) == [f"{third} TASK {part} - 0 5 9 0 x"]
         for name, where in ((part, third), (task_id, holder)):
             if end == "results":
                 assert satisfied(tree(f"{where} RESULT {name} 0 1 1 x")) == [f"{owner} RESULT {name} 0 1 1 x"]
@@ -2197,7 +2198,7 @@ def test_a_task_stays_on_its_host_when_somebody_is_hungry_there():
     """Who is hungry here goes before who is hungry elsewhere; no other broker hears of it."""
     tree = Tree()
     tree("2.1 HUNGRY 1", "1.2 HUNGRY 1")
-    assert "1.2 TASK 1.1:0/0 - 0 map 0 9 0 x" in tree("1.1 TASK 1.1:0/0 - 0 map 0 9 0 x")
+    assert "1.2 TASK 1.1:0/0 - 0 0 9 0 x" in tree("1.1 TASK 1.1:0/0 - 0 0 9 0 x")
     assert tree.records == {"1": {"1.1:0/0": "1.2"}}
 
 
@@ -2205,7 +2206,7 @@ def test_a_task_goes_to_another_host_when_it_failed_on_this_one():
     """`avoid` goes before distance."""
     tree = Tree()
     tree("1.2 HUNGRY 1", "2.1 HUNGRY 1")
-    assert "2.1 TASK 1.1:0/0 1 0 map 0 9 0 x" in tree("1.1 TASK 1.1:0/0 1 0 map 0 9 0 x")
+    assert "2.1 TASK 1.1:0/0 1 0 0 9 0 x" in tree("1.1 TASK 1.1:0/0 1 0 0 9 0 x")
 
 
 def test_a_task_is_held_once_when_it_comes_back_to_the_host_of_its_owner():
@@ -2214,7 +2215,7 @@ def test_a_task_is_held_once_when_it_comes_back_to_the_host_of_its_owner():
     task_id = tree.give("1.1", "2.1")
     assert tree.records == {"1": {task_id: "up"}, "0": {task_id: "2"}, "2": {task_id: "2.1"}}
     tree("1.2 HUNGRY 1")
-    assert tree(f"2.1 TASK {task_id} - 0 map 0 9 0 x") == [f"1.2 TASK {task_id} - 0 map 0 9 0 x"]
+    assert tree(f"2.1 TASK {task_id} - 0 0 9 0 x") == [f"1.2 TASK {task_id} - 0 0 9 0 x"]
     assert tree.records == {"1": {task_id: "1.2"}}
     assert tree(f"1.1 CANCEL {task_id}") == [f"1.2 CANCEL {task_id}"] and tree.records == {}
 
@@ -2223,11 +2224,11 @@ def test_a_task_goes_anywhere_else_when_nobody_is_hungry_any_more():
     """To who holds least for its size; unblamed back to its owner if nobody is there."""
     tree = Tree(1)
     for _ in range(3):
-        tree("0.root TASK 0.root:0/0 - 0 map 0 9 0 x", "0.root TASK 0.root:1/0 - 0 map 0 9 0 x")
+        tree("0.root TASK 0.root:0/0 - 0 0 9 0 x", "0.root TASK 0.root:1/0 - 0 0 9 0 x")
     assert sorted(tree.records["0"].values()) == ["0.1", "1"]
     tree = Tree(1)
     tree("1.keeper DIED 1.1 x 0 0 1 0 gone", "1.keeper DIED 1.2 x 0 0 1 0 gone", "0.keeper DIED 0.1 x 0 0 1 0 gone")
-    assert tree("0.root TASK 0.root:0/0 - 0 map 0 9 0 x") == ["0.root LOST 0.root:0/0 0 0 0 -"] and tree.records == {}
+    assert tree("0.root TASK 0.root:0/0 - 0 0 9 0 x") == ["0.root LOST 0.root:0/0 0 0 0 -"] and tree.records == {}
 
 
 def test_who_has_none_is_left_in_peace_when_it_was_asked_across_hosts():
@@ -2236,7 +2237,7 @@ def test_who_has_none_is_left_in_peace_when_it_was_asked_across_hosts():
     assert sorted(tree("2.1 HUNGRY 1")) == sorted(
         ["2.2 HUNGRY 1", *(f"{name} HUNGRY 1 2" for name in ("0.root", "0.1", "1.1", "1.2"))])
     assert tree("1.1 DRY", "1.2 DRY", "0.1 DRY", "2.2 DRY", "0.root DRY") == []
-    assert tree("1.1 TASK 1.1:0/0 - 1 map 0 1 0 x") == ["2.1 TASK 1.1:0/0 - 1 map 0 1 0 x"]
+    assert tree("1.1 TASK 1.1:0/0 - 1 0 1 0 x") == ["2.1 TASK 1.1:0/0 - 1 0 1 0 x"]
     assert satisfied(tree("2.2 HUNGRY 1")) == [] and "1.1 HUNGRY 1 2" in tree("2.1 HUNGRY 1")
 
 
@@ -2245,9 +2246,9 @@ def test_a_host_asks_for_all_its_workers_when_one_is_hungry():
     tree = Tree(1)
     assert "0.root HUNGRY 1 2" in tree("1.1 HUNGRY 1")
     assert satisfied(tree("1.2 HUNGRY 1")) == [] and "0.root HUNGRY 1 2" not in tree("0.root DRY")
-    assert tree("0.root TASK 0.root:0/0 - 1 map 0 9 0 x") == ["1.1 TASK 0.root:0/0 - 1 map 0 9 0 x", "1.1 HUNGRY 1"]
-    assert tree("1.1 SPLIT 0.root:0/0 5 9 0.root:0/5", "1.1 TASK 0.root:0/5 - 0 map 5 9 0 x") == [
-        "0.root SPLIT 0.root:0/0 5 9 0.root:0/5", "1.2 TASK 0.root:0/5 - 0 map 5 9 0 x"]
+    assert tree("0.root TASK 0.root:0/0 - 1 0 9 0 x") == ["1.1 TASK 0.root:0/0 - 1 0 9 0 x", "1.1 HUNGRY 1"]
+    assert tree("1.1 SPLIT 0.root:0/0 5 9 0.root:0/5", "1.1 TASK 0.root:0/5 - 0 5 9 0 x") == [
+        "0.root SPLIT 0.root:0/0 5 9 0.root:0/5", "1.2 TASK 0.root:0/5 - 0 5 9 0 x"]
     out = [tree(f"1.1 RESULT 0.root:0/0 {lo} 1 0 x") for lo in range(5)] + [tree("1.2 RESULT 0.root:0/5 5 1 0 x")]
     assert [len(lines) for lines in out] == [1] * 5 + [2] and out[-1][-1] == "0.root HUNGRY 1"  # three items are left
 
@@ -2260,9 +2261,9 @@ def test_what_a_host_says_travels_together_when_the_pool_is_large():
     task_id = tree.give("0.root", "1.1")
     tree.now = 1.0
     tree("1.2 HUNGRY 1", f"1.1 SPLIT {task_id} 5 9 0.root:0/5")  # this was the first
-    assert tree("1.1 TASK 0.root:0/5 - 0 map 5 9 0 x", f"1.1 RESULT {task_id} 0 5 1 x",
+    assert tree("1.1 TASK 0.root:0/5 - 0 5 9 0 x", f"1.1 RESULT {task_id} 0 5 1 x",
                 "1.2 SPLIT 0.root:0/5 7 9 0.root:0/7", "1.2 RESULT 0.root:0/5 5 2 1 y") == [
-                    "1.2 TASK 0.root:0/5 - 0 map 5 9 0 x"]
+                    "1.2 TASK 0.root:0/5 - 0 5 9 0 x"]
     assert tree.records == {"0": {task_id: "1", "0.root:0/5": "1"}, "1": {"0.root:0/7": "1.2"}}
     due = tree.brokers[b"1"].due
     assert due == 1.0 + 10_000 * minscoop.HOLD
@@ -2294,7 +2295,7 @@ def test_the_pool_is_not_told_each_time_when_a_thousand_hosts_come():
     """SIZE goes to all when it makes a difference; of the rest they hear at the next tick."""
     top, told = minscoop.Broker(), 0
     for number in range(1, 1001):
-        out = top.handle(b"%d" % number, [b"HELLO", b"broker", host_facts(f"{number}")], 0.0)
+        out = top.handle(b"%d" % number, [b"HELLO", host_facts(f"{number}")], 0.0)
         assert (b"%d" % number, [b"SIZE", b"%d" % top.size]) in out and abs(top.size - 2 * number) <= number / 4
         told += len(out)
     assert told < 20_000
@@ -2380,8 +2381,8 @@ def test_a_broker_ends_when_the_one_above_is_silent():
 def test_every_census_ends_when_one_node_stays_silent():
     """It may compute for an hour without releasing the interpreter's lock: others do not wait for it twice as long."""
     broker = minscoop.Broker(size=2)
-    for name, role in (b"0.root", b"root"), (b"0.1", b"worker"), (b"0.2", b"worker"):
-        broker.handle(name, [b"HELLO", role], 0)
+    for name in b"0.root", b"0.1", b"0.2":
+        broker.handle(name, [b"HELLO"], 0)
     for start in 100, 200, 300:
         broker.handle(b"0.1", [b""], start)  # it has connected anew
         number = broker.round
@@ -2397,20 +2398,29 @@ def test_every_census_ends_when_one_node_stays_silent():
 def test_a_census_ends_for_a_host_when_it_was_asked_before_it_said_hello():
     """Its connection broke in its first moments. It is waited for, or else told the end when it has told its part."""
     broker = minscoop.Broker()
-    broker.handle(b"0.root", [b"HELLO", b"root"], 0)
+    broker.handle(b"0.root", [b"HELLO"], 0)
     out = broker.handle(b"1", [b""], 1)  # it has connected anew, and never said who it is
     number = broker.round
     assert (b"1", [b"WHO", number]) in out
     broker.handle(b"0.root", [b"TOLD", number], 1)
-    broker.handle(b"1", [b"HELLO", b"broker", host_facts("1")], 2)
+    broker.handle(b"1", [b"HELLO", host_facts("1")], 2)
     assert (b"1", [b"TOLD", number]) in broker.handle(b"1", [b"TOLD", number], 3) and broker.round is None
+
+
+def test_those_of_a_host_are_heard_when_a_census_ends_that_began_before_its_broker_took_over():
+    """The end of the census that its predecessor took part in says nothing of what its workers hold."""
+    broker = minscoop.Broker(b"1", 1, below=True, heirs={b"1.1": (b"0.root:0/0", b"0", b"1")})
+    broker.facts = host_facts("1")
+    broker.handle(minscoop.UP, [b"TOLD", b"7"], 0)
+    out = broker.handle(minscoop.UP, [b"WHO", b"8"], 0)
+    assert set(broker.silent) == {b"1.1"} and (minscoop.UP, [b"TOLD", b"8"]) not in out
 
 
 def test_files_and_output_go_on_when_the_broker_above_was_lost():
     """What was on its way with it is asked for again, and room that is never reported as free is free."""
     broker = minscoop.Broker(b"1", 1, below=True)
     broker.facts = host_facts("1")
-    broker.handle(b"1.1", [b"HELLO", b"worker"], 0)
+    broker.handle(b"1.1", [b"HELLO"], 0)
     assert broker.handle(b"1.1", [b"FETCH", b"a.py"], 0) == [(minscoop.UP, [b"FETCH", b"a.py"])]
     broker.handle(b"", [b"OUTPUT", b"1.1", b"out", b"x" * 10 * minscoop.OUTPUT_AHEAD], 0)
     broker.handle(minscoop.UP, [b"WHO", b"7"], 1)
@@ -2422,8 +2432,8 @@ def test_files_and_output_go_on_when_the_broker_above_was_lost():
 def test_a_held_task_is_cancelled_when_its_owner_is_gone():
     """Nor does who holds it count as one that has some to give."""
     broker = minscoop.Broker(size=2)
-    for name, role in (b"0.root", b"root"), (b"0.1", b"worker"), (b"0.2", b"worker"):
-        broker.handle(name, [b"HELLO", role], 0)
+    for name in b"0.root", b"0.1", b"0.2":
+        broker.handle(name, [b"HELLO"], 0)
     broker.handle(b"", [b"DIED", b"0.2", b"-", b"0", b"0", b"0", b"0", b"gone"], 1)
     broker.handle(b"0.1", [b""], 2)
     out = broker.handle(b"0.1", [b"HELD", broker.round, b"0.2:0/0", b"0", b"100"], 2)
@@ -2441,7 +2451,7 @@ def test_a_host_goes_on_when_its_probe_comes_before_its_hello():
     broker = minscoop.Broker(heirs={b"1": (b"", b"0", b"0")})
     assert broker.handle(b"1", [b"PROBE"], 1) == [(b"1", [b"PROBE"])]
     broker.handle(b"1", [b""], 1)
-    broker.handle(b"1", [b"HELLO", b"broker", host_facts("1")], 1)
+    broker.handle(b"1", [b"HELLO", host_facts("1")], 1)
     broker.handle(b"", [b"DIED", b"1", b"", b"0", b"0", b"0", b"0", b"gone"], 3)
     assert broker.handle(b"1", [b"PROBE"], 3) == [(b"1", [b"BYE"])]
     assert minscoop.Broker().handle(b"1", [b"PROBE"], 3) == [(b"1", [b"BYE"])]
@@ -2451,7 +2461,7 @@ def test_a_host_goes_on_when_its_probe_comes_before_its_hello():
 def test_a_worker_is_asked_when_it_comes_after_the_census(below):
     """It stood still while a broker took over, and all were heard but it: else its results would be a stranger's."""
     broker = minscoop.Broker(b"1", below=below, heirs={b"1.1": (b"0.root:0/0", b"0", b"9")})
-    number = broker.new_round()
+    number = b"0"
     broker.handle(minscoop.UP, [b"WHO", number], 0) if below else broker.tick(0)
     broker.tick(3 * minscoop.CENSUS_PATIENCE)
     broker.handle(minscoop.UP, [b"TOLD", number], 0) if below else None
@@ -2498,8 +2508,8 @@ def test_the_end_comes_when_the_last_to_work_dies_while_stopping(how):
 
 UNFIT = ["1 DIED 2.1 x 0 0 1 0 gone", "1 DIED 0.1 x 0 0 1 0 gone", "1.1 DIED 1.2 x 0 0 1 0 gone", "1.1 HOST {}",
          "0.root HOST {}",
-         "1.1 SIZE 9", "0.1 OUTPUT 0.1 out x", "7 TASK 0.root:0/0 - 0 map 0 9 0 x", "7 HELLO broker",
-         "7 HELLO broker {", "7 HELLO worker {}", "7 BYE", "7 RESULT 0.root:0/0 0 9 1 x", "7 OUTPUT 0.1 out x",
+         "1.1 SIZE 9", "0.1 OUTPUT 0.1 out x", "7 TASK 0.root:0/0 - 0 0 9 0 x", "7 HELLO",
+         "7 HELLO {", "7 HELLO {}", "7 BYE", "7 RESULT 0.root:0/0 0 9 1 x", "7 OUTPUT 0.1 out x",
          "7 CONST a b c", "7 HUNGRY 1", "1.1 SHOWN", "1.1 FETCH", "1 LOST", "0.root SHOWN 0 many", "0.keeper SIZE 9"]
 
 
@@ -2545,7 +2555,7 @@ def results(values, failures=None):
 def test_a_map_is_given_in_parts_when_others_are_hungry():
     """The first item alone, which tells its size; then shares of what is left, in order."""
     job = HandJob(identity, list(range(100)))
-    spans = [(int(task[4]), int(task[5])) for task in given(job, 5)]
+    spans = [(int(task[3]), int(task[4])) for task in given(job, 5)]
     assert spans[0] == (0, 1) and [lo for lo, _ in spans[1:]] == [hi for _, hi in spans[:-1]]
     assert spans[1][1] > 20 and job.span.lo == spans[-1][1] < 100
 
@@ -2553,7 +2563,7 @@ def test_a_map_is_given_in_parts_when_others_are_hungry():
 def test_a_small_part_is_given_when_items_are_large():
     """MAX_BODY bounds one message, unless one item is larger than that."""
     job = HandJob(identity, [bytes(minscoop.MAX_BODY // 3 + i) for i in range(20)])
-    assert all(int(task[5]) - int(task[4]) <= 3 for task in given(job, 6))
+    assert all(int(task[4]) - int(task[3]) <= 3 for task in given(job, 6))
 
 
 def test_a_large_part_is_given_when_a_host_asks_for_its_workers():
@@ -2561,10 +2571,10 @@ def test_a_large_part_is_given_when_a_host_asks_for_its_workers():
     job = HandJob(identity, list(range(1000)))
     job.node.size, job.item_bytes = 100, 1
     job.node.on_HUNGRY(b"2", b"10")
-    assert [int(task[5]) - int(task[4]) for task in given(job, 0)] == [67, 63]
+    assert [int(task[4]) - int(task[3]) for task in given(job, 0)] == [67, 63]
     worker = HandJob(identity, list(range(90)))
     worker.node.executes, worker.item_bytes = True, 1
-    assert [int(task[5]) - int(task[4]) for task in given(worker, 2)] == [30, 30]
+    assert [int(task[4]) - int(task[3]) for task in given(worker, 2)] == [30, 30]
 
 
 @pytest.mark.parametrize("kind", [bytes, Large])
@@ -2583,8 +2593,7 @@ def test_each_is_heard_when_many_messages_come_as_one(kind):
 def test_a_task_is_held_when_its_last_result_is_just_being_packed():
     """A census at that moment hears of it; else it would run again."""
     node = HandNode(b"0.1")
-    node.role, node.say_again = b"worker", lambda: None
-    guest = node.guests[b"0.root:0/0"] = minscoop.Guest(node, b"0.root:0/0", b"map", 0, 1, None)
+    guest = node.guests[b"0.root:0/0"] = minscoop.Guest(node, b"0.root:0/0", 0, 1, None)
 
     class Asking:
         def __reduce__(self):
@@ -2643,7 +2652,7 @@ def test_an_item_fails_alone_when_it_has_killed_enough_workers():
     job.item_bytes, job.node.size = 1, 0.5
     given(job, 1)
     for death in range(3):
-        tasks = {int(task[4]): task[0] for task in job.node.named(b"TASK")}
+        tasks = {int(task[3]): task[0] for task in job.node.named(b"TASK")}
         for item, task_id in tasks.items():
             if task_id in job.node.away and job.node.away[task_id].open[0][0] <= 1 < job.node.away[task_id].open[0][1]:
                 job.node.on_LOST(task_id, b"1", b"2", b"1", b"0.%d (host h, pid 4711) exit code 9" % death)
@@ -2674,9 +2683,9 @@ class VirtualRoot(minscoop.Root):
 
     def __init__(self, world):
         self.world, self.hosts, self.closing, self.ended = world, {}, False, False
-        self.options, self.role = {"all_hosts": False, "check": True, "tag_output": False}, b"root"
+        self.options = {"all_hosts": False, "check": True, "tag_output": False}
         minscoop.Node.__init__(self, minscoop.ROOT, 1, 99)
-        self.send(b"HELLO", b"root")
+        self.send(b"HELLO")
 
     def send_all(self, *messages):
         for frames in messages:
@@ -2692,8 +2701,8 @@ class VirtualWorker(minscoop.Worker):
     def __init__(self, world, name):
         self.world = world
         super().__init__(name, dict(total=1, retries=99, name="", profile=None, address=None), bytearray(4096))
-        self.holder.ident, self.role = threading.get_ident(), b"worker"
-        self.send(b"HELLO", b"worker")
+        self.holder.ident = threading.get_ident()
+        self.send(b"HELLO")
 
     def send_all(self, *messages):
         for frames in messages:
@@ -2709,7 +2718,7 @@ class VirtualWorker(minscoop.Worker):
         elif unit is not None:
             self.world.active = self
             self.run(unit)
-        elif not self.feed():
+        elif not self.feed(beyond=True):
             self.rest()
 
 
@@ -2727,7 +2736,7 @@ class World:
         for host in b"1", b"2":
             facts = host_facts(host.decode(), python="3", transport="none", address=None)
             self.brokers[host].facts = facts
-            self.post(host, b"0", [b"HELLO", b"broker", facts])
+            self.post(host, b"0", [b"HELLO", facts])
         for name in b"0.1", b"1.1", b"1.2", b"2.1", b"2.2":
             self.nodes[name] = VirtualWorker(self, name)
 
@@ -2815,7 +2824,7 @@ class World:
         if broker.below:
             facts = host_facts(host.decode(), python="3", transport="none", address=None)
             broker.facts = facts
-            self.post(host, b"0", [b"HELLO", b"broker", facts])
+            self.post(host, b"0", [b"HELLO", facts])
             self.post(host, b"0", [b""])
         for name in neighbours:
             self.post(name, host, [b""])
@@ -3325,7 +3334,7 @@ def test_the_pool_stays_whole_when_an_idle_worker_dies(guard, tmp_path):
 
 
 @linux_only
-@pytest.mark.parametrize("noise", [[b""], [b"", b"", b""], [b"HELLO"], [b"TASK", b"x"], [b"HELLO", b"root", b"more"],
+@pytest.mark.parametrize("noise", [[b""], [b"", b"", b""], [b"HELLO"], [b"TASK", b"x"], [b"HELLO", b"more"],
                                    [pickle.dumps(SystemExit)], [b"RESULT", b"0.root:0/0", b"0", b"1", b"1", b"x"],
                                    [b"DIED", b"0.1", b"", b"0", b"0", b"1", b"0", b"x"], [b"STOP"], [b"BYE"],
                                    [b"x" * 1_000_000],
@@ -4879,7 +4888,7 @@ def test_strangers_get_nothing_when_they_know_the_port(cluster, script, tmp_path
             if pair:
                 stranger.curve_serverkey, (stranger.curve_publickey, stranger.curve_secretkey) = server_key, pair
             stranger.connect(f"tcp://{cluster.address}:{port}")
-            for message in ([b"HELLO", b"root"], [b"PROBE"], [b"FETCH", b"/etc/passwd"], [b"STOP"]):
+            for message in ([b"HELLO"], [b"PROBE"], [b"FETCH", b"/etc/passwd"], [b"STOP"]):
                 stranger.send_multipart(message)
             strangers.append(stranger)
         time.sleep(0.5)
@@ -7311,7 +7320,7 @@ def fuzz_worlds(chance):
     """A stranger, a worker and a broker that hold no task say whatever they like: the answers are right."""
     with busy_world(chance.random(), 0) as world:
         facts = host_facts("9", workers=0, python="3", transport="none", address=None)
-        world.post(b"9", b"0", [b"HELLO", b"broker", facts])
+        world.post(b"9", b"0", [b"HELLO", facts])
         left, harmful = 600, {b"HUNGRY", b"FAILED", b"BYE", b""}  # these take tasks, end, or ask everybody
 
         def strike():
@@ -7569,7 +7578,7 @@ def test_the_answer_is_right_when_a_run_is_attacked(guard, tmp_path):
         before, config = children_of(keeper.pid), json.loads(path.read_text())
         memory, wrong = resident(before[0]), [key.decode() for key in zmq.curve_keypair()]
         keys, ipc, port = config["keys"], config["address"], config["port"]
-        hosts = [[b"HELLO", b"broker", host_facts(name, workers=0, python="3", transport="none", address=None)]
+        hosts = [[b"HELLO", host_facts(name, workers=0, python="3", transport="none", address=None)]
                  for name in ("8", "9")]
         with zmq.Context() as context:
             for _ in range(150):
@@ -8224,8 +8233,8 @@ def blamed(process):
     if frames is None:
         return []
     with contextlib.suppress(ZeroDivisionError):  # Indigestible
-        column, first = minscoop.loads(frames[9:])[0], int(frames[5])
-        return [item[1][0] if frames[4] == b"calls" else item for item in column[lo - first:hi - first]]
+        column, first = minscoop.loads(frames[8:])[0], int(frames[4])
+        return [item[1][0] if not frames[7] else item for item in column[lo - first:hi - first]]
     return [None]
 
 
@@ -8255,7 +8264,7 @@ class Dealer:
             gc.collect()
         if SIM.random() < 0.5:
             self.fd.flag = False
-        self.process.connection.send(*messages)
+        self.process.connection.send(*map(list, messages))
 
     def close(self, linger):
         """All that was sent is out."""
@@ -8347,7 +8356,7 @@ class BrokerProcess(Process):
 
     def begin(self):
         """Say HELLO to the broker above, as soon as that has said that we are connected; nothing is read before."""
-        self.send([(minscoop.UP, [b"HELLO", b"broker", self.host.facts("ready")])])
+        self.send([(minscoop.UP, [b"HELLO", self.host.facts("ready")])])
         if self.broker.counted:
             self.send([(minscoop.UP, [b""])])
         self.tick()
@@ -9144,16 +9153,16 @@ def simulate(seed, **options):
 MUTATIONS = {
     "what was lost is not run again": [("Node.requeue", "span.job.requeue(span)", "pass")],
     "a death is forgotten": [("Broker.on_DIED", "in tasks.items()", "in ()")],
-    "bystanders are blamed": [("Broker.on_DIED", '(b"0", b"0", pack_int(', '(b"0", b"99", pack_int(BLAME | ')],
+    "bystanders are blamed": [("Broker.on_DIED", '(b"0", b"0", b"%d" % (', '(b"0", b"99", b"%d" % (BLAME | ')],
     "one death more than retries": [("Node.on_LOST", ">= self.retries", "> self.retries")],
     "answers are sent and counted twice": [("Guest.send", "self.node.send_all(", "for _ in 0, 1: self.node.send_all("),
                                            ("Ranges.close", "if whole:", "whole = True\n    if whole:")],
     "a SPLIT is not recorded": [("Node.on_SPLIT", "self.away[bytes(new)] = ", "")],
-    "IDLE is never said": [("Worker.wishes", 'said.append((b"IDLE", pack_int(self.received)))', "pass")],
+    "IDLE is never said": [("Worker.wishes", 'said.append((b"IDLE", b"%d" % self.received))', "pass")],
     "wake-ups are lost": [("Node.wake", "self.parked.pop(what, ())", "()")],
     "who sleeps on the socket is not roused": [("Node.rouse", "if deputy or self.attending.locked():", "if deputy:")],
     "the deputy is not woken when the socket closes": [("Node.close", "if self.watching:", "if False:")],
-    "a sleeper does not look once more": [("Worker.doze", "if not (self.queue", "if True or not (self.queue")],
+    "a sleeper does not look once more": [("Node.listen", "if not ready():", "if True:")],
     "who parks does not look once more": [("Worker.park", "if ready() and", "if False and")],
     "a begun task is given away under its own id": [("Guest.untouched", "return ", "return True or ")],
     "hunger is forgotten by who is dry": [
@@ -9172,8 +9181,8 @@ MUTATIONS = {
     "what may have begun runs again, with retries=0": [("Node.on_LOST", "if self.retries == 0:", "if False:")],
 }
 RARE = {  # seeds that show what few do, and are tried first; if they do not any more, look for others
-    "STOP comes amid a census": [317, 333], "the mark of a task is not renewed": [60, 819],
-    "one death more than retries": [416, 497, 577, 579], "a late HELLO revives the dead": [209, 495],
+    "STOP comes amid a census": [2398, 3000], "the mark of a task is not renewed": [60, 819],
+    "one death more than retries": [709], "a late HELLO revives the dead": [209, 495],
     "what may have begun runs again, with retries=0": [85, 591, 673], "who parks does not look once more": [74, 93],
     "the deputy is not woken when the socket closes": [46, 60, 69, 80]}
 

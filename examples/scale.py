@@ -84,9 +84,9 @@ class Root(minscoop.Root):
     def __init__(self, pool):
         self.pool, self.free, self.cost, self.out, self.size = pool, 0.0, 0.0, [], 0
         self.hosts, self.closing, self.ended, self.job, self.news = {}, False, False, None, 0
-        self.options, self.role = {"all_hosts": False, "check": True}, b"root"
+        self.options = {"all_hosts": False, "check": True}
         minscoop.Node.__init__(self, minscoop.ROOT, 1, 3)
-        self.send(b"HELLO", b"root")
+        self.send(b"HELLO")
         self.flush()
 
     def send_all(self, *messages):
@@ -127,9 +127,9 @@ class Worker(minscoop.Worker):
 
     def __init__(self, pool, name):
         super().__init__(name, dict(total=1, retries=3, name="", profile=None, address=None), bytearray(256))
-        self.pool, self.role, self.holder.ident = pool, b"worker", threading.get_ident()
+        self.pool, self.holder.ident = pool, threading.get_ident()
         self.host, self.unit, self.looking = minscoop.host_of(name), None, False
-        self.send(b"HELLO", b"worker")
+        self.send(b"HELLO")
         self.step()
 
     def send_all(self, *messages):
@@ -264,7 +264,7 @@ class Pool:
             facts = json.dumps(dict(host=f"h{host.decode()}", number=host.decode(), workers=size, state="ready",
                                     python="3", transport="none", address=None)).encode()
             self.places[host].broker.facts = facts
-            self.post(host, b"0", [b"HELLO", b"broker", facts], 0.0)
+            self.post(host, b"0", [b"HELLO", facts], 0.0)
             for number in range(1, size + 1):
                 name = b"%s.%d" % (host, number)
                 self.places[name] = Worker(self, name)
@@ -369,13 +369,13 @@ def memory(hosts=1563, tasks=40):
     top.on_SIZE = lambda *_: None
     for number in range(1, hosts + 1):
         facts = dict(host="h", number=f"{number}", workers=SIZE)
-        top.handle(b"%d" % number, [b"HELLO", b"broker", json.dumps(facts).encode()], 0.0)
+        top.handle(b"%d" % number, [b"HELLO", json.dumps(facts).encode()], 0.0)
     several = tracemalloc.get_traced_memory()[0]
     for number in range(1, SIZE + 1):
-        below.handle(b"1.%d" % number, [b"HELLO", b"worker"], 0.0)
+        below.handle(b"1.%d" % number, [b"HELLO"], 0.0)
     empty = tracemalloc.get_traced_memory()[0]
     for serial in range(SIZE * tasks):
-        task = [b"TASK", b"0.root:%d/%d" % (serial, 7 * serial), b"", b"1", b"map", b"0", b"1", b"0", b"", bytes(100)]
+        task = [b"TASK", b"0.root:%d/%d" % (serial, 7 * serial), b"", b"1", b"0", b"1", b"0", b"", bytes(100)]
         below.handle(minscoop.UP, task, 0.0)
         top.handle(b"1", [b"HUNGRY", b"1"], 0.0)
         top.handle(minscoop.ROOT, task, 0.0)
