@@ -3808,6 +3808,7 @@ class Worker(Node):
         self.received = 0      # TASKs
         self.begun = 0         # the highest number of one that was begun
         self.known = 0         # of them, when it was last considered to ask for more
+        self.failure = ()      # the message that no task can run here
         self.files = {}        # path -> content; None: there is no such file
         self.fetching = set()  # paths of files that we wait for
         self.watched = None    # the running slice when the deputy looked last
@@ -3840,9 +3841,12 @@ class Worker(Node):
                 self.fail("cannot start, since its initializer failed", error)
 
     def fail(self, what, error):
-        """Tell the root why no task can run here, and end."""
+        """Tell the root why no task can run here, which ends the pool; until then, be there. If who leaves is buried
+        before its last words are read, nobody heeds them."""
         text = traceback_text(error).rstrip()
-        self.send(b"FAILED", f"worker {self.label} {what}:\n{text}".encode())
+        self.failure = b"FAILED", f"worker {self.label} {what}:\n{text}".encode()
+        self.send(*self.failure)
+        self.stopped.wait()
         self.leave()
 
     def work(self):
@@ -4153,6 +4157,8 @@ class Worker(Node):
             self.received = self.begun = 0
             for path in self.fetching:
                 self.send(b"FETCH", path.encode())
+            if self.failure:
+                self.send(*self.failure)
 
     # -- modules that are on the root's machine only
 

@@ -4171,6 +4171,27 @@ def test_the_broker_goes_on_when_a_result_and_the_end_of_its_worker_come_togethe
     assert "Traceback" not in capfd.readouterr().err
 
 
+def await_and_fail(path):
+    await_file(path, None)
+    raise ValueError("not here")
+
+
+def test_the_pool_breaks_when_a_worker_fails_to_start_while_the_broker_is_slow(guard, tmp_path):
+    """What it says is not lost, as it was when it then ended, and the notice of that was read first."""
+    executor = minscoop.Executor(1, initializer=await_and_fail, initargs=(str(tmp_path / "go"),))
+    future, keeper = executor.submit(os.getpid), executor._node.keeper.pid
+    assert eventually(lambda: len(children_of(keeper)) == 2)
+    time.sleep(0.5)
+    broker = children_of(keeper)[0]
+    os.kill(broker, signal.SIGSTOP)
+    touch(tmp_path / "go")
+    time.sleep(0.5)
+    os.kill(broker, signal.SIGCONT)
+    with pytest.raises(minscoop.PoolError, match="not here"):
+        future.result(WAIT)
+    executor.shutdown()
+
+
 @linux_only
 @pytest.mark.parametrize("kind", ["lines", "one line"])
 def test_memory_is_bounded_when_a_task_prints_much(ssh, script, kind):
