@@ -6459,8 +6459,8 @@ class Collector(Recording):
         self.published = True
         try:
             self.publish()
-        except Exception as error:  # the disk is full, stderr is closed, a record made no sense: no harm to others
-            logger.error("the report could not be written: %s", error)
+        except Exception as error:  # stderr is closed, a record made no sense: no harm to the program
+            logger.error("what was recorded cannot be shown: %s", error)
 
     def publish(self):
         """Write what was asked for."""
@@ -6471,9 +6471,12 @@ class Collector(Recording):
         text = json.dumps(shown, separators=(",", ":"))
         page = PAGE.replace("@DATA@", text.replace("<", "\\u003c"))  # data cannot end the element that it is in
         for key, content in ("report", page), ("trace", text):
-            if self.wishes[key]:
-                with open(self.wishes[key], "w", encoding="utf-8") as file:
-                    file.write(content)
+            try:
+                if self.wishes[key]:
+                    with open(self.wishes[key], "w", encoding="utf-8") as file:
+                        file.write(content)
+            except OSError as error:  # the disk is full, the directory is gone: no harm to the others
+                logger.error("the %s could not be written to %s: %s", key, self.wishes[key], error.strerror)
         if self.wishes["summary"]:
             print(f"minscoop: {run['tasks']} tasks in {run['seconds']:.2f} s", *aligned(run["table"]),
                   f"minscoop: {run['verdict']}", sep="\n", file=sys.stderr, flush=True)

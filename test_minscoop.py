@@ -6670,6 +6670,16 @@ def test_the_report_is_written_when_everything_ran_inline(script, tmp_path):
     assert "own process" in data["verdict"] and len({e["tid"] for e in entries_of(tmp_path / "run.html")["X"]}) > 1
 
 
+def test_the_rest_is_shown_when_the_reports_directory_is_gone(script, tmp_path):
+    """One line says so; the trace and the summary are there."""
+    (tmp_path / "away").mkdir()
+    done = launch("-n", 1, "-v", "--report", tmp_path / "away" / "run.html", "--trace", tmp_path / "run.json", "-c", (
+        f"import minscoop, shutil; list(minscoop.map(abs, range(5))); shutil.rmtree('{tmp_path}/away')"))
+    assert done.returncode == 0 and json.loads((tmp_path / "run.json").read_text())["tasks"] == 5
+    assert f"minscoop: the report could not be written to {tmp_path}/away/run.html: No such file" in done.stderr
+    assert "minscoop: 5 tasks in " in done.stderr
+
+
 def test_the_report_is_written_when_the_program_ends_badly(script, tmp_path):
     """What was known until then; the exit code stays what it was."""
     ends = ["raise KeyError", "sys.exit(3)", "os.kill(os.getpid(), signal.SIGINT); time.sleep(40)",
