@@ -3525,8 +3525,8 @@ class Root(Node):
         self.address = f"ipc://{self.directory}/broker"
         try:
             self.keeper = self.start_keeper(options)
-            with contextlib.suppress(OSError, SyntaxError, ValueError):  # what travels asks this; now is time, while the
-                main.by_value("")                                        # keeper starts, and before the file is edited
+            with contextlib.suppress(OSError, SyntaxError, ValueError):
+                main.by_value("")  # what travels asks this: now, while the keeper starts and the file is not edited yet
             import_zmq(DESCRIPTORS + 8)
             self.open()
             logger.info("%d worker%s on this machine (root: pid %d, keeper: pid %d), sockets in %s", options["size"],

@@ -1202,7 +1202,8 @@ def test_who_binds_a_global_again_is_warned_when_a_function_uses_it(script):
             from math import sqrt
             SCALE = UNUSED = real = 10
             OTHER_THING = 5
-            print(*map(int, futures.map(plain, range(3))), *futures.map(scaled, range(3)), *futures.map(scaled, range(3)))
+            print(*map(int, futures.map(plain, range(3))), *futures.map(scaled, range(3)),
+                  *futures.map(scaled, range(3)))
     """))
     assert done.returncode == 0 and done.stdout.split() == list("012012012")
     assert done.stderr.count("scaled uses the global SCALE") == 1 and done.stderr.count("\n") == 1
@@ -4053,7 +4054,8 @@ def test_no_secret_can_be_read_when_hosts_take_part(ssh, script, tmp_path, trans
         original = Keeper.make_keys
         def make_keys(self):
             original(self)
-            with open("{tmp_path}/keys", "w") as file: json.dump([*self.config["keys"], self.config["server_secret"]], file)
+            secrets = [*self.config["keys"], self.config["server_secret"]]
+            with open("{tmp_path}/keys", "w") as file: json.dump(secrets, file)
         Keeper.make_keys = make_keys""")
     process = start(copy, "--hosts", "good:2,localhost:1", "--transport", transport, script("""
         import os, sys, time
