@@ -48,11 +48,14 @@ Sections, in reading order:
      7  Broker                    14  Executor
 """
 import gc
+import signal
 
 _AS_SCRIPT = __name__ == "__main__"
 if _AS_SCRIPT:
     __name__ = "minscoop"  # classes defined below must pickle under a name that every process can import
     gc.disable()  # until the program runs: what comes into being now, stays, and to look through it takes 5 ms
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until then, too: Ctrl-C just ends it
 
 import array
 import atexit
@@ -85,7 +88,6 @@ import resource
 import select
 import shutil
 import shlex
-import signal
 import socket
 import struct
 import subprocess
@@ -140,6 +142,8 @@ PATROL = 1.0         # s between looks at things that report no event (is the ke
 GRACE = 2.0          # s that the end of a pool may take before what is left is killed
 MAX_INLINE = 32      # tasks run on top of one stack. Larger: Python's recursion limit (1000) is met by
                      # programs that recurse modestly; smaller: more threads for deep chains
+MAX_WAITING = 1000   # threads of a worker whose tasks wait: beyond, a call that calls itself without end is suspected.
+                     # Fewer: deep chains of tasks end in RecursionError (32 000 are possible); more: so does memory
 MAX_PARKED = 200     # parked threads at which a worker asks for no more work of others
 SPARE_THREADS = 4    # threads kept for reuse when their task is done
 MAX_BODY = 4 << 20   # bytes of arguments sent in one message, if that is more than one item
@@ -207,6 +211,9 @@ def usable_cores():
 
 
 FAULTS = (Exception, SystemExit, GeneratorExit)  # what an object may raise when pickled; Ctrl-C is not its own
+
+
+ENDLESS = "%d threads%s wait for tasks: does one create another like it, without end?"  # of RecursionError
 
 
 class MinscoopError(Exception):
@@ -808,7 +815,9 @@ def encode_results(values, failures, title, memory=None):
     """Frames for a slice of results. failures: {offset: exception}. A value that cannot be sent fails.
 
     title(offset): what a result is the result of, for the message then. memory: see ``frame_of``."""
-    failures = {offset: encode_failure(error) for offset, error in failures.items()}
+    where = f", on worker {this_worker.label}" if this_worker else ""
+    failures = {offset: encode_failure(error, "" if isinstance(error, MinscoopError) else title(offset) + where)
+                for offset, error in failures.items()}  # ours say it themselves
     if PLAIN.issuperset(map_builtin(type, values)):
         return dumps((values, None, failures), memory)
     parts, large = [], []
@@ -856,12 +865,32 @@ def decode_parts(parts, large, failures):
     return values
 
 
-def encode_failure(error):
-    """(pickle or None, text) of an exception. Tried out here, where its text and traceback are known."""
-    blob, text = None, traceback_text(error)
-    with contextlib.suppress(*FAULTS):
-        blob = pickle.dumps(dumps(error), 5)
-    return blob if type(decode_failure(blob, text)) is type(error) else None, text
+def encode_failure(error, where=""):
+    """(pickle or None, text) of an exception. Tried out here, where its text and traceback are known. where: what
+    raised it."""
+    text = f"{where}:\n{traceback_text(error)}" if where else traceback_text(error)
+    for form in error, Remade(error):
+        with contextlib.suppress(*FAULTS):
+            blob = pickle.dumps(dumps(form), 5)
+            if type(decode_failure(blob, text)) is type(error):
+                return blob, text
+    return None, text
+
+
+class Remade:
+    """Arrives as an exception that is made without its ``__init__``, which may take other arguments than it has left
+    in ``args``: so pickle's own way fails for many classes."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __reduce__(self):
+        return make_error, (type(self.error), self.error.args), self.error.__dict__ or None
+
+
+def make_error(cls, args):
+    """What ``Remade`` arrives as."""
+    return cls.__new__(cls, *args)
 
 
 def traceback_text(error):
@@ -875,6 +904,13 @@ def traceback_text(error):
     lines = traceback.TracebackException.from_exception(error)
     lines.stack[:] = [frame for frame in lines.stack if frame.filename != __file__] or lines.stack
     return "".join(lines.format())
+
+
+def without_ours(tb):
+    """A traceback, beginning with the first frame that is not of this file; None if there is none."""
+    while tb is not None and tb.tb_frame.f_code.co_filename == __file__:
+        tb = tb.tb_next
+    return tb
 
 
 def decode_failure(blob, text):
@@ -1107,7 +1143,7 @@ class Future(concurrent.futures.Future):
         try:
             result = fn(*args, **kwargs)
         except BaseException as error:  # SystemExit too: as in ProcessPoolExecutor, it is the call's
-            error.__traceback__ = error.__traceback__.tb_next
+            error.__traceback__ = without_ours(error.__traceback__)
             self._settle(FINISHED, None, error)
         else:
             self._settle(FINISHED, result)
@@ -1295,8 +1331,7 @@ class Slice:
                     if len(values) < self.hi - self.lo:
                         raise StopIteration  # raised by the callable, and taken by `map` for its own end
             except BaseException as error:
-                if error.__traceback__ is not None:
-                    error.__traceback__ = error.__traceback__.tb_next
+                error.__traceback__ = without_ours(error.__traceback__)
                 self.failures[len(values)] = error
                 values.append(None)
         self.source = None  # from here on there is nothing to shorten
@@ -1507,7 +1542,9 @@ class Guest(Job):
 
     def send(self, lo, count, values, failures, last):
         """Send one RESULT."""
-        frames = encode_results(values, failures, lambda offset: self.title(lo + offset), self.node.memory)
+        what = f"the reduce of {describe(self.recipe.fn)}"
+        frames = encode_results(values, failures, lambda offset: what if self.recipe.op else self.title(lo + offset),
+                                self.node.memory)
         result = b"RESULT", self.id, b"%d" % lo, b"%d" % count, b"%d" % last, *frames
         with self.node.lock:  # until this is said, we are who will answer it
             self.open.cut(lo, lo + count)
@@ -1751,6 +1788,7 @@ class Broker:
         self.placed = {}                        # task id -> name of who holds it, if its results come by here
         self.consts = {}                        # name -> body
         self.keep = lambda frame: frame         # what makes of its frames what is there once for all workers here
+        self.discard = lambda frames: None      # what becomes of frames that nobody will read
         self.files = {}                         # path -> what FILE said of it
         self.fetching = {}                      # path -> names of who waits for it
         self.dead = set()                       # names that are not coming back
@@ -1796,6 +1834,7 @@ class Broker:
             self.HANDLERS[name](self, sender, *frames[1:])
         except Exception as error:
             self.dropped += 1
+            self.discard(frames if frames[:1] == [b"RESULT"] else ())  # of a task that was cancelled meanwhile
             logger.debug("broker: dropped a message of %r: %r", sender, error)
         self.conclude()
         return self.out
@@ -2459,6 +2498,7 @@ class Switchboard:
         self.notices, self.context, self.keeper = keeper.notices_read, zmq.Context(), os.getppid()
         self.broker = Broker(config["host"].encode(), config["size"], below=config["below"], heirs=heirs)
         self.broker.keep = lambda frame: frame_of([memoryview(frame)], config["memory"], lasting=True)
+        self.broker.discard = discard
         self.sources = {}    # socket or file descriptor -> what reads it
         self.routes = {}     # name -> the socket by which its latest message came
         self.cut = None      # since when the TCP connection up is gone, if it is all we have
@@ -3710,7 +3750,7 @@ class Root(Node):
         if self.options["profile"] is not True:
             stats_of(stats).dump_stats(os.path.join(self.options["profile"], f"worker-{worker.decode()}.prof"))
         self.profile = self.profile or pstats.Stats(stream=sys.stderr)
-        stats = without_ours(stats)
+        stats = tasks_part(stats)
         if stats:  # else that would be an error
             self.profile.add(stats_of(stats))
 
@@ -3992,6 +4032,12 @@ class Worker(Node):
         """What the calling thread is running, if it has the baton."""
         me = self.holder
         return me.task if me.ident == threading.get_ident() else OUTSIDE
+
+    def check_open(self):
+        """Raise if no more work can be taken."""
+        super().check_open()
+        if self.waiting >= MAX_WAITING:
+            raise RecursionError(ENDLESS % (self.waiting, f" of worker {self.label}"))
 
     def push(self, unit):
         """Queue a Future or a Span; if others wait, give away what is older, or a part of it."""
@@ -4446,6 +4492,7 @@ class Keeper:
         hosts = self.config["hosts"]
         _, name, size = hosts[int(number) - 1]
         if sum(host[1] == name for host in hosts) <= RETURNS:
+            logger.warning("host %s: to be logged in to again in %.0f s", name, SILENCE)
             hosts.append((str(len(hosts) + 1), name, size))
             self.start_launcher(*hosts[-1], pause=SILENCE)  # should the pool just come to its end, it will have then
 
@@ -5150,6 +5197,7 @@ def join(path, size):
                         "root's side")
     if program != checksum(config):
         raise PoolError(f"{path} is damaged, or of another version of minscoop.py: use the same file on both sides")
+    interruptible()
     run_agent(dict(config, host="j" + os.urandom(4).hex(), name=os.uname().nodename, tunnel=None,
                    transport="tcp", size=size))
 
@@ -5387,6 +5435,8 @@ class Inline(Node):
         """Run a call or a slice on top of this thread's stack, or on a fresh one where that grows deep."""
         depth = getattr(self.depth, "tasks", 0)
         if depth >= MAX_INLINE:
+            if threading.active_count() >= MAX_WAITING:
+                raise RecursionError(ENDLESS % (MAX_WAITING, ""))
             thread = threading.Thread(target=self.run, args=(unit,))
             thread.start()
             thread.join()
@@ -5936,7 +5986,7 @@ class Progress:
         """Remove the line; a terminal that has become narrower shows it in several rows."""
         if self.drawn:
             rows = (self.drawn - 1) // (os.get_terminal_size(2).columns or 80)
-            os.write(2, b"\r" + b"\33[A" * rows + b"\33[J")
+            os.write(2, b"\r\33[K" + b"\33[A\33[K" * rows)
             self.drawn = 0
 
     def make_room(self, hidden):
@@ -6025,8 +6075,9 @@ def progress_text(counts, seconds, nodes):
         parts.append(f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left")
     for root in nodes:
         if isinstance(root, Root) and not root.broken:
-            hosts = sum(facts.get("state") == "ready" and facts["workers"] > 0 for facts in list(root.hosts.values()))
-            parts.append(f"{max(0, root.size - root.idle_workers)} of {root.size} workers" +
+            there = [facts["workers"] for facts in list(root.hosts.values()) if facts.get("state") == "ready"]
+            size, hosts = min(root.size, sum(there)), sum(workers > 0 for workers in there)  # others are to come
+            parts.append((f"{max(0, size - root.idle_workers)} of {size} workers" if size else "no workers as yet") +
                          (f" on {hosts} hosts" if hosts > 1 else ""))
             parts += [f"{root.retried} {'retry' if root.retried == 1 else 'retries'}"] * (root.retried > 0)
     return "minscoop: " + ", ".join(parts)
@@ -6038,7 +6089,7 @@ def stats_of(stats):
     return pstats.Stats(types.SimpleNamespace(create_stats=lambda: None, stats=stats))
 
 
-def without_ours(stats):
+def tasks_part(stats):
     """Of a profile what the tasks did: without our functions, and what these have called of Python's built-in ones."""
     ours, rest = {key for key in stats if key[0] == os.path.abspath(__file__)}, {}
     for key in stats.keys() - ours:
@@ -6081,7 +6132,8 @@ def shield(node):
 
     def interrupt(number, frame):
         nonlocal since
-        ours = frame.f_code.co_filename == __file__ and frame.f_code is not readable.__code__  # there it sleeps
+        asleep = frame.f_code in (readable.__code__, ask.__code__)
+        ours = frame.f_code.co_filename == __file__ and not asleep
         since = since or time.monotonic()
         if (ours or node.serving._is_owned() or node.lock._is_owned()) and time.monotonic() - since < 1:
             threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
@@ -6478,7 +6530,8 @@ class Collector(Recording):
             except OSError as error:  # the disk is full, the directory is gone: no harm to the others
                 logger.error("the %s could not be written to %s: %s", key, self.wishes[key], error.strerror)
         if self.wishes["summary"]:
-            print(f"minscoop: {run['tasks']} tasks in {run['seconds']:.2f} s", *aligned(run["table"]),
+            print(f"minscoop: {run['tasks']} tasks in {run['seconds']:.2f} s" +
+                  ", not counting what lost workers did last" * bool(run["losses"]), *aligned(run["table"]),
                   f"minscoop: {run['verdict']}", sep="\n", file=sys.stderr, flush=True)
 
 
@@ -6699,7 +6752,8 @@ function table(id, head, ...rows) {  // a cell may be a function that fills it
 
 // -- what stands around the picture
 $("title").append(document.title = `minscoop: ${D.title}`), $("verdict").append(D.verdict)
-$("facts").append(`ended ${D.ended} after ${time(D.seconds)} · ${whole(D.tasks)} calls · `,
+$("facts").append(`ended ${D.ended} after ${time(D.seconds)} · ${whole(D.tasks)} calls${
+  D.losses.length ? ", not counting what lost workers did last" : ""} · `,
   `${whole(workers.length)} workers · the root's process was busy ${Math.round(100 * D.cpu)} % of the time`)
 $("losses").hidden = !D.losses.length
 $("merged").append(tasks.length >= D.runs ? "" : `${whole(tasks.length)} bars stand for ${whole(D.runs)} calls and
@@ -7109,6 +7163,7 @@ def run_program(code, pool, interactive):
     pristine = False
     gc.freeze()  # nor is it looked through at the end, which takes 10 ms
     gc.enable()
+    interruptible()
     try:
         with contextlib.closing(progress), executor:
             answer_with_stacks(executor._node)
@@ -7124,6 +7179,12 @@ def run_program(code, pool, interactive):
         raise
     except BaseException:
         sys.exit(1)
+
+
+def interruptible():
+    """From here on, Ctrl-C is a KeyboardInterrupt again; unless it is ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def execute(code, executor, interactive):
@@ -7165,8 +7226,7 @@ def show(error, tb):
     if isinstance(error, PoolError):
         print(f"minscoop: {error}", file=sys.stderr)
         return
-    while tb is not None and tb.tb_frame.f_code.co_filename == __file__:
-        tb = tb.tb_next
+    tb = without_ours(tb)
     sys.last_type, sys.last_value, sys.last_traceback, last = type(error), error, tb, tb  # for pdb.pm() at a prompt
     while isinstance(error, KeyboardInterrupt) and last is not None:  # nor of where we waited
         if last.tb_next is not None and last.tb_next.tb_frame.f_code.co_filename == __file__:

@@ -1131,6 +1131,16 @@ class Picky(Exception):
         super().__init__(f"{first} and {second}")
 
 
+class Pickier(Exception):
+    """One that cannot even be made without them."""
+
+    def __new__(cls, first, second):
+        return super().__new__(cls, f"{first} and {second}")
+
+    def __init__(self, first, second):
+        super().__init__(f"{first} and {second}")
+
+
 class Locked(Exception):
     """An exception that carries something that cannot be pickled."""
 
@@ -1149,7 +1159,8 @@ def test_results_keep_their_places_when_some_cannot_be_sent():
 
 
 @pytest.mark.parametrize("error, type_, text", [
-    (KeyError("k"), KeyError, "'k'"), (Picky(1, 2), TaskError, "Picky: 1 and 2"),
+    (KeyError("k"), KeyError, "'k'"), (Picky(1, 2), Picky, "1 and 2"),
+    (Pickier(1, 2), TaskError, "Pickier: 1 and 2"),
     (Locked("shut"), TaskError, "shut"), (SystemExit(3), SystemExit, "3"), (make_error()("w"), ValueError, "w")],
     ids=lambda value: getattr(value, "__name__", None))
 def test_an_exception_keeps_text_and_traceback_when_it_travels(error, type_, text):
@@ -3454,7 +3465,8 @@ SABOTEURS = {  # what goes wrong -> (callable, how its argument is made, the err
     "call ends its process well": (lambda x: die(x), lambda: 0, WorkerLost, "exit code 0"),
     "call kills its process": (lambda x: kill(), int, WorkerLost, "SIGKILL"),
     "exception cannot be pickled": (lambda x: raise_(Locked, "sabotage"), int, TaskError, "Locked.*sabotage"),
-    "exception cannot be unpickled": (lambda x: raise_(Picky, 1, 2), int, TaskError, "Picky.*1 and 2"),
+    "exception cannot be unpickled": (lambda x: raise_(Pickier, 1, 2), int, TaskError, "Pickier.*1 and 2"),
+    "exception has other arguments": (lambda x: raise_(Picky, 1, 2), int, Picky, "1 and 2.*on worker 0.*Picky"),
     "exception carries something bad": (lambda x: raise_(ValueError, "bad", At(pickling=sabotage)), int, TaskError,
                                         "bad"),
     "result cannot be pickled": (make_lock, int, CannotSend, "result.*lock"),
@@ -5588,6 +5600,19 @@ def test_deep_and_wide_programs_end_when_there_are_few_workers(script, workers, 
 
 
 @linux_only
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_it_is_a_recursion_error_when_tasks_create_tasks_without_end(script, workers):
+    """At the call that waits for the first; nothing goes on."""
+    assert output_of("-n", workers, script("""
+        from minscoop import futures
+        def deeper(x):
+            return futures.submit(deeper, x + 1).result()
+        if __name__ == "__main__":
+            try: futures.submit(deeper, 1).result()
+            except RecursionError as error: print(error)
+    """)).endswith("wait for tasks: does one create another like it, without end?\n")
+
+
 def test_a_queued_future_is_small_when_there_are_many(script, tmp_path):
     """Less than 2 KB each, in the root and in a task, while the workers are busy."""
     assert output_of("-n", 2, script("""
@@ -5984,8 +6009,10 @@ class Terminal:
                 rows += [""] * (row == len(rows))
             elif part == "\r":
                 column = 0
-            elif part == "\x1b[J":
-                rows[row:] = [rows[row][:column]]
+            elif part == "\x1b[K":
+                rows[row] = rows[row][:column]
+            elif part == "\x1b[A":
+                row -= 1
             elif part[0] != "\x1b":
                 rows[row] = rows[row].ljust(column)[:column] + part + rows[row][column + 1:]
                 column += 1
@@ -6294,6 +6321,27 @@ def test_what_a_task_logs_is_on_stderr_when_the_launcher_ran_it(script, options,
     assert f"minscoop: {tag}5, <class 'object'>\n" in said and f"minscoop: {tag}wrong\nTraceback" in said
     assert "minscoop: here\n" in said
     assert ("not to be seen" in said) == bool(options)
+
+
+def test_workers_that_are_to_come_are_not_said_to_be_at_work_when_their_host_is_not_there():
+    """Neither those that were asked for, nor the one that stands for a host of unknown size."""
+    root = minscoop.Root.__new__(minscoop.Root)
+    root.broken, root.size, root.idle_workers, root.retried = None, 3, 0, 0
+    root.hosts = {"0": {"state": "ready", "workers": 0}, "1": {"host": "a"}}
+    assert minscoop.progress_text({"": (10, 0, 0)}, 5, [root]) == "minscoop: 0 of 10 (0 %), 0/s, no workers as yet"
+    root.hosts["1"].update(state="ready", workers=2)
+    assert minscoop.progress_text({"": (10, 0, 0)}, 5, [root]).endswith("2 of 2 workers")
+
+
+def test_ctrl_c_is_heeded_at_once_when_a_line_is_being_typed():
+    """As our own function waits for it, it looks as if a message were being handled."""
+    handler = signal.getsignal(signal.SIGINT)
+    minscoop.shield(minscoop.Inline())
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            minscoop.ask(original=functools.partial(signal.raise_signal, signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def test_what_is_typed_runs_on_workers_when_there_is_a_prompt(guard, tmp_path):
@@ -6990,6 +7038,19 @@ def test_no_handler_of_ours_is_left_when_the_program_forks(script):
                 os._exit(signal.getsignal(signal.SIGTERM) is signal.getsignal(signal.SIGHUP) is signal.SIG_DFL)
             print(os.WEXITSTATUS(os.waitpid(pid, 0)[1]))
     """), env={**os.environ, "PYTHONWARNINGS": "ignore"}) == "1\n"  # newer ones warn of threads
+
+
+def test_nothing_is_said_when_ctrl_c_comes_during_the_start(script, tmp_path):
+    """Until the program runs it is not the program's; a shell sees what it was. Here it comes amid an import."""
+    script("""
+        import os, signal, time
+        if os.getppid() == int(os.environ["STARTER"]):
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+        raise ImportError("gone")
+    """, "zmq.py")
+    done = launch("-n", 1, "-c", "print(1)", env=dict(os.environ, PYTHONPATH=str(tmp_path), STARTER=str(os.getpid())))
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 @linux_only
