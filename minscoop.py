@@ -6121,7 +6121,7 @@ def prompt(namespace):
     maps = [job for job in node.pending()[1] if isinstance(job, Mapping)]
     left = calls_left(node) + sum(job.pulled - job.made for job in maps)
     if left:
-        logger.warning("waiting for %d calls%s; Ctrl-C ends at once", left,
+        logger.warning("waiting for %d call%s%s; Ctrl-C ends at once", left, "s" * (left != 1),
                        "" if all(job.exhausted for job in maps) else " or more")
 
 
