@@ -1488,6 +1488,8 @@ class Guest(Job):
         self.columns = loads(data)
         if not self.columns or any(len(column) != self.hi - self.lo for column in self.columns):
             raise ValueError("it has not as many items as it should have")
+        if self.recipe is CALLS and not all(isinstance(call, tuple) and len(call) == 3 for call in self.columns[0]):
+            raise ValueError("it has items that are no calls")
         return self.columns
 
     def deliver(self, lo, count, values, failures):
