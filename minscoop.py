@@ -6115,7 +6115,8 @@ def prompt(namespace):
     try:
         shield(node)
         console.interact(
-            f"minscoop {__version__} on Python {sys.version.partition(' ')[0]}, {node.size} worker{'s' * (node.size != 1)}: "
+            f"minscoop {__version__} on Python {sys.version.partition(' ')[0]}, {node.size} "
+            f"worker{'s' * (node.size != 1)}: "
             f"{'map' if namespace.get('map') is map else 'futures.map'}, submit, futures, executor. Ctrl-D ends.", "")
     except SystemExit as error:  # exit()
         if error.code:
