@@ -1940,6 +1940,17 @@ def test_orphans_are_cancelled_when_their_owner_dies():
     assert desk("keeper DIED 0.1 x 0 0 1 0 gone") == ["0.2 CANCEL 0.1:0/0"] and not desk.broker.placed
 
 
+def test_results_are_discarded_when_their_task_was_cancelled_meanwhile():
+    """Else what they refer to stays in shared memory; of what else makes no sense nothing is touched."""
+    desk, discarded = Desk(), []
+    desk.broker.discard = discarded.extend
+    desk("0.1 HUNGRY 1")
+    assert desk(f"0.root TASK {TASK}") == [f"0.1 TASK {TASK}"]
+    assert desk("0.root CANCEL 0.root:0/0") == ["0.1 CANCEL 0.root:0/0"]
+    assert desk("0.1 RESULT 0.root:0/0 0 1 1 x") == desk("0.1 SPLIT 0.root:0/0 4 9 0.root:0/4") == []
+    assert discarded[0] == b"RESULT" and discarded[-1] == b"x" and b"SPLIT" not in discarded
+
+
 def test_the_dead_get_nothing_when_they_were_hungry():
     """A request ends with its sender, and what arrives for the dead has no reader."""
     desk = Desk()
