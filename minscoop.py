@@ -104,7 +104,8 @@ import zlib
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError, TimeoutError
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 
-for _path in [getattr(module, "__file__", None) or "" for module in list(globals().values())]:  # what was imported
+# A script named as one of these, glob.py for instance, is imported in its place from its own directory.
+for _path in [getattr(module, "__file__", None) or "" for module in list(globals().values())]:
     if _path and os.path.dirname(_path) in {*sys.path[:1], os.path.dirname(__file__)} - {os.path.dirname(os.__file__)}:
         raise ImportError(f"{_path} hides a module of Python's own: rename it")
 
@@ -213,9 +214,6 @@ def usable_cores():
 FAULTS = (Exception, SystemExit, GeneratorExit)  # what an object may raise when pickled; Ctrl-C is not its own
 
 
-ENDLESS = "%d threads%s wait for tasks: does one create another like it, without end?"  # of RecursionError
-
-
 class MinscoopError(Exception):
     """Base of all errors that minscoop itself raises. What a task raises arrives as it was raised."""
 
@@ -303,7 +301,8 @@ class RemoteTraceback(Exception):
 # that wants work and has some; what is for a node elsewhere goes by the host in its name.
 #
 # The id of a task is `owner:serial/lo`: serial counts what the owner shipped, lo is the first item. Parts
-# that are split off keep owner and serial, so that ids are unique without asking anybody.
+# that are split off keep owner and serial, so that ids are unique without asking anybody. The body of a TASK is the
+# pickle of a Recipe, empty for submitted calls, and the frames of the arguments.
 
 
 # Name and short fields travel in one frame, with NUL between them, since a frame costs as much as handling a field;
@@ -311,6 +310,7 @@ class RemoteTraceback(Exception):
 # their frames. What wakes its receiver only once is answered sooner, too.
 
 # The fields of each message: n number, i id of a task, s short, b anything; and what may follow, again and again.
+# The one without a name is the empty message.
 FIELDS = dict(
     {"": ""}, HELLO="*b", HUNGRY="n*n", DRY="", IDLE="n", TASK="issnnsb*b", SPLIT="inni", SINGLY="i",
     RESULT="innsb*b", MANY="sbbb", CANCEL="i", LOST="innnb", CONST="bbb*b", FAILED="b", DIED="ssnnnnb", WHO="n",
@@ -815,7 +815,7 @@ def encode_results(values, failures, title, memory=None):
     """Frames for a slice of results. failures: {offset: exception}. A value that cannot be sent fails.
 
     title(offset): what a result is the result of, for the message then. memory: see ``frame_of``."""
-    where = f", on worker {this_worker.label}" if this_worker else ""
+    where = f", on worker {this_worker.label}" if failures and this_worker else ""
     failures = {offset: encode_failure(error, "" if isinstance(error, MinscoopError) else title(offset) + where)
                 for offset, error in failures.items()}  # ours say it themselves
     if PLAIN.issuperset(map_builtin(type, values)):
@@ -1544,9 +1544,9 @@ class Guest(Job):
 
     def send(self, lo, count, values, failures, last):
         """Send one RESULT."""
-        what = f"the reduce of {describe(self.recipe.fn)}"
-        frames = encode_results(values, failures, lambda offset: what if self.recipe.op else self.title(lo + offset),
-                                self.node.memory)
+        def title(offset):
+            return f"the reduce of {describe(self.recipe.fn)}" if self.recipe.op else self.title(lo + offset)
+        frames = encode_results(values, failures, title, self.node.memory)
         result = b"RESULT", self.id, b"%d" % lo, b"%d" % count, b"%d" % last, *frames
         with self.node.lock:  # until this is said, we are who will answer it
             self.open.cut(lo, lo + count)
@@ -2822,6 +2822,7 @@ class Node:
     dropped = 0       # messages that made no sense
     calls = 0         # of `submit`, that were shipped and are done
     retried = 0       # tasks that ran again, since their workers died
+    waiting = 0       # threads whose tasks wait for others, which run in other threads
     idle_workers = 0  # of the whole pool, when the broker was asked last
 
     def __init_subclass__(cls):
@@ -3106,9 +3107,16 @@ class Node:
 
     def submit(self, fn, args, kwargs):
         """Queue a call and return its Future."""
+        self.check_depth()
         future = Future(self, (fn, args, kwargs), self.current_task())
         self.push(future)
         return future
+
+    def check_depth(self):
+        """Raise if tasks seem to create tasks without end. Only before one is made: none is left behind."""
+        if self.waiting >= MAX_WAITING:
+            raise RecursionError(f"{self.waiting} threads wait for tasks: does one create another like it, without "
+                                 "end?")
 
     def current_task(self):
         """What the calling thread is running, if it is a task."""
@@ -3517,6 +3525,7 @@ class Node:
 
     def map(self, fn, iterables, kwargs, timeout=None, buffersize=None, progress=None, ordered=True, op=None):
         """See ``Interface.map``. op: that of a reduction; the results are then those of its parts, in order."""
+        self.check_depth()
         deadline = time.monotonic() + (math.inf if timeout is None else timeout)
         fn = functools.partial(fn, **kwargs) if kwargs else fn
         job = Mapping(self, Recipe(fn, op), iterables, ordered, buffersize, self.current_task(), progress)
@@ -3844,7 +3853,6 @@ class Worker(Node):
         self.resumable = collections.deque()
         self.spare_strands = []
         self.profiles = []
-        self.waiting = 0       # parked threads
         self.asked = False     # HUNGRY was said and not answered
         self.idle = False      # IDLE was said and holds
         self.received = 0      # TASKs
@@ -4034,12 +4042,6 @@ class Worker(Node):
         """What the calling thread is running, if it has the baton."""
         me = self.holder
         return me.task if me.ident == threading.get_ident() else OUTSIDE
-
-    def check_open(self):
-        """Raise if no more work can be taken."""
-        super().check_open()
-        if self.waiting >= MAX_WAITING:
-            raise RecursionError(ENDLESS % (self.waiting, f" of worker {self.label}"))
 
     def push(self, unit):
         """Queue a Future or a Span; if others wait, give away what is older, or a part of it."""
@@ -4795,6 +4797,7 @@ class Launcher:
 
     def run(self):
         """From login to the end. However it ends, the root is told; unless the keeper has ended, and so do we."""
+        self.keeper.backlog.clear()  # of this process's copy; the keeper sends these
         threading.Thread(target=lambda: (os.read(self.keeper.lifeline_read, 1), self.end()), daemon=True).start()
         try:
             if self.pause:
@@ -5437,11 +5440,13 @@ class Inline(Node):
         """Run a call or a slice on top of this thread's stack, or on a fresh one where that grows deep."""
         depth = getattr(self.depth, "tasks", 0)
         if depth >= MAX_INLINE:
-            if threading.active_count() >= MAX_WAITING:
-                raise RecursionError(ENDLESS % (MAX_WAITING, ""))
             thread = threading.Thread(target=self.run, args=(unit,))
-            thread.start()
-            thread.join()
+            self.waiting += 1
+            try:
+                thread.start()
+                thread.join()
+            finally:
+                self.waiting -= 1
             return
         self.depth.tasks = depth + 1
         try:
@@ -6479,7 +6484,7 @@ class Collector(Recording):
 
     def __init__(self, options):
         self.records, self.offsets = {}, {}   # worker -> its latest RECORD; host -> what to add to its times
-        self.slowest, self.waiting = [], []   # events; [time, items that wait]
+        self.slowest, self.queues = [], []    # events; [time, items that wait]
         self.wishes, self.published, self.used = options, False, time.process_time()
         self.failure = None                   # the PoolError by which it ended
         super().__init__(options, level=options["record"])
@@ -6501,9 +6506,9 @@ class Collector(Recording):
         if len(self.events) > 2 * MAX_EVENTS:
             thin(self.events, MAX_EVENTS)
         self.records[worker.decode()] = news
-        if not self.waiting or now - self.waiting[-1][0] > 0.02:
-            self.waiting.append([now, self.queued() + sum(news["queued"] for news in self.records.values())])
-            self.waiting = self.waiting[::2] if len(self.waiting) > 4000 else self.waiting
+        if not self.queues or now - self.queues[-1][0] > 0.02:
+            self.queues.append([now, self.queued() + sum(news["queued"] for news in self.records.values())])
+            self.queues = self.queues[::2] if len(self.queues) > 4000 else self.queues
 
     def abort(self):
         """The same, and then publish; a pool that never started has nothing to say."""
@@ -6571,7 +6576,7 @@ def digest(root):
                seconds=seconds, cpu=(time.process_time() - root.used) / seconds, inline=isinstance(root, Inline),
                failure=root.failure and str(root.failure).strip().partition("\n")[0].rstrip(":"),
                events=root.events, slowest=root.slowest, records=records, losses=sorted(losses.values()),
-               waiting=[[since("", moment), count] for moment, count in root.waiting],
+               waiting=[[since("", moment), count] for moment, count in root.queues],
                moved=root.totals["received"] + root.totals["sent"], **sums(records))
     return dict(run, verdict=verdict(run), table=host_table(run["hosts"]))
 

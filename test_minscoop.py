@@ -1454,6 +1454,19 @@ def test_futures_of_two_libraries_are_waited_for_when_mixed(pool):
         assert sorted(future.result() for future in concurrent.futures.as_completed(mixed, WAIT)) == [1, 2]
 
 
+def test_the_deputy_looks_at_once_when_nobody_else_has_lately():
+    """As under an event loop. Where a thread has looked since, or runs tasks, that comes first."""
+    node, waits = minscoop.Inline(), []
+    node.stopped, node.hear = types.SimpleNamespace(wait=waits.append), lambda: None
+    assert node.watch(1) and waits == [minscoop.SLICE]
+    node.alone = node.looks
+    assert node.watch(1) and waits == [minscoop.SLICE]
+    node.looks += 1
+    assert node.watch(1) and len(waits) == 2
+    node.alone, node.executes = node.looks, True
+    assert node.watch(1) and len(waits) == 3
+
+
 def test_results_arrive_when_asyncio_awaits_them(any_pool):
     """asyncio.wrap_future and run_in_executor take our futures and executors."""
     async def main():
