@@ -4293,6 +4293,19 @@ class ForkedKeeper(subprocess.Popen):
             os._exit(1)
 
 
+def preload(code):
+    """Import what a script imports of Python's own modules, once for all workers: those start no threads.
+
+    64 workers of a script that imports a dozen are ready in half the time. Not if the script looks at sys.path: it may
+    have modules of those names that are not to be found as yet."""
+    standard = getattr(sys, "stdlib_module_names", ())  # since Python 3.10
+    for name in () if {"sys", "path"} <= {*code.co_names} else operands(code, "IMPORT_NAME"):
+        top = name.partition(".")[0]
+        if top in standard and not importlib.machinery.PathFinder.find_spec(top, own_path()):
+            with contextlib.suppress(Exception):  # workers will say so
+                importlib.import_module(name)
+
+
 def tell(process, data):
     """Write to a process's stdin; that it has ended is found out elsewhere."""
     with contextlib.suppress(BrokenPipeError):
@@ -4372,6 +4385,7 @@ class Keeper:
         if main.path and not (main.name or config["below"]):  # else that runs code of the program, or it is not here
             with contextlib.suppress(OSError, SyntaxError, ValueError):  # workers will say so
                 main.program = read_main(main.path)
+                preload(main.program[0])
         import_zmq()
         if config["size"] is None:
             config["size"] = usable_cores()

@@ -6966,6 +6966,31 @@ def test_workers_run_the_program_as_it_was_when_its_file_is_edited_meanwhile(scr
     assert (done.returncode, done.stdout, done.stderr) == (0, "[0, 2, 4, 6]\n", "")
 
 
+@pytest.mark.skipif(not hasattr(sys, "stdlib_module_names"), reason="since Python 3.10")
+@pytest.mark.parametrize("first, early, right", [
+    ("", True, True), ("sys.path.insert(0, os.path.join(os.path.dirname(__file__), 'lib'))", False, False)])
+def test_modules_of_pythons_are_imported_before_the_fork_when_a_script_imports_them(script, tmp_path, first, early,
+                                                                                    right):
+    """Once for all workers; but none of which the program has one of its own, be it at a place that it sets itself."""
+    for directory, name in ((tmp_path, "calendar"), (tmp_path / "lib", "fractions")):
+        directory.mkdir(exist_ok=True)
+        (directory / f"{name}.py").write_text("ours = True\n")
+    path = script(f"""
+        import os, sys
+        import minscoop
+        {first}
+        import calendar, colorsys, fractions
+        def at_work():
+            return hasattr(calendar, "ours"), hasattr(fractions, "Fraction"), hasattr(colorsys, "rgb_to_hsv")
+        if __name__ == "__main__":
+            look = "{{name: name in __import__('sys').modules for name in ('calendar', 'colorsys', 'fractions')}}"
+            print(minscoop.submit(eval, look).result())
+            print(*minscoop.submit(at_work).result(), *at_work())
+    """)
+    loaded = dict(calendar=False, colorsys=early, fractions=early)
+    assert output_of("-n", 1, path).splitlines() == [str(loaded), " ".join(map(str, (True, right, True) * 2))]
+
+
 def test_the_body_runs_once_when_workers_import_the_script(script, tmp_path):
     """What stands under the guard runs in the root only; workers import the script under another name, once."""
     output_of("-n", 3, script("""
