@@ -4849,12 +4849,12 @@ class Launcher:
         self.ears.start()
 
     def listen(self):
-        """Read stderr, always, lest the other side blocks; once the host is in the pool, show it."""
+        """Read stderr, always, lest the other side blocks; once the host is in the pool, pass it on."""
         for line in iter(lambda: self.process.stderr.readline(1000), b""):
             text = line.decode(errors="replace").rstrip()
             self.complaints.append(text)
             if text and self.up and time.monotonic() > self.up + GRACE:  # before that, it is told in one line
-                print(f"{self.host}: {text}", file=sys.stderr, flush=True)
+                logger.warning("host %s: %s", self.host, text)
 
     def log_in(self):
         """Have a Python run there; returns the facts that it tells. Raises HostError."""

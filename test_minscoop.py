@@ -3980,6 +3980,18 @@ def test_each_failure_is_told_in_one_line_when_hosts_cannot_be_had(ssh, script, 
     assert len(lines) == len(table) and len(causes) >= len(table) - 1, lines  # MaxStartups has two ways to say it
 
 
+def test_what_a_remote_command_says_is_a_warning_when_its_host_is_in_the_pool(ssh, script, tmp_path):
+    """It comes through the root, which makes room for it where there is a progress line."""
+    prolog = tmp_path / "prolog"
+    prolog.write_text(f"(sleep {minscoop.GRACE + 1}; echo disk quota exceeded >&2) &\n")
+    with open(tmp_path / "stderr", "w") as stderr:
+        process = start(MINSCOOP, "--hosts", "good:1", "--prolog", prolog, script(SQUARES), "good", tmp_path / "go",
+                        stderr=stderr)
+        done = finish_after(process, tmp_path / "go", lambda: lines_in(tmp_path / "stderr"))
+    assert (done.returncode, done.stdout) == (0, names_of("good"))
+    assert (tmp_path / "stderr").read_text() == "minscoop: host good: disk quota exceeded\n"
+
+
 @pytest.mark.parametrize("args, text", [
     (["--hosts", "refused,good:1", "--all-hosts"], "refused"), (["--hosts", "refused,nokey"], "no host is left"),
     (["--hosts", "refused:1,localhost:0"], "no host is left"),
@@ -4053,7 +4065,8 @@ def test_a_host_comes_back_when_the_root_was_stopped_for_long(ssh, script, tmp_p
     os.unlink(tmp_path / "back")
     done = finish(process)
     assert (done.returncode, done.stdout) == (0, "good again\n")
-    assert "host good: lost: " in done.stderr and "host good: logging in again\n" in done.stderr
+    for told in "lost: ", "to be logged in to again in 2 s\n", "logging in again\n":
+        assert f"host good: {told}" in done.stderr
     assert lines_in(ssh / "log") >= 2
 
 
