@@ -1,6 +1,7 @@
 """python minscoop.py -q -n 2 examples/errors.py
 
-What goes wrong in a task comes out where its result is asked for; a worker's death costs only time.
+What goes wrong in a task comes out where its result is asked for; a worker's death costs only time. (Without -q, a
+message says which worker died, and how.)
 """
 import os
 import sys
@@ -29,7 +30,7 @@ if __name__ == "__main__":
         print(error.__cause__)  # the traceback of the worker
     print("as a value:", repr(futures.submit(divide, 2, 0).exception()))
 
-    with tempfile.TemporaryDirectory() as directory:  # a fresh worker runs it again
+    with tempfile.TemporaryDirectory() as directory:  # another worker runs it again
         print(futures.submit(die_once, os.path.join(directory, "mark")).result())
     try:
         futures.submit(sys.exit, 3).result()  # ends the task, not the worker

@@ -1,4 +1,6 @@
-"""PYTHONPATH=. python examples/scale.py [--hosts 10 100 1000] [--svg scale.svg] [--memory] [--costs]
+"""PYTHONPATH=. python examples/scale.py
+
+More: --hosts 10 100 1000 --kinds map heavy tree --seconds 0.01 0.1 1 10 --svg scale.svg; --memory; --costs; --help.
 
 How far one pool goes: the real Broker, Root and Worker of minscoop on hundreds of virtual hosts, in virtual time.
 

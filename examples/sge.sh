@@ -8,4 +8,4 @@
 #$ -pe orte 8
 #$ -l h_rt=00:10:00
 #$ -cwd
-python3 minscoop.py -v examples/where.py
+.venv/bin/python minscoop.py -v examples/where.py  # the environment with pyzmq: see README

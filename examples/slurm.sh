@@ -7,4 +7,4 @@
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=4
 #SBATCH --time=00:10:00
-python3 minscoop.py -v examples/where.py
+.venv/bin/python minscoop.py -v examples/where.py  # the environment with pyzmq: see README

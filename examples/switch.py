@@ -1,6 +1,7 @@
-"""PYTHONPATH=. python examples/switch.py [minscoop|processes|dask|mpi]
+"""PYTHONPATH=. python examples/switch.py
 
-A program that is given an executor runs on any: its caller says which in one line.
+A program that is given an executor runs on any: its caller says which in one line. Say processes, dask or mpi behind
+the command to see it.
 """
 import importlib
 import sys
