@@ -60,6 +60,7 @@ if _AS_SCRIPT:
 import array
 import atexit
 import builtins
+import codecs
 import collections
 import collections.abc
 import concurrent.futures
@@ -102,7 +103,7 @@ import warnings
 import weakref
 import zlib
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError, TimeoutError
-from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 
 # A script named as one of these, glob.py for instance, is imported in its place from its own directory.
 for _path in [getattr(module, "__file__", None) or "" for module in list(globals().values())]:
@@ -127,7 +128,7 @@ logger = logging.getLogger("minscoop")
 
 SLICE = 10e-3        # s of a map run without looking up. Smaller: overhead per slice shows (0.06 ms; with 3 ms, tasks
                      # of 1 ms took 1.5 % longer); larger: others wait that much longer for an answer
-FLUSH = 10e-3        # s of results collected before the first of a map travel. Smaller: more messages for the
+FLUSH = 10e-3        # s of results collected before the first of a callable travel. Smaller: more messages for the
                      # owner; larger: the reader of a lazy map sees its first results later
 MAX_FLUSH = 0.25     # s of results collected at most: each time they wait twice as long. Smaller: 2 % of the time of
                      # two workers went into messages; larger: results lie about
@@ -610,8 +611,9 @@ class Pickler(pickle.Pickler):
     def reducer_override(self, obj):
         """Called by pickle for each object that is not of a basic type."""
         kind = type(obj)
-        of_pickle = isinstance(obj, type) and (kind in copyreg.dispatch_table or not obj.__flags__ & HEAP_TYPE)
-        if isinstance(obj, (type, types.FunctionType)) and not of_pickle:
+        is_class = issubclass(kind, type)  # isinstance asks obj: until 3.10 list[int] says yes, as proxies may
+        of_pickle = is_class and (kind in copyreg.dispatch_table or not obj.__flags__ & HEAP_TYPE)
+        if (is_class or kind is types.FunctionType) and not of_pickle:
             if kind is types.FunctionType and this_worker is None and home_of(obj) == "__main__":
                 main.warn_of_globals(obj)
             if found_by_name(obj):
@@ -619,9 +621,12 @@ class Pickler(pickle.Pickler):
             if by_name_only:
                 raise pickle.PicklingError(f"{describe(obj)} would travel by value, which --mixed rules out: define it "
                                            "at the top level of a module")
-            return reduce_class(obj) if isinstance(obj, type) else reduce_function(obj)
+            return reduce_class(obj) if is_class else reduce_function(obj)
         if issubclass(kind, getattr(sys.modules.get("multiprocessing.managers"), "BaseProxy", ())):
             return reduce_proxy(obj)
+        if getattr(kind, "__module__", None) == "dataclasses":  # which knows its constants, as MISSING, by identity
+            names = (name for name, value in vars(sys.modules["dataclasses"]).items() if value is obj)
+            return next(names, NotImplemented)
         return REDUCERS.get(kind, lambda _: NotImplemented)(obj)
 
 
@@ -629,12 +634,14 @@ HEAP_TYPE = 1 << 9  # the flag of classes that a `class` statement made (Py_TPFL
 by_name_only = False  # hosts of several Python versions take part, and none reads the others' code
 
 REDUCERS = {  # types whose instances pickle does not take by itself, met inside functions and classes
-    types.CellType: lambda cell: (operator.methodcaller("CellType"), (types,)),  # the function fills it that has it
+    # The class of cells says that it is builtins.cell, which is not there. The function that has a cell fills it.
+    types.CellType: lambda cell: (operator.methodcaller("CellType"), (types,)),
     types.MappingProxyType: lambda proxy: (operator.methodcaller("MappingProxyType", dict(proxy)), (types,)),
     types.ModuleType: lambda module: (importlib.import_module, (module.__name__,)),
     types.CodeType: lambda code: (marshal.loads, (marshal.dumps(code),)),
     staticmethod: lambda method: (staticmethod, (method.__func__,)),
     classmethod: lambda method: (classmethod, (method.__func__,)),
+    functools.cached_property: lambda p: (functools.cached_property, (p.func,), {"attrname": p.attrname}),
     property: lambda p: (property, (p.fget, p.fset, p.fdel, p.__doc__)),
 }
 
@@ -658,15 +665,19 @@ def nested_code(code):
     return [code, *itertools.chain.from_iterable(map_builtin(nested_code, nested))]
 
 
+@functools.lru_cache(1000)
 def operands(code, *operations):
     """The names with which a code object does this. Takes its time."""
     import dis
     return {step.argval for step in dis.get_instructions(code) if step.opname in operations}
 
 
+READS_GLOBAL = "LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"
+
+
 def home_of(fn):
     """The name of the module whose globals a function has; None if they are of no module (exec, eval)."""
-    home = sys.modules.get(fn.__module__ or "__main__")
+    home = sys.modules.get(fn.__globals__.get("__name__"))  # __module__ may be that of what it wraps
     return home.__name__ if home is not None and home.__dict__ is fn.__globals__ else None
 
 
@@ -675,7 +686,7 @@ def shipped_globals(fn):
     home = home_of(fn)
     if home not in ("__main__", "__mp_main__", None):
         return {}
-    names = {name for code in nested_code(fn.__code__) for name in code.co_names}  # some of attributes, to be quick
+    names = set().union(*(operands(code, *READS_GLOBAL) for code in nested_code(fn.__code__)))
     return {name: fn.__globals__[name] for name in names
             if name in fn.__globals__ and (home is None or main.by_value(name))}
 
@@ -711,7 +722,8 @@ def make_function(code, module, name, cells):
 def fill_function(fn, state):
     """The second half: globals, closure, defaults and attributes."""
     shipped, contents, *looks = state
-    fn.__globals__.update(shipped)
+    fn.__globals__.update((name, value) for name, value in shipped.items()
+                          if this_worker is not None or name not in fn.__globals__)  # the root's own are newer
     for cell, value in contents:
         cell.cell_contents = value
     for name, value in zip(FUNCTION_ATTRIBUTES, looks):
@@ -726,11 +738,12 @@ def reduce_class(cls):
     """Pickle a class by value, with an identity that survives the journey there and back."""
     ident = CLASS_IDS.setdefault(cls, f"{os.getpid()}-{id(cls)}-{time.monotonic_ns()}")
     CLASSES[ident] = cls
-    attributes = {name: value for name, value in cls.__dict__.items() if name != "_abc_impl"
+    attributes = {name: value for name, value in cls.__dict__.items() if name not in ("_abc_impl", "__weakref__")
                   and getattr(value, "__objclass__", None) is not cls}  # slots, __dict__, __weakref__ are made anew
-    head = {"__slots__": attributes.pop("__slots__")} if "__slots__" in attributes else {}
+    head = {name: attributes.pop(name) for name in ("__slots__", "__orig_bases__") if name in attributes}
     if type(cls).__name__ in ("EnumMeta", "EnumType"):
-        head = {name: member.value for name, member in cls.__members__.items()}
+        head = {name: value for name, value in cls.__dict__.items() if name == "__init__"}  # members are made with it
+        head.update((name, member.value) for name, member in cls.__members__.items())
         attributes = {name: value for name, value in attributes.items()
                       if isinstance(value, (types.FunctionType, property, classmethod, staticmethod))}
     head.update(__module__=cls.__module__, __qualname__=cls.__qualname__)
@@ -741,14 +754,15 @@ def reduce_class(cls):
 def make_class(ident, metaclass, name, bases, head):
     """The first half of unpickling a class by value: the class that is here already, or an empty one."""
     def body(namespace):
-        for key, value in head.items():
+        for key, value in head.items():  # one by one: an Enum's namespace notes what is set, but not by `update`
             namespace[key] = value
     cls = CLASSES.get(ident)
     return types.new_class(name, bases, {"metaclass": metaclass}, body) if cls is None else cls
 
 
 def fill_class(cls, state):
-    """The second half: methods and attributes, unless the class was here already."""
+    """The second half: methods and attributes, unless the class was here already: what has changed in it since, stays
+    where it was changed."""
     ident, attributes = state
     if CLASSES.get(ident) is not cls:
         for name, value in attributes.items():
@@ -797,7 +811,7 @@ def parts_of(obj):
 
 def describe(fn):
     """A callable's name for messages."""
-    return getattr(fn, "__qualname__", None) or text_of(fn, repr)[:80]
+    return text_of(fn, lambda fn: getattr(fn, "__qualname__", None) or repr(fn)[:80])
 
 
 def text_of(thing, words=str):
@@ -868,7 +882,8 @@ def decode_parts(parts, large, failures):
 def encode_failure(error, where=""):
     """(pickle or None, text) of an exception. Tried out here, where its text and traceback are known. where: what
     raised it."""
-    text = f"{where}:\n{traceback_text(error)}" if where else traceback_text(error)
+    text = text_of(error, traceback_text)  # which asks for __notes__
+    text = f"{where}:\n{text}" if where else text
     for form in error, Remade(error):
         with contextlib.suppress(*FAULTS):
             blob = pickle.dumps(dumps(form), 5)
@@ -919,7 +934,7 @@ def decode_failure(blob, text):
         error = loads(unpickle(blob))
     except FAULTS:  # of no pickle, too
         error = TaskError("a task raised an exception that cannot be pickled: " + text.rstrip().rpartition("\n")[2])
-    error.__cause__ = RemoteTraceback(text)
+    BaseException.__setattr__(error, "__cause__", RemoteTraceback(text))
     return error
 
 
@@ -930,7 +945,7 @@ class MainModule(types.ModuleType):
     ``if __name__ == "__main__"`` runs in the root only."""
 
     def __getattr__(self, name):
-        if name.startswith("__") or main.loaded:
+        if name.startswith("__") and name.endswith("__") or main.loaded:
             raise AttributeError(f"the script that workers import has no {name!r} at its top level")
         main.load()
         return getattr(self, name)
@@ -954,7 +969,7 @@ class Main:
         """As found in ``sys.modules``. A prompt, a notebook and ``-c`` have neither path nor name."""
         module = sys.modules["__main__"]
         spec, path = getattr(module, "__spec__", None), getattr(module, "__file__", None)
-        if spec is not None and spec.name and spec.name != "minscoop":
+        if spec is not None and spec.name and spec.name not in ("minscoop", "__main__"):
             return cls(path, spec.name)
         return cls(os.path.abspath(path)) if path and os.path.isfile(path) else cls()
 
@@ -994,11 +1009,11 @@ class Main:
             if self.loaded:
                 return self.module
             self.loaded, module = True, self.module
-            code, spec = self.program or read_main(self.path, self.name)
-            module.__file__, module.__spec__, module.__package__ = self.path, spec, spec.parent if spec else None
-            module.__loader__ = spec.loader if spec else RootLoader("__mp_main__", self.path)
             self.importing = True
             try:
+                code, spec = self.program or read_main(self.path, self.name)
+                module.__file__, module.__spec__, module.__package__ = self.path, spec, spec.parent if spec else None
+                module.__loader__ = spec.loader if spec else RootLoader("__mp_main__", self.path)
                 exec(code, module.__dict__)
             except BaseException as error:
                 self.error = error
@@ -1057,10 +1072,10 @@ map_builtin = map  # the module's own `map`, below, takes the name
 #                                                   error); stays RUNNING when lost and shipped again
 #   CANCELLED_AND_NOTIFIED, FINISHED                final
 #
-# `cancel` does not reach what is RUNNING: a shipped call is, also while it waits in its taker's queue. What it does
-# reach is RUNNING for a moment, so that nobody else takes it.
+# `cancel` cannot reach a call that is RUNNING. A shipped call is that even while it waits in its taker's queue, and one
+# that is just being cancelled is it for a moment, so that nobody else takes it.
 
-DONE = frozenset((CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED))  # CANCELLED is what the methods of the base class know
+DONE = frozenset((CANCELLED_AND_NOTIFIED, FINISHED))
 birth = threading.RLock()  # guards the lazy attributes of futures against being created twice
 
 
@@ -1124,7 +1139,7 @@ class Future(concurrent.futures.Future):
     def exception(self, timeout=None):
         """The exception that the call raised, or None; blocks and raises as ``result`` does."""
         if self._state not in DONE and not self._node.wait_for(self.done, self, timeout):
-            raise TimeoutError(f"the call of {describe(self._call[0]) if self._call else '?'} "
+            raise TimeoutError(f"the call of {describe((self._call or [self])[0])} "
                                f"is not done after {timeout} s")
         if self._state != FINISHED:
             raise CancelledError()
@@ -1143,7 +1158,7 @@ class Future(concurrent.futures.Future):
         try:
             result = fn(*args, **kwargs)
         except BaseException as error:  # SystemExit too: as in ProcessPoolExecutor, it is the call's
-            error.__traceback__ = without_ours(error.__traceback__)
+            error.with_traceback(without_ours(error.__traceback__))  # to set it asks its class, which may be frozen
             self._settle(FINISHED, None, error)
         else:
             self._settle(FINISHED, result)
@@ -1163,7 +1178,7 @@ class Future(concurrent.futures.Future):
                 self._result, self._exception, self._state = result, error, state
                 for waiter in self.__dict__.get("_waiters", ()):
                     (waiter.add_cancelled if state != FINISHED else
-                     waiter.add_exception if error else waiter.add_result)(self)
+                     waiter.add_result if error is None else waiter.add_exception)(self)
                 condition.notify_all()
         self._call = self._parent = None
         if self._node.parked or self._node.attending.locked():
@@ -1226,7 +1241,7 @@ class Recipe:
         self.frame = frame  # its pickle, made when it first travels
         self.pace = None    # s per item, from the latest slices
         self.grain = 1      # items in the next slice
-        self.flushes = 0    # times that results were sent before the last
+        self.flushes = 0    # times that results were sent before the last, in all maps of this callable
 
     def encode(self, memory=None):
         """Its pickle, as one frame. Raises CannotSend, naming the part that cannot be sent."""
@@ -1245,6 +1260,8 @@ class Recipe:
     @functools.lru_cache(64)
     def decode(frame):
         """The recipe of a frame; the same one for the same frame."""
+        if size_of(frame) >= SHARED:
+            Recipe.decode.cache_clear()  # else 64 large ones stay
         return Recipe(*loads(unpickle(content(frame))), frame) if frame else CALLS
 
     @property
@@ -1331,7 +1348,7 @@ class Slice:
                     if len(values) < self.hi - self.lo:
                         raise StopIteration  # raised by the callable, and taken by `map` for its own end
             except BaseException as error:
-                error.__traceback__ = without_ours(error.__traceback__)
+                error.with_traceback(without_ours(error.__traceback__))  # to set it asks its class, which may be frozen
                 self.failures[len(values)] = error
                 values.append(None)
         self.source = None  # from here on there is nothing to shorten
@@ -1484,8 +1501,8 @@ class Guest(Job):
         """Unpickle callable and arguments: the columns. Raises whatever unpickling raises."""
         recipe, *data = self.body
         self.body, self.item_bytes = None, sum(map_builtin(size_of, data)) // (self.hi - self.lo)
+        self.columns = loads(data)  # first: then what is in shared memory has gone, should the callable fail
         self.recipe = Recipe.decode(bytes(recipe))
-        self.columns = loads(data)
         if not self.columns or any(len(column) != self.hi - self.lo for column in self.columns):
             raise ValueError("it has not as many items as it should have")
         if self.recipe is CALLS and not all(isinstance(call, tuple) and len(call) == 3 for call in self.columns[0]):
@@ -1563,7 +1580,7 @@ class Mapping(Job):
 
     def __init__(self, node, recipe, iterables, ordered=True, buffersize=None, parent=None, label=None):
         super().__init__(node, parent)
-        self.tally, self.made = progress.find_tally(node, label), 0  # for the progress line; items that have results
+        self.tally, self.made = None, 0  # for the progress line; items that have results
         self.recipe, self.ordered = recipe, ordered
         self.chunks = {}                # first item -> (count, values, failures), not yet read
         self.pulled = self.read = 0     # items; the span of what is under way or unread
@@ -1578,12 +1595,14 @@ class Mapping(Job):
             columns = [it if isinstance(it, (range, tuple)) or type(it).__module__ == "numpy" else list(it)
                        for it in iterables]  # a list may change after the call; its copy does not. Arrays are large
             self.pulled = min(map_builtin(len, columns), default=0)
+            self.tally = progress.find_tally(node, label)  # not before: who draws ends when there is nothing to do
             self.tell(known=self.pulled)
             if self.pulled:
                 self.push(columns, 0, self.pulled)
         else:
             self.rows = zip(*iterables)
             node.check_open()
+            self.tally = progress.find_tally(node, label)
             self.tell(growing=1)
             node.sources.append(self)
             self.pull()
@@ -1623,7 +1642,7 @@ class Mapping(Job):
                 rows.append(row)
                 if time.monotonic() - start > SLICE:
                     return False
-        except Exception as error:  # the iterators' own: raised when the reader has come this far
+        except FAULTS as error:  # the iterators' own: raised when the reader has come this far
             self.inputs_error = error
         return len(rows) < want
 
@@ -1722,6 +1741,8 @@ class Mapping(Job):
 #   any      → BUSY, and holding nothing, when it is sent WHO; it says again what it wants and holds
 #   any      → gone on BYE, DIED, or (a broker) after SILENCE
 #
+# In the code IDLE is Link.idle, HUNGRY is Link.demand > 0, and BUSY is neither.
+#
 # HUNGRY is demand: so many tasks a node would take. Who has some to give is rich: it said `more` with its last TASK, or
 # holds several items. It is asked by HUNGRY, once, and remembers; DRY says that there is nothing after all. A broker
 # below has boasted to the one above if it said that it has more.
@@ -1799,8 +1820,9 @@ class Broker:
         self.received = 0                       # TASKs from above
         self.told = None                        # how many there were when we said IDLE to the one above
         self.facts = None                       # the JSON that HELLO says of us to the one above
-        self.present = {}                       # names that have connected, but not said HELLO
-        self.late = {name: [] for name in heirs}  # name of an heir -> what it will be sent when it has said HELLO
+        self.present = {}                       # names that have connected, maybe again, and not said HELLO since
+        # name of who is to come -> what it will be sent when it has said HELLO
+        self.late = {name: [] for name in heirs or ([] if below else [ROOT])}
         self.round = None                       # of a census: the number that goes with WHO and TOLD
         self.silent = {name: {task_id: (lo, hi)} if task_id else {}  # names that have not TOLD yet -> what they had
                        for name, (task_id, lo, hi) in heirs.items()}
@@ -1836,18 +1858,19 @@ class Broker:
             self.HANDLERS[name](self, sender, *frames[1:])
         except Exception as error:
             self.dropped += 1
-            self.discard(frames if frames[:1] == [b"RESULT"] else ())  # of a task that was cancelled meanwhile
+            self.discard(frames if frames[:1] in ([b"RESULT"], [b"TASK"]) else ())  # of what was cancelled meanwhile
             logger.debug("broker: dropped a message of %r: %r", sender, error)
         self.conclude()
         return self.out
 
     def concerns(self, sender, task_id, as_holder=True):
-        """Whether a task is the sender's: it is where it was placed, or lies in the direction of its owner."""
+        """Whether the sender may speak of a task: it holds it, by our records (after a census these have gaps, and who
+        speaks of it is believed), or the way to its owner leads there. as_holder: else only the latter."""
         return as_holder and sender == self.placed.get(task_id, sender if self.counted else None) or \
             sender == self.way_to(owner_of(task_id))
 
     def tick(self, now):
-        """Once in a HEARTBEAT: show that we live, and notice who does not. Returns messages."""
+        """Once in HEARTBEAT, or PATIENCE while some wait: show that we live, notice who does not. Returns messages."""
         self.out, self.now, self.changed = [], now, True
         self.notice_silence()
         if self.finished:
@@ -2017,10 +2040,8 @@ class Broker:
             if sender in self.silent and sender not in self.present and self.round is not None:
                 self.send_who(sender)  # it has connected for the first time, or does not know it
         self.present.pop(sender, None)
-        self.out += [(sender, frames) for frames in self.late.pop(sender, ())]
-        if role == b"root":
-            for news in self.news.values():
-                self.send(sender, *news)
+        late = self.late.pop(sender, self.news.values() if role == b"root" else ())
+        self.out += [(sender, list(frames)) for frames in late]
         for name, body in self.consts.items():
             self.send(sender, b"CONST", name, *body)
         if role == b"broker":
@@ -2042,8 +2063,8 @@ class Broker:
     def on_DIED(self, sender, name, task_id, lo, hi, flags, begun, obituary):
         """A process or a host has ended: tell the owners of what it held, and drop what it owned.
 
-        flags: BLAME if what it was running is suspected; BEGUN if it had begun more of that. begun: how many of
-        the tasks that were sent to it."""
+        flags: BLAME if what it was running is suspected; BEGUN if it had begun more of that. begun: the
+        highest number of a task, of those that were sent to it, that it had begun."""
         if sender and host_of(name) != sender:
             raise ValueError("only a keeper knows of deaths, and of those of its host")
         self.dead.add(name)
@@ -2099,9 +2120,10 @@ class Broker:
     #
     # Messages are lost when a broker dies, or a connection. Whoever connects for a second time says so, by an empty
     # message; a broker that takes over knows. Then the top one asks everybody: WHO. A node starts anew: it says HELLO,
-    # what it wants (HUNGRY, IDLE), what it HELD, and TOLD; an owner doubts all that it has shipped until somebody holds
-    # it. Brokers below pass the question on, and say TOLD when all of theirs have. When all have, the top says TOLD,
-    # and owners send again what is still in doubt. Each census has a number; answers to an earlier one do not count.
+    # what it HELD, and TOLD; after that, what it wants (HUNGRY, IDLE). An owner doubts all that it has shipped until
+    # somebody holds it. Brokers below pass the question on, and say TOLD when all of theirs have. When all have, the
+    # top says TOLD, and owners send again what is still in doubt. Each census has a number; answers to an earlier one
+    # do not count.
     #
     # Who does not answer in time may be computing without releasing the interpreter's lock: it is presumed to hold what
     # it had. When it answers after all, or dies, there is another census, since what it did have may be lost.
@@ -2111,17 +2133,19 @@ class Broker:
         if b"?" in name or name in self.dead or len(self.present) >= MAX_HOSTS:  # a trial, or nonsense
             return
         self.present[name] = None
-        if name in self.links or self.round is None:
+        if name not in self.links:
+            self.late.setdefault(name, [])  # what is for it, or for those behind it, until it has said HELLO
+        if name in self.links or self.round is None or name not in self.silent:  # the last: it came by --join
             self.count()
         else:
             self.send_who(name)
 
     def count(self, number=None):
-        """Begin a census, or have it begun by the one above, whose number it has then."""
-        number = number or b"%d" % (self.now * 1e6)  # larger than those before, also of a broker that has died
-        if self.below and number != self.round:
-            self.send(UP, b"WHO", number)
+        """Begin a census, or have it begun by the one above, which gives the number."""
+        if self.below and number is None:
+            self.send(UP, b"WHO", self.round or b"0")  # the one that we take part in: another is wanted
             return
+        number = number or b"%d" % (self.now * 1e6)  # unlike all before, also those of a broker that has died
         self.round, self.since, self.counted = number, self.now, True
         self.fetching.clear()  # what was asked for may be lost with a broker above: who waits will ask again
         self.printing = 0      # and so may what was printed, or the news that it was shown
@@ -2146,9 +2170,10 @@ class Broker:
     def on_WHO(self, sender, number):
         """The broker above asks; or one below would have it asked."""
         if sender != UP:
-            self.count()
+            if number == self.round or sender not in self.silent:  # else it will hear our latest question, and ask all
+                self.count()
             return
-        self.round, self.received, self.told = number, 0, None
+        self.round, self.received = number, 0
         self.plenty, self.boasted = None, False
         self.renew(UP)
         self.send(UP, b"HELLO", self.facts)
@@ -2164,7 +2189,7 @@ class Broker:
         if sender in self.links:
             self.lift(task_id)
             self.place(task_id, self.links[sender])
-            self.links[sender].items += sum(map_builtin(int, bounds[1::2])) - sum(map_builtin(int, bounds[::2]))
+            self.add(self.links[sender], sum(map_builtin(int, bounds[1::2])) - sum(map_builtin(int, bounds[::2])))
         self.send(owner_of(task_id), b"HELD", number, task_id, *bounds)
 
     def on_TOLD(self, sender, number):
@@ -2214,6 +2239,8 @@ class Broker:
     def on_HUNGRY(self, sender, count, width=b"1"):
         """A node would take tasks."""
         link = self.links[sender]
+        if sender in self.silent and link.role != b"broker":  # said before it heard WHO: it will say it again
+            return
         link.width = int(width)
         self.want(link, link.demand + int(count))
 
@@ -2242,7 +2269,7 @@ class Broker:
     def on_IDLE(self, sender, tasks):
         """A worker has nothing to do; out of date if a TASK has been sent to it since."""
         link = self.links[sender]
-        link.idle = int(tasks) == link.tasks
+        link.idle = int(tasks) == link.tasks and sender not in self.silent  # else said before it heard WHO
 
     def ask_around(self):
         """Ask for as much as the hungry would take: the rich first; if there are none, everybody once."""
@@ -2259,7 +2286,9 @@ class Broker:
         if wanted > 0:
             for link in [link for link in self.unasked.values() if wanted > link.demand]:
                 self.ask(link, 1)
-            ample = self.links.get(UP if self.plenty is False else ROOT)  # the root may soon have work for all
+            # Who gives single tasks is asked for all that is wanted: the root, if it is here; the one above, if its
+            # latest was single, or the last it had (otherwise there is no such link here)
+            ample = self.links.get(UP if self.plenty is False else ROOT)
             if ample and wanted > ample.demand + ample.asked:
                 self.ask(ample, wanted - ample.demand - ample.asked)
 
@@ -2268,7 +2297,8 @@ class Broker:
         return 2 * self.own_size - sum(link.items for link in self.links.values() if link.role == b"worker")
 
     def ask(self, link, count):
-        """Tell one node that somebody is hungry: of those behind a broker the newest, or so many of our workers."""
+        """Ask a node for so many tasks. width: as the newest of the hungry said; upwards, how many of our workers lack
+        one."""
         self.owe(link, link.asked + count)
         link.since = self.now
         if link.name != UP:
@@ -2289,8 +2319,9 @@ class Broker:
             self.send(sender, b"CANCEL", task_id)
             raise ValueError("another's task")
         self.lift(task_id)
+        self.silent.get(sender, {}).pop(task_id, None)  # should it not answer WHO: this it has given away
         if self.gone(owner):
-            return
+            raise ValueError("nobody's task")
         taker = self.choose(sender, avoid)
         if taker is None:
             self.send(owner, b"LOST", task_id, b"0", b"0", b"0", b"")
@@ -2458,7 +2489,7 @@ class Broker:
 
     def on_COUNT(self, sender, idle):
         """Count the workers that have said that they would take work, and no more."""
-        idle = sum(link.demand * link.width for link in self.hungry.values() if link.role != b"root")
+        idle = sum(link.demand * link.width for link in self.hungry.values())
         self.send(sender, b"COUNT", b"%d" % idle)
 
     # -- the end
@@ -2537,7 +2568,7 @@ class Switchboard:
 
     def run(self):
         """Take messages and send those to which they lead, until nobody is left."""
-        broker, due = self.broker, time.monotonic()
+        broker, ticked = self.broker, -math.inf
         if broker.below:
             self.connect_up()
             self.deliver()
@@ -2553,9 +2584,9 @@ class Switchboard:
                 self.said += broker.flush(time.monotonic())
             while self.paused and broker.printing <= OUTPUT_AHEAD:
                 self.poller.register(self.paused.pop(), zmq.POLLIN)
-            if pause and time.monotonic() >= due:
-                due = time.monotonic() + min(pause, HEARTBEAT)
-                self.said += broker.tick(time.monotonic())
+            if pause and time.monotonic() - ticked >= (PATIENCE if broker.waiting else HEARTBEAT):
+                ticked = time.monotonic()
+                self.said += broker.tick(ticked)
             self.deliver()
         for worker in self.prints:
             self.read_all(worker)
@@ -2824,6 +2855,7 @@ class Node:
     retried = 0       # tasks that ran again, since their workers died
     waiting = 0       # threads whose tasks wait for others, which run in other threads
     idle_workers = 0  # of the whole pool, when the broker was asked last
+    ended_by = None   # the PoolError by which the pool ended, if it was not just shut down
 
     def __init_subclass__(cls):
         cls.HANDLERS = {name[3:].encode(): getattr(cls, name) for name in dir(cls) if name.startswith("on_")}
@@ -2851,7 +2883,7 @@ class Node:
         self.stopped, self.alarm = threading.Event(), threading.Event()
         self.attending = threading.Lock()  # held by the thread that sleeps on the socket
         self.looks = 0                     # times that somebody looked at the socket
-        self.alone = None                  # so many when the deputy did last
+        self.alone = None                  # so many when the deputy had done so last
         self.outbox, self.sending = collections.deque(), False
         self.context = self.socket = None
 
@@ -2937,8 +2969,7 @@ class Node:
                 self.attend(timeout)
         finally:
             self.attending.release()
-        self.serve()
-        return True
+        return self.serve()
 
     def rouse(self, deputy=False):
         """Wake the thread that sleeps in ``attend``, if there is one; the deputy in ``watch``, if that is said."""
@@ -2947,14 +2978,14 @@ class Node:
                 os.write(self.wake_write, b"!")
 
     def serve(self, as_deputy=False):
-        """Handle what has come. One thread at a time; others return at once.
+        """Handle what has come. One thread at a time; others return at once. Says whether it could.
 
         Results run code of the user (unpickling, callbacks), which may call us again and then goes on with
         the next message; the deputy of a worker leaves them for who holds the baton."""
         if self.resting:
             self.alarm.set()
         if not self.serving.acquire(blocking=False):
-            return
+            return False
         try:
             self.looks += 1
             if not as_deputy:
@@ -2971,8 +3002,9 @@ class Node:
                 self.give()
         finally:
             self.serving.release()
-        if as_deputy:
+        if as_deputy or not self.executes:  # who waits until we are done may sleep on the socket
             self.rouse()
+        return True
 
     def handle(self, message):
         """Handle a message. Nonsense is dropped and counted."""
@@ -3008,7 +3040,7 @@ class Node:
             self.resting = False
             while not (self.attending.locked() or self.stopped.is_set()):
                 try:
-                    if self.watch(TICK if self.wanted else MAX_FLUSH if self.postponed() else PATROL):
+                    if self.watch(TICK if self.wanted else PATROL):
                         self.stand_in()
                 except Exception:
                     if not self.stopped.is_set():  # else the socket was closed meanwhile
@@ -3146,7 +3178,7 @@ class Node:
     def forget(self, job):
         """A job was cancelled: its spans here are stale and go when they are met; recall what was shipped."""
         with self.lock:
-            ids = [task_id for task_id, shipment in self.away.items() if shipment.span.job is job]
+            ids = [task_id for task_id, shipment in list(self.away.items()) if shipment.span.job is job]
             for task_id in ids:
                 discard(self.away.pop(task_id).references)
                 self.recall(task_id)
@@ -3262,8 +3294,7 @@ class Node:
         count = min(self.portion(len(queue), self.call_bytes), 4096)
         while queue and len(futures) < count:
             if not queue[0].stale:
-                if not isinstance(queue[0], Future) or queue[0]._parent is not first._parent \
-                        or queue[0].pinned:
+                if not isinstance(queue[0], Future) or queue[0]._parent is not first._parent:
                     break
                 queue[0]._state = RUNNING
                 futures.append(queue[0])
@@ -3331,11 +3362,13 @@ class Node:
             with self.lock:
                 for i in reversed(range(span.lo, span.hi)):
                     job.requeue(span.cut(i, i + 1))
+            self.rouse()  # if this is the deputy, who holds the baton may have lain down meanwhile
             return
         if self.executes:  # it runs where it was made, which needs no pickling
             span.pinned = True
             with self.lock:
                 self.queue.append(span)
+            self.rouse()
             return
         if not isinstance(error, CannotSend):
             error = self.blame(span, error)
@@ -3348,7 +3381,7 @@ class Node:
             fn, args, kwargs = args[0]
             args, names = [*args, fn, *kwargs.values()], ["the callable", *(f"argument {key!r}" for key in kwargs)]
         names = [*(f"argument {i}" for i in range(1, len(args) - len(names) + 1)), *names]
-        reasons = [text for text in map_builtin(explain, args, names) if text] or [str(error)]
+        reasons = [text for text in map_builtin(explain, args, names) if text] or [text_of(error)]
         result = CannotSend(f"{span.job.title(span.lo)} cannot be sent to a worker: {reasons[0]}")
         result.__cause__ = error
         return result
@@ -3375,7 +3408,7 @@ class Node:
         with self.lock:  # not before: reading runs code of the user, which Ctrl-C may end
             fresh = task_id in self.away and shipment.open.close(lo, lo + count)
             if fresh and not shipment.open:
-                del self.away[task_id]
+                discard(self.away.pop(task_id).references)  # it could not even unpickle the callable, perhaps
         if not fresh:
             discard(body)
             if last == b"0":
@@ -3391,7 +3424,7 @@ class Node:
             if shipment is None or not shipment.open.close(lo, hi):
                 self.recall(new)
                 return
-            self.away[bytes(new)] = part = Shipment(shipment.span, lo, hi)
+            self.away[new] = part = Shipment(shipment.span, lo, hi)
             part.doubt.extend(shipment.doubt.cut(lo, hi))
             if not shipment.open:
                 del self.away[task_id]
@@ -3431,9 +3464,12 @@ class Node:
         """Queue again what is open of a shipment, first of all; item by item if it is suspected."""
         with self.lock:
             shipment = self.away.pop(task_id, None)
-            discard(shipment.references if shipment else ())
-            for lo, hi in reversed(shipment.open if shipment else ()):
-                self.requeue(shipment, lo, hi, avoid, singly=lo < suspects[1] and suspects[0] < hi)
+            if shipment:
+                discard(shipment.references)
+                rest = Ranges(shipment.open)
+                parts = [(part, True) for part in rest.cut(*suspects)] + [(part, False) for part in rest]
+                for (lo, hi), singly in sorted(parts, reverse=True):
+                    self.requeue(shipment, lo, hi, avoid, singly)
         if self.wanted:
             self.give()
 
@@ -3450,7 +3486,7 @@ class Node:
         """Say who we are, what we want and what we hold; doubt what we shipped."""
         with self.lock:
             self.wanted, self.rich = 0, False
-            for shipment in self.away.values() if number != self.round else ():
+            for shipment in list(self.away.values()) if number != self.round else ():
                 shipment.doubt = Ranges(shipment.open)
             self.round = number
             self.send(b"HELLO")
@@ -3541,15 +3577,15 @@ class Node:
             try:
                 frames = dumps(value, self.memory, lasting=True)
             except FAULTS as error:
-                raise CannotSend(explain(value, f"the constant {name!r}") or str(error)) from error
+                raise CannotSend(explain(value, f"the constant {name!r}") or text_of(error)) from error
             setter = b"%s:%d" % (self.name, next(self.serial))
             self.setting[setter] = b"CONST", name.encode(), setter, *frames
             self.send(*self.setting[setter])
             self.wait_for(lambda: name in self.consts or self.broken, "const")
             del self.setting[setter]
             self.check_open()
-            if [*self.consts[name][2]] != frames:  # another was quicker, or it has come back from another host
-                discard(frames, even_lasting=True)
+            # those that another's, which was quicker, or what has come back from another host does not need
+            discard([frame for frame in frames if frame not in self.consts[name][2]], even_lasting=True)
             if self.consts[name][0] != setter:
                 raise TypeError(f"the constant {name!r} exists already: constants are set once")
 
@@ -3569,6 +3605,7 @@ class Root(Node):
     def __init__(self, options):
         super().__init__(ROOT, options["total"], options["retries"])
         self.options, self.closing, self.ended = options, False, False
+        self.decoders = {}  # (worker, stream) -> what decodes what it prints
         # number -> facts, of those that are to come, too
         self.hosts = {options["host"]: {"state": "ready", "workers": options["size"]}}
         self.hosts.update((number, {"host": name}) for number, name, _ in options["hosts"])
@@ -3642,11 +3679,16 @@ class Root(Node):
         self.give()
 
     def quiet(self):
-        """Whether nothing of this process is queued or away."""
-        with self.lock:
-            while self.queue and self.queue[0].stale:
-                self.queue.popleft()
-            return not (self.queue or self.in_hand or self.away) and all(job.begun for job in self.sources)
+        """Whether nothing of this process is queued or away, or just being handed over by another thread."""
+        if not self.serving.acquire(blocking=False):
+            return False
+        try:
+            with self.lock:
+                while self.queue and self.queue[0].stale:
+                    self.queue.popleft()
+                return not (self.queue or self.in_hand or self.away) and all(job.begun for job in self.sources)
+        finally:
+            self.serving.release()
 
     def drain(self):
         """Wait until all that was submitted is done."""
@@ -3672,6 +3714,8 @@ class Root(Node):
     def abort(self):
         """End the pool now, whatever is under way. Waits for it, at most GRACE seconds."""
         self.closing = True
+        if not self.stopped.is_set():
+            self.ended_by = self.broken
         self.break_off(PoolError("the pool was shut down"))
         self.stopped.set()
         if self.keeper is not None:
@@ -3736,7 +3780,8 @@ class Root(Node):
 
     def on_OUTPUT(self, worker, stream, lines):
         """Show what a worker has printed, and let its host's broker know."""
-        file, text = sys.stdout if stream == b"out" else sys.stderr, bytes(lines).decode(errors="replace")
+        decoder = self.decoders.setdefault((worker, stream), codecs.getincrementaldecoder("utf-8")("replace"))
+        file, text = sys.stdout if stream == b"out" else sys.stderr, decoder.decode(bytes(lines))
         if self.options["tag_output"]:
             host = self.hosts.get(host_of(worker).decode(), {}).get("host") or os.uname().nodename
             text = "".join(f"{host} {worker.decode()}: {line}" for line in text.splitlines(True))
@@ -3772,9 +3817,13 @@ class Root(Node):
 
 def own_path():
     """Those directories of sys.path that are the program's own: neither Python's nor of installed packages."""
-    standard = os.path.dirname(os.__file__)
-    return [entry for entry in map_builtin(os.path.abspath, sys.path) if os.path.isdir(entry)
-            and not (entry + "/").startswith(standard + "/") and not entry.endswith(("-packages", ".zip"))]
+    return [entry for entry in map_builtin(os.path.abspath, sys.path) if os.path.isdir(entry) and not installed(entry)]
+
+
+def installed(path):
+    """Whether a directory is for Python's own modules, or for installed packages."""
+    return (path + "/").startswith(os.path.dirname(os.__file__) + "/") or \
+        re.search("/(site|dist)-packages/", path + "/") is not None
 
 
 def make_socket_directory():
@@ -3866,8 +3915,10 @@ class Worker(Node):
 
     # -- the baton
 
-    def start(self):
+    def start(self, me=None):
         """The life of a thread that gets the baton. The first one joins the pool; all work until told to stop."""
+        if me is not None:
+            me.gate.acquire()
         self.holder.ident = threading.get_ident()
         if self.config["profile"]:
             import cProfile
@@ -3879,7 +3930,12 @@ class Worker(Node):
             self.open()
             self.initialise()
             logger.debug("worker %s is ready", self.label)
-        self.work()
+        try:
+            self.work()
+        except BaseException:  # the baton goes with this thread: better a death, which is noticed
+            traceback.print_exc()
+            flush_output()
+            os._exit(1)
 
     def initialise(self):
         """Run the initializer, if there is one."""
@@ -3917,6 +3973,7 @@ class Worker(Node):
             if now - self.served > SLICE:
                 self.served = now
                 self.serve()
+                self.flush()
             unit = self.take(None, None)
             if unit is not None:
                 self.run(unit)
@@ -3950,7 +4007,15 @@ class Worker(Node):
 
     def doze(self, ready, timeout):
         """Sleep until a message comes, or another thread has work for us; then serve."""
-        self.listen(lambda: self.queue or self.resumable or self.received != self.known or ready(), timeout)
+        self.flush()
+        self.listen(lambda: self.queue or self.resumable or self.received != self.known or ready(),
+                    min(timeout, MAX_FLUSH) if self.postponed() else timeout)
+
+    def flush(self):
+        """Send results that wait for others, if it is time."""
+        for guest in list(self.guests.values()):
+            if guest.postpones:
+                guest.flush()
 
     def wish(self):
         """That we are HUNGRY, as a list of messages; it is empty if that was said and stays said."""
@@ -3962,18 +4027,23 @@ class Worker(Node):
 
     def pass_baton(self):
         """Let another thread go on: one that can resume, else one that takes new work."""
-        if self.resumable or self.spare_strands:
-            self.holder = self.resumable.popleft() if self.resumable else self.spare_strands.pop()
-            self.holder.gate.release()
-        else:
-            self.holder = Strand(self)
-            threading.Thread(target=self.start, daemon=True).start()
+        self.find_strand()
+        self.holder = self.resumable.popleft() if self.resumable else self.spare_strands.pop()
+        self.holder.gate.release()
+
+    def find_strand(self):
+        """See that there is a thread to pass the baton to. Raises RuntimeError if the system allows no more threads."""
+        if not (self.resumable or self.spare_strands):
+            strand = Strand(self)
+            threading.Thread(target=self.start, args=(strand,), daemon=True).start()
+            self.spare_strands.append(strand)
 
     def yield_baton(self):
         """This task's event loop awaits futures, and sleeps without us: others go on until the task is done."""
         me = self.holder
         if me.ident == threading.get_ident() and not self.serving._is_owned():
             self.shorten()
+            self.find_strand()
             self.waiting += 1
             self.pass_baton()
 
@@ -4010,7 +4080,8 @@ class Worker(Node):
         """Waiting in a thread that a task made: it never has the baton, but may run what it waits for itself."""
         unit = self.take(what, OUTSIDE)
         if unit is None:
-            self.serve()  # the task may be waiting for this thread, and not look at the socket
+            if self.mail:  # the task may be waiting for this thread, and not look at what the deputy left for it
+                self.serve()
             self.give(reserve=0)
             super().sleep(ready, what, min(timeout, TICK))
         else:
@@ -4020,6 +4091,7 @@ class Worker(Node):
 
     def park(self, me, ready, what, timeout):
         """Give the baton away until `what` changes or the time is over."""
+        self.find_strand()
         with self.lock:
             self.parked.setdefault(what, []).append(me)
             if ready() and self.unlist(what, me):  # it came before we were listed
@@ -4045,18 +4117,16 @@ class Worker(Node):
 
     def push(self, unit):
         """Queue a Future or a Span; if others wait, give away what is older, or a part of it."""
-        with self.lock:
-            if unit._parent is OUTSIDE:
-                unit.mark = self.holder.mark
-            self.idle = False
+        if unit._parent is OUTSIDE:
+            unit.mark = self.holder.mark
+        self.idle = False
         super().push(unit)
         if self.attending.locked():
             self.rouse()
 
     def take(self, what, task):
-        """Take the next unit off the queue: what is waited for, else the newest descendant of the task.
-
-        No task: the newest of all."""
+        """Take the next unit off the queue: what is waited for; else the newest, if the task or a descendant of it made
+        it. No task: the newest, whoever made it."""
         with self.lock:
             if isinstance(what, Future) and what._state == PENDING and what._node is self:
                 what._state = RUNNING
@@ -4120,17 +4190,21 @@ class Worker(Node):
             self.send_all(*self.wish())
         me.slices.append(piece)
         self.execute(piece, me)
-        with self.lock:
-            me.slices.pop()
+        me.slices.pop()
         piece.deliver()
 
     def unpack(self, piece):
         """Unpickle a task that is begun. If that fails, have its items sent one by one, or fail the one."""
         job, span = piece.job, piece.span
+        with self.lock:
+            if not span.stale:
+                self.queue.remove(span)  # if unpickling waits, another thread goes on, and must not run this
         try:
             columns = job.unpack()
             with self.lock:
                 span.columns = columns
+                if not span.stale:
+                    self.queue.append(span)
             return True
         except BaseException as error:
             if main.error is not None:
@@ -4154,8 +4228,6 @@ class Worker(Node):
                 piece.shorten()
             if piece.job.recipe.op is None:
                 piece.deliver()
-            if isinstance(piece.job, Guest):
-                piece.job.flush()
 
     def note(self, mark):
         """Write down what is being run, where the keeper reads it if we die."""
@@ -4172,9 +4244,7 @@ class Worker(Node):
     def stand_in(self):
         """One look by the deputy; results that were to wait for others go, and a slice that takes long is shortened, so
         that others can have the rest."""
-        for guest in list(self.guests.values()):
-            if guest.postpones:
-                guest.flush()
+        self.flush()
         newest = next(reversed(self.holder.slices), None)
         if newest is not None and newest is self.watched:
             self.shorten()
@@ -4184,7 +4254,7 @@ class Worker(Node):
     # -- messages
 
     def on_TASK(self, task_id, avoid, more, lo, hi, singly, *body):
-        """Work has come. First come, first run."""
+        """Work has come. First come, first run; the latest is given away first."""
         lo, hi = int(lo), int(hi)
         guest = self.guests[task_id] = Guest(self, task_id, lo, hi, body)
         with self.lock:
@@ -4205,7 +4275,7 @@ class Worker(Node):
             super().on_WHO(number)
             self.asked = self.idle = False
             self.received = self.begun = 0
-            for path in self.fetching:
+            for path in list(self.fetching):
                 self.send(b"FETCH", path.encode())
             if self.failure:
                 self.send(*self.failure)
@@ -4294,16 +4364,17 @@ class ForkedKeeper(subprocess.Popen):
 
 
 def preload(code):
-    """Import what a script imports of Python's own modules, once for all workers: those start no threads.
+    """Import, once for all workers, those of Python's own modules that a script imports before it uses any name: they
+    start no threads. What it does later may change what is found, and how: sys.path, os.environ.
 
-    64 workers of a script that imports a dozen are ready in half the time. Not if the script looks at sys.path: it may
-    have modules of those names that are not to be found as yet."""
+    64 workers of a script that imports a dozen are ready in half the time."""
+    import dis
     standard = getattr(sys, "stdlib_module_names", ())  # since Python 3.10
-    for name in () if {"sys", "path"} <= {*code.co_names} else operands(code, "IMPORT_NAME"):
-        top = name.partition(".")[0]
+    for step in itertools.takewhile(lambda step: step.opname != "LOAD_NAME", dis.get_instructions(code)):
+        top = step.argval.partition(".")[0] if step.opname == "IMPORT_NAME" else None
         if top in standard and not importlib.machinery.PathFinder.find_spec(top, own_path()):
             with contextlib.suppress(Exception):  # workers will say so
-                importlib.import_module(name)
+                importlib.import_module(step.argval)
 
 
 def tell(process, data):
@@ -4314,11 +4385,11 @@ def tell(process, data):
 
 
 class Keeper:
-    """Starts the processes of a host and stays clean itself: one thread, no socket, no code of the user.
+    """Starts the processes of a host and stays clean itself: one thread, nothing of ØMQ open, no code of the user.
 
-    Everything it forks holds the read end of its lifeline, and is killed by the kernel when this process
-    is gone. It is itself told by its stdin, which ends with the root. The root's one starts the launchers
-    of the other hosts, too."""
+    All that it forks holds the read end of its lifeline. When this process is gone, the kernel kills broker and
+    workers (on macOS a thread of theirs ends them), and launchers end their remote commands first. It is itself told by
+    its stdin, which ends with the root. The root's one starts the launchers of the other hosts, too."""
 
     def __init__(self, config, stdin):
         self.config, self.stdin = config, stdin
@@ -4380,7 +4451,7 @@ class Keeper:
         global by_name_only, TOKEN
         by_name_only, TOKEN = config["mixed"], bytes.fromhex(config["token"])
         for directory in filter(None, (config["directory"], config["memory"])):
-            fcntl.flock(os.open(directory, os.O_RDONLY), fcntl.LOCK_SH)  # by this process and those it forks
+            fcntl.flock(os.open(directory, os.O_RDONLY), fcntl.LOCK_SH)  # while one of us lives, nobody removes it
         Main(*config["main"]).install()
         if main.path and not (main.name or config["below"]):  # else that runs code of the program, or it is not here
             with contextlib.suppress(OSError, SyntaxError, ValueError):  # workers will say so
@@ -4408,14 +4479,14 @@ class Keeper:
         config["keys"] = [public, *clients]
         config["addresses"] = own_addresses(config)
         if config["listen"]:
-            write_private(config["listen"], json.dumps(self.config_for("join", None, None)))
+            joining = self.config_for("join", None, None)
+            write_private(config["listen"], json.dumps(dict(joining, program=checksum(joining))))
 
     def config_for(self, number, name, size):
         """The configuration of the keeper of another host."""
-        config = dict(self.config, host=number, name=name, size=0 if self.config["check"] else size, below=True,
-                      hosts=[], server_secret=None, listens=False, listen=None, sys_path=None, piped=True,
-                      directory=None, memory=None)
-        return dict(config, program=checksum(config))
+        return dict(self.config, host=number, name=name, size=0 if self.config["check"] else size, below=True,
+                    hosts=[], server_secret=None, listens=False, listen=None, sys_path=None, piped=True,
+                    directory=None, memory=None)
 
     def run(self):
         """Fork broker, workers and launchers; then reap and replace until the broker or the root ends."""
@@ -4715,7 +4786,8 @@ def tie_to(lifeline):
 #   carry     ↔  blocks of bytes between the broker there and the one here, if TCP does not work
 #
 # On the other side the same process becomes the agent: it forks a keeper, like the root here, and carries
-# the blocks. When the remote command ends, by whatever, its stdin is at its end, and the keeper's is then, too.
+# the blocks. When the remote command ends, by whatever, the agent's stdin is at its end; it then closes the keeper's,
+# which ends everything there.
 
 
 class HostError(MinscoopError):
@@ -4743,11 +4815,11 @@ SSH_SAYS = [  # causes before their consequences
      "if you know why, run 'ssh-keygen -R {name}' and then 'ssh {host}' once"),
     ("host key verification failed", "its host key is unknown", "run 'ssh {host}' once by hand, and accept it"),
     ("unprotected private key|bad permissions", "your private key may be read by others", "run chmod 600 on it"),
-    ("configuration option|bad owner|command-line", "ssh's options or configuration are wrong", "mend {line!r}"),
     ("cannot execute command-line", "RemoteCommand is set for it", "give another name without it in ~/.ssh/config"),
+    ("configuration option|bad owner|command-line", "ssh's options or configuration are wrong", "mend {line!r}"),
     ("too many authentication failures", "too many keys were offered",
      "set IdentityFile and 'IdentitiesOnly yes' for it in ~/.ssh/config"),
-    ("permission denied", "no key was accepted",
+    (r"permission denied \(", "no key was accepted",
      "check the user's name; run 'ssh-copy-id {host}', or load your key with ssh-add"),
     ("no matching", "ssh here and there have no method in common", "allow in ~/.ssh/config what it offers"),
     ("temporary failure in name", "names cannot be looked up now", "is the network, or the VPN, up?"),
@@ -4760,7 +4832,8 @@ SSH_SAYS = [  # causes before their consequences
     ("kex_exchange|ssh_exchange", "it hung up before the login",
      "too many logins at a time (MaxStartups), or it blocks this machine: try again"),
     ("no active jobs", "it lets only those log in who have a job there", "allocate it first (salloc, sbatch)"),
-    ("expired|not available|permitted", "your account may not log in there", "ask its administrators"),
+    ("(account|password) .*(expired|not available)|not permitted to log in", "your account may not log in there",
+     "ask its administrators"),
     ("request failed|open failed", "it started no process for you", "too many sessions or processes there"),
     ("connection (reset|closed)|broken pipe|closed by remote", "the connection broke", "try again"),
 ]
@@ -4811,7 +4884,6 @@ class Launcher:
 
     def run(self):
         """From login to the end. However it ends, the root is told; unless the keeper has ended, and so do we."""
-        self.keeper.backlog.clear()  # of this process's copy; the keeper sends these
         threading.Thread(target=lambda: (os.read(self.keeper.lifeline_read, 1), self.end()), daemon=True).start()
         try:
             if self.pause:
@@ -4828,12 +4900,11 @@ class Launcher:
             self.hand_over(there)
             Tunnel(self.process.stdout, self.process.stdin.fileno(), self.open_connection).pour()
             raise HostError(self.diagnose("the connection has ended"))
-        except (HostError, OSError) as error:
-            facts = {"host": self.host, "number": self.config["host"], "state": "gone", "reason": str(error)[:1000]}
+        except Exception as error:
+            reason = str(error) if isinstance(error, (HostError, OSError)) else repr(error)
+            facts = {"host": self.host, "number": self.config["host"], "state": "gone", "reason": reason[:1000]}
             self.keeper.notify(b"HOST", json.dumps(facts).encode())
-            while self.keeper.backlog:  # the broker is slow; here is nothing else to do
-                time.sleep(TICK)
-                self.keeper.send_notices()
+            self.flush()
         self.end(SILENT if self.up and self.process.poll() == 0 else 0)
 
     def start(self):
@@ -4855,12 +4926,20 @@ class Launcher:
             self.complaints.append(text)
             if text and self.up and time.monotonic() > self.up + GRACE:  # before that, it is told in one line
                 logger.warning("host %s: %s", self.host, text)
+                self.flush()
+
+    def flush(self):
+        """Send what the broker had no room for, as the keeper does in its loop."""
+        while self.keeper.backlog:
+            time.sleep(TICK)
+            self.keeper.send_notices()
 
     def log_in(self):
         """Have a Python run there; returns the facts that it tells. Raises HostError."""
         token = "minscoop-" + os.urandom(8).hex()  # tells our line from what login files print
         config, quote = self.config, shlex.quote
-        script = FIND_PYTHON.format(prolog=quote(config["prolog"] or ""), python=quote(config["python"] or ""),
+        prolog = config["prolog"] and os.path.join(".", config["prolog"])  # without a slash, `.` looks in PATH only
+        script = FIND_PYTHON.format(prolog=quote(prolog or ""), python=quote(config["python"] or ""),
                                     here=quote(sys.executable), boot=BOOT_THERE, token=token)
         tell(self.process, script.encode())
         deadline = time.monotonic() + LOGIN_PATIENCE
@@ -4916,7 +4995,7 @@ class Launcher:
         tell(self.process, b"%d %d %d\n" % tuple(map_builtin(len, parts)) + b"".join(parts))
         self.up = time.monotonic()
         if not self.process.stdout.peek(1):
-            raise HostError(self.diagnose(f"it has logged in, but not started within {LOGIN_PATIENCE:.0f} s"))
+            raise HostError(self.diagnose(f"it has logged in, but not started ({LOGIN_PATIENCE:.0f} s are allowed)"))
         patience.cancel()
 
     def diagnose(self, otherwise):
@@ -4955,10 +5034,11 @@ class Launcher:
                 os.close(self.process.stdin.fileno())
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(GRACE / 4)
-            self.process.terminate()  # srun then cancels its step, which it cannot when it is killed
+            with contextlib.suppress(PermissionError):  # as with sudo
+                self.process.terminate()  # srun then cancels its step, which it cannot when it is killed
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(GRACE / 4)
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
         os._exit(code)
 
@@ -5084,7 +5164,7 @@ def pack_pyzmq():
     import pathlib
     import zipfile
     package, buffer = pathlib.Path(zmq.__file__).parent, io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1, strict_timestamps=False) as archive:
         for path in itertools.chain(package.rglob("*"), package.with_name("pyzmq.libs").rglob("*")):
             name = path.relative_to(package.parent)
             if not {"__pycache__", "tests"}.intersection(name.parts):
@@ -5105,7 +5185,7 @@ def own_addresses(config):
     if config["external_hostname"]:
         return [config["external_hostname"]]
     addresses = [os.uname().nodename]
-    for name in ["192.0.2.1", *{name.rpartition("@")[2] for _, name, _ in config["hosts"]}]:
+    for name in ["192.0.2.1", *(name.rpartition("@")[2] for _, name, _ in config["hosts"][:8])]:  # may take 10 s each
         with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((name, 9))  # sends nothing: only asks which address of ours leads there
             addresses.append(probe.getsockname()[0])
@@ -5132,7 +5212,7 @@ class RootFinder(importlib.machinery.FileFinder):
     The root's file comes before one of the same name here: the same program runs everywhere."""
 
     def __init__(self, tops, entry):
-        if not any((entry + "/").startswith(top.rstrip("/") + "/") for top in tops):
+        if installed(entry) or not any((entry + "/").startswith(top.rstrip("/") + "/") for top in tops):
             raise ImportError("not the root's business")
         super().__init__(entry, (importlib.machinery.ExtensionFileLoader, importlib.machinery.EXTENSION_SUFFIXES),
                          (importlib.machinery.SourceFileLoader, importlib.machinery.SOURCE_SUFFIXES))
@@ -5228,8 +5308,8 @@ MAX_HOSTS = 100_000  # in one list: a bracket form can name more than there are
 MAX_TEXT = 1 << 26   # characters of a file of hosts: it may be no such file, and have no end
 MAX_WORKERS = 2000   # of one host in a list; a larger number is a port
 MARKS = r"""\s,:@\[\]={}();*"'\x00-\x1f\x7f\ud800-\udfff"""  # are in no name, nor are bytes that are no UTF-8
-WORD = rf"[^{MARKS}-][^{MARKS}]*"                             # no '-' first: an option
-NAME = rf"(?!.{{300}})(?:{WORD}@)?(?:{WORD}|%s)"
+WORD = rf"(?![0-9]+/)[^{MARKS}-][^{MARKS}]*"  # no '-' first: an option; nor 8/name, as GNU parallel says 8 workers
+NAME = rf"(?!.{{300}})(?:{WORD}@)?(?:{WORD}|%s)"  # of less than 300 characters; %s: how an IPv6 address is written
 IPV6 = r"[0-9a-fA-F:.]*:[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(?:%\w+)?"
 HOST = "(" + NAME % rf"\[{IPV6}\]" + r")(?:(?::|\s+(?:slots=)?)([0-9]{1,9}))?(?:\s+max[-_]slots=[0-9]+)?"
 ITEM = r"(?:\[[^\[\]]*\]|[^,%s])+"  # of a list: up to a comma that is not in brackets, or what else ends it
@@ -5315,7 +5395,7 @@ def parse_hosts(source):
     elif isinstance(source, str):
         items = re.findall(ITEM % r"\s" + r"(?:\s+[0-9]+(?![^,\s]))?", source)
     if isinstance(source, os.PathLike) or isinstance(source, str) and (
-            os.path.exists(source) or "/" in source or source.endswith(".txt")):
+            os.path.isfile(source) or "/" in source or source.endswith(".txt")):
         try:
             path = os.fspath(source)
             items = [line.partition("#")[0] for line in read_text(path).splitlines()]
@@ -5341,8 +5421,9 @@ def deal(hosts, total):
 
 def is_local(name):
     """Whether a name means this machine. Asks no name server."""
-    node = os.uname().nodename
-    return name in ("localhost", "127.0.0.1", "::1", node, os.environ.get("SLURMD_NODENAME")) \
+    node, env = os.uname().nodename, os.environ
+    of_sge = env.get("PE_HOSTFILE") and env.get("HOSTNAME")  # a full name there, where `node` may be short
+    return name in ("localhost", "127.0.0.1", "::1", node, env.get("SLURMD_NODENAME"), of_sge) \
         or "." not in name and name == node.partition(".")[0]
 
 
@@ -5356,7 +5437,8 @@ def slurm_hosts(env, nodes):
     tasks, cpus = (slurm_counts(env.get(variable) or f"1(x{len(names)})")
                    for variable in ("SLURM_TASKS_PER_NODE", "SLURM_JOB_CPUS_PER_NODE"))
     if not len(tasks) == len(cpus) == len(names):
-        raise ValueError(f"{len(names)} nodes, but counts of tasks for {len(tasks)} and of CPUs for {len(cpus)}")
+        raise ValueError(f"{len(names)} nodes, but counts of tasks for {len(tasks)} and of CPUs for {len(cpus)}: if "
+                         "srun has started this program, start it without")
     return zip(names, tasks if max(tasks, default=1) > 1 else cpus)
 
 
@@ -5624,8 +5706,9 @@ class Executor(Interface):
     the pool cannot start. While it lives, the module's functions use it (the one made last). Its
     methods may be called from any thread; inside tasks, use the module's functions.
 
-    Leaving the ``with`` block waits for what was submitted. An exception drops what has not started;
-    KeyboardInterrupt ends the workers at once.
+    Leaving the ``with`` block waits for what was submitted. After an exception nothing new is
+    started, and the futures of calls that were sent to workers are cancelled, begun or not. KeyboardInterrupt ends the
+    workers at once.
 
     >>> with Executor(2) as executor:
     ...     list(executor.map(abs, [-1, 2, -3]))
@@ -5672,17 +5755,18 @@ class Executor(Interface):
         return self._node
 
     def shutdown(self, wait=True, *, cancel_futures=False):
-        """End the pool when what was submitted is done; with cancel_futures, when what has started is.
+        """End the pool when what was submitted is done.
 
-        wait: block until then; else the waiting is left to a thread. May be called again."""
+        cancel_futures: drop what is still here; calls that were sent to a worker are done, also those that it has not
+        begun. wait: block until then; else the waiting is left to a thread. May be called again."""
+        if cancel_futures and not self._forked:
+            self._node.drop()
         if self._forked or self._ender:
             callback = threading.current_thread() is self._ender or self._node.serving._is_owned()
             if wait and not (self._forked or callback):  # a callback cannot wait for what waits for it
                 self._ended.wait()
             return
         self._ender = threading.current_thread()
-        if cancel_futures:
-            self._node.drop()
         if wait:
             self._finish()
         else:
@@ -5716,7 +5800,7 @@ def packed(initializer, initargs):
         return pickle.dumps(dumps((initializer, *initargs)), 5).decode("latin-1")
     except FAULTS as error:
         why = explain(initializer, "the initializer") or explain(initargs, "initargs")
-        raise CannotSend(why or str(error)) from error
+        raise CannotSend(why or text_of(error)) from error
 
 
 OPTIONS = {"rsh": "ssh", "python": None, "prolog": None, "pythonpath": os.environ.get("PYTHONPATH", ""), "path": None,
@@ -5913,8 +5997,8 @@ def install_names(names):
 # 17  During a run
 #
 # What the user sees and does meanwhile. The progress line stands on the terminal's last line until somebody prints:
-# then it is wiped, and drawn again below. To notice that, the launcher lets all that the program prints go through
-# ``Screen``, and what workers print, to pipes and through the root. Nothing is drawn while a line of others is not
+# then it is wiped, and drawn again below. To notice that, all that the program prints goes through ``Screen``; under
+# the launcher, what workers print goes through pipes and the root. Nothing is drawn while a line of others is not
 # complete. What other processes log goes through the root's handlers.
 
 
@@ -5972,11 +6056,11 @@ class Progress:
                     self.wipe()
                     self.began = self.since = now
                     if not self.wanted:
-                        break
+                        self.thread = None  # under the lock: who comes now starts another
+                        return
                     continue
                 if now - self.began > PROGRESS_DELAY:
                     self.draw(progress_text(counts, now - self.since, list(self.nodes)))
-        self.thread = None
 
     def look(self, left):
         """What is going on: {label: (known, made, whether there may be more)}; empty if nothing is. left: the calls of
@@ -6001,7 +6085,7 @@ class Progress:
             self.wipe()
             text = text[:(os.get_terminal_size(2).columns or 80) - 1]
             self.drawn = len(text)
-            os.write(2, text.encode(sys.stderr.encoding or "ascii", "replace"))
+            os.write(2, text.encode(getattr(sys.stderr, "encoding", None) or "ascii", "replace"))
 
     def wipe(self):
         """Remove the line; a terminal that has become narrower shows it in several rows."""
@@ -6044,7 +6128,8 @@ def on_terminal():
 def in_foreground():
     """Whether the terminal is ours now, as far as one can know: a pager or an editor takes what is typed at once."""
     try:
-        return os.tcgetpgrp(2) == os.getpgrp() and bool(termios.tcgetattr(2)[3] & termios.ICANON)
+        lines = termios.ICANON | termios.ECHO  # without the latter, a password is asked for
+        return os.tcgetpgrp(2) == os.getpgrp() and termios.tcgetattr(2)[3] & lines == lines
     except (OSError, termios.error):  # it is no session's
         return True
 
@@ -6129,7 +6214,13 @@ def prompt(namespace):
     if hasattr(sys, "__interactivehook__") and sys.stdin.isatty():
         sys.__interactivehook__()  # names are completed, lines are kept
     main.known, console = dict(namespace), code.InteractiveConsole(namespace)
-    console.showtraceback = lambda: show(sys.exc_info()[1], sys.exc_info()[2].tb_next)
+
+    def show_error():
+        error = sys.exc_info()[1]
+        if isinstance(error, Terminated):  # not the line's own
+            raise error
+        show(error, error.__traceback__.tb_next)
+    console.showtraceback = show_error
     node = executors[-1]._node
     try:
         shield(node)
@@ -6257,8 +6348,9 @@ def send_logs(level, send, worker, host):
 #
 # Totals are exact: each RECORD has those of its worker so far, so that the next one makes up for one that is lost. An
 # event is one call, or a slice of a map or of short calls. Where there are too many, neighbours are merged (see thin).
-# Times are those of the worker's monotonic clock; within a host these agree. Those of another host are moved to the
-# root's by what its quickest RECORD seemed to take: they are late by what it did take, some milliseconds.
+# Times are those of the worker's monotonic clock; within a host these agree. To those of another host the smallest
+# difference between a RECORD's arrival here and its sending there is added: they are late by as long as it was under
+# way, some milliseconds.
 
 # Of an event: its worker; its function; when it began and ended; seconds in its own code, without waiting; calls; its
 # name; its parent's, or, if that is on another worker, the task that it is of; its arguments; whether it ran again,
@@ -6350,7 +6442,7 @@ class Recording:
 
     @contextlib.contextmanager
     def instead(self, event):
-        """Meanwhile this thread does that, or waits (None), on top of what it did: that does not run."""
+        """While the block runs, this thread works on that event, or waits (None): no time of the outer one's own."""
         outer, begun = getattr(self.local, "event", None), time.monotonic()
         self.local.event = event
         try:
@@ -6457,7 +6549,8 @@ class RecordingWorker(Recording, Worker):
     """A worker that says what it runs, a few times per second and at its end."""
 
     def __init__(self, name, config, mark):
-        super().__init__(name, config, mark, level=config["record"], cap=max(8, MAX_EVENTS // 12 // config["total"]))
+        share = MAX_EVENTS // 12 // max(1, config["total"])  # 0: all are to join
+        super().__init__(name, config, mark, level=config["record"], cap=max(8, share))
 
     @property
     def pause(self):
@@ -6500,7 +6593,6 @@ class Collector(Recording):
         self.records, self.offsets = {}, {}   # worker -> its latest RECORD; host -> what to add to its times
         self.slowest, self.queues = [], []    # events; [time, items that wait]
         self.wishes, self.published, self.used = options, False, time.process_time()
-        self.failure = None                   # the PoolError by which it ended
         super().__init__(options, level=options["record"])
 
     def on_RECORD(self, worker, body):
@@ -6526,7 +6618,6 @@ class Collector(Recording):
 
     def abort(self):
         """The same, and then publish; a pool that never started has nothing to say."""
-        self.failure = self.failure or self.broken
         super().abort()
         if self.published or self.context is None and not isinstance(self, Inline):
             return
@@ -6588,7 +6679,7 @@ def digest(root):
     records = dict(sorted(root.records.items(), key=lambda item: [(len(word), word) for word in item[0].split(".")]))
     run = dict(title=" ".join(map_builtin(str, sys.argv)).strip()[:200] or "-", ended=time.strftime("%Y-%m-%d %H:%M"),
                seconds=seconds, cpu=(time.process_time() - root.used) / seconds, inline=isinstance(root, Inline),
-               failure=root.failure and str(root.failure).strip().partition("\n")[0].rstrip(":"),
+               failure=root.ended_by and str(root.ended_by).strip().partition("\n")[0].rstrip(":"),
                events=root.events, slowest=root.slowest, records=records, losses=sorted(losses.values()),
                waiting=[[since("", moment), count] for moment, count in root.queues],
                moved=root.totals["received"] + root.totals["sent"], **sums(records))
@@ -6692,7 +6783,7 @@ def trace_entries(run):
     hosts, numbers = [*run["hosts"]], {name: i for i, name in enumerate(run["workers"], 1)}
 
     def entry(ph, title, worker, moment=0.0, lane=0, **args):
-        return dict(ph=ph, name=title, ts=round(moment * 1e6), tid=1000 * numbers[worker] + lane, args=args,
+        return dict(ph=ph, name=title, ts=round(moment * 1e6), tid=100_000 * numbers[worker] + lane, args=args,
                     pid=hosts.index(run["workers"][worker]) + 1)
 
     placed = sorted(lanes(run["events"]), key=operator.itemgetter(1))
@@ -6703,9 +6794,9 @@ def trace_entries(run):
     for event, lane in placed:
         where = event[WORKER], event[START], lane
         marks = {key: value for key, value in (("again", event[AGAIN]), ("failed", event[FAILED])) if value}
-        own, length = (round(seconds * 1e6) for seconds in (event[OWN], event[END] - event[START]))
+        own, begin, end = (round(event[field] * 1e6) for field in (OWN, START, END))
         yield dict(entry("X", event[FN], *where, task=event[EVENT], parent=event[PARENT], arguments=event[TEXT],
-                         calls=event[COUNT], own=own, **marks), dur=length)
+                         calls=event[COUNT], own=own, **marks), dur=end - begin)
         if event[AGAIN]:
             yield dict(entry("i", "retry", *where), s="t")
     for name, moment, obituary, again in run["losses"]:
@@ -6749,7 +6840,7 @@ const $ = id => document.getElementById(id), D = JSON.parse($("data").textConten
 const functions = Object.entries(D.functions), workers = Object.keys(D.workers), homes = Object.values(D.workers)
 const known = new Map(functions.map(([name], f) => [name, f]))
 const tasks = D.traceEvents.filter(({ ph }) => ph === "X").map(({ name, ts, dur, tid, args }) => ({ ...args,
-  f: known.get(name) ?? -1, from: ts, to: ts + Math.max(dur, 1), w: Math.floor(tid / 1000) - 1, lane: tid % 1000 }))
+  f: known.get(name) ?? -1, from: ts, to: ts + Math.max(dur, 1), w: Math.floor(tid / 1e5) - 1, lane: tid % 1e5 }))
 const HUES = ["#3393d6", "#e08e00", "#00a87a", "#cc6fa5", "#7cc4ea", "#e0661a", "#a08d10", "#9a7fdd"]
 const hue = f => HUES[f] ?? "#8a8f96", name = f => f < 0 ? "(several)" : functions[f][0]
 const whole = n => n.toLocaleString("en"), time = s => scaled(s, "s")
@@ -6971,7 +7062,8 @@ def make_parser():
                              "everything")
     output.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
     output.add_argument("--progress", action="store_true", default=on_terminal() or None,
-                        help="a line that says how far the run is (the default on terminals; else one every 10 s)")
+                        help="a line that says how far the run is (the default on terminals; where there is none, "
+                             "one every 10 s)")
     output.add_argument("--no-progress", dest="progress", action="store_false", help="no such line")
     output.add_argument("--tag-output", action="store_true", help="host and worker before each line that tasks print")
     output.add_argument("--report", metavar="FILE", help="write a page (HTML) with what each worker ran when")
@@ -7062,8 +7154,12 @@ def join_hosts(parser, words):
     --profile only if it can be a directory."""
     valued = {option for action in parser._actions if action.nargs is None for option in action.option_strings}
     joined, words = [], collections.deque(words)
-    while words and words[0].startswith("-") and words[0] not in ("-m", "-c", "--"):
+    while words and words[0].startswith("-") and words[0] not in ("-m", "-c", "--", "-"):
+        attached = re.fullmatch("(-[ivq]*[mc])(.+)", words[0], re.DOTALL)
         joined.append(words.popleft())
+        if attached:  # -mmodule: argparse would take what follows for options of ours
+            joined[-1:] = attached.groups()
+            break
         if joined[-1] in ("--host", "--hosts", "--hostfile") and words:
             joined.append(words.popleft())
             while words and not (words[0].startswith("-") or words[0].endswith(".py") or os.path.exists(words[0])):
@@ -7164,7 +7260,7 @@ def prepare_program(options):
             raise IsADirectoryError(21, "is a directory; for a package use -m", name)
         code, _ = read_main(name)
         argv0, module.__file__ = name, name if sys.version_info < (3, 9) else os.path.join(os.getcwd(), name)
-        sys.path[0] = os.path.dirname(os.path.abspath(name))
+        sys.path[0] = os.path.dirname(os.path.realpath(name))  # behind links, as Python does
     sys.argv = [argv0, *rest]
     sys.modules["__main__"] = sys.modules["__mp_main__"] = module
     return code
@@ -7192,15 +7288,14 @@ def run_program(code, pool, interactive):
             if progress.wanted:
                 progress.watch(executor._node)
             execute(code, executor, interactive)
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)  # so that a shell sees what it was
+        error = executor._node.ended_by
+        if error is not None and error.__traceback__ is None:  # nobody asked for a result, so nobody was told
+            sys.exit(f"minscoop: {error}")
     except Terminated as error:
         sys.exit(128 + error.args[0])
-    except SystemExit:
-        raise
     except BaseException:
-        sys.exit(1)
+        sys.excepthook = lambda *_: None  # it was shown. Python does the rest: exit handlers, the exit code, or SIGINT
+        raise
 
 
 def interruptible():
@@ -7230,7 +7325,7 @@ def execute(code, executor, interactive):
 
 
 def terminate(number, _):
-    """Handler of SIGTERM and SIGHUP: end as the exit code that shells give to them says. A second one is ignored."""
+    """Handler of SIGTERM and SIGHUP: end with the exit code 128 + number, as shells tell it. A second is ignored."""
     signal.signal(number, signal.SIG_IGN)
     raise Terminated(number)
 

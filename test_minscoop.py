@@ -2672,14 +2672,14 @@ def test_who_runs_something_unwanted_is_told_when_it_reports():
 
 
 def test_only_what_was_lost_runs_again_when_a_holder_dies():
-    """Results that are in stay; the items that ran are sent singly, and avoid the host."""
+    """Results that are in stay; the items that ran are sent singly, and what was lost avoids the host."""
     job = HandJob(identity, list(range(9)))
     job.item_bytes, job.node.size = 1, 1
     (task_id, *_), = given(job)  # items 0 to 5
     job.node.on_RESULT(task_id, b"0", b"2", b"0", *results([0, 1]))
     job.node.on_LOST(task_id, b"2", b"4", b"1", b"7.1 (host h, pid 1) killed")
     again = {(span.lo, span.hi): (span.singly, span.avoid) for span in job.node.queue if not span.stale}
-    assert again == {(2, 6): (True, b"7"), (6, 9): (False, b"")}
+    assert again == {(2, 4): (True, b"7"), (4, 6): (False, b"7"), (6, 9): (False, b"")}
 
 
 def test_an_item_fails_alone_when_it_has_killed_enough_workers():
@@ -4031,7 +4031,7 @@ def test_a_host_is_given_up_when_it_says_nothing(ssh, script, tmp_path):
     lines = sorted((tmp_path / "stderr").read_text().splitlines())
     assert (done.returncode, done.stdout, len(lines)) == (0, names_of(NODE), 2) and "Traceback" not in lines[0]
     assert re.match("minscoop: host mute: .*within 1 s", lines[0])
-    assert re.match("minscoop: host stalls: .*within 1 s", lines[1])
+    assert re.match(r"minscoop: host stalls: .*\(1 s are allowed\)", lines[1])
 
 
 @linux_only
@@ -4306,12 +4306,12 @@ def test_a_task_does_as_it_does_here_when_it_runs_on_another_host(ssh, script):
 
 def test_the_host_is_named_when_a_module_is_missing_there(ssh, script, tmp_path):
     """What is installed here need not be there: ImportError says which module on which host."""
-    script("def work(x): return x", "my-packages/installed_here.py")
+    script("def work(x): return x", "site-packages/installed_here.py")
     done = launch("--hosts", "good:1", "--pythonpath", "", script("""
         import installed_here
         from minscoop import futures
         if __name__ == "__main__": print(list(futures.map(installed_here.work, range(3))))
-    """), env=dict(os.environ, PYTHONPATH=str(tmp_path / "my-packages")))
+    """), env=dict(os.environ, PYTHONPATH=str(tmp_path / "site-packages")))
     assert done.returncode == 1 and "installed_here" in done.stderr and "good" in done.stderr and done.stdout == ""
     assert re.search("ImportError|ModuleNotFoundError", done.stderr)
 
