@@ -103,7 +103,7 @@ import warnings
 import weakref
 import zlib
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError, TimeoutError
-from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
+from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 
 # A script named as one of these, glob.py for instance, is imported in its place from its own directory.
 for _path in [getattr(module, "__file__", None) or "" for module in list(globals().values())]:
@@ -1075,7 +1075,7 @@ map_builtin = map  # the module's own `map`, below, takes the name
 # `cancel` cannot reach a call that is RUNNING. A shipped call is that even while it waits in its taker's queue, and one
 # that is just being cancelled is it for a moment, so that nobody else takes it.
 
-DONE = frozenset((CANCELLED_AND_NOTIFIED, FINISHED))
+DONE = frozenset((CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED))  # CANCELLED is set by nobody but CPython's tests
 birth = threading.RLock()  # guards the lazy attributes of futures against being created twice
 
 

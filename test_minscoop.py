@@ -57,6 +57,7 @@ import threading
 import time
 import traceback
 import types
+import typing
 import unittest
 import weakref
 import zlib
@@ -698,8 +699,31 @@ def make_flag():
     return Mode
 
 
-def make_dataclass():
-    @dataclasses.dataclass(frozen=True, order=True)
+def make_planet():
+    class Planet(enum.Enum):
+        EARTH = 6, 2
+
+        def __init__(self, mass, size):
+            self.density = mass / size
+    return Planet
+
+
+T = typing.TypeVar("T")
+
+
+def make_generic():
+    class Box(typing.Generic[T]):
+        def __init__(self, content):
+            self.content = content
+
+        @functools.cached_property
+        def twice(self):
+            return [self.content] * 2
+    return Box
+
+
+def make_dataclass(**options):
+    @dataclasses.dataclass(frozen=True, order=True, **options)
     class Point:
         x: int
         y: list = dataclasses.field(default_factory=list)
@@ -723,6 +747,14 @@ def make_generator_function():
     return lambda n: list(generate(n))
 
 
+def locked(fn):
+    @functools.wraps(fn)
+    def wrapper(*args):
+        with LOCK:
+            return fn(*args)
+    return wrapper
+
+
 CALLABLES = {  # name -> (callable, argument, result)
     "builtin": (abs, -3, 3),
     "lambda": (lambda x: x + 1, 1, 2),
@@ -736,6 +768,8 @@ CALLABLES = {  # name -> (callable, argument, result)
     "generator function": (make_generator_function(), 4, [0, 1, 4, 9]),
     "decorated function": (decorated, 4, 10),
     "decorated lambda": (doubled(lambda x: x), 4, 8),
+    "decorated function of another module": (locked(math.floor), 1.5, 1),
+    "attribute with a global's name": (eval("lambda x: x.real", {"real": threading.Lock()}), 2, 2),
     "partial": (functools.partial(pow, 2), 5, 32),
     "partial of a lambda": (functools.partial(lambda a, b: a - b, 1), 2, -1),
     "bound method": (Adder(2).add, 3, 5),
@@ -766,13 +800,57 @@ def test_a_callable_does_the_same_when_it_was_sent(pool, name):
 
 def test_a_function_keeps_its_looks_when_it_travels_by_value():
     """Name, text, defaults, annotations and attributes belong to a function."""
-    def fn(a: int, b=2, *, c=3) -> str:
+    list_of, counter_of = collections.abc.Sequence, collections.Counter
+    if sys.version_info >= (3, 9):
+        list_of, counter_of = list_of[int], counter_of[str]
+
+    def fn(a: int, b: list_of = 2, *, c: counter_of = 3) -> str:
         """Text."""
     fn.mark = 1
     copy = there_and_back(fn)
     for name in ("__name__", "__qualname__", "__module__", "__doc__", "__defaults__", "__kwdefaults__",
                  "__annotations__", "__dict__"):
         assert getattr(copy, name) == getattr(fn, name)
+
+
+class Proxy:
+    """Stands for something else in every way but its type, as those of wrapt and others."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __getattr__(self, name):
+        return getattr(self.__dict__["target"], name)
+
+    def __reduce__(self):
+        return Proxy, (self.target,)
+
+    __class__ = property(lambda self: type(self.target))
+
+
+@pytest.mark.parametrize("target", [lambda: 1, make_error()], ids=["function", "class"])
+def test_a_proxy_stays_one_when_its_class_says_that_it_is_its_target(monkeypatch, target):
+    """An object is sent as what it is, whatever it says."""
+    frames = minscoop.dumps(Proxy(target))
+    monkeypatch.setattr(minscoop, "CLASSES", {})  # as in another process
+    copy = minscoop.loads(frames)
+    assert type(copy) is Proxy and copy.target.__qualname__ == target.__qualname__
+
+
+def test_the_roots_globals_stay_when_a_function_comes_back(monkeypatch):
+    """What it refers to travels along: a worker takes that, the root only what it has not got."""
+    module = types.ModuleType("__main__")
+    exec("number = 1\ndef read(): return number", module.__dict__)
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    monkeypatch.setattr(minscoop, "main", minscoop.Main())
+    frames = minscoop.dumps(module.read)
+    module.number = 2
+    assert minscoop.loads(frames)() == 2
+    del module.number
+    assert minscoop.loads(frames)() == 1
+    module.number = 3
+    monkeypatch.setattr(minscoop, "this_worker", types.SimpleNamespace())
+    assert minscoop.loads(frames)() == 1
 
 
 def test_a_shared_variable_stays_shared_when_two_closures_travel_together():
@@ -803,7 +881,7 @@ def test_a_local_class_works_when_a_worker_uses_it(pool):
 
 
 @pytest.mark.parametrize("make", [make_local_classes, make_enum, make_flag, make_dataclass, make_namedtuple,
-                                  make_error], ids=lambda make: make.__name__)
+                                  make_error, make_generic], ids=lambda make: make.__name__)
 def test_a_local_class_is_itself_when_it_returns(pool, make):
     """A class that went to a worker and comes back is the very same."""
     cls = make()
@@ -816,10 +894,17 @@ MEMBERS = {
     "enum member": (lambda: make_enum().RED, lambda obj: obj.shout() == "RED!" and obj is type(obj).RED),
     "flag member": (lambda: make_flag().WRITE, lambda obj: obj == 2 and obj.name == "WRITE"),
     "dataclass instance": (lambda: make_dataclass()(1, [2]),
-                           lambda obj: obj == type(obj)(1, [2]) and obj < type(obj)(2)),
+                           lambda obj: obj == type(obj)(1, [2]) and obj < type(obj)(2) and type(obj)(3).y == []
+                           and dataclasses.asdict(obj) == {"x": 1, "y": [2]}),
+    "enum member with __init__": (lambda: make_planet().EARTH,
+                                  lambda obj: obj is type(obj).EARTH and obj.density == 3),
+    "generic": (lambda: make_generic()(1), lambda obj: obj.twice is obj.twice == [1, 1] and type(obj)[int](2).content),
     "named tuple": (lambda: make_namedtuple()(1, 2), lambda obj: obj.right == 2 and obj._replace(left=0) == (0, 2)),
     "exception": (lambda: make_error()("why"), lambda obj: isinstance(obj, ValueError) and str(obj) == "why"),
 }
+
+if sys.version_info >= (3, 10):
+    MEMBERS["dataclass with slots"] = lambda: make_dataclass(slots=True)(1, [2]), MEMBERS["dataclass instance"][1]
 
 
 @pytest.mark.parametrize("name", MEMBERS)
@@ -1148,6 +1233,30 @@ class Locked(Exception):
         super().__init__(text, threading.Lock())
 
 
+class Stubborn(Exception):
+    """One that answers wrongly when it is asked for what it has not got; Python 3.11 asks for __notes__."""
+
+    def __getattr__(self, name):
+        raise KeyError(name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    """One whose attributes cannot be set, not even __traceback__ and __cause__."""
+
+    code: int
+
+    def __reduce__(self):
+        return Frozen, (self.code,)
+
+
+def test_a_stubborn_object_has_a_text_when_it_has_no_name():
+    """Whatever an object raises for an attribute that is not there, messages tell at least its type."""
+    assert "Stubborn" in minscoop.describe(Stubborn(1))
+    blob, text = minscoop.encode_failure(Stubborn(1))
+    assert "Stubborn" in text and type(minscoop.decode_failure(blob, text)) is Stubborn
+
+
 def test_results_keep_their_places_when_some_cannot_be_sent():
     """One result that cannot be pickled, or unpickled, is a failure at its own place only."""
     values = [0, LOCK, "two", Unreadable(), LargeBytes(b"4" * 100_000)]
@@ -1160,7 +1269,7 @@ def test_results_keep_their_places_when_some_cannot_be_sent():
 
 @pytest.mark.parametrize("error, type_, text", [
     (KeyError("k"), KeyError, "'k'"), (Picky(1, 2), Picky, "1 and 2"),
-    (Pickier(1, 2), TaskError, "Pickier: 1 and 2"),
+    (Pickier(1, 2), TaskError, "Pickier: 1 and 2"), (Frozen(7), Frozen, "7"),
     (Locked("shut"), TaskError, "shut"), (SystemExit(3), SystemExit, "3"), (make_error()("w"), ValueError, "w")],
     ids=lambda value: getattr(value, "__name__", None))
 def test_an_exception_keeps_text_and_traceback_when_it_travels(error, type_, text):
@@ -1262,6 +1371,7 @@ def timed(fn):
     return wrapper
 @timed
 def scale(x): return x * FACTOR
+def __work(x): return x + 1
 def is_point(x): return isinstance(x, Point), type(x) is Point, x.__class__.__module__
 def nested(n): return 1 if n == 0 else sum(futures.map(nested, [n - 1] * 2))
 def raises(x): raise CustomError(x)
@@ -1277,6 +1387,7 @@ if __name__ == "__main__":
     def once(fn, *args):
         kept, = futures.map(fn, *[[arg] for arg in args])
         return kept
+    assert once(__work, 1) == 2  # first: this has the worker import the script
     assert once(scale, 2) == 20
     assert once(lambda x: x * FACTOR + offset, 2) == 25
     assert once(guarded, 2.5) == 12
@@ -1294,19 +1405,37 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("how", ["script", "-m", "-c", "-n 0", "executor", "stdin"])
+@pytest.mark.parametrize("how", ["script", "-m", "-c", "-n 0", "executor", "directory", "archive", "stdin"])
 def test_the_programs_own_objects_work_when_it_runs_in_any_way(script, tmp_path, how):
     """Functions and classes of the main module keep one identity, also those under its guard."""
     path = script(SENDING)
-    plain = SENDING.replace("assert once(scale", "minscoop.Executor(2)\n    assert once(scale")
-    if how == "executor":
-        done = python(script(plain), env=dict(os.environ, PYTHONPATH=str(HERE)))
+    plain = SENDING.replace("assert once(__work", "minscoop.Executor(2)\n    assert once(__work")
+    if how in ("executor", "directory", "archive"):
+        path = script(plain, "app/__main__.py")
+        path = {"executor": path, "directory": path.parent}.get(how) or \
+            shutil.make_archive(tmp_path / "program", "zip", path.parent)
+        done = python(path, env=dict(os.environ, PYTHONPATH=str(HERE)))
     elif how == "stdin":
         done = python("-", stdin=plain, env=dict(os.environ, PYTHONPATH=str(HERE)))
     else:
         args = {"script": [path], "-m": ["-m", "program"], "-c": ["-c", SENDING], "-n 0": [path]}[how]
         done = launch("-n", 0 if how == "-n 0" else 2, *args, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+def test_the_pool_says_what_is_missing_when_workers_do_not_find_the_script(script, tmp_path):
+    """Once, and in place of results: no task can run."""
+    script("""
+        import minscoop, sys
+        def work(x): return x
+        if __name__ == "__main__":
+            del sys.path[0]
+            minscoop.Executor(2)
+            print(list(minscoop.map(work, range(9))))
+    """)
+    done = python("-m", "program", cwd=tmp_path, env=dict(os.environ, PYTHONPATH=str(HERE)))
+    assert (done.returncode, done.stdout) == (1, "") and done.stderr.count("cannot import the script") == 1, done
+    assert "no module named program" in done.stderr
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -1379,6 +1508,17 @@ def test_a_future_keeps_its_state_when_it_is_settled_twice(watched):
     future._settle(minscoop.FINISHED, 1)
     future._settle(minscoop.CANCELLED_AND_NOTIFIED)
     assert future.result() == 1 and called == [future] * watched
+
+
+@pytest.mark.parametrize("error", [Frozen, type("Empty", (Exception,), {"__len__": lambda self: 0})])
+def test_a_call_has_failed_when_it_raises_whatever_exception(error):
+    """One that cannot be written to, or that counts as false, is an exception like any other."""
+    future = minscoop.Future(HandNode(), (fails_on(1, error=error), (1,), {}), None)
+    waiter = _base._AllCompletedWaiter(2, stop_on_exception=True)
+    with future._condition:
+        future._waiters.append(waiter)
+    future.run()
+    assert type(future.exception()) is error and waiter.event.is_set()
 
 
 def test_a_call_never_runs_when_it_was_cancelled_in_time(guard, tmp_path):
@@ -1607,7 +1747,7 @@ def fails_on(*wrong, error=ValueError):
     return fn
 
 
-@pytest.mark.parametrize("error", [ValueError, StopIteration, SystemExit, KeyboardInterrupt, GeneratorExit])
+@pytest.mark.parametrize("error", [ValueError, StopIteration, SystemExit, KeyboardInterrupt, GeneratorExit, Frozen])
 @pytest.mark.parametrize("wrong", [(), (0,), (4,), (1, 2), (0, 1, 2, 3, 4)])
 def test_an_exception_belongs_to_its_item_when_a_slice_runs(error, wrong):
     """Whatever one item raises, StopIteration too, the others have their results."""
@@ -1671,6 +1811,17 @@ def test_inputs_that_were_pulled_are_not_lost_when_ctrl_c_comes():
     job, = node.sources
     job.pull()
     assert job.exhausted and [column for span in node.queue for column in span.columns] == [(0, 1), (2,)]
+
+
+def test_results_come_first_when_an_input_ends_the_program(any_pool):
+    """sys.exit() in a generator is raised where the reader comes to it, as any error of the inputs."""
+    def inputs():
+        yield -1
+        sys.exit(3)
+    results = any_pool.map(abs, inputs(), timeout=WAIT)
+    assert next(results) == 1
+    with pytest.raises(SystemExit, match="3"):
+        next(results)
 
 
 def test_a_reduction_leaves_one_value_when_its_slices_are_run():
@@ -1757,6 +1908,14 @@ def test_a_recipe_is_opened_once_when_its_pickle_comes_again():
     assert (recipe.fn, recipe.op) == (identity, operator.add)
     with pytest.raises(CannotSend, match="the operation.*lock"):
         minscoop.Recipe(abs, functools.partial(left, LOCK)).encode()
+
+
+def test_one_large_recipe_is_kept_when_several_have_come():
+    """The cache is for small ones: of the large, the latest only."""
+    frames = [minscoop.Recipe(functools.partial(left, bytes([i]) * LARGE)).encode() for i in range(3)]
+    recipes = [weakref.ref(minscoop.Recipe.decode(frame)) for frame in frames]
+    gc.collect()
+    assert [recipe() is None for recipe in recipes] == [True, True, False]
 
 
 @pytest.mark.parametrize("op", [None, operator.add])
@@ -2646,6 +2805,21 @@ def test_a_result_counts_once_when_it_comes_twice():
     job.node.on_RESULT(task_id, b"0", b"1", b"1", *results([5]))
     job.node.on_RESULT(task_id, b"0", b"1", b"1", *results([6]))
     assert job.got == {0: 5} and not job.node.away
+
+
+@pytest.mark.parametrize("holder", ["reads it", "does not"])
+def test_no_large_argument_is_left_when_a_callable_cannot_be_unpickled(tmp_path, holder):
+    """Who unpickles has read the arguments before; the owner discards what a task that is done has not read."""
+    job = HandJob(Unreadable(), [LargeBytes(LARGE)])
+    job.node.memory = tmp_path
+    (task_id, _, _, _, _, _, *body), = given(job)
+    assert len(os.listdir(tmp_path)) == 1
+    if holder == "reads it":
+        with pytest.raises(ZeroDivisionError):
+            minscoop.Guest(HandNode(b"0.1"), task_id, 0, 1, body).unpack()
+    else:
+        job.node.on_RESULT(task_id, b"0", b"1", b"1", *results([None], {0: CannotSend("no callable")}))
+    assert not os.listdir(tmp_path)
 
 
 def test_nothing_is_missing_when_a_task_was_split_and_split_again():
