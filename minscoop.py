@@ -2865,7 +2865,7 @@ class Node:
         self.lock, self.serving = threading.RLock(), threading.RLock()
         self.queue = collections.deque()  # given away from the left, run here from the right
         self.sources = []                 # jobs whose inputs are not all pulled
-        self.in_hand = []                 # jobs of spans that are just being pickled, to be shipped
+        self.in_hand = []                 # jobs of spans that are just being pickled, to be shipped, or unpickled
         self.away = {}                    # task id -> Shipment
         self.guests = {}                  # task id -> Guest
         self.parked = {}                  # what is waited for -> Events and Strands to be set
@@ -3218,8 +3218,10 @@ class Node:
                     return
                 span = self.spare(self.executes if reserve is None else reserve)
                 if span is None:
-                    # What is still to be unpickled can only go as a whole, and we shall have more to give: not DRY
-                    if self.rich and not (self.queue and self.queue[0].several and self.queue[0].columns is None):
+                    # What is still to be unpickled can only go as a whole, and we shall have more to give: not DRY.
+                    # So we may while something is just being pickled or unpickled
+                    if self.rich and not (self.in_hand or self.queue and self.queue[0].several
+                                          and self.queue[0].columns is None):
                         self.rich = False
                         self.send(b"DRY")
                     return
@@ -4197,8 +4199,10 @@ class Worker(Node):
         """Unpickle a task that is begun. If that fails, have its items sent one by one, or fail the one."""
         job, span = piece.job, piece.span
         with self.lock:
-            if not span.stale:
+            rest = not span.stale
+            if rest:
                 self.queue.remove(span)  # if unpickling waits, another thread goes on, and must not run this
+                self.in_hand.append(job)
         try:
             columns = job.unpack()
             with self.lock:
@@ -4220,6 +4224,10 @@ class Worker(Node):
                 failure.__cause__ = error
                 job.deliver(piece.lo, 1, [None], {0: failure})
             return False
+        finally:
+            if rest:
+                with self.lock:
+                    self.in_hand.remove(job)
 
     def shorten(self):
         """Give the items behind those that are running back to the queue, and hand over the results before them."""

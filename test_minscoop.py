@@ -2123,6 +2123,17 @@ def test_results_are_discarded_when_their_task_was_cancelled_meanwhile():
     assert discarded[0] == b"RESULT" and discarded[-1] == b"x" and b"SPLIT" not in discarded
 
 
+def test_arguments_are_discarded_when_their_task_is_refused():
+    """As results are: it was cancelled, or, after a census, its owner is gone."""
+    desk, discarded = Desk(), []
+    desk.broker.discard = discarded.extend
+    desk(f"0.root TASK {TASK}")
+    assert desk("0.2 TASK 0.root:0/5 - 0 5 9 0 x") == ["0.2 CANCEL 0.root:0/5"] and discarded[-1:] == [b"x"]
+    desk("keeper DIED 0.2 x 0 0 1 0 gone")
+    desk("0.1 -")  # it has connected anew
+    assert desk("0.1 TASK 0.2:0/5 - 0 5 9 0 y") == [] and discarded[-1:] == [b"y"]
+
+
 def test_the_dead_get_nothing_when_they_were_hungry():
     """A request ends with its sender, and what arrives for the dead has no reader."""
     desk = Desk()
@@ -2137,6 +2148,15 @@ def test_the_root_hears_it_when_no_worker_can_start():
     desk = Desk(1)
     assert desk("0.1 FAILED why") == ["0.root FAILED why"]
     assert "0.root FAILED why" in desk("0.root HELLO")
+
+
+def test_the_root_hears_all_when_it_comes_late():
+    """What an initializer printed and logged, and which file it needs: once, and in order."""
+    desk = Desk(0)
+    desk.broker = minscoop.Broker()
+    said = ["OUTPUT 0.1 out text", "LOG {}", "FETCH m.py"]
+    assert desk("0.1 HELLO") == desk(f"keeper {said[0]}") == desk(f"0.1 {said[1]}") == desk(f"0.1 {said[2]}") == []
+    assert desk("0.root HELLO") == [f"0.root {words}" for words in said] and desk("0.root HELLO") == []
 
 
 def test_workers_are_stopped_when_all_is_quiet():
@@ -2178,6 +2198,24 @@ def test_nothing_is_forgotten_when_a_node_says_hello_again():
     desk(f"0.root TASK {TASK}")
     desk("0.1 HELLO")
     assert desk("keeper DIED 0.1 x 0 0 1 0 gone") == ["0.root LOST 0.root:0/0 0 0 0 gone"]
+
+
+@pytest.mark.parametrize("waiting, pause", [(False, minscoop.HEARTBEAT), (True, minscoop.PATIENCE)])
+def test_a_broker_looks_at_the_clock_in_its_time_when_parcels_are_always_due(monkeypatch, waiting, pause):
+    """Each look is a PROBE for the broker above."""
+    clock, ticks = [100.0], []
+    monkeypatch.setattr(minscoop, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def poll(milliseconds):
+        clock[0] += milliseconds / 1000
+        board.broker.finished = clock[0] > 110
+        return ()
+    board = mock.Mock(cut=None, ended=[], paused=set(), prints=(), said=[], poller=mock.Mock(poll=poll))
+    board.broker = mock.Mock(below=False, finished=False, parcels=True, due=0, waiting=waiting, printing=0,
+                             flush=lambda now: [], tick=lambda now: ticks.append(now) or [])
+    board.pause = functools.partial(minscoop.Switchboard.pause, board)
+    minscoop.Switchboard.run(board)
+    assert len(ticks) > 3 and all(pause <= later - now < pause + 0.01 for now, later in zip(ticks, ticks[1:]))
 
 
 NONSENSE = ["0.root", "0.root NONSENSE", "0.root hello root", "0.1 HELLO worker", "0.1 HELLO worker extra",
@@ -2611,6 +2649,19 @@ def test_those_of_a_host_are_heard_when_a_census_ends_that_began_before_its_brok
     assert set(broker.silent) == {b"1.1"} and (minscoop.UP, [b"TOLD", b"8"]) not in out
 
 
+def test_a_host_that_has_joined_is_asked_too_when_another_broker_takes_over_on_top():
+    """No keeper told of it: it is in the census once it connects, and what its workers wait for is kept for it."""
+    top = minscoop.Broker(size=1, heirs=dict.fromkeys([b"0.root", b"0.1"], (b"", b"0", b"0")))
+    top.handle(b"0.root", [b""], 1)
+    assert [name for name, frames in top.handle(b"jx", [b""], 2) if frames == [b"WHO", top.round]] == [b"0.root", b"jx"]
+    number, held = top.round, [b"HELD", top.round, b"jx.1:0/0", b"0", b"9"]
+    for name, frames in itertools.product([b"0.1", b"0.root"], [[b""], [b"HELLO"], held, [b"TOLD", number]]):
+        if (name, frames) not in [(b"0.root", [b""]), (b"0.root", held)]:
+            top.handle(name, frames, 2)
+    assert top.round == number and (b"jx", held) in top.handle(b"jx", [b"HELLO", host_facts("jx")], 2)
+    assert (b"jx", [b"TOLD", number]) in top.handle(b"jx", [b"TOLD", number], 2) and top.round is None
+
+
 def test_files_and_output_go_on_when_the_broker_above_was_lost():
     """What was on its way with it is asked for again, and room that is never reported as free is free."""
     broker = minscoop.Broker(b"1", 1, below=True)
@@ -2622,6 +2673,51 @@ def test_files_and_output_go_on_when_the_broker_above_was_lost():
     assert (minscoop.UP, [b"FETCH", b"a.py"]) in broker.handle(b"1.1", [b"FETCH", b"a.py"], 1)
     broker.handle(minscoop.UP, [b"SHOWN", b"1", b"10"], 1)
     assert broker.printing == 0
+
+
+def test_one_census_is_begun_when_all_workers_of_a_host_connect_anew():
+    """Its new broker wants one for each, but takes part in one already; if that is known there, another is wanted."""
+    tree = Tree()
+    low = tree.brokers[b"1"] = minscoop.Broker(b"1", 2, True, dict.fromkeys([b"1.1", b"1.2"], (b"", b"0", b"0")))
+    low.facts, tree.now = host_facts("1"), 1.0
+    said = [frames for name in (b"1.1", b"1.2") for _, frames in low.handle(name, [b""], 0) if frames[0] == b"WHO"]
+    out = [tree.say(b"1", *frames) for frames in [[b"HELLO", low.facts], [b""], *said]]
+    assert len(said) == 2 and [sum("0.root WHO" in line for line in lines) for lines in out] == [0, 1, 0, 0]
+    tree.now = 2.0
+    for again in tree("1.1 HELLO", "1.1 -"), Tree()("1.1 -"):
+        assert sum("0.root WHO" in line for line in again) == 1
+
+
+def test_what_a_worker_wants_is_void_when_it_was_said_before_it_heard_who():
+    """It says so again. What a broker below wants counts, which it may say before its answer ends."""
+    tree = Tree(1)
+    tree("0.1 HUNGRY 1", "0.1 IDLE 0", "0.root -", "0.1 HUNGRY 1", "0.1 IDLE 0", "1.1 TOLD 0", "1.1 HUNGRY 1")
+    top = tree.brokers[b"0"]
+    assert [(link.demand, link.idle) for link in top.takers()] == [(0, False), (1, False)]
+    tree("0.1 HELLO", f"0.1 TOLD {top.round.decode()}", "0.1 HUNGRY 1", "0.1 IDLE 0")
+    assert (top.links[b"0.1"].demand, top.links[b"0.1"].idle) == (1, True)
+
+
+def test_only_who_can_give_is_rich_when_all_have_said_what_they_hold():
+    """A worker that holds several items is; what is held beyond the broker above is not that one's to give."""
+    tree = Tree(2)
+    tree("0.root -", "1.1 HELD 0 0.root:0/0 0 9")
+    low = tree.brokers[b"1"]
+    assert list(low.rich) == [b"1.1"]
+    tree("2.1 HELD 0 1.1:0/0 0 9", "2.1 TOLD 0", "2.1 HUNGRY 1", "1.2 TASK 1.2:0/0 - 0 0 1 0 x")
+    assert low.placed[b"1.2:0/0"] == minscoop.UP and list(low.rich) == [b"1.1"]
+
+
+def test_a_task_stays_with_its_taker_when_its_giver_does_not_answer():
+    """It gave that away when it had not yet heard the question: it is not presumed to hold it."""
+    desk = Desk()
+    desk("0.1 HUNGRY 1")
+    desk(f"0.root TASK {TASK}")
+    assert desk("0.root -") and f"0.2 TASK {TASK}" in desk(f"0.1 TASK {TASK}")
+    for name in "0.root", "0.2":
+        desk(f"{name} TOLD 0")
+    desk.broker.tick(3 * minscoop.CENSUS_PATIENCE)
+    assert desk.broker.round is None and desk.broker.placed == {b"0.root:0/0": b"0.2"}
 
 
 def test_a_held_task_is_cancelled_when_its_owner_is_gone():
@@ -2885,6 +2981,27 @@ def test_the_innocent_are_not_blamed_when_they_only_waited():
     assert job.got == {} and len(job.node.away) == 1
 
 
+def test_an_error_without_words_is_told_when_nothing_else_explains_it():
+    """For the second try, which is to find the culprit, goes well."""
+    def moody():
+        moods = iter([grumble])
+        return At(pickling=lambda: next(moods, int)())
+    job = HandJob(identity, [moody()])
+    given(job)
+    assert isinstance(job.got[0], CannotSend) and "Wordless without a text" in str(job.got[0])
+    with pytest.raises(CannotSend, match="Wordless without a text"):
+        job.node.set_const({"moody": moody()})
+
+
+def test_a_constant_keeps_its_file_when_another_part_of_it_comes_back_uncopied(tmp_path):
+    """That is no bytes, nor equal to what was sent."""
+    node = HandNode()
+    node.memory, node.send_all = str(tmp_path), lambda message: node.on_CONST(message[1], message[2], *(
+        Large(frame) if len(frame) > 1000 else frame for frame in message[3:]))
+    node.set_const({"table": (b"x" * minscoop.OUT_OF_BAND, pickle.PickleBuffer(bytearray(minscoop.SHARED)))})
+    assert len(os.listdir(tmp_path)) == 1 and len(node.get_const("table", 0)[1]) == minscoop.SHARED
+
+
 # -- A pool of several hosts in virtual time: real brokers and nodes, a network and a clock of our own
 
 
@@ -3023,7 +3140,7 @@ class World:
         neighbours = [name for name in [*self.nodes, *self.brokers] if minscoop.host_of(name) == host != name
                       or host == b"0" != name and name in self.brokers]
         if host == b"0":
-            heirs.update((name, (b"", b"0", b"0")) for name in neighbours if name not in heirs)
+            heirs.update((name, (b"", b"0", b"0")) for name in neighbours if name not in [*heirs, b"2"])  # 2 joined
         for sender, receiver in list(self.ways):
             if receiver == host and not sender.endswith(b".keeper"):
                 del self.ways[sender, receiver]
@@ -3107,6 +3224,116 @@ def test_every_item_has_its_result_when_hosts_work_together(monkeypatch, blow, s
     if blow == "peace":
         children = collections.Counter((i, j) for n in (1, 30, 300, 9, 100) for i in range(n) for j in range(i % 3))
         assert collections.Counter(world.done) == children
+
+
+# -- A root and a worker, driven by hand
+
+
+class HandWorker(VirtualWorker):
+    """A worker that has got a task; what it would send is written down."""
+
+    send_all, named, open, initialise = HandNode.send_all, HandNode.named, mock.Mock(), mock.Mock()
+
+    def __init__(self, *items):
+        self.sent, HandWorker.current = [], self
+        super().__init__(None, b"0.1")
+        self.on_TASK(b"0.root:0/0", b"", b"0", b"0", b"%d" % len(items), b"0", minscoop.Recipe(identity).encode(),
+                     *minscoop.dumps([items]))
+
+
+def test_the_root_waits_when_another_thread_handles_messages(monkeypatch):
+    """The end of the pool, for their callbacks; and nobody looks again and again at what the other will handle."""
+    root, rests = VirtualRoot(mock.Mock()), []
+    monkeypatch.setattr(minscoop.Node, "sleep", lambda *args: rests.append(args[-1]))
+    root.inbox.append([b"SIZE", b"7"])
+    with concurrent.futures.ThreadPoolExecutor(1) as other:
+        other.submit(root.serving.acquire).result(WAIT)
+        assert not root.quiet()
+        root.sleep(lambda: bool(rests), None, 9)
+        assert (rests, root.size) == ([minscoop.TICK], 1)
+        other.submit(root.serving.release).result(WAIT)
+    root.sleep(lambda: True, None, 9)
+    assert root.quiet() and (len(rests), root.size) == (1, 7)
+
+
+def test_a_character_is_whole_when_it_comes_in_two_parts(capsys):
+    """Each stream of each worker goes on where it was; what is no text is replaced."""
+    root = VirtualRoot(mock.Mock())
+    root.decoders = {}
+    for worker, stream, data in ("1", "out", b"1\xe2\x82"), ("2", "out", b"2\xff\xc3"), ("1", "err", b"\xc3"), \
+            ("1", "out", b"\xac"), ("2", "out", b"\xa9"), ("1", "err", b"\xa4\n"):
+        root.on_OUTPUT(f"0.{worker}".encode(), stream.encode(), data)
+    assert tuple(capsys.readouterr()) == ("12\ufffd\u20ac\xe9", "\xe4\n")
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_results_go_when_a_later_item_of_their_task_waits(busy):
+    """Whether or not there is other work meanwhile: perhaps that item waits for who reads them."""
+    worker, sent, rests = HandWorker(0, 1), [], []
+    piece = worker.take(None, None)
+    worker.begin_guest(piece)
+    worker.take(None, None)  # the one that will wait
+    piece.job.flushed = math.inf  # the first result is to travel with more
+    piece.run()
+    piece.deliver()
+    worker.attend, worker.leave = rests.append, sabotage
+    worker.sleep(lambda: False, None, 9)
+    assert rests == [minscoop.MAX_FLUSH] and not worker.named(b"RESULT")
+    piece.job.flushed = -math.inf
+    if busy:
+        worker.submit(lambda: (sent.extend(worker.named(b"RESULT")), worker.stopped.set()), (), {})
+        pytest.raises(ValueError, worker.work)
+    else:
+        worker.sleep(lambda: True, None, 9)
+    assert [frames[1:4] for frames in (sent if busy else worker.named(b"RESULT"))] == [(b"0", b"1", b"0")]
+
+
+def look_around():
+    """What others could do while an argument is unpickled; the deputy has heard that somebody is hungry."""
+    worker = HandWorker.current
+    worker.inbox.append([b"HUNGRY", b"1"])
+    worker.stand_in()
+    return worker.take(None, None), len(worker.named(b"DRY"))
+
+
+def test_nobody_has_the_other_items_when_unpickling_waits():
+    """There are no arguments for them as yet; but there will be: the worker is not DRY."""
+    worker = HandWorker(At(unpickling=look_around), *range(1, 9))
+    worker.run(worker.take(None, None))
+    (_, lo, hi, _), = worker.named(b"SPLIT")
+    for unit in iter(lambda: worker.take(None, None), None):
+        worker.run(unit)
+    sent = [minscoop.read_results(frames[4:], int(frames[2])) for frames in worker.named(b"RESULT")]
+    assert [value for values, failures in sent for value in values] == [(None, 0), *range(1, int(lo))] and hi == b"9"
+
+
+def test_a_worker_ends_when_any_thread_with_the_baton_fails(monkeypatch, capsys):
+    """Its death is noticed, and what it held runs again."""
+    worker, ends = HandWorker(0), []
+    monkeypatch.setattr(os, "_exit", ends.append)
+    monkeypatch.setattr(threading, "excepthook", lambda _: ends.append("only the thread"))
+    worker.work = sabotage
+    worker.pass_baton()
+    assert eventually(lambda: ends) == [1] and "ValueError: sabotage" in capsys.readouterr().err
+
+
+def test_a_worker_goes_on_when_it_can_have_no_further_thread(monkeypatch):
+    """The task that would wait has the error; the baton is where it was."""
+    worker = HandWorker(0)
+    me, worker.holder.task = worker.holder, minscoop.Future(worker, (identity, (1,), {}), None)
+    monkeypatch.setattr(threading.Thread, "start", grumble)
+    pytest.raises(Wordless, worker.wait_for, lambda: False, "what", 1)
+    pytest.raises(Wordless, worker.yield_baton)
+    assert worker.holder is me and not (worker.waiting or worker.parked or worker.spare_strands or worker.resumable)
+
+
+def test_a_census_goes_on_when_a_file_comes_meanwhile():
+    """Who has waited for it takes it off the list then."""
+    worker = HandWorker(0)
+    worker.fetching.update("ab")
+    worker.send = lambda *frames: frames[0] != b"FETCH" or worker.fetching.clear()
+    worker.on_WHO(b"7")
+    assert worker.round == b"7" and not worker.fetching
 
 
 # ---------------------------------------------------------------------------------------------------
