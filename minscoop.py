@@ -3934,7 +3934,7 @@ class Worker(Node):
             logger.debug("worker %s is ready", self.label)
         try:
             self.work()
-        except BaseException:  # the baton goes with this thread: better a death, which is noticed
+        except FAULTS:  # the baton goes with this thread: better a death, which is noticed
             traceback.print_exc()
             flush_output()
             os._exit(1)
