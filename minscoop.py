@@ -236,6 +236,8 @@ class WorkerLost(MinscoopError, concurrent.futures.BrokenExecutor):
 class PoolError(MinscoopError, concurrent.futures.BrokenExecutor):
     """The pool as a whole cannot start or cannot go on; the text says why."""
 
+    told = False  # the program has asked a future for it
+
 
 class RemoteTraceback(Exception):
     """The traceback text of the process where an exception was raised: its ``__cause__`` here."""
@@ -1143,6 +1145,8 @@ class Future(concurrent.futures.Future):
                                f"is not done after {timeout} s")
         if self._state != FINISHED:
             raise CancelledError()
+        if isinstance(self._exception, PoolError):
+            self._exception.told = True
         return self._exception
 
     def add_done_callback(self, fn):
@@ -4372,13 +4376,15 @@ class ForkedKeeper(subprocess.Popen):
 
 
 def preload(code):
-    """Import, once for all workers, those of Python's own modules that a script imports before it uses any name: they
-    start no threads. What it does later may change what is found, and how: sys.path, os.environ.
+    """Import, once for all workers, those of Python's own modules that a script imports before it uses any name, or
+    makes a function or a class: they start no threads. What comes later may change what is found, and how: sys.path,
+    os.environ.
 
     64 workers of a script that imports a dozen are ready in half the time."""
     import dis
     standard = getattr(sys, "stdlib_module_names", ())  # since Python 3.10
-    for step in itertools.takewhile(lambda step: step.opname != "LOAD_NAME", dis.get_instructions(code)):
+    acts = "LOAD_NAME", "MAKE_FUNCTION"  # the latter is all that is to be seen of the body of a class
+    for step in itertools.takewhile(lambda step: step.opname not in acts, dis.get_instructions(code)):
         top = step.argval.partition(".")[0] if step.opname == "IMPORT_NAME" else None
         if top in standard and not importlib.machinery.PathFinder.find_spec(top, own_path()):
             with contextlib.suppress(Exception):  # workers will say so
@@ -4892,8 +4898,8 @@ class Launcher:
 
     def run(self):
         """From login to the end. However it ends, the root is told; unless the keeper has ended, and so do we."""
-        threading.Thread(target=lambda: (os.read(self.keeper.lifeline_read, 1), self.end()), daemon=True).start()
         try:
+            threading.Thread(target=lambda: (os.read(self.keeper.lifeline_read, 1), self.end()), daemon=True).start()
             if self.pause:
                 time.sleep(self.pause)
                 logger.warning("host %s: logging in again", self.host)
@@ -5788,6 +5794,7 @@ class Executor(Interface):
         finally:
             with contextlib.suppress(ValueError):
                 executors.remove(self)
+            breakdowns.extend(filter(None, [self._node.ended_by]))
             self._ended.set()
 
     def __exit__(self, kind, error, tb):
@@ -5855,6 +5862,7 @@ class Terminated(BaseException):
 
 
 executors = []       # those of this process that live; the module's functions use the last
+breakdowns = []      # the PoolErrors by which others have ended
 this_worker = None   # in a worker process, its Worker
 
 
@@ -7291,14 +7299,18 @@ def run_program(code, pool, interactive):
     gc.enable()
     interruptible()
     try:
-        with contextlib.closing(progress), executor:
-            answer_with_stacks(executor._node)
-            if progress.wanted:
-                progress.watch(executor._node)
-            execute(code, executor, interactive)
-        error = executor._node.ended_by
-        if error is not None and error.__traceback__ is None:  # nobody asked for a result, so nobody was told
-            sys.exit(f"minscoop: {error}")
+        try:
+            with contextlib.closing(progress), executor:
+                answer_with_stacks(executor._node)
+                if progress.wanted:
+                    progress.watch(executor._node)
+                execute(code, executor, interactive)
+        except SystemExit as error:
+            if error.code not in (None, 0):  # else it is as good as the end: sys.exit(main())
+                raise
+        for error in breakdowns:  # of this pool, and of those that the program made itself
+            if not error.told and error.__traceback__ is None:  # nobody has asked, so nobody knows
+                sys.exit(f"minscoop: {error}")
     except Terminated as error:
         sys.exit(128 + error.args[0])
     except BaseException:

@@ -4393,6 +4393,77 @@ def test_what_a_remote_command_says_is_a_warning_when_its_host_is_in_the_pool(ss
     assert (tmp_path / "stderr").read_text() == "minscoop: host good: disk quota exceeded\n"
 
 
+class HandLauncher(minscoop.Launcher):
+    """One without processes. Its keeper's broker has room for a notice only when it is asked again."""
+
+    def __init__(self, said=b"", up=None):
+        keeper = types.SimpleNamespace(backlog=[], sent=[])
+        keeper.notify = lambda *frames: keeper.backlog.append(frames)
+        keeper.send_notices = lambda: keeper.sent.append(keeper.backlog.pop(0))
+        super().__init__(keeper, dict(name="h", host="1"))
+        self.process = types.SimpleNamespace(stderr=io.BytesIO(said), wait=lambda timeout: 255, poll=lambda: 255)
+        self.ears, self.up, self.ended = types.SimpleNamespace(join=lambda timeout: None), up, []
+
+    def end(self, code=0):
+        self.ended.append(code)
+
+
+@pytest.mark.parametrize("said, told", [
+    ("Cannot execute command-line and remote command.", "RemoteCommand is set for it"),
+    ("Bad configuration option: command-line", "ssh's options or configuration are wrong"),
+    ("me@h: Permission denied (publickey,password).", "no key was accepted"),
+    ("Unauthorized access is not permitted\nme@h: Permission denied (publickey).", "no key was accepted"),
+    ("Unauthorized access is not permitted", "it ended"), ("mkdir: /scratch/me: Permission denied", "it ended"),
+    ("permission denied while trying to connect to the Docker daemon socket", "it ended"),
+    ("Your account has expired; please contact your administrator.", "your account may not log in"),
+    ("This account is currently not available.", "your account may not log in"),
+    ("System is going down. Unprivileged users are not permitted to log in anymore.", "your account may not log in")])
+def test_advice_is_for_what_ssh_itself_says_when_a_host_cannot_be_had(said, told):
+    """What a banner, a login file, a prolog or docker says is shown as it is, if it looks alike."""
+    launcher = HandLauncher(said.encode())
+    launcher.listen()
+    text = launcher.diagnose("it ended")
+    assert text.startswith(told) and (told != "it ended" or text.endswith(said)), text
+
+
+def test_no_line_is_kept_back_when_a_remote_command_says_many_at_once(monkeypatch):
+    """What the broker has no room for is sent without that another line comes."""
+    launcher = HandLauncher(b"".join(b"line %d\n" % i for i in range(1000)), up=-math.inf)
+    monkeypatch.setattr(minscoop.logger, "warning", lambda text, *args: launcher.keeper.notify(text % args))
+    monkeypatch.setattr(minscoop, "TICK", 0)
+    launcher.listen()
+    assert launcher.keeper.sent == [(f"host h: line {i}",) for i in range(1000)]
+
+
+@pytest.mark.parametrize("where", ["threading.Thread", "Launcher.start"])
+def test_the_root_is_told_when_a_launcher_fails_of_something_unforeseen(where):
+    """Whatever that is, such as a thread that cannot be started: its host is gone."""
+    launcher, error = HandLauncher(), RuntimeError("can't start new thread")
+    keeper = launcher.keeper
+    (keeper.lifeline_read, lifeline), keeper.tokens = os.pipe(), os.pipe()
+    os.write(keeper.tokens[1], b".")
+    with mock.patch(f"minscoop.{where}", side_effect=error):
+        launcher.run()
+    (kind, facts), = keeper.sent
+    assert kind == b"HOST" and launcher.ended == [0]
+    assert json.loads(facts) == {"host": "h", "number": "1", "state": "gone", "reason": repr(error)}
+    os.close(lifeline)
+    assert where != "Launcher.start" or eventually(lambda: len(launcher.ended) == 2)  # the keeper's end is ours
+    for end in (keeper.lifeline_read, *keeper.tokens):
+        os.close(end)
+
+
+def test_pyzmq_is_packed_when_its_files_are_of_1970(tmp_path, monkeypatch):
+    """As some package managers leave them; a zip file knows no time before 1980."""
+    path = tmp_path / "zmq" / "__init__.py"
+    path.parent.mkdir()
+    path.touch()
+    os.utime(path, (0, 0))
+    monkeypatch.setattr(minscoop, "zmq", types.SimpleNamespace(__file__=str(path)), raising=False)
+    minscoop.unpack_pyzmq(minscoop.pack_pyzmq(), tmp_path / "there")
+    assert sys.path.pop() == f"{tmp_path}/there/library" and os.listdir(f"{tmp_path}/there/library/zmq")
+
+
 @pytest.mark.parametrize("args, text", [
     (["--hosts", "refused,good:1", "--all-hosts"], "refused"), (["--hosts", "refused,nokey"], "no host is left"),
     (["--hosts", "refused:1,localhost:0"], "no host is left"),
@@ -4530,14 +4601,15 @@ def test_no_secret_can_be_read_when_hosts_take_part(ssh, script, tmp_path, trans
 
 
 def test_a_host_works_as_told_when_there_are_options(ssh, script, tmp_path):
-    """--prolog is sourced first, --pythonpath is searched first, --path is the directory, --python the interpreter."""
-    script("export FROM_PROLOG=1; echo noise; cat >/dev/null", "prolog.sh")
+    """--prolog is sourced first (a name without a slash is a file, too), --pythonpath is searched first, --path is the
+    directory, --python the interpreter."""
+    (ssh / "prolog.sh").write_text("export FROM_PROLOG=1; echo noise; cat >/dev/null")  # where the login begins
     script("where = 'there'", "there/extra.py")
     script("where = 'here'", "extra.py")
     (tmp_path / "work").mkdir()
     wrapper = script(f"#!/bin/sh\nexport WRAPPED=1\nexec {sys.executable} \"$@\"\n", "python")
     wrapper.chmod(0o755)
-    assert output_of("--hosts", "good:1", "--prolog", tmp_path / "prolog.sh", "--pythonpath", tmp_path / "there",
+    assert output_of("--hosts", "good:1", "--prolog", "prolog.sh", "--pythonpath", tmp_path / "there",
                      "--path", tmp_path / "work", "--python", wrapper, script("""
         import os, extra
         from minscoop import futures
@@ -4717,6 +4789,22 @@ def test_the_host_is_named_when_a_module_is_missing_there(ssh, script, tmp_path)
     assert re.search("ImportError|ModuleNotFoundError", done.stderr)
 
 
+def test_installed_packages_are_no_business_of_the_roots_when_they_are_below_the_program(tmp_path, monkeypatch):
+    """Nor are Python's own directories; but one that is called my-packages is the program's."""
+    theirs = [tmp_path / name for name in ("venv/lib/python3/site-packages", "site-packages/tool", "dist-packages")]
+    ours = [str(tmp_path), str(tmp_path / "my-packages")]
+    for path in *theirs, *ours:
+        os.makedirs(path, exist_ok=True)
+    standard = os.path.dirname(os.__file__)
+    monkeypatch.setattr(sys, "path", [*ours, *map(str, theirs), standard, f"{standard}/lib-dynload"])
+    assert minscoop.own_path() == ours
+
+    def taken(entry):
+        with contextlib.suppress(ImportError):
+            return minscoop.RootFinder(("/",), entry)
+    assert list(filter(taken, sys.path)) == ours
+
+
 @pytest.fixture(scope="module")
 def other_python(tmp_path_factory):
     """An interpreter of another minor version that has pyzmq, and that version."""
@@ -4881,7 +4969,7 @@ def test_hosts_join_when_they_have_the_file(guard, script, tmp_path):
 def test_the_pool_grows_again_when_it_shrank_to_nothing(guard, script, tmp_path):
     """Whoever waits goes on to wait, since others may come; without --listen nobody can, and an error says so."""
     path, copy = tmp_path / "pool.json", patched(tmp_path, "HEARTBEAT, SILENCE = 1.5, 6.0")
-    process = start(copy, "--listen", path, "--hosts", "localhost:0", script("""
+    process = start(copy, "-v", "--listen", path, "--hosts", "localhost:0", script("""
         import os, sys, time
         from minscoop import futures
         def work(path):
@@ -4899,6 +4987,7 @@ def test_the_pool_grows_again_when_it_shrank_to_nothing(guard, script, tmp_path)
             finish(joined)
     done = finish(process)
     assert (done.returncode, done.stdout) == (0, "second\n") and "Traceback" not in done.stderr, done.stderr
+    assert "HOST" in done.stderr and "Limited by" in done.stderr  # -v: what those that joined have recorded
     assert finish(joined).returncode == 0
 
 
@@ -5603,7 +5692,7 @@ LISTS = [  # what the user writes, what it means
     ("a 4, b 2 c\nd 1", [("a", 4), ("b", 2), ("c", None), ("d", 1)]), ("a 4b", [("a", None), ("4b", None)]),
     (["a", "b 3", "c slots=2", ("d", 4), ("e", None)], [("a", None), ("b", 3), ("c", 2), ("d", 4), ("e", None)]),
     (["a,b:2", "n[1,3],c 4"], [("a", None), ("b", 2), ("n1", None), ("n3", None), ("c", 4)]),
-    ({"a": 4, "me@b": None}, [("a", 4), ("me@b", None)])]
+    ({"a": 4, "me@b": None}, [("a", 4), ("me@b", None)]), (["pod/x", "8a/y:2"], [("pod/x", None), ("8a/y", 2)])]
 
 
 @pytest.mark.parametrize("source, pairs", LISTS, ids=str)
@@ -5620,7 +5709,8 @@ BAD_LISTS = [  # what the user writes, what the error says of it
     ("n[0-9999999999999]", "100000"), ("n[0-9999][0-9999][0-9999]", "100000"), ("n[0-999],m[0-999][0-999]", "100000"),
     ([("-oProxyCommand=x", 3)], "-oProxyCommand=x"), ([("b", -3)], "-3"), ([("b", "x")], "'x'"), (("b", 3), "3"),
     ([("b",)], "('b',)"), (["a b"], "a b"), ("a:22222", "a:22222"), ("a:" + "9" * 5000, "a:9"), ("n{1..3}", "n{1..3}"),
-    ("none.txt", "'none.txt': No such file"), ("./none", "'./none': No such file"), ("ssh://a", "ssh://a")]
+    ("none.txt", "'none.txt': No such file"), ("./none", "'./none': No such file"), ("ssh://a", "ssh://a"),
+    (["8/a"], "'8/a' is not a host"), (["a", "8/me@b"], "'8/me@b' is not"), (["me@8/a:2"], "'me@8/a:2' is not")]
 
 
 @pytest.mark.parametrize("source, text", BAD_LISTS, ids=str)
@@ -5645,7 +5735,7 @@ def test_a_file_of_hosts_is_understood_when_its_lines_have_any_usual_form(tmp_pa
 @pytest.mark.parametrize("line", [
     "a b", "a 4 5", "a slots=x", "a slots = 4", "-a 4", "n[1-", "a:b", "n[0-999999]", "node1 4 extra", "node1:four",
     "ssh me@a", "me@a:22222", "a 4.5", "a -4", "a: 4", "a=4", "fe80::1 4", "n* 4", "[gpus]", "a ansible_host=b",
-    "10.0.0.1 a a.lab", "a;4", "import os"])
+    "10.0.0.1 a a.lab", "a;4", "import os", "8/a"])
 def test_file_and_line_are_named_when_a_line_makes_no_sense(tmp_path, line):
     """As compilers do; with what to write instead."""
     (tmp_path / "hosts").write_text(f"# comment\nfine\n{line}\nfine too\n")
@@ -5667,6 +5757,13 @@ def test_the_file_is_named_when_it_is_none(tmp_path, content, text):
     assert re.search(text, str(caught.value))
 
 
+def test_a_name_is_a_hosts_when_a_directory_has_it_too(tmp_path, monkeypatch):
+    """A directory of results, say: only a file can be a list of hosts."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "node1").mkdir()
+    assert minscoop.parse_hosts("node1") == [("node1", None)]
+
+
 @pytest.mark.parametrize("hosts, total, dealt", [
     ("a:4,b:4", 8, "a:4,b:4"), ("a:4,b:4", 5, "a:4,b:1"), ("a:4,b:4", 4, "a:4"), ("a:4,b:4", 1, "a:1"),
     ("a:4,b:4", 11, "a:6,b:5"), ("a,b", 5, "a:3,b:2"), ("a,b:3", 2, "a:1,b:1"), ("a,b,c", 2, "a:1,b:1"),
@@ -5682,7 +5779,12 @@ def test_this_machine_is_known_when_it_is_in_the_list(monkeypatch):
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
     names = ["localhost", "127.0.0.1", "::1", "here.lab.org", "here", "n1"]
     assert all(map(minscoop.is_local, names))
-    assert not any(map(minscoop.is_local, ["there", "here.lab", "her", "me@localhost", "me@here", "n2", "lab.org", ""]))
+    monkeypatch.delenv("PE_HOSTFILE", raising=False)
+    monkeypatch.setenv("HOSTNAME", "there.lab.org")  # it may come from where the job was submitted
+    others = ["there", "here.lab", "her", "me@localhost", "me@here", "n2", "lab.org", ""]
+    assert not any(map(minscoop.is_local, [*others, "there.lab.org"]))
+    monkeypatch.setenv("PE_HOSTFILE", "hosts")  # of SGE, which sets both
+    assert minscoop.is_local("there.lab.org") and not any(map(minscoop.is_local, others))
 
 
 @pytest.mark.parametrize("words, joined", [
@@ -5691,7 +5793,9 @@ def test_this_machine_is_known_when_it_is_in_the_list(monkeypatch):
     ("--host a b -m m --host c d", "--host a,b -m m --host c d"), ("--host a b -c c d", "--host a,b -c c d"),
     ("--host a b -- p", "--host a,b -- p"), ("--hostfile h.txt p.py", "--hostfile h.txt p.py"), ("--host", "--host"),
     ("-e ssh --host a b --check", "-e ssh --host a,b --check"), ("-- p --host a b", "-- p --host a b"), ("-n", "-n"),
-    ("--host a program", "--host a program"), ("p.py --host a b", "p.py --host a b")])
+    ("--host a program", "--host a program"), ("p.py --host a b", "p.py --host a b"), ("-mm -q x", "-m m -q x"),
+    ("-n 2 -ccode --host a b", "-n 2 -c code --host a b"), ("-qimm --host a b", "-qim m --host a b"),
+    ("- --host a b", "- --host a b")])
 def test_several_names_are_one_list_when_they_follow_host(tmp_path, monkeypatch, words, joined):
     """`--host a a b script.py`, as SCOOP has it: up to the program, which is a file or ends with .py."""
     monkeypatch.chdir(tmp_path)
@@ -5758,6 +5862,13 @@ def test_the_variable_is_named_when_a_batch_job_makes_no_sense(tmp_path, job):
     text = str(caught.value)
     assert job[0].partition("=")[0] in text and "--hosts" in text and "\n" not in text and len(text) < 400
     assert not re.search(r"list index|invalid literal|arg is an empty|unpack", text)
+
+
+@pytest.mark.parametrize("counts", ["SLURM_TASKS_PER_NODE=2(x3)", "SLURM_JOB_CPUS_PER_NODE=8"])
+def test_the_advice_is_to_start_without_srun_when_the_counts_of_a_slurm_job_do_not_fit(tmp_path, counts):
+    """They are then those of a step, which has fewer nodes than the job."""
+    with pytest.raises(ValueError, match="if srun has started this program, start it without"):
+        minscoop.allocation(job_environment(tmp_path, f"SLURM_JOB_NODELIST=n[1-4] {counts}"))
 
 
 COMMANDS = [  # the remote command as the user says it, what is run for host h; + stands for our options for ssh
@@ -5853,7 +5964,7 @@ def test_nothing_can_be_submitted_when_an_executor_is_down(guard, workers):
     executor = minscoop.Executor(workers)
     future = executor.submit(identity, 1)
     executor.shutdown()
-    executor.shutdown()
+    executor.shutdown(cancel_futures=True)
     assert future.result(0) == 1
     for use in (lambda: executor.submit(identity, 1), lambda: executor.map(identity, [1]),
                 lambda: executor.map_reduce(identity, left, [1])):
@@ -5911,12 +6022,15 @@ def test_a_forked_child_ends_by_itself_when_its_parent_has_a_pool(script):
     assert [line.split()[0] for line in done.stdout.splitlines()][:2] == ["3", "1"]
 
 
-def test_what_has_not_started_is_cancelled_when_shutdown_says_so(guard, tmp_path):
-    """cancel_futures drops the queue; what runs is finished."""
+@pytest.mark.parametrize("again", [False, True])
+def test_what_has_not_started_is_cancelled_when_shutdown_says_so(guard, tmp_path, again):
+    """cancel_futures drops the queue; what runs is finished. So it is if a shutdown without that waits already."""
     executor = minscoop.Executor(1)
     running = executor.submit(await_file, tmp_path / "go", 5, tmp_path / "started")
     await_file(tmp_path / "started")
     queued = [executor.submit(append, tmp_path / "ran", i) for i in range(100)]
+    if again:
+        executor.shutdown(wait=False)
     thread = threading.Thread(target=executor.shutdown, kwargs={"cancel_futures": True})
     thread.start()
     assert eventually(queued[-1].cancelled)
@@ -6578,6 +6692,51 @@ def test_the_rate_counts_from_the_first_call_when_a_map_comes_later():
         assert progress.since > 123.0
 
 
+def test_a_map_has_its_line_when_its_input_is_slow_to_copy(monkeypatch):
+    """The thread that draws ends when there is nothing to be seen: it does not begin before the input is there."""
+    class Slow(list):
+        def __iter__(self):
+            time.sleep(0.2)
+            return super().__iter__()
+    lines, node, progress = [], HandNode(), minscoop.Progress()
+    progress.draw = lines.append
+    for name, value in dict(progress=progress, LOOK=0.01, PROGRESS_DELAY=0, install_screens=lambda: None).items():
+        monkeypatch.setattr(minscoop, name, value)
+    minscoop.Mapping(node, minscoop.Recipe(identity), [Slow([1])], label="squares")
+    assert eventually(lambda: lines, 5) and lines[0].startswith("minscoop: squares 0 of 1")
+    thread, progress.wanted = progress.thread, False
+    thread.join(WAIT)
+
+
+def test_the_line_is_drawn_when_stderr_has_no_encoding(monkeypatch):
+    """As a program's own, which only writes, need not have."""
+    drawn = []
+    with monkeypatch.context() as patch:
+        for name in "on_terminal", "in_foreground":
+            patch.setattr(minscoop, name, lambda: True)
+        patch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((80, 24)))
+        patch.setattr(os, "write", lambda _, data: drawn.append(data))
+        patch.setattr(sys, "stderr", types.SimpleNamespace())
+        minscoop.Progress(True).draw("50 %")
+    assert drawn == [b"50 %"]
+
+
+def test_the_line_stays_away_when_a_password_is_asked_for(monkeypatch):
+    """What is typed is not shown then, by getpass for instance; nor is it drawn over an editor's screen."""
+    master, slave = os.openpty()
+    monkeypatch.setattr(os, "tcgetpgrp", lambda _: os.getpgrp())
+    get = minscoop.termios.tcgetattr
+    monkeypatch.setattr(minscoop.termios, "tcgetattr", lambda _: get(slave))
+    usual = get(slave)
+    for flag in minscoop.termios.ECHO, minscoop.termios.ICANON:
+        assert minscoop.in_foreground()
+        minscoop.termios.tcsetattr(slave, minscoop.termios.TCSANOW, [*usual[:3], usual[3] & ~flag, *usual[4:]])
+        assert not minscoop.in_foreground()
+        minscoop.termios.tcsetattr(slave, minscoop.termios.TCSANOW, usual)
+    os.close(slave)
+    os.close(master)
+
+
 @pytest.mark.parametrize("busy", [False, True])
 def test_ctrl_c_waits_when_a_message_is_being_handled(busy):
     """At the prompt: it would be lost, and who waits for it would hang. A callback that does not end is interrupted."""
@@ -6803,6 +6962,18 @@ def test_what_is_typed_runs_on_workers_when_there_is_a_prompt(guard, tmp_path):
         terminal.await_text(">>> " if answer != "sleeps" else answer)
     terminal.type("\4")
     assert terminal.end() == 0
+
+
+def test_the_prompt_ends_when_sigterm_comes_while_a_line_runs(guard, tmp_path):
+    """With the exit code that a script has then; it is no error of the line's."""
+    terminal = Terminal("-n", 1, TERM="dumb", HOME=str(tmp_path))
+    terminal.await_text(">>> ")
+    terminal.type("import time; print('sle' + 'eps'); time.sleep(1000)\n")
+    terminal.await_text("sleeps")
+    time.sleep(0.5)  # a signal just before the call does not interrupt it
+    terminal.process.send_signal(signal.SIGTERM)
+    terminal.type("\4")  # which would end a prompt that goes on
+    assert terminal.end() == 128 + signal.SIGTERM and b"Traceback" not in terminal.seen
 
 
 @pytest.mark.parametrize("workers, quiet", [(0, []), (1, []), (1, ["-q"])])
@@ -7140,6 +7311,17 @@ def test_the_entries_of_a_thread_are_nested_when_a_trace_is_written(script, tmp_
             assert all(a >= b - 0.01 for a, b in zip(stack, stack[1:]))
 
 
+def test_no_lane_is_anothers_when_a_chain_of_tasks_is_long():
+    """Each task that waits for the next of a chain has a lane of its own; those of other workers are others."""
+    events = [*(event_of(i, 9999 - 2 * i) for i in range(1500)), event_of(0, 9, worker="0.2")]
+    run = dict(hosts={"h": {}}, workers={"0.1": "h", "0.2": "h"}, events=events, losses=[])
+    names = [(entry["tid"], entry["args"]["name"]) for entry in minscoop.trace_entries(run)
+             if entry["name"] == "thread_name"]
+    assert len(names) == len({tid for tid, _ in names}) == 1501
+    assert {(tid // 100_000, name.split()[1].strip(",")) for tid, name in names} == {(1, "0.1"), (2, "0.2")}
+    assert "tid / 1e5" in minscoop.PAGE and "tid % 1e5" in minscoop.PAGE  # the page takes them apart again
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_calls_are_counted_to_the_last_when_a_summary_is_asked_for(workers, capfd):
     """Calls, slices and what tasks create, with and without processes."""
@@ -7302,13 +7484,15 @@ if __name__ == "__main__": print(json.dumps({
 
 @pytest.mark.parametrize("args", [
     ["facts.py"], ["facts.py", "-n", "9", "--help", "x y"], ["sub/facts.py", "a"], ["./facts.py"],
-    ["-m", "facts", "-x"], ["-m", "sub.facts", "a", "-m", "b"], ["-m", "sub", "--", "c"], ["-c", FACTS, "-c", "a"]],
+    ["-m", "facts", "-x"], ["-m", "sub.facts", "a", "-m", "b"], ["-m", "sub", "--", "c"], ["-c", FACTS, "-c", "a"],
+    ["-mfacts", "-q", "a"], ["link.py"]],
     ids=lambda args: " ".join(args)[:25])
 def test_the_program_sees_what_it_would_see_when_python_ran_it(script, tmp_path, args):
     """sys.argv, sys.path, directory, stdin, and its own module: as without minscoop."""
     for name in ("facts.py", "sub/facts.py", "sub/__main__.py"):
         script(FACTS, name)
     script("", "sub/__init__.py")
+    os.symlink("sub/facts.py", tmp_path / "link.py")  # modules are looked for beside the file itself
     processes = [start(*before, *args, cwd=tmp_path) for before in ((), (MINSCOOP, "-n", 0), (MINSCOOP, "-n", 1))]
     bare, *ours = [finish(process, "input") for process in processes]
     for done in ours:
@@ -7343,9 +7527,12 @@ def test_the_programs_terminal_is_its_own_when_there_is_one(script):
     ("sys.exit('text')", 1, "text\n"), ("sys.exit([1])", 1, "[1]\n"), ("raise SystemExit", 0, ""),
     ("os._exit(5)", 5, ""), ("raise KeyError('k')", 1, None),
     ("1/0", 1, None), ("raise BaseException", 1, None), ("os.kill(os.getpid(), 9)", -9, ""), ("os.abort()", -6, None),
-    ("import atexit; atexit.register(print, 'at exit')", 0, ""), ("list(futures.map(wrong, [1]))", 1, None)])
-def test_the_exit_code_is_the_programs_when_it_ends(script, end, code, stderr):
-    """sys.exit, exceptions and signals: the same code and text as from python itself, a traceback once."""
+    ("import atexit; atexit.register(print, 'at exit')", 0, ""), ("list(futures.map(wrong, [1]))", 1, None),
+    ("import atexit, tempfile; atexit.register(print, 'at exit'); d = tempfile.TemporaryDirectory(); "
+     "raise KeyboardInterrupt", -2, None)])
+def test_the_exit_code_is_the_programs_when_it_ends(guard, script, end, code, stderr):
+    """sys.exit, exceptions and signals: the same code and text as from python itself, a traceback once; what is to run
+    at the end does."""
     text = "import os, sys\nfrom minscoop import futures\ndef wrong(x): raise ValueError(x)\n" \
            f"if __name__ == '__main__':\n    futures.submit(abs, 1).result()\n    print('before')\n    {end}\n"
     path = script(text)
@@ -7355,11 +7542,13 @@ def test_the_exit_code_is_the_programs_when_it_ends(script, end, code, stderr):
         assert done.returncode == code and ("before" in done.stdout or code == 5 or code < 0), done
         if stderr is not None:
             assert done.stderr == stderr
-        elif code == 1:
+        elif code in (1, -2):
             assert done.stderr.splitlines()[-1] == bare.stderr.splitlines()[-1]
             assert done.stderr.count("program.py\", line 7") == 1
             if "map" not in end:
                 assert done.stderr == bare.stderr and "minscoop.py" not in done.stderr
+        assert ("at exit" in done.stdout) == ("atexit" in end)
+    assert not list(pathlib.Path(guard).glob("tmp*"))
 
 
 @pytest.mark.parametrize("launcher", [[MINSCOOP, "-n", "2"], []], ids=["launcher", "executor"])
@@ -7380,12 +7569,17 @@ def test_workers_run_the_program_as_it_was_when_its_file_is_edited_meanwhile(scr
     assert (done.returncode, done.stdout, done.stderr) == (0, "[0, 2, 4, 6]\n", "")
 
 
+SET_PATH = "sys.path.insert(0, os.path.join(os.path.dirname(__file__), 'lib'))"
+
+
 @pytest.mark.skipif(not hasattr(sys, "stdlib_module_names"), reason="since Python 3.10")
 @pytest.mark.parametrize("first, early, right", [
-    ("", True, True), ("sys.path.insert(0, os.path.join(os.path.dirname(__file__), 'lib'))", False, False)])
+    ("", True, True), (SET_PATH, False, False), (f"def set_path(): {SET_PATH}\n        set_path()", False, False),
+    (f"class Settings: {SET_PATH}", False, False), ("os.environ['SETTING'] = 'set'", False, True)])
 def test_modules_of_pythons_are_imported_before_the_fork_when_a_script_imports_them(script, tmp_path, first, early,
                                                                                     right):
-    """Once for all workers; but none of which the program has one of its own, be it at a place that it sets itself."""
+    """Once for all workers; but none of which the program has one of its own, be it at a place that it sets itself; nor
+    after anything by which the script may prepare them."""
     for directory, name in ((tmp_path, "calendar"), (tmp_path / "lib", "fractions")):
         directory.mkdir(exist_ok=True)
         (directory / f"{name}.py").write_text("ours = True\n")
@@ -7651,6 +7845,26 @@ if __name__ == "__main__":
     assert done.returncode == 1 and text in done.stderr and done.stdout == ""
     assert done.stderr.count("minscoop: ") == 1 or "WorkerLost: " in done.stderr and how in ("ends", "is killed")
     assert done.stderr.count(text) <= 4
+
+
+@pytest.mark.parametrize("end, code", [
+    ("", 1), ("sys.exit(0)", 1), ("futures.map(work, [1])", 1), ("sys.exit(3)", 3), ("print(future.exception())", 0),
+    ("try: future.result()\n    except minscoop.PoolError: sys.exit(5)", 5)])
+def test_the_run_fails_when_its_pool_broke_and_the_program_does_not_know(script, end, code):
+    """One that asks for no result is not taken to have succeeded; who has been told decides, and is told once."""
+    done = launch("-n", 1, script(
+        f"import sys, minscoop\nfrom minscoop import futures\n{CANNOT_IMPORT['raises'][0]}def work(x): return x\n"
+        f"if __name__ == '__main__':\n    future = futures.submit(work, 1)\n    {end}\n"))
+    assert done.returncode == code and done.stderr.count("minscoop: worker") == (code == 1)
+    assert ("not here" in done.stderr) == (code == 1)
+
+
+def test_the_run_fails_when_the_initializer_of_the_programs_own_pool_did_and_it_does_not_know():
+    """As if it were the launcher's."""
+    code = "import minscoop\nwith minscoop.Executor(1, initializer=int, initargs='x') as own: f = own.submit(abs, 1)"
+    unaware, aware = launch_together([("-n", 0, "-c", code), ("-n", 0, "-c", f"{code}\nprint(f.exception())")])
+    assert unaware.returncode == 1 and unaware.stderr.count("initializer failed") == 1
+    assert (aware.returncode, aware.stderr, aware.stdout.count("initializer failed")) == (0, "", 1)
 
 
 def test_a_clear_message_is_given_when_the_script_has_no_guard(script):
