@@ -236,7 +236,7 @@ class WorkerLost(MinscoopError, concurrent.futures.BrokenExecutor):
 class PoolError(MinscoopError, concurrent.futures.BrokenExecutor):
     """The pool as a whole cannot start or cannot go on; the text says why."""
 
-    told = False  # the program has asked a future for it
+    told = False  # to the program, which has asked a future for it
 
 
 class RemoteTraceback(Exception):
@@ -1505,8 +1505,11 @@ class Guest(Job):
         """Unpickle callable and arguments: the columns. Raises whatever unpickling raises."""
         recipe, *data = self.body
         self.body, self.item_bytes = None, sum(map_builtin(size_of, data)) // (self.hi - self.lo)
-        self.columns = loads(data)  # first: then what is in shared memory has gone, should the callable fail
-        self.recipe = Recipe.decode(bytes(recipe))
+        try:
+            self.recipe = Recipe.decode(bytes(recipe))  # first, since it imports the script
+            self.columns = loads(data)
+        finally:
+            discard(data)  # what was read has gone already
         if not self.columns or any(len(column) != self.hi - self.lo for column in self.columns):
             raise ValueError("it has not as many items as it should have")
         if self.recipe is CALLS and not all(isinstance(call, tuple) and len(call) == 3 for call in self.columns[0]):
@@ -5731,6 +5734,7 @@ class Executor(Interface):
 
     _check = False   # see Trial
     _ender = None    # the thread that ends it; from then on nothing can be submitted
+    _unnoticed = False  # the pool broke, and the program has not asked for a result since
     _forked = False  # this is a child that the program has forked; the pool is none of its business
 
     def __init__(self, max_workers=None, *, retries=3, nice=0, initializer=None, initargs=(), profile=None,
@@ -5794,7 +5798,10 @@ class Executor(Interface):
         finally:
             with contextlib.suppress(ValueError):
                 executors.remove(self)
-            breakdowns.extend(filter(None, [self._node.ended_by]))
+            error = self._node.ended_by
+            self._unnoticed = error is not None and not (error.told or error.__traceback__)
+            if self._unnoticed:  # nobody has asked for a result
+                logger.error("%s", error)
             self._ended.set()
 
     def __exit__(self, kind, error, tb):
@@ -5862,7 +5869,6 @@ class Terminated(BaseException):
 
 
 executors = []       # those of this process that live; the module's functions use the last
-breakdowns = []      # the PoolErrors by which others have ended
 this_worker = None   # in a worker process, its Worker
 
 
@@ -7308,9 +7314,8 @@ def run_program(code, pool, interactive):
         except SystemExit as error:
             if error.code not in (None, 0):  # else it is as good as the end: sys.exit(main())
                 raise
-        for error in breakdowns:  # of this pool, and of those that the program made itself
-            if not error.told and error.__traceback__ is None:  # nobody has asked, so nobody knows
-                sys.exit(f"minscoop: {error}")
+        if executor._unnoticed:
+            sys.exit(1)
     except Terminated as error:
         sys.exit(128 + error.args[0])
     except BaseException:
