@@ -586,6 +586,12 @@ def discard(frames, even_lasting=False):
                 os.unlink(known[2])
 
 
+def discard_own(pid, frames):
+    """Nobody will read these any more. In a child that was forked they are the parent's."""
+    if pid == os.getpid():
+        discard(frames, even_lasting=True)
+
+
 def make_memory_directory():
     """A fresh directory for shared memory; None if this machine has none."""
     with contextlib.suppress(OSError):
@@ -734,6 +740,7 @@ def fill_function(fn, state):
 
 CLASS_IDS = weakref.WeakKeyDictionary()     # class -> id: one that returns is the very class that went
 CLASSES = weakref.WeakValueDictionary()     # id -> class
+OF_ENUM = "_value_", "_name_", "__objclass__", "_sort_order_"  # attributes that an Enum itself gives its members
 
 
 def reduce_class(cls):
@@ -742,15 +749,16 @@ def reduce_class(cls):
     CLASSES[ident] = cls
     attributes = {name: value for name, value in cls.__dict__.items() if name not in ("_abc_impl", "__weakref__")
                   and getattr(value, "__objclass__", None) is not cls}  # slots, __dict__, __weakref__ are made anew
-    head = {name: attributes.pop(name) for name in ("__slots__", "__orig_bases__") if name in attributes}
+    head, looks = {name: attributes.pop(name) for name in ("__slots__", "__orig_bases__") if name in attributes}, {}
     if type(cls).__name__ in ("EnumMeta", "EnumType"):
-        head = {name: value for name, value in cls.__dict__.items() if name == "__init__"}  # members are made with it
-        head.update((name, member.value) for name, member in cls.__members__.items())
+        head = {name: member.value for name, member in cls.__members__.items()}
+        looks = {name: {key: value for key, value in vars(member).items() if key not in OF_ENUM}
+                 for name, member in cls.__members__.items()}  # what __init__ has set
         attributes = {name: value for name, value in attributes.items()
                       if isinstance(value, (types.FunctionType, property, classmethod, staticmethod))}
     head.update(__module__=cls.__module__, __qualname__=cls.__qualname__)
     made_of = ident, type(cls), cls.__name__, cls.__bases__, head
-    return make_class, made_of, (ident, attributes), None, None, fill_class
+    return make_class, made_of, (ident, attributes, looks), None, None, fill_class
 
 
 def make_class(ident, metaclass, name, bases, head):
@@ -765,11 +773,13 @@ def make_class(ident, metaclass, name, bases, head):
 def fill_class(cls, state):
     """The second half: methods and attributes, unless the class was here already: what has changed in it since, stays
     where it was changed."""
-    ident, attributes = state
+    ident, attributes, looks = state
     if CLASSES.get(ident) is not cls:
         for name, value in attributes.items():
             with contextlib.suppress(AttributeError):  # read-only ones, such as __doc__ of some bases
                 setattr(cls, name, value)
+        for name, look in looks.items():
+            vars(cls.__members__[name]).update(look)
         CLASS_IDS[cls], CLASSES[ident] = ident, cls
 
 
@@ -1188,10 +1198,13 @@ class Future(concurrent.futures.Future):
         if self._node.parked or self._node.attending.locked():
             self._node.wake(self)
         if "_done_callbacks" in self.__dict__:
-            try:
-                self._invoke_callbacks()
-            except (SystemExit, GeneratorExit):
-                logger.exception("a callback of %r", self)
+            for callback in self._done_callbacks:
+                try:
+                    callback(self)
+                except KeyboardInterrupt:
+                    raise
+                except BaseException:  # result() in it raises what the task did, be it asyncio's CancelledError
+                    logger.exception("a callback of %r", self)
 
 
 class Waiters(list):
@@ -1253,7 +1266,7 @@ class Recipe:
             try:
                 self.frame = frame_of([pickle.dumps(dumps((self.fn, self.op)), 5)], memory, lasting=True)
                 if reference(self.frame):
-                    weakref.finalize(self, discard, [self.frame], even_lasting=True).atexit = False
+                    weakref.finalize(self, discard_own, os.getpid(), [self.frame]).atexit = False
             except FAULTS as error:
                 why = explain(self.fn, f"the callable {describe(self.fn)}") or \
                     explain(self.op, f"the operation {describe(self.op)}")
@@ -1461,7 +1474,10 @@ class Job:
     def push(self, columns, lo, hi):
         """Queue a span of this job at its node."""
         span = Span(self, columns, lo, lo, hi)
-        self.spans.append(span)
+        with self.node.lock:
+            while self.spans and self.spans[0].stale:  # given away, or run: its inputs may go
+                self.spans.popleft()
+            self.spans.append(span)
         self.node.push(span)
 
 
@@ -1529,7 +1545,9 @@ class Guest(Job):
             if self.postpones:
                 self.node.hasten()  # what is run next may take long
             return
-        with self.flushing:
+        if not self.flushing.acquire(blocking=not self.left):
+            return  # another thread is just at it
+        try:
             with self.node.lock:
                 now, last = time.monotonic(), self.left == 0
                 if self.cancelled or self.ended or not last and (
@@ -1538,10 +1556,17 @@ class Guest(Job):
                 self.ended = last
                 outcomes, self.outcomes, self.flushed = self.outcomes, [], now
                 self.recipe.flushes += not last and self.recipe is not CALLS
-            *joined, end = self.join(outcomes) or [(self.hi, 0, [], {})]  # all went before, or was given away
-            for outcome in joined:
-                self.send(*outcome, False)
-            self.send(*end, last)
+            unsent = self.join(outcomes) or [(self.hi, 0, [], {})]  # all went before, or was given away
+            try:
+                while unsent:
+                    self.send(*unsent[0], last and len(unsent) == 1)
+                    del unsent[0]
+            except BaseException:  # no memory is left: they are still to be sent
+                with self.node.lock:
+                    self.outcomes[:0], self.ended = unsent, False
+                raise
+        finally:
+            self.flushing.release()
 
     @property
     def postpones(self):
@@ -1592,7 +1617,7 @@ class Mapping(Job):
         self.chunks = {}                # first item -> (count, values, failures), not yet read
         self.pulled = self.read = 0     # items; the span of what is under way or unread
         self.exhausted = self.begun = self.abandoned = False
-        self.inputs_error = None
+        self.inputs_error = self.interrupted = None
         self.pulling = threading.Lock()
         self.fixed = buffersize
         self.window = buffersize or READ_AHEAD * max(1, node.size)
@@ -1651,6 +1676,12 @@ class Mapping(Job):
                     return False
         except FAULTS as error:  # the iterators' own: raised when the reader has come this far
             self.inputs_error = error
+        except BaseException as error:  # Ctrl-C, in whoever waits: it ends generators
+            self.interrupted = error
+            raise
+        if self.interrupted is not None and not rows and want > 0:  # so it has: there would have been more
+            self.inputs_error = self.inputs_error or self.interrupted
+        self.interrupted = None
         return len(rows) < want
 
     def widen(self, count):
@@ -2326,7 +2357,8 @@ class Broker:
             self.send(sender, b"CANCEL", task_id)
             raise ValueError("another's task")
         self.lift(task_id)
-        self.silent.get(sender, {}).pop(task_id, None)  # should it not answer WHO: this it has given away
+        for had in self.silent, self.presumed:  # should it not answer WHO: this it has given away
+            had.get(sender, {}).pop(task_id, None)
         if self.gone(owner):
             raise ValueError("nobody's task")
         taker = self.choose(sender, avoid)
@@ -2853,6 +2885,7 @@ class Node:
     executes = False  # whether tasks are run here
     memory = None     # the directory for shared memory
     connections = 0   # made by the socket
+    known = None      # TASKs received when a worker last considered to ask for more
     seen = None       # id of the newest in the queue when the deputy last looked: does the queue move?
     resting = False   # the deputy is, until the alarm is set
     watching = False  # the deputy sleeps on the socket
@@ -2953,6 +2986,7 @@ class Node:
         """This is a child that was forked: neither socket nor locks are its own, which others may just have held."""
         self.lock, self.serving, self.attending = threading.RLock(), threading.RLock(), threading.Lock()
         self.socket, self.broken = None, PoolError("this pool is of the parent process")
+        self.away, self.guests, self.queue = {}, {}, collections.deque()  # their files are the parent's
 
     def attend(self, timeout):
         """Sleep until a message comes or somebody calls ``rouse``; not longer than a PATROL. `attending` is held."""
@@ -3076,6 +3110,8 @@ class Node:
         if self.leisurely:
             self.leisurely = False
             self.rouse(deputy=True)
+        else:
+            self.rouse()  # who sleeps on the socket reckons anew how long
 
     def postponed(self):
         """Whether results wait here to be sent."""
@@ -3167,6 +3203,8 @@ class Node:
             self.check_open()
             while self.queue and self.queue[-1].stale:  # done by those who waited for them
                 self.queue.pop()
+            while self.queue and self.queue[0].stale:  # below what is left of a map's newest inputs
+                self.queue.popleft()
             self.queue.append(unit)
             give = self.wanted and (len(self.queue) > self.executes or unit.several)
         if give:
@@ -3191,6 +3229,7 @@ class Node:
                 self.recall(task_id)
             if job in self.sources:
                 self.sources.remove(job)
+            self.known = None  # who is about to rest looks once more: there may be nothing left
         self.wake(job)
 
     def recall(self, task_id):
@@ -3319,6 +3358,10 @@ class Node:
         except FAULTS as error:
             self.keep(span, error)
             return False
+        except BaseException:  # Ctrl-C: it is still to be run
+            with self.lock:
+                job.requeue(span)
+            raise
         with self.lock:
             if job.cancelled:
                 discard(frames)
@@ -3702,7 +3745,13 @@ class Root(Node):
     def drain(self):
         """Wait until all that was submitted is done."""
         while self.broken is None and not self.quiet():
-            moved = self.feed(beyond=True)
+            try:
+                moved = self.feed(beyond=True)
+            except PoolError as error:
+                if error is not self.broken:  # else it broke while we were in an iterator of the program's
+                    raise
+                error.__traceback__ = None  # which has not seen it
+                return
             self.wait_for(self.quiet, None, 0.001 if moved else PATROL)
 
     def finish(self):
@@ -3915,7 +3964,6 @@ class Worker(Node):
         self.idle = False      # IDLE was said and holds
         self.received = 0      # TASKs
         self.begun = 0         # the highest number of one that was begun
-        self.known = 0         # of them, when it was last considered to ask for more
         self.failure = ()      # the message that no task can run here
         self.files = {}        # path -> content; None: there is no such file
         self.fetching = set()  # paths of files that we wait for
@@ -3941,7 +3989,7 @@ class Worker(Node):
             logger.debug("worker %s is ready", self.label)
         try:
             self.work()
-        except FAULTS:  # the baton goes with this thread: better a death, which is noticed
+        except BaseException:  # the baton goes with this thread: better a death, which is noticed
             traceback.print_exc()
             flush_output()
             os._exit(1)
@@ -4415,6 +4463,7 @@ class Keeper:
         self.notices.setblocking(False)
         self.notices.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, NOTICE)  # macOS allows only 2 KB else
         self.backlog = collections.deque()  # notices that the broker is too slow to take
+        self.sending = threading.RLock()    # a launcher has two threads
         self.signalled, self.signal_write = os.pipe()
         os.set_blocking(self.signal_write, False)
         self.broker = self.listener = None
@@ -4674,18 +4723,19 @@ class Keeper:
 
     def send_notices(self):
         """Send those that the broker has room for; we must not wait for it, or see neither deaths nor the end."""
-        while self.backlog:
-            data, ends = self.backlog.popleft()
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", ends))] if ends else []
-            try:
-                self.notices.sendmsg([data], rights)
-            except OSError as error:
-                if error.errno in (errno.EAGAIN, errno.ENOBUFS):  # there is no room now
-                    self.backlog.appendleft((data, ends))
-                    return
-                logger.debug("keeper: a notice of %d bytes is lost: %s", len(data), error)  # a notice, too, maybe
-            for end in ends:
-                os.close(end)
+        with self.sending:
+            while self.backlog:
+                data, ends = self.backlog.popleft()
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", ends))] if ends else []
+                try:
+                    self.notices.sendmsg([data], rights)
+                except OSError as error:
+                    if error.errno in (errno.EAGAIN, errno.ENOBUFS):  # there is no room now
+                        self.backlog.appendleft((data, ends))
+                        return
+                    logger.debug("keeper: a notice of %d bytes is lost: %s", len(data), error)  # a notice, too, maybe
+                for end in ends:
+                    os.close(end)
 
     def clean_up(self):
         """Kill what is left, and remove the sockets. Launchers end by themselves, when the lifeline does."""
@@ -5883,7 +5933,8 @@ def shut_down_all():
 
 def forget_pools():
     """A child that the program, or a task, forks has no pool as yet."""
-    global this_worker
+    global this_worker, birth
+    birth, Main.lock = threading.RLock(), threading.RLock()  # another thread may just have held them
     for executor in executors:
         executor._forked = True
         executor._node.disown()
@@ -7318,8 +7369,8 @@ def run_program(code, pool, interactive):
             sys.exit(1)
     except Terminated as error:
         sys.exit(128 + error.args[0])
-    except BaseException:
-        sys.excepthook = lambda *_: None  # it was shown. Python does the rest: exit handlers, the exit code, or SIGINT
+    except KeyboardInterrupt:  # maybe at the end of the pool, where it says nothing of the program
+        sys.excepthook = lambda *_: None
         raise
 
 
@@ -7340,6 +7391,7 @@ def execute(code, executor, interactive):
         if interactive or not isinstance(error, SystemExit):
             show(error, error.__traceback__)
         if not interactive:
+            sys.excepthook = lambda *_: None  # Python does the rest: exit handlers, and the exit code or SIGINT
             raise
     finally:
         flush_output()

@@ -704,7 +704,8 @@ def make_planet():
         EARTH = 6, 2
 
         def __init__(self, mass, size):
-            self.density = mass / size
+            super().__init__()
+            self.density, self._size = mass / size, size
     return Planet
 
 
@@ -897,7 +898,7 @@ MEMBERS = {
                            lambda obj: obj == type(obj)(1, [2]) and obj < type(obj)(2) and type(obj)(3).y == []
                            and dataclasses.asdict(obj) == {"x": 1, "y": [2]}),
     "enum member with __init__": (lambda: make_planet().EARTH,
-                                  lambda obj: obj is type(obj).EARTH and obj.density == 3),
+                                  lambda obj: obj is type(obj).EARTH and obj.density == 3 and obj._size == 2),
     "generic": (lambda: make_generic()(1), lambda obj: obj.twice is obj.twice == [1, 1] and type(obj)[int](2).content),
     "named tuple": (lambda: make_namedtuple()(1, 2), lambda obj: obj.right == 2 and obj._replace(left=0) == (0, 2)),
     "exception": (lambda: make_error()("why"), lambda obj: isinstance(obj, ValueError) and str(obj) == "why"),
@@ -2916,6 +2917,134 @@ def test_no_large_argument_is_left_when_a_callable_cannot_be_unpickled(tmp_path,
     else:
         job.node.on_RESULT(task_id, b"0", b"1", b"1", *results([None], {0: CannotSend("no callable")}))
     assert not os.listdir(tmp_path)
+
+
+class Input:
+    """Something that a weak reference can follow."""
+
+
+@pytest.mark.parametrize("executes", [False, True])
+def test_inputs_go_when_their_results_are_read(executes):
+    """Of a map that is read lazily only what is under way stays, where it is given away and where it is run."""
+    node, refs = HandNode(), []
+    node.executes = executes
+
+    def inputs():
+        for _ in range(2000):
+            item = Input()
+            refs.append(weakref.ref(item))
+            yield item
+    job = minscoop.Mapping(node, minscoop.Recipe(callable), [inputs()], buffersize=16)
+    while len(refs) < 2000:
+        if executes:
+            with node.lock:
+                piece = job.claim()
+            piece.run()
+            piece.deliver()
+        else:
+            node.on_HUNGRY(b"1")
+            node.give()
+            for task_id, _, _, lo, hi, *_ in node.named(b"TASK"):
+                count = int(hi) - int(lo)
+                node.on_RESULT(task_id, lo, b"%d" % count, b"1", *results([False] * count))
+            node.sent.clear()
+        while job.read in job.chunks:
+            job.next_chunk(math.inf)
+        job.pull()
+    assert sum(ref() is not None for ref in refs) < 100
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), SystemExit(1), ValueError()])
+def test_others_hear_of_their_results_when_a_callback_raises_what_its_task_did(caplog, error):
+    """Further callbacks of that future, and the futures of calls that came with it."""
+    node, heard = HandNode(), []
+    node.call_bytes = 1
+    futures = [node.submit(abs, (-i,), {}) for i in range(9)]
+    futures[0].add_done_callback(lambda future: future.result())
+    futures[0].add_done_callback(heard.append)
+    node.on_HUNGRY(b"1")
+    node.give()
+    (task_id, _, _, lo, hi, *_), = node.named(b"TASK")
+    node.on_RESULT(task_id, lo, hi, b"1", *results([None, *range(1, int(hi))], {0: error}))
+    assert int(hi) > 1 and heard == futures[:1] and all(future.done() for future in futures[:int(hi)])
+    assert "a callback of" in caplog.text
+
+
+class Interrupting:
+    """Ctrl-C comes while this is pickled, the first time."""
+
+    seen = False
+
+    def __reduce__(self):
+        if not self.seen:
+            self.seen = True
+            raise KeyboardInterrupt
+        return int, ()
+
+
+def test_a_task_is_still_to_be_run_when_ctrl_c_comes_while_it_is_pickled():
+    """It is queued again, and shipped to the next who asks."""
+    job = HandJob(identity, [Interrupting()])
+    with pytest.raises(KeyboardInterrupt):
+        given(job)
+    assert not job.node.away and not job.node.in_hand and job.node.wanted == 1
+    job.node.give()
+    assert len(job.node.named(b"TASK")) == 1
+
+
+def test_a_map_ends_with_an_error_when_ctrl_c_ended_its_generator():
+    """It came while somebody waited for something else: the results are not taken for all that there are."""
+    def inputs():
+        yield from range(20)
+        raise KeyboardInterrupt
+    node = HandNode()
+    job = minscoop.Mapping(node, minscoop.Recipe(abs), [inputs()], buffersize=16)
+    job.read = 16
+    with pytest.raises(KeyboardInterrupt):
+        node.feed()
+    job.read = job.pulled
+    job.pull()
+    assert job.exhausted and job.pulled == 20 and isinstance(job.inputs_error, KeyboardInterrupt)
+
+
+def test_results_are_sent_later_when_there_is_no_memory_now(monkeypatch):
+    """They stay with who made them, and the task's last message does not go without them."""
+    node = HandNode(b"0.1")
+    node.executes = True
+    guest = minscoop.Guest(node, b"0.root:0/0", 0, 4, ())
+    guest.recipe, guest.left, guest.outcomes, guest.flushed = minscoop.Recipe(abs), 2, [(0, 2, [*"ab"], {})], -math.inf
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(minscoop, "encode_results", mock.Mock(side_effect=MemoryError))
+        guest.flush()
+    guest.deliver(2, 2, ["c", "d"], {})
+    assert [(lo, count, last) for _, lo, count, last, *_ in node.named(b"RESULT")] == [(b"0", b"4", b"1")]
+
+
+def test_the_parents_memory_stays_when_a_child_that_was_forked_drops_a_map(tmp_path):
+    """What is in shared memory is the parent's: arguments that are under way, and the callable."""
+    job = HandJob(functools.partial(max, bytes(LARGE)), [LargeBytes(LARGE)])
+    job.node.memory = tmp_path
+    given(job)
+    before = sorted(os.listdir(tmp_path))
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            job.node.disown()
+            job.cancel()
+            job.recipe = None
+            gc.collect()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert len(before) == 2 and sorted(os.listdir(tmp_path)) == before
+    job.cancel()
+
+
+def test_a_worker_looks_once_more_what_to_say_when_a_map_is_dropped():
+    """Nothing may be left then, and its broker has to hear that it is idle: the pool could not end."""
+    node = HandNode()
+    node.known = node.received = 5
+    minscoop.Mapping(node, minscoop.Recipe(abs), [[1, 2]]).cancel()
+    assert node.known != node.received
 
 
 def test_nothing_is_missing_when_a_task_was_split_and_split_again():
@@ -9872,6 +10001,7 @@ def virtual_world():
                                      _exit=leave, set_blocking=nothing, path=os.path,
                                      getpid=lambda: SIM.current.process.pid),
             birth=RLock(), import_zmq=nothing, keep_spare=nothing,
+            traceback=types.SimpleNamespace(**{**vars(traceback), "print_exc": nothing}),  # of Killed
             make_socket_directory=lambda: "/nowhere", make_memory_directory=lambda: None,
             id=lambda thing: kept.append(thing) or id(thing),  # so that none is given twice
             PATROL=1000.0,  # what is found by patrols only, is found too late
