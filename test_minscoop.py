@@ -4922,7 +4922,7 @@ def test_installed_packages_are_no_business_of_the_roots_when_they_are_below_the
     """Nor are Python's own directories; but one that is called my-packages is the program's."""
     theirs = [tmp_path / name for name in ("venv/lib/python3/site-packages", "site-packages/tool", "dist-packages")]
     ours = [str(tmp_path), str(tmp_path / "my-packages")]
-    for path in *theirs, *ours:
+    for path in (*theirs, *ours):
         os.makedirs(path, exist_ok=True)
     standard = os.path.dirname(os.__file__)
     monkeypatch.setattr(sys, "path", [*ours, *map(str, theirs), standard, f"{standard}/lib-dynload"])
