@@ -355,6 +355,12 @@ def have(pool, constant, seconds=0.5):
     return max(times), sum(sizes)
 
 
+def begun(pool):
+    """When the last worker was at work."""
+    futures = [pool.submit(begin, 1 / shrink) for _ in range(pool.workers)]
+    return max(future.result() for future in futures)
+
+
 def share(pool, value):
     """Seconds until all workers have a constant; its copies in their memory, to a tenth, as they need a little more."""
     (_, before), start = have(pool, value[:1]), time.monotonic()  # with all that its type needs
@@ -413,7 +419,7 @@ WORK = {
                    lambda pool: hello(pool, as_module=True)),
     "first": Work("start to first call", "s", "pool", {}, lambda pool: pool.submit(look, b"-", 0).result()[0] - START),
     "ready": Work("64 workers, start to all at work", "s", "crowd", {None: 1},
-                  lambda pool: max(f.result() for f in [pool.submit(begin, 1 / shrink) for _ in range(pool.workers)]) - START, 64),
+                  lambda pool: begun(pool) - START, 64),
     "sleepers": Work("64 workers, 640 x 100 ms asleep", "efficiency", "crowd processes", {},
                      lambda pool: efficiency(pool, time.sleep, [0.1] * pool.workers * some(10)), 64),
     "crowd": Work("256 workers, 10 240 x 100 ms asleep", "efficiency", "crowd processes", {None: 0.95},
