@@ -1174,6 +1174,8 @@ class Future(concurrent.futures.Future):
         except BaseException as error:  # SystemExit too: as in ProcessPoolExecutor, it is the call's
             error.with_traceback(without_ours(error.__traceback__))  # to set it asks its class, which may be frozen
             self._settle(FINISHED, None, error)
+            if interrupts(error, self._node):
+                raise
         else:
             self._settle(FINISHED, result)
 
@@ -1207,6 +1209,12 @@ class Future(concurrent.futures.Future):
                     logger.exception("a callback of %r", self)
 
 
+def interrupts(error, node):
+    """Whether what ends a task that runs inline is the program's own: Ctrl-C, or SIGTERM."""
+    return isinstance(error, (KeyboardInterrupt, Terminated)) and isinstance(node, Inline) and \
+        threading.current_thread() is threading.main_thread()
+
+
 class Waiters(list):
     """What the standard library's wait and as_completed register with a future.
 
@@ -1233,7 +1241,13 @@ class Event(threading.Event):
 
     def wait(self, timeout=None):
         """As ``threading.Event.wait``; other tasks run meanwhile."""
-        return self.node.wait_for(self.is_set, self, timeout)
+        deadline = time.monotonic() + (math.inf if timeout is None else timeout)
+        try:
+            return self.node.wait_for(self.is_set, self, timeout)
+        except PoolError:
+            if self.node.executes:
+                raise
+        return super().wait(None if timeout is None else max(0, deadline - time.monotonic()))  # other pools go on
 
     def set(self):
         """As ``threading.Event.set``."""
@@ -1365,6 +1379,8 @@ class Slice:
                     if len(values) < self.hi - self.lo:
                         raise StopIteration  # raised by the callable, and taken by `map` for its own end
             except BaseException as error:
+                if interrupts(error, self.job.node):
+                    raise
                 error.with_traceback(without_ours(error.__traceback__))  # to set it asks its class, which may be frozen
                 self.failures[len(values)] = error
                 values.append(None)
@@ -1604,6 +1620,11 @@ class Guest(Job):
             self.node.send_all(result, *(self.node.wishes_if_done() if last else ()))
 
 
+def is_array(it):
+    """Whether it is an array of NumPy's, and no iterator or scalar."""
+    return type(it).__module__ == "numpy" and type(it).__name__ in ("ndarray", "memmap") and it.ndim > 0
+
+
 class Mapping(Job):
     """A map of this node: its inputs, pulled as they are needed, and its results, for who reads them.
 
@@ -1622,10 +1643,11 @@ class Mapping(Job):
         self.fixed = buffersize
         self.window = buffersize or READ_AHEAD * max(1, node.size)
         self.doubled = time.monotonic()
-        if buffersize is None and all(hasattr(it, "__len__") for it in iterables):
-            self.exhausted = True
-            columns = [it if isinstance(it, (range, tuple)) or type(it).__module__ == "numpy" else list(it)
-                       for it in iterables]  # a list may change after the call; its copy does not. Arrays are large
+        if buffersize is None and all(hasattr(it, "__len__") and not (isinstance(it, range) and it[sys.maxsize:])
+                                      for it in iterables):
+            self.exhausted = True  # a list may change after the call; its copy does not. Rows of arrays are large
+            columns = [it if isinstance(it, (range, tuple)) or is_array(it) and it.ndim > 1 else
+                       it.copy() if is_array(it) else list(it) for it in iterables]
             self.pulled = min(map_builtin(len, columns), default=0)
             self.tally = progress.find_tally(node, label)  # not before: who draws ends when there is nothing to do
             self.tell(known=self.pulled)
@@ -1675,7 +1697,8 @@ class Mapping(Job):
                 if time.monotonic() - start > SLICE:
                     return False
         except FAULTS as error:  # the iterators' own: raised when the reader has come this far
-            self.inputs_error = error
+            self.inputs_error = error.with_traceback(without_ours(error.__traceback__))  # else it would keep its reader
+            self.tell_of_inputs()
         except BaseException as error:  # Ctrl-C, in whoever waits: it ends generators
             self.interrupted = error
             raise
@@ -1728,7 +1751,7 @@ class Mapping(Job):
                 continue
             if not self.node.wait_for(self.available, self, deadline - time.monotonic()):
                 raise TimeoutError("a result of map is not there in time")
-        if self.cancelled:
+        if self.cancelled and not (self.read in self.chunks if self.ordered else self.chunks):
             raise self.node.broken or CancelledError()
         if not self.chunks:
             if self.inputs_error is not None:
@@ -1765,6 +1788,12 @@ class Mapping(Job):
         if not self.begun:
             self.abandoned = True
             self.chunks.clear()
+            self.tell_of_inputs()
+
+    def tell_of_inputs(self):
+        """Nobody can read by what the inputs ended, if not by themselves: then it is logged."""
+        if self.abandoned and self.inputs_error is not None:
+            logger.error("the inputs of a map that nobody reads ended by an exception", exc_info=self.inputs_error)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -1858,6 +1887,7 @@ class Broker:
         self.received = 0                       # TASKs from above
         self.told = None                        # how many there were when we said IDLE to the one above
         self.facts = None                       # the JSON that HELLO says of us to the one above
+        self.probed = -math.inf                 # when other brokers were last asked for a sign of life
         self.present = {}                       # names that have connected, maybe again, and not said HELLO since
         # name of who is to come -> what it will be sent when it has said HELLO
         self.late = {name: [] for name in heirs or ([] if below else [ROOT])}
@@ -1923,8 +1953,11 @@ class Broker:
         if self.round is not None:
             self.press()
         self.conclude()
-        if self.below:
-            self.send(UP, b"PROBE")
+        if now - self.probed >= HEARTBEAT / 2:  # both sides ask: an answer may wait long behind what who gives it sends
+            self.probed = now
+            for link in list(self.links.values()):
+                if link.role in (b"broker", b"above"):
+                    self.send(link.name, b"PROBE")
         return self.out
 
     def notice_silence(self):
@@ -1967,6 +2000,8 @@ class Broker:
             late = self.late.get(name, self.late.get(host_of(name)))
             if late is not None:
                 late.append(list(frames))
+            else:
+                self.discard(frames)
             return
         if way == UP and self.parcels and frames[0] not in URGENT:
             self.part()
@@ -2255,6 +2290,8 @@ class Broker:
                 for task_id, (lo, hi) in self.silent[name].items():
                     self.on_HELD(name, self.round, task_id, lo, hi)
                 self.presumed[name] = self.silent[name]
+                if name in self.present and b"." not in name and not self.presumed[name]:
+                    del self.present[name], self.presumed[name]  # a host that had joined and never said HELLO
                 self.hear_out(name)
 
     def hear_out(self, name=None):
@@ -2640,7 +2677,7 @@ class Switchboard:
             return max(0.0, broker.due - time.monotonic()) + 1e-3  # poll rounds down to milliseconds
         if broker.waiting or self.ended:
             return PATIENCE
-        alone = not (broker.below or self.config["listens"] or broker.counted)
+        alone = not (broker.below or self.config["listens"] or self.config["hosts"] or broker.counted)
         return GRACE / 4 if self.cut else None if alone else HEARTBEAT
 
     def take(self, router):
@@ -2691,7 +2728,11 @@ class Switchboard:
         try:
             frames = [frame.encode("latin-1") for frame in json.loads(data)]
             for _, _, descriptors in ancillary:
-                self.watch_prints(frames[1], array.array("i", descriptors))
+                ends = array.array("i", descriptors)
+                if frames[1] not in self.prints:
+                    self.watch_prints(frames[1], ends)
+                else:  # we have taken over, and inherited them already
+                    collections.deque(map_builtin(os.close, ends), 0)
             if frames[0] == b"DIED" and self.broker.stopping == "said":
                 self.ended.append(frames)
             elif frames[0] != b"PRINTS":
@@ -5784,11 +5825,14 @@ class Executor(Interface):
 
     _check = False   # see Trial
     _ender = None    # the thread that ends it; from then on nothing can be submitted
+    _max_workers = property(lambda self: max(1, self._node.size))  # by this name dask asks for it
     _unnoticed = False  # the pool broke, and the program has not asked for a result since
     _forked = False  # this is a child that the program has forked; the pool is none of its business
 
     def __init__(self, max_workers=None, *, retries=3, nice=0, initializer=None, initargs=(), profile=None,
                  hosts=None, listen=None, summary=False, report=None, trace=None, **options):
+        if not isinstance(max_workers, int) and hasattr(max_workers, "__index__"):
+            max_workers = operator.index(max_workers)  # of NumPy's integers
         for name, number in ("max_workers", 0 if max_workers is None else max_workers), ("retries", retries):
             if isinstance(number, bool) or not isinstance(number, int) or number < 0:
                 raise ValueError(f"{name} must be a number from 0 on, not {number!r}")
@@ -5951,10 +5995,8 @@ def check_map(fn, iterables, chunksize=None, buffersize=None):
     """Raise TypeError or ValueError for arguments that no map can use."""
     if not callable(fn):
         raise TypeError(f"map needs a callable first, not {fn!r}")
-    if not iterables:
-        raise TypeError("map needs at least one iterable")
     for name, value in (("chunksize", chunksize), ("buffersize", buffersize)):
-        if value is not None and not isinstance(value, int):
+        if value is not None and not hasattr(value, "__index__"):
             raise TypeError(f"{name} must be an integer or None, not {value!r}")
         if value is not None and value < 1:
             raise ValueError(f"{name} must be >= 1, not {value}")

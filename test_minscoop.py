@@ -2135,6 +2135,52 @@ def test_arguments_are_discarded_when_their_task_is_refused():
     assert desk("0.1 TASK 0.2:0/5 - 0 5 9 0 y") == [] and discarded[-1:] == [b"y"]
 
 
+def test_results_are_discarded_when_their_owner_has_died():
+    """Also after a census, when who speaks of a task is believed."""
+    desk, discarded = Desk(), []
+    desk.broker.discard = discarded.extend
+    desk("0.1 -")
+    desk("0.1 HELLO")
+    desk("keeper DIED 0.2 x 0 0 1 0 gone")
+    assert desk("0.1 RESULT 0.2:0/0 0 1 1 x") == [] and discarded[-1:] == [b"x"]
+
+
+def test_the_broker_above_gives_signs_of_life_when_it_has_nothing_else_to_say():
+    """Its answers to one below may wait behind all that this one sends."""
+    broker = minscoop.Broker(size=1)
+    facts = dict(host="a", number="1", workers=1, state="ready")
+    broker.handle(b"1", [b"HELLO", json.dumps(facts).encode()], 0)
+    asked = [now for now in range(60) if (b"1", [b"PROBE"]) in broker.tick(now)]
+    assert asked and all(later - now <= minscoop.HEARTBEAT for now, later in zip(asked, asked[1:]))
+
+
+@pytest.mark.parametrize("config, patrols", [({"hosts": [], "listens": False}, False),
+                                             ({"hosts": [["1", "a", 1]], "listens": False}, True)])
+def test_the_top_broker_looks_for_silent_hosts_when_there_are_any(config, patrols):
+    """By whatever way they are connected; on one machine nothing wakes it up."""
+    board = object.__new__(minscoop.Switchboard)
+    board.broker, board.config, board.cut, board.ended = minscoop.Broker(size=1), config, None, []
+    assert board.pause() == (minscoop.HEARTBEAT if patrols else None)
+
+
+def test_the_pipes_of_a_worker_are_read_once_when_another_broker_takes_over(monkeypatch):
+    """It has inherited them, and the notice that they are there comes yet."""
+    watched, (ours, theirs) = [], socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    board = object.__new__(minscoop.Switchboard)
+    board.broker, board.notices, board.prints = minscoop.Broker(size=1), ours, {b"0.1": {}}
+    monkeypatch.setattr(board, "watch_prints", lambda *args: watched.append(args), raising=False)
+    with ours, theirs, open(os.devnull) as end:
+        before = len(os.listdir("/proc/self/fd")) if LINUX else None
+        for name in "0.1", "0.2":
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [end.fileno()] * 2))]
+            theirs.sendmsg([json.dumps(["PRINTS", name]).encode()], rights)
+            board.take_notice(None)
+        ((name, ends),) = watched
+        for descriptor in ends:
+            os.close(descriptor)
+        assert name == b"0.2" and (not LINUX or len(os.listdir("/proc/self/fd")) == before)
+
+
 def test_the_dead_get_nothing_when_they_were_hungry():
     """A request ends with its sender, and what arrives for the dead has no reader."""
     desk = Desk()
@@ -2606,7 +2652,7 @@ def test_a_broker_ends_when_the_one_above_is_silent():
     assert broker.tick(0) and broker.tick(minscoop.SILENCE) and not broker.finished
     assert broker.tick(minscoop.SILENCE + 1) == [] and broker.finished
     broker = minscoop.Broker(b"1", 2, below=True)
-    for now in range(100):
+    for now in range(0, 100, int(minscoop.HEARTBEAT)):
         assert (minscoop.UP, [b"PROBE"]) in broker.tick(now)
         broker.handle(minscoop.UP, [b"PROBE"], now)
     assert not broker.finished
@@ -3547,10 +3593,9 @@ def test_no_more_is_pulled_than_allowed_when_there_is_a_buffersize(any_pool):
 
 
 @pytest.mark.parametrize("make", [
-    lambda pool: pool.map(abs), lambda pool: pool.map(5, [1]), lambda pool: pool.map(abs, 5),
+    lambda pool: pool.map(5, [1]), lambda pool: pool.map(abs, 5),
     lambda pool: pool.map(abs, [1], chunksize="a"), lambda pool: pool.map(abs, [1], buffersize=1.5),
-    lambda pool: pool.submit(5), lambda pool: pool.submit(), lambda pool: pool.map_reduce(abs, operator.add),
-    lambda pool: pool.map_as_completed(abs)])
+    lambda pool: pool.submit(5), lambda pool: pool.submit(), lambda pool: pool.map_reduce(abs, operator.add)])
 def test_bad_arguments_are_refused_when_the_call_is_made(any_pool, make):
     """TypeError at once, not at the result."""
     with pytest.raises(TypeError):
@@ -6461,6 +6506,64 @@ def test_cpythons_test_passes_when_the_executor_is_ours(monkeypatch, cpythons_te
     assert result.testsRun == 1 and not problems, "\n".join(problems)
 
 
+@pytest.mark.parametrize("call", [
+    lambda ex, numpy: list(ex.map(abs, *zip(*[]))) == [],
+    lambda ex, numpy: list(ex.map(pow, [1, 2], range(10**20))) == [1, 2],
+    lambda ex, numpy: list(ex.map(abs, [-1], chunksize=numpy.int64(8))) == [1],
+    lambda ex, numpy: list(ex.map(float, numpy.nditer(numpy.arange(3)))) == [0.0, 1.0, 2.0]])
+def test_arguments_do_as_with_the_standard_librarys_when_they_are_unusual(pool, call):
+    """No iterables at all, a range of more items than an index can tell, integers and iterators of NumPy's."""
+    numpy = pytest.importorskip("numpy")
+    with minscoop.Executor(numpy.int64(0)) as inline:
+        assert call(inline, numpy) and call(pool, numpy)
+
+
+def test_a_map_has_the_numbers_that_an_array_had_when_it_was_called():
+    """As a list's, which may change after the call."""
+    numpy = pytest.importorskip("numpy")
+    with minscoop.Executor(0) as executor:
+        numbers = numpy.arange(4)
+        iterator = executor.map(int, numbers)
+        numbers += 10
+        assert list(iterator) == [0, 1, 2, 3]
+
+
+def test_a_wait_goes_on_when_another_pool_has_ended(pool):
+    """The standard library's wait asks all futures to wake it, also one of a pool that is there no more."""
+    with minscoop.Executor(1) as other:
+        old = other.submit(abs, -1)
+    event = minscoop.Event(other._node)
+    threading.Timer(0.1, event.set).start()
+    assert event.wait(WAIT)
+    new = pool.submit(time.sleep, 0.1)
+    assert minscoop.wait([old, new], WAIT).not_done == set()
+
+
+def test_results_that_are_there_are_read_when_the_pool_has_ended():
+    """Of a map that had not taken all its inputs; then comes the error."""
+    node = HandNode()
+    job = minscoop.Mapping(node, minscoop.Recipe(abs), [iter(range(100))], buffersize=8)
+    results = job.results(math.inf)
+    job.deliver(0, 2, [0, 1], {})
+    assert next(results) == 0
+    job.deliver(2, 2, [2, 3], {})
+    node.break_off(PoolError("the pool was shut down"))
+    assert [next(results) for _ in range(3)] == [1, 2, 3]
+    with pytest.raises(PoolError):
+        next(results)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_it_is_logged_when_the_inputs_of_a_map_that_nobody_reads_raise(caplog, workers):
+    """Else nobody would know that a part of the work is not done."""
+    def inputs():
+        yield 1
+        raise ValueError("bad input")
+    with minscoop.Executor(workers) as executor:
+        executor.map(abs, inputs())
+    assert "inputs of a map that nobody reads" in caplog.text and "bad input" in caplog.text
+
+
 # ---------------------------------------------------------------------------------------------------
 # 15  Module functions
 
@@ -7678,6 +7781,24 @@ def test_the_exit_code_is_the_programs_when_it_ends(guard, script, end, code, st
                 assert done.stderr == bare.stderr and "minscoop.py" not in done.stderr
         assert ("at exit" in done.stdout) == ("atexit" in end)
     assert not list(pathlib.Path(guard).glob("tmp*"))
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, -2)])
+def test_the_program_ends_when_a_signal_comes_while_a_task_runs_inline(script, tmp_path, number, code):
+    """It is the program's own, not the task's: no further task is run."""
+    process = start(MINSCOOP, "-n", 0, script("""
+        import sys, time
+        from minscoop import futures
+        def slow(i):
+            open(sys.argv[1], "a").write(f"{i}\\n")
+            time.sleep(2)
+        if __name__ == "__main__":
+            print("end", [future.exception() for future in [futures.submit(slow, i) for i in range(3)]])
+    """), tmp_path / "ran")
+    await_file(tmp_path / "ran")
+    os.kill(process.pid, number)
+    done = finish(process)
+    assert (done.returncode, done.stdout, lines_of(tmp_path / "ran")) == (code, "", ["0"])
 
 
 @pytest.mark.parametrize("launcher", [[MINSCOOP, "-n", "2"], []], ids=["launcher", "executor"])
