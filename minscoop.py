@@ -1761,6 +1761,12 @@ class Mapping(Job):
         self.widen(count)
         return values, failures
 
+    def reader(self, deadline):
+        """The iterator over the results. Not to be a local of who pulled inputs: an error's frames would keep it."""
+        results = self.results(deadline)
+        weakref.finalize(results, self.abandon).atexit = False
+        return results
+
     def results(self, deadline):
         """The iterator that ``map`` returns. Closed or dropped early, it cancels the rest."""
         self.begun = True
@@ -3658,9 +3664,7 @@ class Node:
         deadline = time.monotonic() + (math.inf if timeout is None else timeout)
         fn = functools.partial(fn, **kwargs) if kwargs else fn
         job = Mapping(self, Recipe(fn, op), iterables, ordered, buffersize, self.current_task(), progress)
-        results = job.results(deadline)
-        weakref.finalize(results, job.abandon).atexit = False
-        return results
+        return job.reader(deadline)
 
     def set_const(self, constants):
         """See ``Interface.set_const``."""
