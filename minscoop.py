@@ -286,7 +286,7 @@ class RemoteTraceback(Exception):
 #   BYE      worker → broker → root                         its last word; to a broker below: it counts as lost
 #   HOST     keeper → root       facts                      a host is there, or why it is not (JSON)
 #   SIZE     broker → node       workers                    of the whole pool, whenever that changes
-#   PROBE    broker → broker     anything                   echoed by the upper one: how fast is this way
+#   PROBE    broker → broker     anything                   a sign of life; echoed by the upper one: how fast is it
 #   FETCH    worker → root       path                       wanted: a source file, or the names in a directory/
 #   FILE     root → worker       path body                  here it is, or nothing; kept by brokers on the way
 #   OUTPUT   broker → root       worker stream text         lines that a worker has printed; from the keeper: its stacks
@@ -1478,8 +1478,7 @@ class Job:
 
     def claim(self):
         """A slice of what is queued here, or None. Called with the node's lock held."""
-        while self.spans and self.spans[0].stale:
-            self.spans.popleft()
+        self.trim()
         return self.spans[0].claim() if self.spans else None
 
     def requeue(self, span):
@@ -1491,10 +1490,14 @@ class Job:
         """Queue a span of this job at its node."""
         span = Span(self, columns, lo, lo, hi)
         with self.node.lock:
-            while self.spans and self.spans[0].stale:  # given away, or run: its inputs may go
-                self.spans.popleft()
+            self.trim()
             self.spans.append(span)
         self.node.push(span)
+
+    def trim(self):
+        """Let go of the oldest spans that were given away, or run: their inputs may go. Called with the lock held."""
+        while self.spans and self.spans[0].stale:
+            self.spans.popleft()
 
 
 class Bundle(Job):
@@ -2190,7 +2193,7 @@ class Broker:
         return changed
 
     def on_PROBE(self, sender, *body):
-        """A broker below asks whether we are there; one that we have given up is told so. An answer needs none."""
+        """Another broker lives. One below has its words back, or is told that we have given it up."""
         if sender != UP:
             known = sender in self.links or self.counted or b"?" in sender  # as the name of a trial has
             self.out.append((sender, [b"BYE"] if sender in self.dead or not known else [b"PROBE", *body]))
@@ -2735,10 +2738,11 @@ class Switchboard:
             frames = [frame.encode("latin-1") for frame in json.loads(data)]
             for _, _, descriptors in ancillary:
                 ends = array.array("i", descriptors)
-                if frames[1] not in self.prints:
+                if frames[1] in self.prints:  # we have taken over, and inherited them already
+                    for end in ends:
+                        os.close(end)
+                else:
                     self.watch_prints(frames[1], ends)
-                else:  # we have taken over, and inherited them already
-                    collections.deque(map_builtin(os.close, ends), 0)
             if frames[0] == b"DIED" and self.broker.stopping == "said":
                 self.ended.append(frames)
             elif frames[0] != b"PRINTS":
@@ -2970,7 +2974,7 @@ class Node:
         self.stopped, self.alarm = threading.Event(), threading.Event()
         self.attending = threading.Lock()  # held by the thread that sleeps on the socket
         self.looks = 0                     # times that somebody looked at the socket
-        self.alone = None                  # so many when the deputy had done so last
+        self.alone = None                  # so many after the deputy's latest; the same: nobody else has looked since
         self.outbox, self.sending = collections.deque(), False
         self.context = self.socket = None
 
@@ -4479,10 +4483,10 @@ def preload(code):
     64 workers of a script that imports a dozen are ready in half the time."""
     import dis
     standard = getattr(sys, "stdlib_module_names", ())  # since Python 3.10
-    acts = "LOAD_NAME", "MAKE_FUNCTION"  # the latter is all that is to be seen of the body of a class
+    own, acts = own_path(), ("LOAD_NAME", "MAKE_FUNCTION")  # the latter is all that is seen of the body of a class
     for step in itertools.takewhile(lambda step: step.opname not in acts, dis.get_instructions(code)):
         top = step.argval.partition(".")[0] if step.opname == "IMPORT_NAME" else None
-        if top in standard and not importlib.machinery.PathFinder.find_spec(top, own_path()):
+        if top in standard and not importlib.machinery.PathFinder.find_spec(top, own):
             with contextlib.suppress(Exception):  # workers will say so
                 importlib.import_module(step.argval)
 
@@ -7205,8 +7209,8 @@ def add_host_options(parser):
     where.add_argument("--join", metavar="FILE", help="add this machine's workers (or -n N) to the run that wrote FILE")
     reach = parser.add_argument_group("how hosts are reached")
     reach.add_argument("-e", "--rsh", "--ssh-executable", metavar="COMMAND",
-                       help="the remote command; {host} stands for the host, else it comes last (default: ssh; in "
-                            "Slurm jobs srun)")
+                       help="the remote command; {host} stands for the host, else it comes last (default: ssh; "
+                            "srun for the nodes of a Slurm job)")
     reach.add_argument("--python", "--python-interpreter", metavar="PATH",
                        help="interpreter there (default: the path of this one if it exists there, else python3)")
     reach.add_argument("--prolog", metavar="FILE", help="a shell script that exists there, sourced first")

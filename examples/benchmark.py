@@ -1,6 +1,6 @@
 """python examples/benchmark.py --html benchmark.html
 
-Less: --systems minscoop,Pool,SCOOP --only noop,submit --rounds 3. All of it takes an hour.
+Less: --systems minscoop,Pool,SCOOP --only noop,submit --rounds 3.
 
 The same work on minscoop and on every peer that can be imported, with the limits of the machine beside them: a table
 of medians, of ratios to minscoop, and of what it has to reach. Each measurement is a fresh process, and the
