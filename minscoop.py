@@ -111,6 +111,9 @@ for _path in [getattr(module, "__file__", None) or "" for module in list(globals
         raise ImportError(f"{_path} hides a module of Python's own: rename it")
 
 sys.modules["minscoop"] = sys.modules["__main__" if _AS_SCRIPT else __name__]
+if sys.modules["minscoop"].__dict__ is not globals():  # python -m cProfile runs programs in a namespace of no module
+    sys.modules["minscoop"] = types.ModuleType("minscoop")
+    sys.modules["minscoop"].__getattr__ = lambda name: globals()[name] if name in globals() else __getattr__(name)
 _CODE = sys._getframe().f_code  # of this module, for the keeper
 
 __version__ = "0.1.0"
@@ -553,8 +556,10 @@ def content(frame):
         with open(path, "rb") as file:
             if not lasting:
                 os.unlink(path)
-            if file.fileno() < MAPPINGS:
-                with contextlib.suppress(OSError):  # no descriptor is left
+            with contextlib.suppress(OSError):  # no descriptor is left
+                number = os.dup(file.fileno())  # what the mapping will have; the file's is the one that was spare
+                os.close(number)
+                if number < MAPPINGS:
                     return memoryview(mmap.mmap(file.fileno(), size, mmap.MAP_PRIVATE))  # what is written is ours only
             data = bytearray(size)
             file.readinto(data)
@@ -632,9 +637,14 @@ class Pickler(pickle.Pickler):
             return reduce_class(obj) if is_class else reduce_function(obj)
         if issubclass(kind, getattr(sys.modules.get("multiprocessing.managers"), "BaseProxy", ())):
             return reduce_proxy(obj)
+        if of_pickle and obj.__module__ == "builtins" and not hasattr(builtins, obj.__name__):  # as FunctionType
+            names = (name for name, value in vars(types).items() if value is obj)
+            return next(((operator.attrgetter(name), (types,)) for name in names), NotImplemented)
         if getattr(kind, "__module__", None) == "dataclasses":  # which knows its constants, as MISSING, by identity
             names = (name for name, value in vars(sys.modules["dataclasses"]).items() if value is obj)
             return next(names, NotImplemented)
+        if getattr(kind, "__module__", None) == "typing" and kind.__name__ in OF_TYPING and not found_by_name(obj):
+            return OF_TYPING[kind.__name__](obj)
         return REDUCERS.get(kind, lambda _: NotImplemented)(obj)
 
 
@@ -645,18 +655,32 @@ REDUCERS = {  # types whose instances pickle does not take by itself, met inside
     # The class of cells says that it is builtins.cell, which is not there. The function that has a cell fills it.
     types.CellType: lambda cell: (operator.methodcaller("CellType"), (types,)),
     types.MappingProxyType: lambda proxy: (operator.methodcaller("MappingProxyType", dict(proxy)), (types,)),
+    types.MethodType: lambda method: reduce_method(method),
     types.ModuleType: lambda module: (importlib.import_module, (module.__name__,)),
     types.CodeType: lambda code: (marshal.loads, (marshal.dumps(code),)),
     staticmethod: lambda method: (staticmethod, (method.__func__,)),
     classmethod: lambda method: (classmethod, (method.__func__,)),
     functools.cached_property: lambda p: (functools.cached_property, (p.func,), {"attrname": p.attrname}),
     property: lambda p: (property, (p.fget, p.fset, p.fdel, p.__doc__)),
+    functools._lru_cache_wrapper: lambda fn: reduce_cached(fn),
+    weakref.WeakKeyDictionary: lambda things: (weakref.WeakKeyDictionary, (dict(things),)),  # of singledispatch
+}
+
+OF_TYPING = {  # type name -> how what pickle would send by its name only is made anew
+    "TypeVar": lambda var: (functools.partial(type(var), var.__name__, bound=var.__bound__, covariant=var.__covariant__,
+                                              contravariant=var.__contravariant__), var.__constraints__),
+    "ParamSpec": lambda var: (type(var), (var.__name__,)),
+    "TypeVarTuple": lambda var: (type(var), (var.__name__,)),
+    "NewType": lambda new: (type(new), (new.__name__, new.__supertype__)),
+    "TypeAliasType": lambda alias: (functools.partial(type(alias), type_params=alias.__type_params__),
+                                    (alias.__name__, alias.__value__)),
 }
 
 
 def found_by_name(obj):
     """Whether importing obj's module elsewhere and looking up its qualified name gives the same."""
-    module, path = getattr(obj, "__module__", None), obj.__qualname__.split(".")
+    module = getattr(obj, "__module__", None)
+    path = getattr(obj, "__qualname__", getattr(obj, "__name__", "")).split(".")
     if module is None:
         return isinstance(obj, type)
     if module in ("__main__", "__mp_main__") and main.by_value(path[0]):
@@ -681,6 +705,7 @@ def operands(code, *operations):
 
 
 READS_GLOBAL = "LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"
+SETS_GLOBAL = "STORE_NAME", "STORE_GLOBAL"  # at the top level; the latter if a function there declares it as global
 
 
 def home_of(fn):
@@ -699,6 +724,15 @@ def shipped_globals(fn):
             if name in fn.__globals__ and (home is None or main.by_value(name))}
 
 
+def submodules(module, names):
+    """Paths of the loaded submodules of a module that are among the names, and of theirs: `import xml.dom` binds xml
+    only, whose import elsewhere does not load xml.dom."""
+    for path in [f"{module}.{name}" for name in names]:
+        if path in sys.modules:
+            yield path
+            yield from submodules(path, names)
+
+
 FUNCTION_ATTRIBUTES = ("__defaults__", "__kwdefaults__", "__dict__", "__doc__", "__annotations__", "__qualname__",
                        "__module__")
 
@@ -713,7 +747,12 @@ def reduce_function(fn):
     for name in FUNCTION_ATTRIBUTES:
         with contextlib.suppress(NameError):  # annotations may mean what only a type checker imports (PEP 649)
             looks[name] = getattr(fn, name)
-    state = (shipped_globals(fn), contents, *looks.values())
+    shipped = shipped_globals(fn)
+    names = set().union(*(code.co_names for code in nested_code(fn.__code__)))
+    modules = [value.__name__ for value in [*shipped.values(), *(value for _, value in contents)]
+               if type(value) is types.ModuleType]
+    imports = [path for module in modules for path in submodules(module, names)]
+    state = (shipped, contents, imports, *looks.values())
     return make_function, (fn.__code__, home_of(fn), fn.__name__, cells), state, None, None, fill_function
 
 
@@ -729,7 +768,10 @@ def make_function(code, module, name, cells):
 
 def fill_function(fn, state):
     """The second half: globals, closure, defaults and attributes."""
-    shipped, contents, *looks = state
+    shipped, contents, imports, *looks = state
+    for path in imports:
+        with contextlib.suppress(ImportError):  # what makes it at run time has not done so here
+            importlib.import_module(path)
     fn.__globals__.update((name, value) for name, value in shipped.items()
                           if this_worker is not None or name not in fn.__globals__)  # the root's own are newer
     for cell, value in contents:
@@ -739,26 +781,93 @@ def fill_function(fn, state):
 
 
 CLASS_IDS = weakref.WeakKeyDictionary()     # class -> id: one that returns is the very class that went
-CLASSES = weakref.WeakValueDictionary()     # id -> class
+CLASSES = weakref.WeakValueDictionary()     # id -> class; the same for functions that have a cache
 OF_ENUM = "_value_", "_name_", "__objclass__", "_sort_order_"  # attributes that an Enum itself gives its members
+
+
+def identify(obj):
+    """The identity of a class or the like, which survives the journey there and back."""
+    ident = CLASS_IDS.setdefault(obj, f"{os.getpid()}-{id(obj)}-{time.monotonic_ns()}")
+    CLASSES[ident] = obj
+    return ident
+
+
+def reduce_cached(fn):
+    """Pickle a function of ``functools.lru_cache`` by value where its name would not lead to it elsewhere; each process
+    has a cache of its own."""
+    if found_by_name(fn) or not hasattr(fn, "cache_parameters"):  # which it has since Python 3.9
+        return NotImplemented
+    return make_cached, (identify(fn), fn.cache_parameters(), fn.__wrapped__)
+
+
+def make_cached(ident, wishes, fn):
+    """What it arrives as: the one that is here already, or a fresh one."""
+    cached = CLASSES.get(ident)
+    if cached is None:
+        cached = CLASSES[ident] = functools.lru_cache(**wishes)(fn)
+        CLASS_IDS[cached] = ident
+    return cached
 
 
 def reduce_class(cls):
     """Pickle a class by value, with an identity that survives the journey there and back."""
-    ident = CLASS_IDS.setdefault(cls, f"{os.getpid()}-{id(cls)}-{time.monotonic_ns()}")
-    CLASSES[ident] = cls
-    attributes = {name: value for name, value in cls.__dict__.items() if name not in ("_abc_impl", "__weakref__")
-                  and getattr(value, "__objclass__", None) is not cls}  # slots, __dict__, __weakref__ are made anew
+    ident = identify(cls)
+    attributes = attributes_of(cls)
     head, looks = {name: attributes.pop(name) for name in ("__slots__", "__orig_bases__") if name in attributes}, {}
     if type(cls).__name__ in ("EnumMeta", "EnumType"):
-        head = {name: member.value for name, member in cls.__members__.items()}
+        head = members_of(cls)
         looks = {name: {key: value for key, value in vars(member).items() if key not in OF_ENUM}
                  for name, member in cls.__members__.items()}  # what __init__ has set
-        attributes = {name: value for name, value in attributes.items()
-                      if isinstance(value, (types.FunctionType, property, classmethod, staticmethod))}
+        attributes = {name: value for name, value in attributes.items()  # none that EnumMeta makes itself
+                      if isinstance(value, (types.FunctionType, property, classmethod, staticmethod))
+                      or name == "_boundary_" or name not in cls.__members__ and not name.startswith("_")}
     head.update(__module__=cls.__module__, __qualname__=cls.__qualname__)
     made_of = ident, type(cls), cls.__name__, cls.__bases__, head
-    return make_class, made_of, (ident, attributes, looks), None, None, fill_class
+    return make_class, made_of, (ident, *in_stages(cls, ident, attributes), looks), None, None, fill_class
+
+
+def members_of(cls):
+    """What the body of an Enum's class has to bind to make its members anew. If it has a ``__new__`` of its own, which
+    takes what led to the values, another one makes them."""
+    members, kind = cls.__members__.items(), cls._member_type_
+    if not isinstance(getattr(cls, "_new_member_", getattr(cls, "__new_member__", None)), types.FunctionType):
+        return {name: member._value_ for name, member in members}
+    content = getattr(kind, "__getnewargs__", lambda member: ())  # as an int or str, say
+    return {"__new__": make_member, **{name: (member._value_, *content(member)) for name, member in members}}
+
+
+def make_member(cls, value, *content):
+    """A member of an Enum, in the place of its own ``__new__``."""
+    member = cls._member_type_.__new__(cls, *content)
+    member._value_ = value
+    return member
+
+
+def in_stages(cls, ident, attributes):
+    """Attributes of a class, with what its instances need first: others, or globals of methods, may contain some, as
+    keys of a dict even, which are unpickled before the class is complete."""
+    stages = {}, {}, {}
+    for name, value in attributes.items():
+        special = name.startswith("__") and isinstance(value, (types.FunctionType, staticmethod))
+        stages[0 if name in ("__hash__", "__eq__") else 1 if special else 2][name] = value
+    return Stage(cls, ident, stages[0]), Stage(cls, ident, stages[1]), stages[2]
+
+
+class Stage:
+    """Attributes of a class that are set as soon as they are unpickled, before what comes behind them is."""
+
+    def __init__(self, *args):
+        self.args = args
+
+    def __reduce__(self):
+        return set_attributes, self.args
+
+
+def set_attributes(cls, ident, attributes):
+    """Set attributes of a class; in the root not of one that was here already, which is newer, as globals are."""
+    for name, value in attributes.items() if this_worker is not None or CLASSES.get(ident) is not cls else ():
+        with contextlib.suppress(AttributeError):  # read-only ones, such as __doc__ of some bases
+            setattr(cls, name, value)
 
 
 def make_class(ident, metaclass, name, bases, head):
@@ -771,16 +880,22 @@ def make_class(ident, metaclass, name, bases, head):
 
 
 def fill_class(cls, state):
-    """The second half: methods and attributes, unless the class was here already: what has changed in it since, stays
-    where it was changed."""
-    ident, attributes, looks = state
+    """The second half: methods and attributes; for an Enum also those of its members."""
+    ident, _, _, attributes, looks = state
+    set_attributes(cls, ident, attributes)
     if CLASSES.get(ident) is not cls:
-        for name, value in attributes.items():
-            with contextlib.suppress(AttributeError):  # read-only ones, such as __doc__ of some bases
-                setattr(cls, name, value)
         for name, look in looks.items():
             vars(cls.__members__[name]).update(look)
         CLASS_IDS[cls], CLASSES[ident] = ident, cls
+
+
+def reduce_method(method):
+    """Pickle a bound method by value where its name does not lead to it: __private, of super(), or decorated."""
+    fn, owner = method.__func__, method.__self__
+    found = getattr(owner, getattr(method, "__name__", ""), None)
+    if type(found) is types.MethodType and found.__func__ is fn and found.__self__ is owner:
+        return NotImplemented
+    return operator.methodcaller("MethodType", fn, owner), (types,)
 
 
 def reduce_proxy(proxy):
@@ -812,13 +927,25 @@ def parts_of(obj):
         closure = zip(obj.__code__.co_freevars, obj.__closure__ or ())
         return [*((f", variable {name!r} of its closure", cell.cell_contents) for name, cell in closure),
                 *((f", global variable {name!r}", value) for name, value in shipped_globals(obj).items())]
+    if isinstance(obj, type):
+        return [*((f", its base {describe(base)}", base) for base in obj.__bases__),
+                *((f", attribute {name!r}", value) for name, value in attributes_of(obj).items())]
     if isinstance(obj, types.MethodType):
         return [(", the instance it is bound to", obj.__self__)]
     if isinstance(obj, functools.partial):
         return [(", its function", obj.func), (", its argument ", obj.args), (", its argument ", obj.keywords)]
     if type(obj).__reduce__ is not object.__reduce__ or type(obj).__reduce_ex__ is not object.__reduce_ex__:
         return []  # its own words are better than what we would find
-    return [(f", attribute {name!r}", part) for name, part in getattr(obj, "__dict__", {}).items()]
+    kind = type(obj)
+    of_class = parts_of(kind) if kind.__flags__ & HEAP_TYPE and not found_by_name(kind) else ()
+    return [*((f", its class {describe(kind)}{name}", part) for name, part in of_class),
+            *((f", attribute {name!r}", part) for name, part in getattr(obj, "__dict__", {}).items())]
+
+
+def attributes_of(cls):
+    """What a class has but what is made anew with it: slots, __dict__, __weakref__."""
+    return {name: value for name, value in cls.__dict__.items() if name not in ("_abc_impl", "__weakref__")
+            and getattr(value, "__objclass__", None) is not cls}
 
 
 def describe(fn):
@@ -892,8 +1019,8 @@ def decode_parts(parts, large, failures):
 
 
 def encode_failure(error, where=""):
-    """(pickle or None, text) of an exception. Tried out here, where its text and traceback are known. where: what
-    raised it."""
+    """(pickle, text) of an exception, or of a TaskError in its place. Tried out here, where its text and traceback are
+    known. where: what raised it."""
     text = text_of(error, traceback_text)  # which asks for __notes__
     text = f"{where}:\n{text}" if where else text
     for form in error, Remade(error):
@@ -901,18 +1028,22 @@ def encode_failure(error, where=""):
             blob = pickle.dumps(dumps(form), 5)
             if type(decode_failure(blob, text)) is type(error):
                 return blob, text
-    return None, text
+    words = text_of(error, lambda error: "".join(traceback.format_exception_only(type(error), error)).rstrip())
+    return pickle.dumps(dumps(TaskError(f"a task raised an exception that cannot be pickled: {words}")), 5), text
 
 
 class Remade:
     """Arrives as an exception that is made without its ``__init__``, which may take other arguments than it has left
-    in ``args``: so pickle's own way fails for many classes."""
+    in ``args``: so pickle's own way fails for many classes. In a group, all are made so."""
 
     def __init__(self, error):
         self.error = error
 
     def __reduce__(self):
-        return make_error, (type(self.error), self.error.args), self.error.__dict__ or None
+        error, args = self.error, self.error.args
+        if isinstance(error, getattr(builtins, "BaseExceptionGroup", ())):
+            args = error.message, [Remade(part) for part in error.exceptions]
+        return make_error, (type(error), args), error.__dict__ or None
 
 
 def make_error(cls, args):
@@ -986,9 +1117,10 @@ class Main:
         return cls(os.path.abspath(path)) if path and os.path.isfile(path) else cls()
 
     def by_value(self, name):
-        """Whether this global of the main module is unknown, or another, where workers import the script."""
-        return self.path is None or name in self.guarded[0] or self.known is not None and (
-            self.module.__dict__.get(name) is not self.known.get(name))
+        """Whether this global of the main module is unknown, or another, where workers import the script. After
+        IPython's %run, what is the main module may be another than when the latest pool was made."""
+        return self.path is None or self.module is not sys.modules.get("__main__") or name in self.guarded[0] or (
+            self.known is not None and self.module.__dict__.get(name) is not self.known.get(name))
 
     def warn_of_globals(self, fn):
         """Say that workers do not see what ``if __name__ == "__main__"`` makes of a global that fn uses; once each."""
@@ -1011,7 +1143,7 @@ class Main:
         body = ast.parse(read_source(self.path), self.path).body
         guards = [node for node in body if isinstance(node, ast.If) and "__name__" in ast.dump(node.test)]
         others = [node for node in body if node not in guards]
-        inside, outside = (operands(compile(ast.Module(nodes, []), self.path, "exec", dont_inherit=True), "STORE_NAME")
+        inside, outside = (operands(compile(ast.Module(nodes, []), self.path, "exec", dont_inherit=True), *SETS_GLOBAL)
                            for nodes in (guards, others))
         return inside - outside, inside & outside
 
@@ -1038,12 +1170,13 @@ class Main:
         """Let this be the one of this process; its module is known under the workers' name for it, too."""
         global main
         main = self
-        sys.modules["__main__"] = sys.modules["__mp_main__"] = self.module
+        sys.modules["__mp_main__"] = self.module
 
     def install(self):
         """Make this process's ``__main__`` a stand-in for the user's, to be loaded when needed."""
         self.loaded, self.module = self.path is None, MainModule("__mp_main__")
         self.module.__builtins__ = __builtins__  # for functions that come by value; until 3.9 nothing adds it
+        sys.modules["__main__"] = self.module
         self.adopt()
 
 
@@ -1068,7 +1201,10 @@ def read_main(path, name=None):
         spec = importlib.util.find_spec(name + ".__main__")
     if spec is None or spec.loader is None:
         raise ImportError(f"no module named {name} that can be run")
-    return spec.loader.get_code(spec.name), spec
+    code = spec.loader.get_code(spec.name)
+    if code is None:
+        raise ImportError(f"{name} is written in C: it has no code that can be run")
+    return code, spec
 
 
 map_builtin = map  # the module's own `map`, below, takes the name
@@ -1122,7 +1258,9 @@ class Future(concurrent.futures.Future):
         return self._state != PENDING
 
     def done(self):
-        """True when it was cancelled or has finished. Does not block."""
+        """True when it was cancelled or has finished. Does not block; a task that asks may let others run meanwhile."""
+        if self._state not in DONE:
+            self._node.glance(self._state == PENDING)
         return self._state in DONE
 
     def cancel(self):
@@ -1145,12 +1283,14 @@ class Future(concurrent.futures.Future):
             try:
                 raise error
             finally:
-                error = None  # no cycle between this frame and the traceback
+                error = self = None  # no cycle between this frame and the traceback
         return self._result
 
     def exception(self, timeout=None):
         """The exception that the call raised, or None; blocks and raises as ``result`` does."""
-        if self._state not in DONE and not self._node.wait_for(self.done, self, timeout):
+        if timeout is not None and timeout <= 0:
+            self.done()
+        if self._state not in DONE and not self._node.wait_for(lambda: self._state in DONE, self, timeout):
             raise TimeoutError(f"the call of {describe((self._call or [self])[0])} "
                                f"is not done after {timeout} s")
         if self._state != FINISHED:
@@ -1179,8 +1319,9 @@ class Future(concurrent.futures.Future):
         else:
             self._settle(FINISHED, result)
 
-    def _settle(self, state, result=None, error=None):
-        """Take a final state, wake who waits and call who asked to be called. Once only."""
+    def _settle(self, state, result=None, error=None, due=None):
+        """Take a final state, wake who waits and call who asked to be called; or have them called with what is `due`.
+        Once only."""
         with birth:
             condition = self.__dict__.get("_condition")
             if self._state in DONE:
@@ -1200,13 +1341,36 @@ class Future(concurrent.futures.Future):
         if self._node.parked or self._node.attending.locked():
             self._node.wake(self)
         if "_done_callbacks" in self.__dict__:
-            for callback in self._done_callbacks:
-                try:
-                    callback(self)
-                except KeyboardInterrupt:
-                    raise
-                except BaseException:  # result() in it raises what the task did, be it asyncio's CancelledError
-                    logger.exception("a callback of %r", self)
+            if self._node.serving._is_owned():  # the message that says this may say more, for which callbacks wait
+                due = self._node.due
+            if due is None:
+                self._call_back()
+            else:
+                due.append(self)
+
+    def _call_back(self):
+        """Call who asked to be called."""
+        for callback in self._done_callbacks:
+            try:
+                callback(self)
+            except KeyboardInterrupt:
+                raise
+            except BaseException:  # result() in it raises what the task did, be it asyncio's CancelledError
+                logger.exception("a callback of %r", self)
+
+
+def run_apart(unit):
+    """Run user code that may be on top of another's stack, whose event loop is no business of its."""
+    asyncio = sys.modules.get("asyncio")
+    loop = asyncio and asyncio._get_running_loop()
+    if not loop:
+        unit.run()
+        return
+    asyncio._set_running_loop(None)
+    try:
+        unit.run()
+    finally:
+        asyncio._set_running_loop(loop)
 
 
 def interrupts(error, node):
@@ -1241,6 +1405,8 @@ class Event(threading.Event):
 
     def wait(self, timeout=None):
         """As ``threading.Event.wait``; other tasks run meanwhile."""
+        if timeout is not None and timeout <= 0 and not self.is_set():
+            self.node.glance()
         deadline = time.monotonic() + (math.inf if timeout is None else timeout)
         try:
             return self.node.wait_for(self.is_set, self, timeout)
@@ -1352,6 +1518,7 @@ class Slice:
 
     source = None  # while it runs: the iterator that walks along the first column
     sent = 0       # results that were handed over
+    watched = False  # the deputy has seen that it runs
 
     def __init__(self, span, lo, hi):
         self.span, self.job, self.lo, self.hi, self._parent = span, span.job, lo, hi, span._parent
@@ -1415,7 +1582,9 @@ class Slice:
             first, count = self.sent, self.hi - self.lo if whole else len(self.values) - self.sent
             self.sent += count
             values = self.values[first:self.sent]
-            failures = {i - first: error for i, error in dict(self.failures).items() if first <= i < self.sent}
+            failed = [i for i in list(self.failures) if first <= i < self.sent]
+            failures = {i - first: self.failures[i] for i in failed}
+            self.failures.update(dict.fromkeys(failed))  # their frames refer to us; they are still counted
         if count:
             self.job.deliver(self.lo + first, count, values, failures)
 
@@ -1513,13 +1682,15 @@ class Bundle(Job):
         self.node.calls += count
         for i, value in enumerate(values):
             self.futures[lo + i]._settle(FINISHED, value, failures.get(i))
+            self.futures[lo + i] = None  # its result may be large, and the rest take long
 
     def cancel(self):
         """Cancel the calls, also those that may have started: the program ends by an error."""
         super().cancel()
-        for future in self.futures:
-            if not future.done():
-                future._settle(CANCELLED_AND_NOTIFIED if self.node.broken is None else FINISHED, None, self.node.broken)
+        for future in list(self.futures):
+            if future is not None:
+                future._settle(CANCELLED_AND_NOTIFIED if self.node.broken is None else FINISHED, None, self.node.broken,
+                               self.node.due)
 
 
 class Guest(Job):
@@ -1724,6 +1895,8 @@ class Mapping(Job):
         """Keep results for the reader, unless there can be none."""
         if not self.abandoned:
             self.chunks[lo] = count, values, failures
+        with self.node.lock:
+            self.trim()  # the last ones, too: a cycle of span and job would keep their inputs until the next collection
         self.tell(made=count)
         self.node.wake(self)
 
@@ -1731,6 +1904,7 @@ class Mapping(Job):
         """Drop what has not started; nor is it counted any more."""
         if not self.cancelled:
             super().cancel()
+            self.rows = ()  # a generator that has not ended is closed
             self.tell(known=self.made - self.pulled, growing=self.exhausted - 1)
             self.tally = None
 
@@ -1741,6 +1915,8 @@ class Mapping(Job):
         if self.tally is not None:
             with progress.lock:
                 self.tally[:] = map_builtin(operator.add, self.tally, (known, made, growing))
+                if progress.drawn and not progress.live():  # a moment later Python's prompt may stand there
+                    progress.wipe()
 
     def available(self):
         """Whether the reader can go on: there is a chunk for it, or there never will be."""
@@ -1758,7 +1934,10 @@ class Mapping(Job):
             raise self.node.broken or CancelledError()
         if not self.chunks:
             if self.inputs_error is not None:
-                raise self.inputs_error
+                try:
+                    raise self.inputs_error
+                finally:
+                    self.inputs_error = None  # no cycle between this and the traceback
             return None
         count, values, failures = self.chunks.pop(self.read) if self.ordered else self.chunks.popitem()[1]
         self.widen(count)
@@ -2890,9 +3069,6 @@ class Switchboard:
 
 def run_broker(*args):
     """The life of a broker process. Arguments: those of a Switchboard."""
-    with contextlib.suppress(OSError, ValueError):  # it needs up to three descriptors per worker
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (10240 if sys.platform == "darwin" else limit, limit))  # its most
     logger.handlers[:] = []  # its keeper's sends notices to ourselves
     configure_logging(logger.level)
     Switchboard(*args).run()
@@ -2943,7 +3119,8 @@ class Node:
     leisurely = False  # and for long
     dropped = 0       # messages that made no sense
     calls = 0         # of `submit`, that were shipped and are done
-    retried = 0       # tasks that ran again, since their workers died
+    retried = 0       # calls that were lost and may have begun; they run again
+    inside = False    # the calling thread is in a task, and yet in the process of the script
     waiting = 0       # threads whose tasks wait for others, which run in other threads
     idle_workers = 0  # of the whole pool, when the broker was asked last
     ended_by = None   # the PoolError by which the pool ended, if it was not just shut down
@@ -2968,6 +3145,7 @@ class Node:
         self.call_bytes = None            # mean size of a pickled call
         self.inbox = collections.deque()
         self.mail = collections.deque()   # messages that the deputy left for who holds the baton
+        self.due = collections.deque()    # futures that are done, and whose callbacks are to be called
         self.setting = {}                 # setter -> message of a constant that the broker has not confirmed
         self.round = None                 # of the latest census
         self.broken = None                # the PoolError after which nothing works any more
@@ -3091,7 +3269,8 @@ class Node:
                 else:
                     self.handle(message)
             if self.wanted and not as_deputy:
-                self.give()
+                self.give()  # what cannot be sent has failed
+            self.call_back()
         finally:
             self.serving.release()
         if as_deputy or not self.executes:  # who waits until we are done may sleep on the socket
@@ -3099,7 +3278,18 @@ class Node:
         return True
 
     def handle(self, message):
-        """Handle a message. Nonsense is dropped and counted."""
+        """Handle a message; after all that it says, call who waits for that."""
+        self.take_note(message)
+        self.call_back()
+
+    def call_back(self):
+        """Call who waits for futures that are done."""
+        while self.due:
+            with contextlib.suppress(IndexError):  # another thread was quicker
+                self.due.popleft()._call_back()
+
+    def take_note(self, message):
+        """Handle a message, but for callbacks. Nonsense is dropped and counted."""
         try:
             check_shape(message)
             self.HANDLERS[message[0]](self, *message[1:])
@@ -3209,6 +3399,9 @@ class Node:
             self.sleep(ready, what, left)
         return True
 
+    def glance(self, pending=True):
+        """Somebody asks whether calls are done, instead of waiting for them. pending: some may not have begun."""
+
     def sleep(self, ready, what, timeout):
         """Sleep until `what` changes, for some time at most."""
         sleeper = threading.Event()
@@ -3264,7 +3457,7 @@ class Node:
     def check_open(self):
         """Raise if no more work can be taken."""
         if self.broken is not None:
-            raise self.broken
+            raise self.broken.with_traceback(None)  # else each time it would keep more frames
 
     def feed(self, beyond=False):
         """Pull inputs of maps; beyond: of those that nobody has begun to read, as far as they go. Says whether there
@@ -3280,6 +3473,7 @@ class Node:
                 self.recall(task_id)
             if job in self.sources:
                 self.sources.remove(job)
+            job.trim()
             self.known = None  # who is about to rest looks once more: there may be nothing left
         self.wake(job)
 
@@ -3296,6 +3490,7 @@ class Node:
         for job in jobs:
             if shipped or not isinstance(job, Bundle):
                 job.cancel()
+        self.call_back()
 
     def pending(self):
         """The futures that wait here, and the jobs that are not done."""
@@ -3501,7 +3696,7 @@ class Node:
     def on_MANY(self, owner, new, done, body):
         """SPLITs and RESULTs, collected by a broker."""
         for message in unpickle(bytes(body)):
-            Node.handle(self, message)  # a Recording's has counted them already
+            self.take_note(message)
 
     def on_RESULT(self, task_id, lo, count, last, *body):
         """Results of what we shipped; those that nobody waits for are dropped, and no more wanted."""
@@ -3543,15 +3738,16 @@ class Node:
         if shipment is None:
             return
         job, obituary = shipment.span.job, bytes(obituary).decode(errors="replace")
-        if self.retries == 0:  # what came before may have run, with results that were still to be sent
-            for first, end in shipment.open.cut(0, int(ALL) if flags & BEGUN else hi):
+        begun = int(ALL) if flags & BEGUN else hi  # what came before may have run, with results still to be sent
+        if self.retries == 0:
+            for first, end in shipment.open.cut(0, begun):
                 self.fail_lost(job, first, end, obituary)
         elif flags & BLAME:
             for i in (i for part in Ranges(shipment.open).cut(lo, hi) for i in range(*part)):
                 job.deaths[i].append(obituary)
                 if len(job.deaths[i]) >= self.retries and shipment.open.close(i, i + 1):
                     self.fail_lost(job, i, i + 1, *job.deaths[i])
-        self.retried += bool(shipment.open)
+        self.retried += 0 if job.cancelled else sum(end - first for first, end in Ranges(shipment.open).cut(0, begun))
         self.take_back(task_id, (lo, hi) if flags & BLAME else (0, 0), host_of(obituary.encode().partition(b" ")[0]))
 
     def fail_lost(self, job, lo, hi, *deaths):
@@ -3655,10 +3851,11 @@ class Node:
             futures, jobs = self.pending()
             self.queue.clear()
         for future in futures:
-            future._settle(FINISHED, None, error)
+            future._settle(FINISHED, None, error, self.due)
         for job in jobs:
             job.cancel()
         self.wake("const")
+        self.call_back()
 
     # -- what the interface is made of
 
@@ -3873,7 +4070,7 @@ class Root(Node):
 
     def on_FETCH(self, path):
         """A worker elsewhere imports a module: its source, or the names in a directory/."""
-        name, body = path.decode(), []
+        name, body = path.decode(errors="surrogatepass"), []
         beside = any(name.startswith(entry.rstrip("/") + "/") for entry in own_path()) and "/../" not in name
         with contextlib.suppress(OSError):
             if beside and name.endswith("/"):
@@ -3893,7 +4090,8 @@ class Root(Node):
             host = self.hosts.get(host_of(worker).decode(), {}).get("host") or os.uname().nodename
             text = "".join(f"{host} {worker.decode()}: {line}" for line in text.splitlines(True))
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or full: as print, but not to the task
-            file.write(text)
+            encoding = getattr(file, "encoding", None) or "utf-8"  # which may not have all that is printed elsewhere
+            file.write(text.encode(encoding, "backslashreplace").decode(encoding))
             file.flush()
         self.send(b"SHOWN", host_of(worker), b"%d" % len(lines))
 
@@ -3993,6 +4191,31 @@ class Strand:
         self.worker.rouse()
 
 
+def start_profile():
+    """Begin a profile of the calling thread, and return it. From Python 3.12 on it would see all threads, and take them
+    for one, so that times went to what another was at: what happens goes to the profile of its own thread."""
+    import cProfile
+    profile, ident = cProfile.Profile(), threading.get_ident
+    with contextlib.suppress(ValueError):  # there is one already; what this one counts is set all the same
+        profile.enable()
+    for method, (own, *names) in PROFILED.items() if hasattr(profile, "_pystart_callback") else ():
+        own[ident()] = getattr(profile, method)
+        for name in names:
+            sys.monitoring.register_callback(sys.monitoring.PROFILER_ID, getattr(sys.monitoring.events, name),
+                                             lambda *args, own=own: own.get(ident(), ignore)(*args))
+    return profile
+
+
+def ignore(*_):
+    """What happens in a thread that has no profile."""
+
+
+# Of a Profile: by which method it takes notice of which events; the former, for each thread with a profile.
+PROFILED = {"_pystart_callback": ({}, "PY_START", "PY_RESUME", "PY_THROW"), "_ccall_callback": ({}, "CALL"),
+            "_pyreturn_callback": ({}, "PY_RETURN", "PY_YIELD", "PY_UNWIND"),
+            "_creturn_callback": ({}, "C_RETURN", "C_RAISE")}
+
+
 OUTSIDE = types.SimpleNamespace(_parent=None, mark=None)  # the parent of what a thread submits that a task has started
 
 
@@ -4016,7 +4239,6 @@ class Worker(Node):
         self.failure = ()      # the message that no task can run here
         self.files = {}        # path -> content; None: there is no such file
         self.fetching = set()  # paths of files that we wait for
-        self.watched = None    # the running slice when the deputy looked last
         self.served = 0.0      # when this worker looked for messages between tasks
 
     # -- the baton
@@ -4027,11 +4249,7 @@ class Worker(Node):
             me.gate.acquire()
         self.holder.ident = threading.get_ident()
         if self.config["profile"]:
-            import cProfile
-            profile = cProfile.Profile()
-            with contextlib.suppress(ValueError):  # from Python 3.12 on, one profile sees all threads
-                profile.enable()
-                self.profiles.append(profile)
+            self.profiles.append(start_profile())
         if self.socket is None:
             self.open()
             self.initialise()
@@ -4056,7 +4274,7 @@ class Worker(Node):
         """Tell the root why no task can run here, which ends the pool; until then, be there. If who leaves is buried
         before its last words are read, nobody heeds them."""
         text = traceback_text(error).rstrip()
-        self.failure = b"FAILED", f"worker {self.label} {what}:\n{text}".encode()
+        self.failure = b"FAILED", f"worker {self.label} {what}:\n{text}".encode(errors="backslashreplace")
         self.send(*self.failure)
         self.stopped.wait()
         self.leave()
@@ -4083,6 +4301,7 @@ class Worker(Node):
             unit = self.take(None, None)
             if unit is not None:
                 self.run(unit)
+                unit = None  # which may be large, and this thread sleep
             elif not self.feed(beyond=True):
                 self.rest()
 
@@ -4144,6 +4363,14 @@ class Worker(Node):
             threading.Thread(target=self.start, args=(strand,), daemon=True).start()
             self.spare_strands.append(strand)
 
+    def glance(self, pending=True):
+        """A task that asks again and again may ask for what only this worker would run: others go on until the task is
+        done. And results may lie here, for who asks."""
+        if pending:
+            self.yield_baton()
+        if self.mail:
+            self.serve()
+
     def yield_baton(self):
         """This task's event loop awaits futures, and sleeps without us: others go on until the task is done."""
         me = self.holder
@@ -4155,12 +4382,21 @@ class Worker(Node):
 
     def execute(self, unit, me=None):
         """Run user code. me: who holds the baton, if that is who does it; it waits for it if the task yielded it."""
-        unit.run()
+        run_apart(unit)
         if me is not None and self.holder is not me:
             me.set()
             me.gate.acquire()
             self.waiting -= 1
             self.note(me.mark)
+
+    def wait_for(self, ready, what=None, timeout=None):
+        """As ever; while a callback waits, amid a message, other threads handle what comes."""
+        serving = self.serving._is_owned() and self.serving._release_save()
+        try:
+            return super().wait_for(ready, what, timeout)
+        finally:
+            if serving:
+                self.serving._acquire_restore(serving)
 
     def sleep(self, ready, what, timeout):
         """Until `what` changes, do other work.
@@ -4203,14 +4439,11 @@ class Worker(Node):
             if ready() and self.unlist(what, me):  # it came before we were listed
                 return
             self.waiting += 1
-        serving = self.serving._is_owned() and self.serving._release_save()  # a callback waits, amid a message
         self.pass_baton()
-        if not me.gate.acquire(timeout=-1 if timeout == math.inf else timeout):
+        if not me.gate.acquire(timeout=-1 if timeout > threading.TIMEOUT_MAX else timeout):
             if self.unlist(what, me):
                 me.set()
             me.gate.acquire()
-        if serving:
-            self.serving._acquire_restore(serving)
         self.waiting -= 1
         self.note(me.mark)
 
@@ -4327,6 +4560,7 @@ class Worker(Node):
                                      f"{type(error).__name__}: {text_of(error)}")
                 failure.__cause__ = error
                 job.deliver(piece.lo, 1, [None], {0: failure})
+                del failure  # its cause knows this frame: else what was unpickled would stay until a collection
             return False
         finally:
             if rest:
@@ -4358,9 +4592,10 @@ class Worker(Node):
         that others can have the rest."""
         self.flush()
         newest = next(reversed(self.holder.slices), None)
-        if newest is not None and newest is self.watched:
-            self.shorten()
-        self.watched = newest
+        if newest is not None:
+            if newest.watched:
+                self.shorten()
+            newest.watched = True
         super().stand_in()
 
     # -- messages
@@ -4388,7 +4623,7 @@ class Worker(Node):
             self.asked = self.idle = False
             self.received = self.begun = 0
             for path in list(self.fetching):
-                self.send(b"FETCH", path.encode())
+                self.send(b"FETCH", path.encode(errors="surrogatepass"))
             if self.failure:
                 self.send(*self.failure)
 
@@ -4399,7 +4634,7 @@ class Worker(Node):
         if path not in self.files:
             with self.lock:
                 self.fetching.add(path)
-                self.send(b"FETCH", path.encode())
+                self.send(b"FETCH", path.encode(errors="surrogatepass"))
         while path not in self.files:
             if not self.listen(lambda: path in self.files, PATROL, TICK):
                 self.serve()  # what we wait for may have come when we were just handling messages
@@ -4408,8 +4643,9 @@ class Worker(Node):
 
     def on_FILE(self, path, *body):
         """What ``fetch_file`` waits for."""
-        self.files[path.decode()] = bytes(body[0]) if body else None
-        self.wake(path.decode())
+        path = path.decode(errors="surrogatepass")
+        self.files[path] = bytes(body[0]) if body else None
+        self.wake(path)
 
     def leave(self):
         """Say BYE and end this process."""
@@ -4469,7 +4705,8 @@ class ForkedKeeper(subprocess.Popen):
         """The rest of the child's life: it never returns, or there would be two roots."""
         try:
             os.dup2(stdin, 0)
-            os.closerange(3, max(map_builtin(int, os.listdir("/dev/fd"))) + 1)
+            known = os.listdir("/dev/fd") if os.path.isdir("/dev/fd") else ["99"]  # where /proc is not mounted
+            os.closerange(3, max(map_builtin(int, known)) + 1)
             Keeper.main()
         finally:
             os._exit(1)
@@ -4521,6 +4758,8 @@ class Keeper:
         self.launchers = {}        # pid -> number of its host
         self.numbers = itertools.count(1)
         self.startup_deaths = 0
+        self.limits = resource.getrlimit(resource.RLIMIT_NOFILE)  # of the program, and so of workers
+        self.nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # then all of us outlive the terminal
         self.failure = None        # why no worker can start
         self.exit_code = None
 
@@ -4537,7 +4776,7 @@ class Keeper:
         """Prepare, start and supervise until the end; never returns."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # these go to the whole process group, but
             signal.signal(number, signal.SIG_IGN)                      # are the root's business; we end after it
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])    # see Root.start_keeper
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])  # see Root.start_keeper; and the program may block any
         try:
             self.prepare()
             self.run()
@@ -4608,6 +4847,9 @@ class Keeper:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGUSR1, lambda *_: None)
         signal.set_wakeup_fd(self.signal_write, warn_on_full_buffer=False)
+        with contextlib.suppress(OSError, ValueError):  # we, and the broker, need up to three descriptors per worker
+            most = 10240 if sys.platform == "darwin" else self.limits[1]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, self.limits[1]))
         self.start_broker()
         self.tokens = os.pipe()
         os.write(self.tokens[1], b"." * LOGINS)
@@ -4655,7 +4897,7 @@ class Keeper:
         try:
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_DFL)
+                signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP and self.nohup else signal.SIG_DFL)
             signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN, which programs started here inherit
             prints = [end for _, _, *ends in self.workers.values() for end in ends if target is not run_broker]
             late = [end for _, ends in self.backlog for end in ends]
@@ -4663,6 +4905,8 @@ class Keeper:
             for descriptor in (self.stdin, self.lifeline, self.signalled, self.signal_write, *prints, *late):
                 os.close(descriptor)
             sys.stdin = open(os.devnull)
+            if target is not run_broker:
+                resource.setrlimit(resource.RLIMIT_NOFILE, self.limits)
             if tied:
                 tie_to(self.lifeline_read)
             target(*args)
@@ -4735,10 +4979,15 @@ class Keeper:
         self.startup_deaths = 0 if ready else self.startup_deaths + 1
         goes_on = self.startup_deaths < STARTUP_DEATHS
         logger.warning("worker %s%s", obituary, "; another takes its place" if goes_on else "")
+        why = f"the last one: {obituary}"
         if goes_on:
-            self.start_worker()
-        else:
-            self.give_up_if_alone(f"no worker can start; the last one: {obituary}")
+            try:
+                self.start_worker()
+            except OSError as error:  # such as no memory, or too many processes; those that are there go on
+                goes_on, why = False, f"{error.strerror}: see ulimit -u, and free memory"
+                logger.warning("no worker can start: %s", why)
+        if not goes_on:
+            self.give_up_if_alone(f"no worker can start; {why}")
 
     def tell_stacks(self):
         """Let every worker write its stacks to a file, by a signal: see ``dump_when_asked``. Send them to the root, as
@@ -4839,10 +5088,12 @@ def of_tasks(stacks):
 
 
 def run_worker(name, config, marker, pipes):
-    """The life of a worker process. pipes: to print into, if it is not to print where the root does."""
-    for descriptor, end in enumerate(pipes, 1):
+    """The life of a worker process. pipes: to print into, if it is not to print where the root does; UTF-8, whatever
+    the encoding is here."""
+    for descriptor, stream, end in zip((1, 2), ("stdout", "stderr"), pipes):
         os.dup2(end, descriptor)
         os.close(end)
+        setattr(sys, stream, open(descriptor, "w", 1, "utf-8", "backslashreplace", closefd=False))
     with contextlib.suppress(AttributeError, ValueError):  # what a task prints appears at once
         sys.stdout.reconfigure(line_buffering=True)
     stacks = open(stacks_path(config, name), "a")
@@ -5164,9 +5415,10 @@ def remote_command(rsh, host):
 
     Raises ValueError if they are no command."""
     try:
-        words = shlex.split(rsh)
-        words[0]
-    except (ValueError, IndexError) as error:
+        words = shlex.split(rsh or "")
+        if not words:
+            raise ValueError("it is empty")
+    except ValueError as error:
         raise ValueError(f"the remote command {rsh!r} cannot be understood: {error}") from None
     if not any("{host}" in word for word in words):
         words.append("{host}")
@@ -5640,6 +5892,11 @@ class Inline(Node):
         super().__init__(ROOT, 0, 0)
         self.depth = threading.local()
 
+    @property
+    def inside(self):
+        """Whether the calling thread is in a task: what that maps is not the script's."""
+        return getattr(self.depth, "tasks", 0) > 0
+
     def push(self, unit):
         """Run a call at once; queue a map."""
         if isinstance(unit, Span):
@@ -5668,7 +5925,7 @@ class Inline(Node):
 
     def execute(self, unit, me=None):
         """Run user code; see ``Worker.execute``."""
-        unit.run()
+        run_apart(unit)
 
     def sleep(self, ready, what, timeout):
         """Run a slice of what is waited for, or else leave it to other threads."""
@@ -5733,7 +5990,8 @@ class Interface(concurrent.futures.Executor):
         timeout: seconds from this call after which reading raises TimeoutError; None for no limit.
         chunksize: accepted and unused, since the size of slices is measured.
         buffersize: inputs pulled ahead of the reader at most, also for iterables that have a length.
-        progress: True, or a label: a line on stderr says how far it is. Not passed on to fn; in tasks, ignored.
+        progress: True, or a label: a line on stderr says how far it is; False: none does, under the launcher either.
+            Not passed on to fn; in tasks, ignored.
         Raises, when read, what a call raised; TypeError or ValueError at once for bad arguments.
 
         >>> list(map(pow, [2, 3], [5, 2]))
@@ -5844,6 +6102,8 @@ class Executor(Interface):
         for name, number in ("max_workers", 0 if max_workers is None else max_workers), ("retries", retries):
             if isinstance(number, bool) or not isinstance(number, int) or number < 0:
                 raise ValueError(f"{name} must be a number from 0 on, not {number!r}")
+        if isinstance(nice, bool) or not isinstance(nice, int) or abs(nice) > 100:
+            raise ValueError(f"nice must be a number such as 10, not {nice!r}")
         refuse_in_import()
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, not {initializer!r}")
@@ -5854,8 +6114,9 @@ class Executor(Interface):
         if profile and profile is not True:
             profile = os.path.abspath(profile)
             os.makedirs(profile, exist_ok=True)
+        self._main = Main.of_this_process()
         if this_worker is None:
-            Main.of_this_process().adopt()
+            self._main.adopt()
         global by_name_only
         by_name_only = options["mixed"]
         if initializer and max_workers == 0:
@@ -5864,7 +6125,7 @@ class Executor(Interface):
         self._node = kinds[0](wishes) if max_workers == 0 else kinds[1](dict(
             options, **wishes, retries=retries, nice=nice, main=(main.path, main.name),
             initializer=initializer and packed(initializer, tuple(initargs)),
-            profile=profile, listen=listen and replaceable(listen)))
+            profile=profile, listen=listen and writable(listen, beside=True)))
         executors.append(self)
 
     def _pool(self):
@@ -5873,6 +6134,9 @@ class Executor(Interface):
         if self._forked:
             raise RuntimeError("this Executor is of the parent process: make another one here")
         return self._node
+
+    def __reduce__(self):
+        raise TypeError("an Executor cannot be sent to another process: in tasks, use minscoop.map and minscoop.submit")
 
     def shutdown(self, wait=True, *, cancel_futures=False):
         """End the pool when what was submitted is done.
@@ -5900,6 +6164,8 @@ class Executor(Interface):
         finally:
             with contextlib.suppress(ValueError):
                 executors.remove(self)
+            if executors and this_worker is None:
+                executors[-1]._main.adopt()  # this one may have been of a script that another ran as `__main__`
             error = self._node.ended_by
             self._unnoticed = error is not None and not (error.told or error.__traceback__)
             if self._unnoticed:  # nobody has asked for a result
@@ -5943,6 +6209,11 @@ def plan(size, hosts, listen, options, check):
     for name in options.keys() - OPTIONS.keys():
         raise TypeError(f"Executor has no option {name}{did_you_mean(name, ARGUMENTS)}; it has {', '.join(ARGUMENTS)}")
     options = {**OPTIONS, **options}
+    for name, value in options.items():
+        if isinstance(value, os.PathLike):
+            options[name] = os.fspath(value)
+        elif not isinstance(OPTIONS[name], bool) and not isinstance(value, (str, type(None))):
+            raise TypeError(f"{name} must be a string, not {value!r}")
     if options["transport"] not in ("auto", "tcp", "stdio"):
         raise ValueError(f"transport must be 'auto', 'tcp' or 'stdio', not {options['transport']!r}")
     remote_command(options["rsh"], "host")
@@ -6136,20 +6407,22 @@ class Progress:
         self.nodes = weakref.WeakKeyDictionary()  # -> calls that were done when none was under way
         self.began = self.since = 0.0  # when there was nothing last; when the first of the tallies began
         self.said = -PLAIN_PAUSE       # when a plain line was written
-        self.drawn = 0                 # characters of the line on the screen
+        self.drawn = 0                 # columns of the line on the screen
         self.hidden = False            # somebody has written a part of a line
         self.asking = False            # somebody waits for input
         self.calling = False           # calls were under way at the last look
 
     def find_tally(self, node, label):
         """Where a map of this node is counted; None if it is not. label: of ``map``, or None."""
-        if not (self.wanted or label and self.wanted is not False):
+        if label is False or node.inside or not (self.wanted or label and self.wanted is not False):
             return None
         self.watch(node)
         with self.lock:
             if not self.live():
                 self.tallies.clear()
-                self.since = self.since if self.calling else time.monotonic()
+                if not self.calling:
+                    self.since = time.monotonic()
+                    self.nodes.update({node: node.calls for node in list(self.nodes)})
             return self.tallies.setdefault("" if label in (None, True) else " ".join(str(label).split()), [0, 0, 0])
 
     def live(self):
@@ -6174,7 +6447,11 @@ class Progress:
                 node.send(b"COUNT", b"0")                                         # want ours
             left = {node: calls_left(node) if self.wanted else 0 for node in list(self.nodes)}
             with self.lock:
-                counts, now, self.calling = self.look(left), time.monotonic(), any(left.values())
+                now = time.monotonic()
+                if not (self.calling or self.live()):  # what was under way is done: calls that came since begin anew
+                    self.tallies = {label: tally for label, tally in self.tallies.items() if not tally[0]}
+                    self.since = now - LOOK
+                counts, self.calling = self.look(left), any(left.values())
                 if not counts:
                     self.wipe()
                     self.began = self.since = now
@@ -6183,19 +6460,20 @@ class Progress:
                         return
                     continue
                 if now - self.began > PROGRESS_DELAY:
-                    self.draw(progress_text(counts, now - self.since, list(self.nodes)))
+                    with contextlib.suppress(OSError):
+                        self.draw(progress_text(counts, now - self.since, list(self.nodes)))
 
     def look(self, left):
         """What is going on: {label: (known, made, whether there may be more)}; empty if nothing is. left: the calls of
         each node that are not done."""
-        counts, live = {label: tuple(tally) for label, tally in self.tallies.items()}, self.live()
+        counts, live = {label: tuple(tally) for label, tally in self.tallies.items()}, self.live() or any(left.values())
         for node, calls in left.items():
-            if calls:
-                known, made, growing = counts.get("", (0, 0, 0))
-                done, live = node.calls - self.nodes[node], True
-                counts[""] = known + done + calls, made + done, growing
-            else:
+            done = node.calls - self.nodes[node]
+            if not live:
                 self.nodes[node] = node.calls
+            elif calls or done:
+                known, made, growing = counts.get("", (0, 0, 0))
+                counts[""] = known + done + calls, made + done, growing
         return counts if live else {}
 
     def draw(self, text):
@@ -6206,15 +6484,15 @@ class Progress:
                 print(text, file=sys.stderr, flush=True)
         elif not (self.hidden or self.asking) and in_foreground():
             self.wipe()
-            text = text[:(os.get_terminal_size(2).columns or 80) - 1]
-            self.drawn = len(text)
+            text, self.drawn = fitting(text, (os.get_terminal_size(2).columns or 80) - 1)
             os.write(2, text.encode(getattr(sys.stderr, "encoding", None) or "ascii", "replace"))
 
     def wipe(self):
         """Remove the line; a terminal that has become narrower shows it in several rows."""
         if self.drawn:
-            rows = (self.drawn - 1) // (os.get_terminal_size(2).columns or 80)
-            os.write(2, b"\r\33[K" + b"\33[A\33[K" * rows)
+            with contextlib.suppress(OSError):  # the terminal may be gone, and the program go on
+                rows = (self.drawn - 1) // (os.get_terminal_size(2).columns or 80)
+                os.write(2, b"\r\33[K" + b"\33[A\33[K" * rows)
             self.drawn = 0
 
     def make_room(self, hidden):
@@ -6312,6 +6590,20 @@ def progress_text(counts, seconds, nodes):
     return "minscoop: " + ", ".join(parts)
 
 
+def fitting(text, columns):
+    """The beginning of a text that takes so many columns of a terminal at most, and how many it takes: Chinese has two
+    a character, what combines with the one before it none."""
+    import unicodedata
+    taken = 0
+    for i, character in enumerate(text):
+        width = 2 if unicodedata.east_asian_width(character) in "WF" else \
+            unicodedata.category(character) not in ("Mn", "Me", "Cf")
+        if taken + width > columns:
+            return text[:i], taken
+        taken += width
+    return text, taken
+
+
 def stats_of(stats):
     """A ``pstats.Stats`` of what is in another."""
     import pstats
@@ -6319,11 +6611,17 @@ def stats_of(stats):
 
 
 def tasks_part(stats):
-    """Of a profile what the tasks did: without our functions, and what these have called of Python's built-in ones."""
+    """Of a profile what the tasks did: without our functions, and what these have called of Python's built-in ones but
+    for tasks. Those of a map are called from within `list.extend`, and have no lines of their own."""
     ours, rest = {key for key in stats if key[0] == os.path.abspath(__file__)}, {}
+    codes = [run.__code__ for run in (Future.run, CALLS.fn, Slice.run)]
+    *submits, maps = [(os.path.abspath(__file__), code.co_firstlineno, code.co_name) for code in codes]
     for key in stats.keys() - ours:
         *figures, callers = stats[key]
-        for caller in ours & callers.keys() if key[0] == "~" else ():
+        if "'extend' of 'list'" in key[2] and maps in callers:
+            calls, _, seconds, _ = callers[maps]
+            rest["~", 0, "<built-in functions that maps call>"] = calls, calls, seconds, seconds, {}
+        for caller in ours & callers.keys() - {*submits} if key[0] == "~" else ():
             figures = map_builtin(operator.sub, figures, callers[caller])
         calls, *figures = figures
         if calls > 0:
@@ -6355,10 +6653,10 @@ def prompt(namespace):
         if error.code:
             raise
     maps = [job for job in node.pending()[1] if isinstance(job, Mapping)]
-    left = calls_left(node) + sum(job.pulled - job.made for job in maps)
+    more = not all(job.exhausted or job.begun for job in maps)  # inputs are pulled until the end
+    left = calls_left(node) + sum(job.pulled - job.made for job in maps) or int(more)
     if left:
-        logger.warning("waiting for %d call%s%s; Ctrl-C ends at once", left, "s" * (left != 1),
-                       "" if all(job.exhausted for job in maps) else " or more")
+        logger.warning("waiting for %d call%s%s; Ctrl-C ends at once", left, "s" * (left != 1), " or more" * more)
 
 
 def shield(node):
@@ -6546,9 +6844,10 @@ def merged(a, b):
 
 
 def no_totals():
-    """The totals of a worker that has not run anything: when it ran the first and the last; events begun; bytes of all
-    messages, also if they lie in shared memory; seconds in each function; calls by function and log2 of seconds."""
-    return dict(first=math.inf, last=0.0, runs=0, received=0, sent=0, life=0.0,
+    """The totals of a worker that has not run anything: when it ran the first and the last; events begun, and ended;
+    bytes of all messages, also if they lie in shared memory; seconds in each function; calls by function and log2 of
+    seconds."""
+    return dict(first=math.inf, last=0.0, begun=0, runs=0, received=0, sent=0, life=0.0,
                 seconds=collections.Counter(), calls=collections.Counter())
 
 
@@ -6572,7 +6871,7 @@ class Recording:
             yield
         finally:
             self.local.event = outer
-            if outer is not None:
+            if outer is not None and not outer[END]:
                 outer[OWN] -= time.monotonic() - begun
 
     def execute(self, unit, me=None):
@@ -6583,7 +6882,8 @@ class Recording:
                 super().execute(unit, me)
         finally:
             now = time.monotonic()
-            event[OWN], event[END] = max(0.0, event[OWN] + (event[END] or now) - event[START]), now
+            own = (event[END] or now) - event[START] + (time.thread_time() - self.local.used if event[END] else 0.0)
+            event[OWN], event[END] = max(0.0, event[OWN] + own), now
             event[FAILED] = len(unit.failures) if isinstance(unit, Slice) else int(unit._exception is not None)
             self.end(event, unit)
 
@@ -6594,11 +6894,11 @@ class Recording:
 
     def begin(self, unit):
         """The event of what is about to be run."""
-        self.totals["runs"] += 1
+        self.totals["begun"] += 1
         parent, name = getattr(unit._parent, "event", None), self.name.decode()
         task = parent[EVENT] if parent else getattr(getattr(unit, "job", None), "id", b"").decode().partition("/")[0]
-        event = [name, "?", 0.0, 0.0, 0.0, 1, f"{name}#{self.totals['runs']}", task, None,
-                 isinstance(unit, Slice) and unit.span.avoid != b"", 0]
+        event = [name, "?", 0.0, 0.0, 0.0, 1, f"{name}#{self.totals['begun']}", task, None,
+                 isinstance(unit, Slice) and unit.span.singly and unit.span.avoid != b"", 0]  # singly: it was running
         with contextlib.suppress(Exception):
             fn, args, kwargs = first_call(unit)
             event[FN] = name_of(fn)
@@ -6611,6 +6911,7 @@ class Recording:
 
     def end(self, event, unit):
         """Count what was run; of short calls of several functions, each is taken to last as long as the others."""
+        self.totals["runs"] += 1
         event[COUNT] = unit.hi - unit.lo if isinstance(unit, Slice) else 1
         names, mean, totals = {event[FN]: event[COUNT]}, event[OWN] / event[COUNT], self.totals
         if event[COUNT] > 1 and unit.job.recipe is CALLS:
@@ -6645,11 +6946,11 @@ class Recording:
 
     def on_LOST(self, task_id, lo, hi, flags, obituary):
         """Note who died, and how many items run again."""
-        shipment = self.away.get(task_id)
+        known, before = task_id in self.away, self.retried
         super().on_LOST(task_id, lo, hi, flags, obituary)
-        if shipment is not None and obituary:
-            again = 0 if shipment.span.job.cancelled else sum(end - first for first, end in shipment.open)
-            self.losses.append([self.name.decode(), time.monotonic(), bytes(obituary).decode(errors="replace"), again])
+        if known and obituary:
+            self.losses.append([self.name.decode(), time.monotonic(), bytes(obituary).decode(errors="replace"),
+                                self.retried - before])
             self.fresh = True
 
     def queued(self):
@@ -6681,11 +6982,16 @@ class RecordingWorker(Recording, Worker):
         return RECORDS + self.size * 1e-3
 
     def yield_baton(self):
-        """As ever; from here on this task's event loop waits, or somebody else's task runs."""
+        """As ever; from here on this task's event loop waits, or it runs beside others."""
         event = getattr(self.local, "event", None)
-        if event is not None:
-            event[END] = time.monotonic()
+        if event is not None and not event[END]:
+            event[END], self.local.used = time.monotonic(), time.thread_time()
         super().yield_baton()
+
+    def initialise(self):
+        """As ever; and say that we are there, since the first task may never end."""
+        super().initialise()
+        self.send(b"RECORD", self.name, pickle.dumps(self.news(), 5))
 
     def attend(self, timeout):
         """As ever; but first, if it is time, say what was run."""
@@ -6774,6 +7080,13 @@ class Collector(Recording):
 class RecordingRoot(Collector, Root):
     """A root that publishes when the pool has ended, however that came."""
 
+    interrupted = False
+
+    def abort(self):
+        """As ever; before all was done, if the end of the pool has not begun."""
+        self.interrupted = self.interrupted or not self.closing
+        super().abort()
+
 
 class RecordingInline(Collector, Inline):
     """Without a pool: all is run by the script's own process, in one row."""
@@ -6787,7 +7100,8 @@ def digest(root):
     thin(root.events, MAX_EVENTS)
     for event in {id(event): event for event in root.events + root.slowest}.values():
         event[START], event[END] = since(event[WORKER], event[START]), since(event[WORKER], event[END])
-        event[PARENT] = root.parents.get(event[PARENT], event[PARENT])
+        parent = event[PARENT]  # what is still a number of a shipment is one of the script's
+        event[PARENT] = root.parents.get(parent, None if parent and ":" in parent else parent)
     losses, seconds = {}, time.monotonic() - root.born
     hosts = {worker.partition(".")[0]: news["host"] for worker, news in root.records.items()}
     for owner, moment, obituary, again in root.losses:  # the owners of what it held tell of the same death
@@ -6798,10 +7112,12 @@ def digest(root):
         news.update(first=since(worker, news["first"]), last=since(worker, news["last"]), workers=1,
                     came=since(worker, news.get("now", 0.0) - news["life"]),
                     tasks=sum(news["calls"].values()), code=sum(news["seconds"].values()),
-                    again=sum(loss[3] for loss in losses.values() if loss[0] == worker))
+                    again=sum(loss[3] for loss in losses.values() if loss[0] == worker),
+                    gone=min((loss[1] for loss in losses.values() if loss[0] == worker), default=seconds))
     records = dict(sorted(root.records.items(), key=lambda item: [(len(word), word) for word in item[0].split(".")]))
     run = dict(title=" ".join(map_builtin(str, sys.argv)).strip()[:200] or "-", ended=time.strftime("%Y-%m-%d %H:%M"),
                seconds=seconds, cpu=(time.process_time() - root.used) / seconds, inline=isinstance(root, Inline),
+               interrupted=getattr(root, "interrupted", False),
                failure=root.ended_by and str(root.ended_by).strip().partition("\n")[0].rstrip(":"),
                events=root.events, slowest=root.slowest, records=records, losses=sorted(losses.values()),
                waiting=[[since("", moment), count] for moment, count in root.queues],
@@ -6833,13 +7149,16 @@ def verdict(run):
         return f"The run failed: {run['failure']}"
     if run["inline"]:
         return "Everything ran in the script's own process (-n 0)."
+    if run["interrupted"]:
+        return "The run was interrupted; what was under way is not counted."
     if not run["tasks"]:
         return "No task was run."
     first, end = min(news["first"] for news in records if news["last"]), max(news["last"] for news in records)
-    ready, there = min(news["came"] for news in records), [max(news["came"], first) for news in records]
-    whole = sum(max(end - came, 1e-9) for came in there)  # what they could have done since they came
+    ready = min(news["came"] for news in records)
+    there = [(max(news["came"], first), min(news["gone"], end)) for news in records]
+    whole = sum(max(gone - came, 1e-9) for came, gone in there)  # what they could have done while they were there
     code, tail = sum(news["code"] for news in records), sum(
-        max(0.0, end - max(news["last"], came)) for news, came in zip(records, there))
+        max(0.0, gone - max(news["last"], came)) for news, (came, gone) in zip(records, there))
     short_ones, size = code / run["runs"] < 1e-3, run["moved"] / run["tasks"]  # slices of a map take longer than that
     busy, idle = f"{code / whole:.0%} of the time between the first and the last task", first - ready + seconds - end
     network = f"{scaled(run['moved'], 'B')} in and out of the root, {scaled(size, 'B')} for each task"
@@ -6848,7 +7167,7 @@ def verdict(run):
         (run["tasks"] < len(records), f"Limited by too few tasks: {run['tasks']} for {len(records)} workers."),
         (ready > seconds / 2 and seconds > 1,
          f"Limited by the start: the first worker was there after {ready:.1f} of {seconds:.1f} s."),
-        (idle > (seconds - ready) / 2 and seconds - ready > 2,
+        (idle > (seconds - ready) * (0.2 if code > 0.8 * whole else 0.5) and seconds - ready > 2,
          f"Limited by the root: the script gave the pool nothing to do for {idle:.1f} of {seconds - ready:.1f} s. Move "
          "that work into tasks, or submit earlier."),
         (code > 0.8 * whole, f"Limited by nothing but the number of workers: they ran tasks {busy}."),
@@ -6868,8 +7187,9 @@ def verdict(run):
 
 def scaled(number, unit):
     """A number with its unit, in three digits."""
+    number = float(f"{number:.2e}")
     power = max(-3, min(3, math.floor(math.log10(number) / 3))) if number else 0
-    return f"{number / 1000 ** power:.3g} {['', *'kMGnµm'][power]}{unit}"
+    return f"{number / 1000 ** power:.4g} {['', *'kMGnµm'][power]}{unit}"
 
 
 def host_table(hosts):
@@ -6881,11 +7201,12 @@ def host_table(hosts):
     return rows
 
 
-def writable(path):
-    """A file that will be written at the end, as an absolute path. Raises ValueError if that cannot be."""
+def writable(path, beside=False):
+    """A file that will be written, as an absolute path; beside: at once, by another that takes its place. Raises
+    ValueError if that cannot be."""
     try:
         path = replaceable(path)
-        with open(path, "a"):
+        with tempfile.TemporaryFile(dir=os.path.dirname(path)) if beside else open(path, "a"):
             return path
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror}") from None
@@ -6933,17 +7254,19 @@ PAGE = r"""<!DOCTYPE html>
   content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <style>
 :root { color-scheme: light dark; --back: #fff; --text: #1b1f24; --soft: #57606a; --line: #d0d7de; --bad: #c4001d }
-@media (prefers-color-scheme: dark) {
+@media screen and (prefers-color-scheme: dark) {
   :root { --back: #14171b; --text: #e6e9ed; --soft: #a3adb8; --line: #3a424c; --bad: #ff7b72 } }
 body { margin: 1.2em; background: var(--back); color: var(--text); font: 15px/1.45 system-ui, sans-serif;
   overflow-wrap: anywhere }
 h1 { font-size: 1.3em } h2 { font-size: 1.05em } .soft { color: var(--soft) }
-.scroll { overflow: auto; max-height: 14em } td, th { padding: .15em .9em .15em 0; text-align: left }
+.scroll { overflow: auto; max-height: 14em } table { overflow-wrap: normal }
+td, th { padding: .15em .9em .15em 0; text-align: left }
 #box { position: relative } canvas { width: 100%; border: 1px solid var(--line) }
 #tip { position: absolute; pointer-events: none; background: var(--back); border: 1px solid var(--soft);
   max-width: 32em; padding: .3em .6em; white-space: pre-wrap } #tip:empty { display: none }
 i { display: inline-block; width: .8em; height: .8em; margin: 0 .4em 0 1em }
 .bars { display: flex; align-items: flex-end; height: 2.2em; gap: 1px } b { width: 7px; min-height: 1px }
+@media print { .scroll { max-height: none } i, b { print-color-adjust: exact } }
 </style></head><body>
 <h1 id="title"></h1><p id="facts" class="soft"></p><p id="verdict"></p>
 <div class="scroll"><table id="hosts"></table></div>
@@ -6967,9 +7290,9 @@ const tasks = D.traceEvents.filter(({ ph }) => ph === "X").map(({ name, ts, dur,
 const HUES = ["#3393d6", "#e08e00", "#00a87a", "#cc6fa5", "#7cc4ea", "#e0661a", "#a08d10", "#9a7fdd"]
 const hue = f => HUES[f] ?? "#8a8f96", name = f => f < 0 ? "(several)" : functions[f][0]
 const whole = n => n.toLocaleString("en"), time = s => scaled(s, "s")
-function scaled(x, unit) {
+function scaled(x, unit, digits = 4) {
   const power = x ? Math.max(-3, Math.min(3, Math.floor(Math.log10(x) / 3))) : 0
-  return `${+(x / 1000 ** power).toPrecision(4)} ${["n", "µ", "m", "", "k", "M", "G"][power + 3]}${unit}`
+  return `${+(x / 1000 ** power).toPrecision(digits)} ${["n", "µ", "m", "", "k", "M", "G"][power + 3]}${unit}`
 }
 function make(parent, tag, text = "") {
   const element = parent.appendChild(document.createElement(tag))
@@ -7029,6 +7352,7 @@ const deaths = D.losses.map(([worker, at]) => [at * 1e6, begins[workers.indexOf(
 const most = Math.max(1, ...D.waiting.map(([, n]) => n))
 let t0 = 0, t1 = end, y0 = 0, y1 = rows, width = 1, height = 1, ink = {}, frame = 0
 const X = t => GUTTER + (t - t0) / (t1 - t0) * (width - GUTTER), Y = r => HEAD + (r - y0) / (y1 - y0) * (height - HEAD)
+const moment = t => scaled(t / 1e6, "s", Math.max(4, Math.ceil(Math.log10(t / (t1 - t0))) + 3))  // as near as one looks
 const timeAt = x => t0 + (x - GUTTER) / (width - GUTTER) * (t1 - t0)
 const rowAt = y => y0 + (y - HEAD) / (height - HEAD) * (y1 - y0)
 function show(a, b, c, d) {  // these times and rows, within what there is
@@ -7061,12 +7385,13 @@ function line(colour, thick, ...points) {
   points.forEach(([x, y]) => pen.lineTo(x, y)), pen.stroke()
 }
 function strips() {  // the axis of time; who is busy, each event's own time spread over all its time; who waits
-  const base = AXIS + STRIP, bottom = base + STRIP + 4, tall = STRIP - 6, load = new Float64Array(width - GUTTER + 2)
+  const base = AXIS + STRIP, bottom = base + STRIP + 4, tall = STRIP - 6
+  const load = new Float64Array(Math.max(width - GUTTER, 0) + 2)
   const raw = (t1 - t0) / Math.max(2, (width - GUTTER) / 110), power = 10 ** Math.floor(Math.log10(raw))
   const step = power * [1, 2, 5, 10].find(f => f * power >= raw)
   pen.fillStyle = ink.soft
   for (let t = Math.ceil(t0 / step) * step; t <= t1; t += step)
-    pen.fillText(time(t / 1e6), X(t) + 3, AXIS / 2), line(ink.line, 1, [X(t), 0], [X(t), height])
+    pen.fillText(moment(t), X(t) + 3, AXIS / 2), line(ink.line, 1, [X(t), 0], [X(t), height])
   for (const { from, to, own } of tasks) {
     const a = Math.max(X(from) - GUTTER, 0), b = Math.min(X(to) - GUTTER, width - GUTTER)
     for (let x = Math.floor(a); x < b; x++) load[x] += own / (to - from) * (Math.min(b, x + 1) - Math.max(a, x))
@@ -7107,7 +7432,7 @@ function about(x, y) {  // the death or the event there, or one that is too narr
   }
   return !it ? "" : [name(it.f) + (it.calls > 1 ? `: ${whole(it.calls)} calls` : ""),
     it.arguments && `arguments${it.calls > 1 ? " of the first" : ""}: ${it.arguments}`,
-    `from ${time(it.from / 1e6)}, ${time((it.to - it.from) / 1e6)}, of that ${time(it.own / 1e6)} in its own code`,
+    `from ${moment(it.from)}, ${time((it.to - it.from) / 1e6)}, of that ${time(it.own / 1e6)} in its own code`,
     `task ${it.task} on ${homes[it.w]}`, it.parent && `child of ${it.parent}`,
     it.failed && `raised an exception: ${whole(it.failed)}`,
     it.again && "ran again, since a worker died"].filter(text => text).join("\n")
@@ -7391,10 +7716,10 @@ def prepare_program(options):
 
 def run_program(code, pool, interactive):
     """Execute the program with an Executor around it. pool: its arguments. interactive: a prompt follows."""
-    for number in signal.SIGTERM, signal.SIGHUP:
+    for number in ENDS:
         if signal.getsignal(number) is signal.SIG_DFL:  # else it is ignored, as with nohup
             signal.signal(number, terminate)
-    os.register_at_fork(after_in_child=forget_handlers)
+    os.register_at_fork(before=put_off, after_in_parent=let_come, after_in_child=forget_handlers)
     install_names(SCOOP_NAMES)
     try:
         executor = Executor(**pool)
@@ -7451,6 +7776,10 @@ def execute(code, executor, interactive):
         prompt(namespace)
 
 
+ENDS = signal.SIGTERM, signal.SIGHUP
+masks = threading.local()
+
+
 def terminate(number, _):
     """Handler of SIGTERM and SIGHUP: end with the exit code 128 + number, as shells tell it. A second is ignored."""
     signal.signal(number, signal.SIG_IGN)
@@ -7460,9 +7789,20 @@ def terminate(number, _):
 def forget_handlers():
     """What the program forks, by multiprocessing for instance, ends by SIGTERM at once: a handler in Python waits until
     a blocking call returns, if the signal comes just before that."""
-    for number in signal.SIGTERM, signal.SIGHUP:
+    for number in ENDS:
         if signal.getsignal(number) is terminate:
             signal.signal(number, signal.SIG_DFL)
+    let_come()
+
+
+def put_off():
+    """Before a fork: what comes to the child until it has forgotten our handlers would be lost; it waits."""
+    masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
+
+
+def let_come():
+    """After it, in both processes."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
 
 
 def show(error, tb):

@@ -624,6 +624,17 @@ def decorated(value):
     return value + 1
 
 
+def make_dispatching():
+    @functools.singledispatch
+    def kind(value):
+        return "object"
+
+    @kind.register(int)
+    def of_int(value):
+        return "int"
+    return kind
+
+
 class Adder:
     def __init__(self, value):
         self.value = value
@@ -640,6 +651,23 @@ class Adder:
     @staticmethod
     def plain(other):
         return other + 1
+
+
+class Derived(Adder):
+    def add(self, other):
+        return 0
+
+    def base(self):
+        return super().add
+
+    def __private(self, other):
+        return self.value * other
+
+    def private(self):
+        return self.__private
+
+    renamed = doubled(lambda self, other: self.value + other)
+    renamed.__name__ = "other"
 
 
 def make_function_with_attributes():
@@ -709,6 +737,23 @@ def make_planet():
     return Planet
 
 
+def make_status():
+    """As the documentation of Enum has it: members made by a ``__new__``, which takes more than the value."""
+    class Status(int, enum.Enum):
+        def __new__(cls, value, phrase):
+            member = int.__new__(cls, value)
+            member._value_, member.phrase = str(value), phrase
+            return member
+        OK = 200, "fine"
+        GONE = 410, "not there"
+
+        @functools.cached_property
+        def twice(self):
+            return 2 * self
+    Status.FINAL = {Status.GONE}
+    return Status
+
+
 T = typing.TypeVar("T")
 
 
@@ -723,12 +768,38 @@ def make_generic():
     return Box
 
 
+def make_typed():
+    """A function with what typing makes, which has no name either."""
+    U, UserId = typing.TypeVar("U", bound=int), typing.NewType("UserId", int)
+
+    class Pair(typing.Generic[U]):
+        def second(self, other: U) -> U:
+            return other
+
+    def second(value: U) -> UserId:
+        return UserId(Pair[int]().second(value))
+    return second
+
+
 def make_dataclass(**options):
     @dataclasses.dataclass(frozen=True, order=True, **options)
     class Point:
         x: int
         y: list = dataclasses.field(default_factory=list)
     return Point
+
+
+def make_key():
+    """Instances are keys where its methods and attributes see them."""
+    @dataclasses.dataclass(frozen=True)
+    class Cell:
+        x: int
+
+        def known(self):
+            return self in cells and self.names[Cell(self.x)]
+    cells = {Cell(1), Cell(2)}
+    Cell.names = {Cell(1): "one"}
+    return Cell
 
 
 def make_namedtuple():
@@ -765,6 +836,7 @@ CALLABLES = {  # name -> (callable, argument, result)
     "closure": (make_counter(5), (), 6),
     "recursive closure": (make_factorial(), 5, 120),
     "mutually recursive closures": (make_mutual(), 10, True),
+    "single dispatch": (make_dispatching(), 3, "int"),
     "keyword only and attributes": (make_function_with_attributes(), 4, 14),
     "generator function": (make_generator_function(), 4, [0, 1, 4, 9]),
     "decorated function": (decorated, 4, 10),
@@ -774,6 +846,9 @@ CALLABLES = {  # name -> (callable, argument, result)
     "partial": (functools.partial(pow, 2), 5, 32),
     "partial of a lambda": (functools.partial(lambda a, b: a - b, 1), 2, -1),
     "bound method": (Adder(2).add, 3, 5),
+    "bound method of a base class": (Derived(2).base(), 3, 5),
+    "private bound method": (Derived(2).private(), 3, 6),
+    "bound method of another name": (Derived(2).renamed, 3, 10),
     "bound method of a builtin": ("a-b".split, "-", ["a", "b"]),
     "callable instance": (Adder(2), 3, 5),
     "class method": (Adder.of, 3, 4),
@@ -781,8 +856,20 @@ CALLABLES = {  # name -> (callable, argument, result)
     "class": (Adder, 3, None),
     "callable of a local class": (make_local_classes()(4).who, (), "derived 4"),
     "operator": (operator.itemgetter(1), "ab", "b"),
+    "types without a name": (lambda fn, kinds=(types.FunctionType, type(None)): isinstance(fn, kinds), None, True),
     "numpy-like attribute": (operator.attrgetter("real"), 2, 2),
+    "function with local type variables": (make_typed(), 3, 3),
 }
+
+if sys.version_info >= (3, 9):  # what cannot be told of a cache before
+    CALLABLES["cached partial"] = functools.lru_cache(None)(functools.partial(pow, 2)), 3, 8
+
+if sys.version_info >= (3, 12):
+    made = {"__name__": __name__}
+    exec("type Number = int\ndef same[T](x: T) -> Number: return x\n"
+         "class Same[T]:\n    def __new__[K](cls, x: K): return x", made)
+    CALLABLES["function with type parameters"] = made["same"], 3, 3
+    CALLABLES["class with type parameters"] = made["Same"], 3, 3
 
 
 def call_with(fn, argument):
@@ -854,6 +941,15 @@ def test_the_roots_globals_stay_when_a_function_comes_back(monkeypatch):
     assert minscoop.loads(frames)() == 1
 
 
+def test_a_submodule_is_loaded_when_a_function_uses_it():
+    """`import xml.dom.minidom` binds xml, which workers import without what is below it."""
+    assert output_of("-n", 1, "-c", """
+import xml.dom.minidom
+from minscoop import futures
+print(futures.submit(lambda: xml.dom.minidom.parseString("<a/>").documentElement.tagName).result())
+""") == "a\n"
+
+
 def test_a_shared_variable_stays_shared_when_two_closures_travel_together():
     """Two functions over one variable still have one between them."""
     def pair():
@@ -899,8 +995,12 @@ MEMBERS = {
                            and dataclasses.asdict(obj) == {"x": 1, "y": [2]}),
     "enum member with __init__": (lambda: make_planet().EARTH,
                                   lambda obj: obj is type(obj).EARTH and obj.density == 3 and obj._size == 2),
+    "enum member with __new__": (lambda: make_status().GONE,
+                                 lambda obj: obj == 410 and obj is type(obj)("410") and obj.phrase == "not there"
+                                 and obj.twice == 820 and obj in type(obj).FINAL),
     "generic": (lambda: make_generic()(1), lambda obj: obj.twice is obj.twice == [1, 1] and type(obj)[int](2).content),
     "named tuple": (lambda: make_namedtuple()(1, 2), lambda obj: obj.right == 2 and obj._replace(left=0) == (0, 2)),
+    "key of a dict of its class": (lambda: make_key()(1), lambda obj: obj.known() == "one"),
     "exception": (lambda: make_error()("why"), lambda obj: isinstance(obj, ValueError) and str(obj) == "why"),
 }
 
@@ -976,6 +1076,15 @@ def test_a_large_frame_is_read_when_there_are_few_descriptors(tmp_path, monkeypa
     monkeypatch.setattr(minscoop, "SHARED", 1)
     monkeypatch.setattr(minscoop.os, "getpid", lambda: "no/such/directory")  # as if it were full
     assert minscoop.frame_of([data], tmp_path) == data
+
+
+def test_mappings_are_few_when_many_large_frames_are_kept(tmp_path, monkeypatch):
+    """Their descriptors are counted, although one is kept free, whose number is low."""
+    monkeypatch.setattr(minscoop, "MAPPINGS", 20 + max(map(int, os.listdir("/dev/fd"))))
+    minscoop.keep_spare()
+    kept = [minscoop.content(minscoop.frame_of([bytes(LARGE)], tmp_path)) for _ in range(minscoop.MAPPINGS + 10)]
+    kinds = [type(view.obj) for view in kept]
+    assert kinds[0] is mmap.mmap and kinds[-1] is bytearray
 
 
 def test_another_file_stays_when_it_has_the_name_of_a_new_one(tmp_path, monkeypatch):
@@ -1170,6 +1279,12 @@ class Holder:
         return args
 
 
+def make_locked():
+    class Locked(collections.abc.Hashable):
+        lock, __hash__ = LOCK, object.__hash__
+    return type("Derived", (Locked,), {})
+
+
 LOCK = threading.Lock()
 CULPRITS = {
     "item of a list": (lambda: [1, LOCK], "[1]"),
@@ -1180,6 +1295,8 @@ CULPRITS = {
     "instance of a bound method": (lambda: Holder(LOCK).method, "instance it is bound to"),
     "argument of a partial": (lambda: functools.partial(identity, LOCK), "its argument [0]"),
     "function of a partial": (lambda: functools.partial((lambda lock: lambda: lock)(LOCK)), "its function"),
+    "attribute of a base class": (make_locked, "its base make_locked.<locals>.Locked, attribute 'lock'"),
+    "class of an instance": (lambda: make_locked()(), "its class Derived, its base"),
 }
 
 
@@ -1268,6 +1385,24 @@ def test_results_keep_their_places_when_some_cannot_be_sent():
     assert "ZeroDivisionError" in str(failures[3])
 
 
+def test_all_of_its_text_is_told_when_an_exception_cannot_be_sent():
+    """Not only the last line; of a group that would be the frame around it."""
+    copy = minscoop.decode_failure(*minscoop.encode_failure(Locked("two\nlines")))
+    assert type(copy) is TaskError and re.search(r"Locked: .*two.*lines", str(copy), re.DOTALL)
+    if sys.version_info >= (3, 11):
+        group = ExceptionGroup("several", [Locked("shut")])
+        assert "ExceptionGroup: several" in str(minscoop.decode_failure(*minscoop.encode_failure(group)))
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="there are no groups")
+def test_a_group_arrives_when_exceptions_in_it_cannot_be_made_from_their_args():
+    """As they do when they are alone."""
+    copy = minscoop.decode_failure(*minscoop.encode_failure(ExceptionGroup("g", [Picky(1, 2), ValueError(3)])))
+    assert [type(part) for part in copy.exceptions] == [Picky, ValueError] and str(copy.exceptions[0]) == "1 and 2"
+
+
+
+
 @pytest.mark.parametrize("error, type_, text", [
     (KeyError("k"), KeyError, "'k'"), (Picky(1, 2), Picky, "1 and 2"),
     (Pickier(1, 2), TaskError, "Pickier: 1 and 2"), (Frozen(7), Frozen, "7"),
@@ -1286,13 +1421,16 @@ def test_an_exception_keeps_text_and_traceback_when_it_travels(error, type_, tex
 
 GUARDED = """
 import os
-both = here = 0
+both = here = told = 0
 def top(): local = 1
+def tell(): global told
 if __name__ == "__main__":
     import json, os.path as p
     from math import cos as cosine, sin
-    both = 1
+    both = told = 1
     def inside(): hidden = 1
+    count = 0
+    def counts(): global count
     class Inner: attribute = 1
     for loop in (): pass
     with open(__file__) as handle: pass
@@ -1307,8 +1445,10 @@ if here: other = 1
 def test_names_travel_by_value_when_only_the_guard_binds_them(script):
     """What stands under `if __name__ == "__main__"` is unknown to workers, everything else is not."""
     only, again = minscoop.Main(str(script(GUARDED))).guarded
-    assert {"json", "p", "cosine", "sin", "inside", "Inner", "loop", "handle", "a", "b", "c", "total"} <= only
-    assert not {"os", "both", "here", "top", "other", "local", "hidden", "attribute"} & only and again == {"both"}
+    assert {"json", "p", "cosine", "sin", "inside", "Inner", "loop", "handle", "a", "b", "c", "total",
+            "count"} <= only
+    assert not {"os", "both", "here", "top", "other", "local", "hidden", "attribute"} & only
+    assert again == {"both", "told"}
 
 
 def test_who_binds_a_global_again_is_warned_when_a_function_uses_it(script):
@@ -1453,6 +1593,41 @@ def any_pool(request, guard):
             yield executor
 
 
+def asks_again_and_again(how, count):
+    """A task that asks whether its tasks are done instead of waiting for them."""
+    futures, limit = [minscoop.submit(identity, i) for i in range(count)], time.monotonic() + WAIT
+    while time.monotonic() < limit:
+        if how == "done" and all([future.done() for future in futures]) or \
+                how == "wait" and not minscoop.wait(futures, timeout=0).not_done:
+            return sum(future.result(timeout=0) for future in futures)
+        with contextlib.suppress(TimeoutError):
+            if how == "result":
+                return sum([future.result(timeout=0) for future in futures])
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("how", ["done", "wait", "result"])
+def test_tasks_are_done_when_the_one_that_made_them_asks_again_and_again(any_pool, how):
+    """Also when all workers run such tasks, so that none is left to take theirs."""
+    assert list(any_pool.map(asks_again_and_again, [how] * 6, [1, 2, 3] * 2)) == [0, 1, 3] * 2
+
+
+
+
+def runs_a_loop(depth):
+    """A task with an event loop, whose coroutine waits, without await, for tasks that have one, too."""
+    async def main():
+        return 1 + sum(minscoop.map(runs_a_loop, [depth - 1] * 2)) if depth else 1
+    return asyncio.run(main())
+
+
+def test_a_task_may_run_an_event_loop_when_the_one_that_waits_for_it_does(any_pool):
+    """It runs on the same stack, but that other loop is no business of its."""
+    assert any_pool.submit(runs_a_loop, 3).result() == 15
+
+
+
+
 def test_a_future_has_the_result_when_the_call_returns(any_pool):
     """result(), exception(), done(), cancelled() and running() of PEP 3148."""
     future = any_pool.submit(pow, 2, 5, mod=7)
@@ -1470,12 +1645,45 @@ def test_a_future_has_the_exception_when_the_call_raises(any_pool):
     assert isinstance(future.exception(WAIT), ZeroDivisionError) and future.done()
 
 
+def sums_patiently(number):
+    """Wait for calls, some of which other workers run, for longer than a lock can."""
+    futures = [minscoop.submit(time.sleep, 0.05) for _ in range(3)]
+    return [future.result(sys.maxsize) for future in futures]
+
+
+def test_a_task_waits_when_the_timeout_is_longer_than_any(guard):
+    """Also while other tasks run in its worker."""
+    with minscoop.Executor(2) as executor:
+        assert list(executor.map(sums_patiently, range(4))) == [[None] * 3] * 4
+        assert list(executor.map(sums_patiently, range(4))) == [[None] * 3] * 4
+
+
 def test_the_traceback_of_the_worker_is_the_cause_when_a_call_raises(pool):
     """As concurrent.futures does: the remote traceback is chained, with the function where it happened."""
     for error in (pool.submit(divide, 1).exception(WAIT),
                   pytest.raises(ZeroDivisionError, list, pool.map(divide, [1])).value):
         assert isinstance(error.__cause__, minscoop.RemoteTraceback)
         assert "in divide" in str(error.__cause__) and "ZeroDivisionError" in str(error.__cause__)
+
+
+def fails_with(argument):
+    """Raise, and remember the argument, but let it go."""
+    gc.disable()
+    identity.argument = weakref.ref(argument)
+    raise ValueError
+
+
+def is_alive():
+    """Whether the argument that was remembered is still there."""
+    gc.enable()
+    return identity.argument() is not None
+
+
+def test_arguments_are_released_in_the_worker_when_a_call_raises(guard):
+    """At once, and not when the garbage collector comes by: an exception's frames lead back to who keeps it."""
+    with minscoop.Executor(1) as executor:
+        assert executor.submit(fails_with, Holder(1)).exception(WAIT) is not None
+        assert not executor.submit(is_alive).result(WAIT)
 
 
 def test_waiting_ends_when_the_timeout_is_over(pool, tmp_path):
@@ -1500,6 +1708,19 @@ def test_waiting_ends_when_the_timeout_is_over(pool, tmp_path):
     assert future.result(WAIT) == 1
 
 
+def works_on(argument):
+    """Take so long that the deputy looks, and remember the argument, but let it go."""
+    identity.argument = weakref.ref(argument)
+    time.sleep(1.2)
+
+
+def test_arguments_are_released_when_a_worker_has_nothing_to_do(guard):
+    """A long task leaves nothing behind in the worker that has run it."""
+    with minscoop.Executor(1) as executor:
+        assert list(executor.map(works_on, [Holder(1)])) == [None]
+        assert executor.submit(lambda: gc.collect() >= 0 and identity.argument() is None).result(WAIT)
+
+
 @pytest.mark.parametrize("watched", [False, True])
 def test_a_future_keeps_its_state_when_it_is_settled_twice(watched):
     """The pool may break while its result arrives; callbacks are called once."""
@@ -1520,6 +1741,24 @@ def test_a_call_has_failed_when_it_raises_whatever_exception(error):
         future._waiters.append(waiter)
     future.run()
     assert type(future.exception()) is error and waiter.event.is_set()
+
+
+@pytest.mark.parametrize("what", ["call", "inputs"])
+def test_frames_are_released_when_an_exception_was_handled(pool, what):
+    """At once, and not when the garbage collector comes by."""
+    def handles():
+        argument = Holder(1)
+        with contextlib.suppress(ZeroDivisionError):
+            if what == "call":
+                pool.submit(divide, 1).result(WAIT)
+            else:
+                list(pool.map(abs, (1 // (2 - i) for i in range(4))))
+        return weakref.ref(argument)
+    gc.disable()
+    try:
+        assert handles()() is None
+    finally:
+        gc.enable()
 
 
 def test_a_call_never_runs_when_it_was_cancelled_in_time(guard, tmp_path):
@@ -1567,6 +1806,41 @@ def test_a_callback_may_use_the_pool_when_it_is_called(any_pool):
         gate.set()
     any_pool.submit(identity, 1).add_done_callback(follow)
     assert gate.wait(WAIT) and results == [2]
+
+
+def test_a_callback_may_wait_for_other_calls_when_their_results_come_with_its_own(pool):
+    """All that a message says is noted before anybody is called."""
+    results, gate = [], threading.Event()
+    first, *others = [pool.submit(identity, i) for i in range(200)]
+
+    def follow(one):
+        results.append(others[one.result()].result(WAIT))
+        if len(results) == 199:
+            gate.set()
+    for future in [first, *others[:-1]]:
+        future.add_done_callback(follow)
+    assert gate.wait(WAIT) and sorted(results) == list(range(1, 200))
+
+
+def wait_in_a_callback_in_a_thread():
+    """A task's own thread waits for a call, one of whose callbacks waits for another."""
+    results = []
+
+    def wait():
+        one, other = minscoop.submit(time.sleep, 0.2), minscoop.submit(time.sleep, 0.4)
+        one.add_done_callback(lambda _: results.append(other.result(WAIT)))
+        time.sleep(0.1)  # others have taken them
+        one.result(WAIT)
+    thread = threading.Thread(target=wait)
+    thread.start()
+    thread.join()
+    return results
+
+
+def test_others_handle_what_comes_when_a_callback_waits_in_a_thread_of_a_task(guard):
+    """The result that it waits for is there, but not with the message that it was called for."""
+    with minscoop.Executor(3) as executor:
+        assert executor.submit(wait_in_a_callback_in_a_thread).result(2 * WAIT) == [None]
 
 
 @pytest.mark.parametrize("module", [minscoop, concurrent.futures], ids=lambda module: module.__name__)
@@ -1680,6 +1954,42 @@ def test_arguments_are_released_when_the_call_is_done(pool):
     del argument
     gc.collect()
     assert eventually(lambda: alive() is None), future
+
+
+ENDS = {  # how a map of many items ends
+    "read": lambda pool, inputs: list(pool.map(identity, inputs)),
+    "not read": lambda pool, inputs: pool.map(identity, inputs),
+    "closed": lambda pool, inputs: next(pool.map(identity, inputs)),
+    "timeout": lambda pool, inputs: pytest.raises(TimeoutError, list, pool.map(identity, inputs, timeout=0)),
+    "error": lambda pool, inputs: pytest.raises(AttributeError, list, pool.map(operator.attrgetter("none"), inputs)),
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_inputs_are_released_when_a_map_is_over(pool, how):
+    """At once, not at some garbage collection: with a few large arrays there is none for long."""
+    argument = Holder(1)
+    alive = weakref.ref(argument)
+    gc.disable()
+    try:
+        ENDS[how](pool, [argument] * 50)
+        del argument
+        assert eventually(lambda: alive() is None)
+    finally:
+        gc.enable()
+
+
+def test_a_result_is_released_when_others_of_its_bundle_are_to_come():
+    """Calls travel together; one that takes long does not keep what those before it have returned."""
+    node = HandNode()
+    futures = [minscoop.Future(node, (abs, (i,), {}), None) for i in range(2)]
+    job = minscoop.Bundle(node, list(futures))
+    job.deliver(0, 1, [Holder(1)], {})
+    alive = weakref.ref(futures.pop(0).result())
+    gc.collect()
+    assert alive() is None
+    job.cancel()
+    assert futures[0].cancelled()
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -1888,6 +2198,33 @@ def test_every_item_runs_once_when_slices_are_shortened_at_random(seed):
         thread.join()
     assert set(ran.values()) == {1} and len(ran) == count
     assert {x for x, value in job.got.items() if value == x} == {x for x in range(count) if x % 17 != 3}
+
+
+@pytest.mark.parametrize("what", ["list", "iterator", "closed"])
+def test_inputs_are_released_when_a_map_was_read(pool, what):
+    """At once, and not when the garbage collector comes by; a generator is closed."""
+    arguments, ended = [Holder(i) for i in range(20)], []
+    alive = [weakref.ref(argument) for argument in arguments]
+
+    def generate(arguments):
+        try:
+            yield from arguments
+            yield from itertools.repeat(1)
+        finally:
+            ended.append(True)
+    gc.disable()
+    try:
+        if what == "closed":
+            results = pool.map(type, generate(arguments))
+            assert next(results) is Holder
+            results.close()
+            assert ended
+        else:
+            assert len(list(pool.map(type, iter(arguments) if what == "iterator" else arguments))) == 20
+        del arguments
+        assert eventually(lambda: what == "closed" or not any(reference() for reference in alive))
+    finally:
+        gc.enable()
 
 
 def test_a_slice_grows_at_most_fourfold_when_items_are_fast():
@@ -4180,6 +4517,48 @@ def test_the_program_ends_well_when_a_task_spoils_its_process(script, names):
         assert outcome in ("NoneType", "WorkerLost", "TaskError", "RecursionError"), done
 
 
+def test_what_a_call_had_is_let_go_of_when_it_raises(script):
+    """Without the help of the garbage collector, which may not come for long: it does not know how large things are."""
+    assert output_of("-n", 1, script("""
+        import gc, weakref
+        from minscoop import futures
+        class Thing:
+            def __init__(self): alive.add(self)
+        class Unreadable:
+            def __reduce__(self): return fail, (0,)
+        alive = weakref.WeakSet()
+        def fail(x):
+            thing = Thing()
+            raise ValueError(x)
+        def count(): return len(alive)
+        def ok(x): return x
+        if __name__ == "__main__":
+            futures.submit(gc.disable).result()
+            for call in (lambda: futures.submit(fail, 1).result(), lambda: list(futures.map(fail, range(3))),
+                         lambda: futures.submit(ok, Unreadable()).result(),
+                         lambda: futures.map_reduce(fail, max, range(9))):
+                try: call()
+                except Exception as error: print(type(error).__name__, futures.submit(count).result())
+    """)) == "ValueError 0\nValueError 0\nCannotSend 0\nValueError 0\n"
+
+
+def test_what_the_caller_had_is_let_go_of_when_a_result_raises(pool):
+    """As with ProcessPoolExecutor: between a future and the exception that it raised there is no cycle."""
+    class Thing:
+        """What a weak reference can be to."""
+
+    def use():
+        thing = Thing()
+        with contextlib.suppress(ZeroDivisionError):
+            pool.submit(divmod, 1, 0).result(WAIT)
+        return weakref.ref(thing)
+    gc.disable()
+    try:
+        assert use()() is None
+    finally:
+        gc.enable()
+
+
 # ---------------------------------------------------------------------------------------------------
 # 11  Keeper: what is left, what is open
 
@@ -4401,6 +4780,103 @@ def test_nothing_is_left_when_another_signal_ends_a_program(guard, script, tmp_p
     assert done.returncode == code and "Traceback" not in done.stderr
     assert not eventually_none(lambda: processes_of(os.environ["MINSCOOP_TEST"]), two_seconds())
     assert eventually(lambda: not os.listdir(guard), two_seconds())
+
+
+def test_nothing_is_lost_when_the_terminal_goes_under_nohup(script, tmp_path):
+    """SIGHUP, which then comes to the whole process group, is ignored by all of us as it is by the program."""
+    path = script("""
+        import os, sys, time
+        from minscoop import futures
+        def meet(directory):
+            open(f"{directory}/begun-{os.getpid()}", "w").close()
+            while not os.path.exists(f"{directory}/go"): time.sleep(0.01)
+            return os.getpid()
+        if __name__ == "__main__":
+            print(futures.submit(meet, sys.argv[1]).result())
+    """)
+    process = start("-c", "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+                    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])", MINSCOOP, "-n", 1, path, tmp_path)
+    assert eventually(lambda: list(tmp_path.glob("begun-*")))
+    os.killpg(process.pid, signal.SIGHUP)
+    touch(tmp_path / "go")
+    done = finish(process)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [f"begun-{done.stdout.strip()}"] == [path.name for path in tmp_path.glob("begun-*")]
+
+
+def test_a_death_is_noticed_when_the_program_blocks_signals(script, tmp_path):
+    """As one does that waits for them in a thread: the keeper, and workers, are not to inherit it."""
+    assert python("-c", textwrap.dedent(f"""
+        import os, signal, sys
+        sys.path.insert(0, {str(HERE)!r})
+        import minscoop
+        def die_once(path):
+            if not os.path.exists(path):
+                open(path, "w").close()
+                os._exit(3)
+            return "again"
+        if __name__ == "__main__":
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            with minscoop.Executor(1) as executor:
+                print(executor.submit(die_once, sys.argv[1]).result(20))
+    """), tmp_path / "died").stdout == "again\n"
+
+
+@pytest.mark.parametrize("encoding, seen", [("latin-1", "\xe9 \\u20ac"), ("ascii", "\\xe9 \\u20ac")])
+def test_what_tasks_print_is_seen_when_the_terminal_has_not_all_characters(script, encoding, seen):
+    """It comes to the root as UTF-8, and there what cannot be shown is written as Python writes it to stderr."""
+    path = script("""
+        from minscoop import futures
+        def say(_): print("\xe9 \u20ac")
+        if __name__ == "__main__": futures.submit(say, 1).result()
+    """)
+    path.write_text(path.read_text(), "utf-8")
+    process = start(MINSCOOP, "-n", 1, "--tag-output", path, text=False,
+                    env={**os.environ, "PYTHONIOENCODING": encoding})
+    out, err = process.communicate(b"", WAIT)
+    assert out.decode("latin-1").partition(": ")[2] == f"{seen}\n" and err == b""
+
+
+@linux_only
+def test_the_reason_is_told_when_a_script_cannot_be_imported_whose_path_is_no_text(script, tmp_path):
+    """Bytes that are no UTF-8, as in names that come from elsewhere."""
+    directory = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(directory)
+    path = os.fsdecode(directory + b"/program.py")
+    shutil.copy(script("""
+        from minscoop import futures
+        def use(x): return x
+        if __name__ == "__main__": futures.submit(use, 1).result()
+        else: raise ValueError("not here")
+    """), path)
+    done = launch("-n", 1, path)
+    assert done.returncode == 1 and done.stderr.count("ValueError: not here") == 1 and "cannot import" in done.stderr
+
+
+def test_no_limit_is_met_when_many_workers_print_into_pipes(script):
+    """The keeper has two descriptors for each, more than the soft limit allows, and may take them. Workers may not."""
+    done = finish(subprocess.Popen(
+        ["sh", "-c", "ulimit -S -n 48; exec \"$@\"", "sh", sys.executable, MINSCOOP, "-n", "16", "--tag-output",
+         script("""
+            import resource
+            from minscoop import futures
+            def limit(_): return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            if __name__ == "__main__":
+                print(set(futures.map(limit, range(100))))
+        """)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "{48}\n", "")
+
+
+@linux_only
+def test_a_pool_starts_when_there_is_no_proc(guard):
+    """Nor the list of descriptors in /dev/fd, which leads there."""
+    if os.getuid() or not shutil.which("unshare"):
+        skip_or_fail("mounting needs root and unshare")
+    done = finish(subprocess.Popen(
+        ["unshare", "-m", "sh", "-c", "umount -l /proc || exit 9; exec \"$@\" 2>&1", "sh", sys.executable, MINSCOOP,
+         "-n", "1", "-c", "import minscoop; print(minscoop.submit(abs, -1).result())"], stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True))
+    assert (done.returncode, done.stdout) == (0, "1\n")
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -6940,6 +7416,62 @@ def test_a_map_has_its_line_when_its_input_is_slow_to_copy(monkeypatch):
     thread.join(WAIT)
 
 
+def test_the_program_goes_on_when_its_terminal_is_gone(monkeypatch):
+    """It may be closed; or the program sends descriptor 2 elsewhere for a moment, to silence a library in C."""
+    def no_terminal(*_):
+        raise OSError(25, "Inappropriate ioctl for device")
+    progress = minscoop.Progress(True)
+    progress.drawn = 10
+    monkeypatch.setattr(os, "get_terminal_size", no_terminal)
+    progress.make_room(hidden=False)
+    assert progress.drawn == 0
+
+
+def test_calls_are_counted_by_themselves_when_a_map_was_done_before(monkeypatch):
+    """Else eight long calls after a million short ones were said to be as good as done."""
+    lines, left, node, progress = [], [0], HandNode(), minscoop.Progress(True)
+    progress.draw = lines.append
+    for name, value in dict(progress=progress, LOOK=0.01, PROGRESS_DELAY=0, install_screens=lambda: None,
+                            calls_left=lambda node: left[0]).items():
+        monkeypatch.setattr(minscoop, name, value)
+    minscoop.Mapping(node, minscoop.Recipe(identity), [range(1000)]).deliver(0, 1000, [0] * 1000, {})
+    left[0] = 8
+    assert eventually(lambda: [line for line in lines if line.startswith("minscoop: 0 of 8 (0 %), 0/s")], 5)
+    thread, progress.wanted = progress.thread, False
+    thread.join(WAIT)
+
+
+def test_the_line_goes_at_once_when_the_last_map_is_done():
+    """A moment later Python's own prompt stands there, which says nothing to us; or the shell's."""
+    progress, node, wiped = minscoop.Progress(True), HandNode(), []
+    progress.watch, progress.wipe = lambda node: None, lambda: wiped.append(True)
+    with mock.patch.object(minscoop, "progress", progress):
+        job = minscoop.Mapping(node, minscoop.Recipe(identity), [range(10)])
+        progress.drawn = 10
+        job.deliver(0, 4, [0] * 4, {})
+        assert not wiped
+        job.deliver(4, 6, [0] * 6, {})
+        assert wiped
+
+
+@pytest.mark.parametrize("text, columns, begins, taken", [
+    ("squares", 7, "squares", 7), ("squares", 3, "squ", 3), ("squares", 0, "", 0), ("漢字", 4, "漢字", 4),
+    ("漢字", 3, "漢", 2), ("e\u0301!", 2, "e\u0301!", 2), ("e\u0301!", 1, "e\u0301", 1)])
+def test_the_line_fits_its_terminal_when_characters_are_wide(text, columns, begins, taken):
+    """Else it would go on in the next row, and each be left on the screen."""
+    assert minscoop.fitting(text, columns) == (begins, taken)
+
+
+def test_a_map_is_not_counted_when_it_says_so():
+    """Under the launcher, which counts all others."""
+    progress, node = minscoop.Progress(True), HandNode()
+    progress.watch = lambda node: None
+    with mock.patch.object(minscoop, "progress", progress):
+        minscoop.Mapping(node, minscoop.Recipe(identity), [range(10)], label=False)
+        minscoop.Mapping(node, minscoop.Recipe(identity), [range(3)])
+        assert progress.look({}) == {"": (3, 0, 0)}
+
+
 def test_the_line_is_drawn_when_stderr_has_no_encoding(monkeypatch):
     """As a program's own, which only writes, need not have."""
     drawn = []
@@ -7087,6 +7619,23 @@ def test_a_table_says_where_time_went_when_it_was_asked_for(script, tmp_path, wh
     assert len(files) == workers and sum(calls) == 1000 * bool(workers)
 
 
+def test_a_profile_has_the_time_of_a_call_when_other_threads_wake_meanwhile(capsys):
+    """From Python 3.12 on a profile sees all threads of a process, the deputy's too."""
+    with minscoop.Executor(1, profile=True) as executor:
+        assert executor.submit(slow_sum, 0.5).result() == 3
+    [(calls, _, _, seconds, _)] = [
+        figures for key, figures in executor._node.profile.stats.items() if key[2] == "slow_sum"]
+    assert calls == 1 and seconds >= 0.5
+
+
+def slow_sum(seconds):
+    """In pieces, so that other threads get their turn."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(0.001)
+    return sum(range(3))
+
+
 def test_an_executor_profiles_when_it_is_told_to(capsys):
     with minscoop.Executor(1, profile=True) as executor:
         assert executor.submit(identity, 1).result() == 1
@@ -7150,6 +7699,17 @@ def test_what_a_task_logs_is_on_stderr_when_the_launcher_ran_it(script, options,
     assert f"minscoop: {tag}5, <class 'object'>\n" in said and f"minscoop: {tag}wrong\nTraceback" in said
     assert "minscoop: here\n" in said
     assert ("not to be seen" in said) == bool(options)
+
+
+def test_calls_that_are_done_stay_counted_while_a_map_goes_on():
+    """The line does not go back; what comes when all is done is counted anew."""
+    shown, node = minscoop.Progress(), minscoop.Inline()
+    shown.nodes[node], shown.tallies["fast"], node.calls = 0, [60, 1, 0], 17
+    assert shown.look({node: 3}) == {"fast": (60, 1, 0), "": (20, 17, 0)}
+    node.calls = 20
+    assert shown.look({node: 0}) == {"fast": (60, 1, 0), "": (20, 20, 0)}
+    shown.tallies["fast"][1] = 60
+    assert shown.look({node: 0}) == {} and shown.nodes[node] == 20
 
 
 def test_workers_that_are_to_come_are_not_said_to_be_at_work_when_their_host_is_not_there():
@@ -7226,6 +7786,18 @@ def test_it_is_said_what_is_waited_for_when_the_prompt_ends(guard, tmp_path, wor
     assert terminal.end() == 0 and terminal.seen.count(b"waiting for") == (not quiet)
 
 
+def test_it_is_said_that_it_is_waited_for_when_inputs_are_still_to_come(tmp_path):
+    """Of a map that nobody reads, also when all that was pulled ahead is done."""
+    terminal = Terminal("-n", 1, "-i", "-c", "import itertools, time", TERM="dumb", HOME=str(tmp_path))
+    terminal.await_text(">>> ")
+    terminal.type("results = futures.map(time.sleep, itertools.repeat(0.01)); time.sleep(1); print('map' + 'ped')\n")
+    terminal.await_text("mapped\r\n>>> ")
+    terminal.type("\4")
+    terminal.await_text(" or more; Ctrl-C ends at once")
+    terminal.process.send_signal(signal.SIGINT)
+    assert terminal.end() == -signal.SIGINT
+
+
 @pytest.mark.parametrize("end", ["", "1 / 0", "sys.exit(5)"])
 def test_a_prompt_follows_when_the_program_ran_with_i(script, end):
     """Also after an exception; what the program has can be used, and made anew, with its pool."""
@@ -7265,6 +7837,8 @@ run("factor = 3")
 run("print([point.x for point in executor.map(work, range(3))])")
 run("class Point(Point):\\n    def twice(self): return super().twice()")
 run("print(executor.submit(work, 4).result().x)")
+run("Point.twice = lambda self: Point(5)")
+run("print(executor.submit(work, 4).result().x)")
 run("executor.shutdown()")
 """
 
@@ -7272,7 +7846,68 @@ run("executor.shutdown()")
 def test_cells_of_a_notebook_work_when_they_use_an_executor(script):
     """A main module without a file, which grows: all of it goes by value, as it is then."""
     done = python(script(NOTEBOOK), env={**os.environ, "PYTHONPATH": str(HERE)})
-    assert (done.returncode, done.stderr, done.stdout) == (0, "", "8 True\n[0, 3, 6]\n12\n")
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "8 True\n[0, 3, 6]\n12\n5\n")
+
+
+OTHER = """
+import minscoop
+def f(x): return 3 * x
+if __name__ == "__main__":
+    with minscoop.Executor(1) as executor: print(list(executor.map(f, [1])))
+"""
+RUNS_OTHER = """
+import runpy
+import minscoop
+class Thing: pass
+def make(_): return Thing()
+if __name__ == "__main__":
+    with minscoop.Executor(1) as executor:
+        runpy.run_path("other.py", run_name="__main__")
+        print(type(executor.submit(make, 1).result()) is Thing)
+"""
+THEN_OTHER = 'import runpy; runpy.run_path("other.py", run_name="__main__"); run("factor = 3")'
+
+
+@pytest.mark.parametrize("text, says", [
+    (RUNS_OTHER, "[3]\nTrue\n"),
+    (NOTEBOOK.replace('run("factor = 3")', THEN_OTHER), "8 True\n[3]\n[0, 3, 6]\n12\n5\n")],
+    ids=["script", "notebook"])
+def test_a_pool_goes_on_when_another_script_ran_as_main_and_had_one_too(script, tmp_path, text, says):
+    """As by %run of IPython."""
+    script(OTHER, "other.py")
+    done = python(script(text), env={**os.environ, "PYTHONPATH": str(HERE)}, cwd=tmp_path)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", says)
+
+
+
+
+@pytest.mark.skipif(sys.version_info < (3, 9), reason="until 3.8 they do not tell their parameters")
+def test_a_function_with_a_cache_goes_by_value_and_keeps_it_when_it_comes_again():
+    """Of functools.lru_cache, at a prompt, as a method, and made at run time."""
+    done = launch("-n", 1, stdin="""import functools
+from minscoop import futures
+@functools.lru_cache(None)
+def fib(n): return n if n < 2 else fib(n - 1) + fib(n - 2)
+class Half:
+    @functools.lru_cache(maxsize=3)
+    def of(self, x): return x / 2
+def times(k): return functools.lru_cache(lambda x: k * x)
+def misses(n): return fib(n), fib.cache_info().misses
+print(list(futures.map(fib, [30])), futures.submit(misses, 30).result(), futures.submit(misses, 31).result())
+print(futures.submit(Half().of, 3).result(), futures.submit(times(3), 5).result(), futures.submit(times, 2).result()(8))
+print(futures.submit(lambda: fib).result() is fib)
+""")
+    assert (done.returncode, done.stdout) == (0, "[832040] (832040, 31) (1346269, 32)\n1.5 15 16\nTrue\n"), done
+
+
+
+
+def test_it_is_said_what_to_use_when_a_task_brings_the_executor(pool):
+    """In the closure of a function, for instance."""
+    with pytest.raises(CannotSend, match="closure: an Executor .*use minscoop.map"):
+        pool.submit(lambda: list(pool.map(identity, [1]))).result()
+
+
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -7601,7 +8236,27 @@ def test_the_report_is_written_when_the_program_ends_badly(script, tmp_path):
     commands = [("-n", 2, "--report", tmp_path / f"run{i}.html", path, end) for i, end in enumerate(ends)]
     for i, done in enumerate(launch_together(commands)):
         assert done.returncode != 0, done
-        assert data_of(tmp_path / f"run{i}.html")["tasks"] >= 30, done
+        data = data_of(tmp_path / f"run{i}.html")
+        assert data["tasks"] >= 30, done
+        assert ("interrupted" in data["verdict"]) == (done.returncode in (-signal.SIGINT, 128 + signal.SIGTERM)), done
+
+
+def test_a_worker_is_in_the_report_when_its_first_task_never_ends(script, tmp_path):
+    """After Ctrl-C one wants to see that it was there, and that a bar is one slice."""
+    done = launch("-n", 1, "--report", tmp_path / "run.html", script("""
+        import os, signal, time
+        from minscoop import futures
+        def nap(path):
+            open(path, "w").close()
+            time.sleep(1000)
+        if __name__ == "__main__":
+            futures.submit(nap, __file__ + ".flag")
+            while not os.path.exists(__file__ + ".flag"): time.sleep(0.05)
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGINT); time.sleep(40)
+    """))
+    data = data_of(tmp_path / "run.html")
+    assert done.returncode and [*data["workers"]] == ["0.1"] and data["tasks"] == data["runs"] == 0, done
 
 
 @pytest.mark.parametrize("name", ["missing/run.html", "", "file/run.html"])
@@ -7620,13 +8275,14 @@ def test_nothing_is_recorded_when_nobody_asks(pool):
     assert pool.submit(eval, "type(__import__('minscoop').this_worker).__name__").result(WAIT) == "Worker"
 
 
-def run_of(first, last, busy, workers=4, calls=1000, moved=0, seconds=None, cpu=0.1, ends=(), came=(), failure=None):
+def run_of(first, last, busy, workers=4, calls=1000, moved=0, seconds=None, cpu=0.1, ends=(), came=(), failure=None,
+           gone=()):
     """What is known of a run in which each worker was busy for so long."""
-    came = [*came, *[0] * workers]
-    records = {f"0.{i}": dict(first=first, last=end, code=busy, life=last, came=came[i])
+    came, gone = [*came, *[0] * workers], [*gone, *[math.inf] * workers]
+    records = {f"0.{i}": dict(first=first, last=end, code=busy, life=last, came=came[i], gone=gone[i])
                for i, end in enumerate([*ends, *[last] * workers][:workers])}
     return dict(records=records, seconds=seconds or last + 0.1, tasks=calls, runs=calls, moved=moved, cpu=cpu,
-                inline=False, failure=failure)
+                inline=False, failure=failure, interrupted=False)
 
 
 @pytest.mark.parametrize("text, run", [
@@ -7635,8 +8291,10 @@ def run_of(first, last, busy, workers=4, calls=1000, moved=0, seconds=None, cpu=
     ("the network", run_of(0, 10, 2, calls=10 ** 4, moved=10 ** 9)),
     ("the network", run_of(0, 10, 2, calls=100, moved=10 ** 9)),
     ("imbalance", run_of(0, 10, 4, ends=[10, 4, 4, 4])),
+    ("nothing", run_of(0, 10, 4.9, ends=[5, 5], came=[0, 0, 5, 5], gone=[5, 5])),
     ("the root", run_of(0, 10, 4, cpu=0.9)),
     ("the root", run_of(90, 99, 9, seconds=100)),
+    ("the root", run_of(0, 6, 6, seconds=10)),
     ("the start", run_of(6, 9, 2.9, seconds=10, came=[6, 6, 6, 7])),
     ("nothing", run_of(2, 4, 1.9, seconds=4.1, came=[1.9] * 4)),
     ("nothing", run_of(0, 10, 4.9, came=[5] * 4))])
@@ -7672,9 +8330,12 @@ def test_a_browser_draws_the_page_when_it_is_opened(script, tmp_path):
         out.zoomed = (t1 - t0) / end
         out.inks = inks.size
         canvas.ondblclick()
-        out.all = String(t0 === 0 && t1 === end && y1 === rows)""")
+        out.all = String(t0 === 0 && t1 === end && y1 === rows)
+        show(end - 100, end, 0, rows)
+        out.ticks = new Set([0, 20, 40, 60].map(t => moment(t0 + t))).size""")
     found = dict(re.findall(r'data-(\w+)="([^"]*)"', seen))
     assert int(found["drawn"]) > 40 and int(found["inks"]) > 20 and found["all"] == "true"
+    assert found["ticks"] == "4"  # in a picture of 0.1 ms
     assert "leaf" in found["tip"] and "in its own code" in found["tip"] and 0 < float(found["zoomed"]) < 0.6
     assert all(f"<h2>{title}</h2>" in seen for title in ("Timeline", "Functions", "Slowest calls", "Lost workers"))
     assert "&lt;/script&gt;" in seen
@@ -8001,6 +8662,21 @@ def test_a_program_is_not_replaced_when_it_is_named_by_mistake(script):
         assert "print(1)" in file.read()
 
 
+@pytest.mark.parametrize("tool", ["cProfile", "profile"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_program_runs_when_a_profiler_runs_minscoop(script, tool, workers):
+    """It runs its programs in a namespace that is no module's."""
+    program = script("""
+        import scoop
+        from minscoop import futures
+        def double(x): return 2 * x
+        if __name__ == "__main__":
+            print(list(futures.map(double, range(3))), scoop.IS_RUNNING)
+    """)
+    done = python("-m", tool, MINSCOOP, "-n", workers, program)
+    assert done.returncode == 0 and done.stdout.startswith("[0, 2, 4] True\n") and done.stderr == ""
+
+
 def test_other_processes_of_a_program_end_as_usual_when_they_are_terminated(script):
     """Those that it forks itself do not have our handler of SIGTERM, which Pool sends at its end."""
     done = launch("-n", 1, script("""
@@ -8013,6 +8689,22 @@ def test_other_processes_of_a_program_end_as_usual_when_they_are_terminated(scri
     assert (done.stdout, done.stderr) == ("[1]\n" * 5, "")
 
 
+def test_a_child_of_the_program_ends_when_it_is_terminated_before_it_has_begun(script):
+    """The signal is not taken by the handler of its parent, which it is just about to forget."""
+    assert output_of("-n", 1, script("""
+        import os, signal, time
+        if __name__ == "__main__":
+            for _ in range(20):
+                pid = os.fork()
+                if not pid:
+                    time.sleep(20)
+                    os._exit(9)
+                os.kill(pid, signal.SIGTERM)
+                assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGTERM
+            print(signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+    """)) == "False\n"
+
+
 def test_a_breakpoint_in_a_worker_says_what_to_do_when_it_is_met(script):
     """A worker has no terminal."""
     assert "-n 0" in output_of("-n", 1, script("""
@@ -8021,6 +8713,18 @@ def test_a_breakpoint_in_a_worker_says_what_to_do_when_it_is_met(script):
         if __name__ == "__main__":
             print(futures.submit(stop).exception())
     """))
+
+
+@pytest.mark.parametrize("wrong", [
+    dict(nice="low"), dict(rsh=""), dict(rsh=["ssh"]), dict(path=1), dict(listen="/no/x"),
+    dict(python=b"python3")], ids=str)
+def test_an_argument_is_refused_by_its_name_when_it_cannot_be_one(wrong):
+    """Before any process is started; what is a path may be a Path."""
+    [name] = wrong
+    with pytest.raises((TypeError, ValueError), match="the remote command|cannot write /no/x|" + name):
+        minscoop.Executor(1, **wrong)
+    with minscoop.Executor(1, path=pathlib.Path("/")) as executor:
+        assert executor.submit(abs, -1).result(WAIT) == 1
 
 
 @pytest.mark.parametrize("option", ["--listen", "--report", "--trace"])
@@ -9043,7 +9747,7 @@ class Scheduler:
             if process.node and process.ended is None:
                 node = process.node
                 yield (f"  {process.name.decode()}: away {list(node.away)}, guests {list(node.guests)}, queue "
-                       f"{list(node.queue)}, wanted {node.wanted}, rich {node.rich}, sources {node.sources}")
+                       f"{len(node.queue)}, wanted {node.wanted}, rich {node.rich}, sources {node.sources}")
         for host in [host for host in self.hosts.values() if host.returncode is None]:
             broker = host.broker.broker
             yield f"  broker {host.number.decode()}: placed {broker.placed}, stopping {broker.stopping}, " + ", ".join(
@@ -9197,6 +9901,16 @@ def sleep(seconds):
 # Simulation: processes, sockets, hosts
 
 
+class OwnLock:
+    """A lock of the module, which each process has for itself: nobody waits for one that has died with it."""
+
+    def __enter__(self):
+        SIM.current.process.lock.acquire()
+
+    def __exit__(self, *_):
+        SIM.current.process.lock.release()
+
+
 class Process:
     """A virtual process. Its end reaches each of its threads at the next scheduling point."""
 
@@ -9204,6 +9918,7 @@ class Process:
         self.name, self.host, self.pid, self.ended, self.frozen = name, host, next(SIM.numbers), None, 0.0
         self.node = self.socket = self.marker = self.connection = None
         self.known = None  # when its death was
+        self.lock = RLock()
         self.slowness, self.garbage, self.recipes, self.tasks, self.sent = SIM.rng.choice((1, 1, 3)), False, {}, {}, []
         SIM.processes.append(self)
 
@@ -10109,6 +10824,7 @@ def virtual_world():
     kept, nothing = [], lambda *_, **__: None
     threading = types.SimpleNamespace(
         Thread=Thread, Lock=Lock, RLock=RLock, Condition=RLock, Event=Event, get_ident=lambda: SIM.current.ident,
+        TIMEOUT_MAX=1e9,
         current_thread=lambda: SIM.current, main_thread=lambda: SIM.current.process.main)
     clock = types.SimpleNamespace(monotonic=lambda: SIM.now, perf_counter=lambda: SIM.now, sleep=sleep)
     logger = types.SimpleNamespace(debug=nothing, info=nothing, warning=nothing, exception=complain)
@@ -10121,7 +10837,7 @@ def virtual_world():
             os=types.SimpleNamespace(pipe=lambda: (Event(),) * 2, read=read_pipe, write=write_pipe, close=nothing,
                                      _exit=leave, set_blocking=nothing, path=os.path,
                                      getpid=lambda: SIM.current.process.pid),
-            birth=RLock(), import_zmq=nothing, keep_spare=nothing,
+            birth=OwnLock(), import_zmq=nothing, keep_spare=nothing,
             traceback=types.SimpleNamespace(**{**vars(traceback), "print_exc": nothing}),  # of Killed
             make_socket_directory=lambda: "/nowhere", make_memory_directory=lambda: None,
             id=lambda thing: kept.append(thing) or id(thing),  # so that none is given twice
