@@ -165,6 +165,8 @@ OUTPUT_AHEAD = 1 << 20  # bytes that a host's workers print ahead of the root's 
 HEARTBEAT = 3.0      # s between signs of life of two brokers. Smaller: messages for nothing; larger: see SILENCE
 SILENCE = 12.0       # s without any sign after which a host is lost. Smaller: a busy network loses hosts; larger:
                      # its tasks start again that much later
+PIECE = 1 << 17      # bytes of a message that travel as one between hosts, and are a sign of life when they are there.
+                     # Smaller: more messages; larger: a link that needs SILENCE for them (11 KB/s) loses its host
 PATIENCE = 0.3       # s that who said it has more may take to give it. Smaller: others are asked in vain; larger:
                      # they are idle while it computes without releasing the interpreter's lock
 TCP_PATIENCE = 1.0   # s in which a TCP address of the root has to answer, or the remote command carries the data
@@ -290,6 +292,7 @@ class RemoteTraceback(Exception):
 #   HOST     keeper → root       facts                      a host is there, or why it is not (JSON)
 #   SIZE     broker → node       workers                    of the whole pool, whenever that changes
 #   PROBE    broker → broker     anything                   a sign of life; echoed by the upper one: how fast is it
+#   PIECE    broker → broker                                another: some of a message has come, see below
 #   FETCH    worker → root       path                       wanted: a source file, or the names in a directory/
 #   FILE     root → worker       path body                  here it is, or nothing; kept by brokers on the way
 #   OUTPUT   broker → root       worker stream text         lines that a worker has printed; from the keeper: its stacks
@@ -301,7 +304,8 @@ class RemoteTraceback(Exception):
 #   COUNT    both ways           idle                       the root asks how many workers would take work; so many
 #
 # Below these: an empty message tells a node that it has connected, and a broker that a node has done so anew, so that
-# messages may be lost; BUNDLE is several messages at once; with PRINTS the keeper hands the broker the ends of pipes.
+# messages may be lost; BUNDLE is several messages at once; between hosts, what is large comes in several PIECEs, which
+# have more fields than what the broker hears of them; with PRINTS the keeper hands the broker the ends of pipes.
 #
 # Brokers form a tree: the root's one at the top, one per further host below. To each, the other is a node
 # that wants work and has some; what is for a node elsewhere goes by the host in its name.
@@ -320,7 +324,8 @@ class RemoteTraceback(Exception):
 FIELDS = dict(
     {"": ""}, HELLO="*b", HUNGRY="n*n", DRY="", IDLE="n", TASK="issnnsb*b", SPLIT="inni", SINGLY="i",
     RESULT="innsb*b", MANY="sbbb", CANCEL="i", LOST="innnb", CONST="bbb*b", FAILED="b", DIED="ssnnnnb", WHO="n",
-    HELD="ni*n", TOLD="n", RECORD="sb", STOP="", BYE="", HOST="b", SIZE="n", PROBE="*b", FETCH="s", FILE="s*b",
+    HELD="ni*n", TOLD="n", RECORD="sb", STOP="", BYE="", HOST="b", SIZE="n", PROBE="*b", PIECE="",
+    FETCH="s", FILE="s*b",
     OUTPUT="ssb", SHOWN="sn", LOG="b", PROFILE="sb", STACKS="", COUNT="n")
 PATTERNS = {"n": rb"\0[0-9]{1,19}", "i": rb"\0[\w.]{1,255}:[0-9]{1,19}/[0-9]{1,19}", "s": rb"\0[^\0]{0,4096}",
             "b": b"", "": b""}
@@ -399,6 +404,58 @@ def unbundled(frames):
         return [part[0].split(b"\0") + part[1:] for part in parts]
     except (AttributeError, IndexError, ValueError):
         return [frames]  # it is nonsense, as will be seen
+
+
+# A slow link is busy with a large message for longer than SILENCE, and whatever says that its sender lives waits behind
+# that. So it travels in pieces, one right after the other: PIECE, the message's number, how much of it came before, and
+# a number of frames: the first has the sizes of the message's own, and is empty but in the first piece.
+
+
+def in_pieces(frames):
+    """The messages by which one travels to another host: itself, or its pieces."""
+    sizes = list(map_builtin(len, frames))
+    if sum(sizes) <= PIECE:
+        return [frames]
+    number, place, pieces = time.monotonic_ns(), 0, []  # unlike all before, also those of a broker that has died
+    for view in map_builtin(memoryview, frames):
+        while view:
+            if place % PIECE == 0:
+                told = b"" if pieces else b" ".join(b"%d" % size for size in sizes)
+                pieces.append([b"PIECE\0%d\0%d" % (number, place), told])
+            part = view[:PIECE - place % PIECE]
+            pieces[-1].append(part)
+            place, view = place + len(part), view[len(part):]
+    return pieces
+
+
+class Pieces:
+    """What has come of a message in pieces. Those that follow may be lost, with a connection: then, so is all of it."""
+
+    def __init__(self):
+        self.number, self.place, self.sizes, self.whole = None, 0, (), b""
+
+    def add(self, frames):
+        """Take what came: a piece, or another message. Returns the message that is complete now, else None. Raises an
+        error for what does not follow."""
+        head = frames[0].split(b"\0") if isinstance(frames[0], bytes) else ()
+        if head[:1] != [b"PIECE"]:
+            self.__init__()
+            return frames
+        number, place, sizes = head[1], int(head[2]), [int(size) for size in bytes(frames[1]).split()]
+        if sizes:
+            self.number, self.place, self.sizes, self.whole = number, 0, sizes, memoryview(bytearray(sum(sizes)))
+        if (number, place) != (self.number, self.place):
+            self.__init__()
+            raise ValueError("pieces before this one were lost")
+        for part in frames[2:]:
+            view = memoryview(part).cast("B")  # those of zmq.Frame have no format, by which Python crashes
+            self.whole[self.place:self.place + len(view)] = view
+            self.place += len(view)
+        if self.place < len(self.whole):
+            return None
+        views = [self.whole[end - size:end] for size, end in zip(self.sizes, itertools.accumulate(self.sizes))]
+        self.__init__()
+        return [bytes(view) if len(view) < OUT_OF_BAND else view for view in views]
 
 
 def connect(context, address, name, keys=None, events=0):
@@ -2034,8 +2091,8 @@ MAY_SAY = {role: frozenset(names.encode().split()) for role, names in {
     b"worker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT FAILED FETCH RECORD BYE "
                "LOG PROFILE",
     b"broker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT MANY FAILED FETCH RECORD BYE "
-               "LOST DIED OUTPUT WHO PROBE LOG PROFILE",
-    b"above": "TASK CANCEL CONST HELD TOLD HUNGRY SPLIT SINGLY RESULT MANY LOST WHO SIZE STOP BYE PROBE FILE "
+               "LOST DIED OUTPUT WHO PROBE PIECE LOG PROFILE",
+    b"above": "TASK CANCEL CONST HELD TOLD HUNGRY SPLIT SINGLY RESULT MANY LOST WHO SIZE STOP BYE PROBE PIECE FILE "
               "SHOWN STACKS"}.items()}
 OF_TASKS = frozenset((b"SPLIT", b"SINGLY", b"RESULT", b"LOST", b"CANCEL"))  # said by its holder or owner
 OF_WISHES = frozenset(b"HELLO HUNGRY DRY TASK HELD TOLD WHO BYE DIED".split())  # change who wants work, or has some
@@ -2084,6 +2141,7 @@ class Broker:
                        for name, (task_id, lo, hi) in heirs.items()}
         self.presumed = {}                      # the same, of those that did not answer in time
         self.since = 0.0                        # when the census began
+        self.over = False                       # it has ended above, which did not wait for us
         self.counted = bool(heirs)              # there was or will be one: maybe some tasks are not placed
         self.printing = 0                       # characters of OUTPUT from here that are not yet SHOWN
         self.stopping = False
@@ -2377,6 +2435,9 @@ class Broker:
             known = sender in self.links or self.counted or b"?" in sender  # as the name of a trial has
             self.out.append((sender, [b"BYE"] if sender in self.dead or not known else [b"PROBE", *body]))
 
+    def on_PIECE(self, sender):
+        """Another broker lives, and is just sending us something large."""
+
     # -- the census: what is still held, after messages were lost
     #
     # Messages are lost when a broker dies, or a connection. Whoever connects for a second time says so, by an empty
@@ -2407,7 +2468,7 @@ class Broker:
             self.send(UP, b"WHO", self.round or b"0")  # the one that we take part in: another is wanted
             return
         number = number or b"%d" % (self.now * 1e6)  # unlike all before, also those of a broker that has died
-        self.round, self.since, self.counted = number, self.now, True
+        self.round, self.since, self.counted, self.over = number, self.now, True, False
         self.fetching.clear()  # what was asked for may be lost with a broker above: who waits will ask again
         self.printing = 0      # and so may what was printed, or the news that it was shown
         self.silent, self.presumed = {**self.presumed, **self.silent}, {}
@@ -2456,12 +2517,15 @@ class Broker:
     def on_TOLD(self, sender, number):
         """A node has said all; or everybody has, and the owners draw their conclusions."""
         if sender == UP:
-            if number == self.round:  # else that began before we took over, and our own nodes are still to be heard
+            self.over = number == self.round  # else that began before we took over
+            if self.over and not self.silent:  # else our own are still to be heard: the question was long under way
                 self.finish_census(number)
         elif sender in self.presumed:
             self.recount(sender)
         elif number == self.round:  # else it has not had the latest question yet
             self.hear_out(sender)
+        elif self.round is None and not self.below and b"." not in sender:  # that ended before this host said HELLO
+            self.send(sender, b"TOLD", number)
 
     def recount(self, name):
         """Begin another census if we only presumed what this node holds."""
@@ -2489,7 +2553,7 @@ class Broker:
             return
         if self.below:
             self.send(UP, b"TOLD", self.round)
-        else:
+        if self.over or not self.below:
             self.finish_census(self.round)
 
     def finish_census(self, number):
@@ -2798,6 +2862,7 @@ class Switchboard:
         self.broker.discard = discard
         self.sources = {}    # socket or file descriptor -> what reads it
         self.routes = {}     # name -> the socket by which its latest message came
+        self.pieces = collections.defaultdict(Pieces)  # name of another broker -> what has come of its latest message
         self.cut = None      # since when the TCP connection up is gone, if it is all we have
         self.prints = collections.defaultdict(dict)  # worker -> file descriptor -> (stream, beginning of a line)
         self.paused = set()  # those of them that are not read, for the root is slow
@@ -2851,6 +2916,7 @@ class Switchboard:
             if pause and time.monotonic() - ticked >= (PATIENCE if broker.waiting else HEARTBEAT):
                 ticked = time.monotonic()
                 self.said += broker.tick(ticked)
+                self.forget_pieces()
             self.deliver()
         for worker in self.prints:
             self.read_all(worker)
@@ -2881,11 +2947,30 @@ class Switchboard:
         if sender == UP or router is not self.local and b"." in sender:  # by TCP come brokers only
             self.broker.dropped += 1
             return
-        messages = unbundled(frames)
+        messages = unbundled(frames) if b"." in sender else self.gather(sender, frames)
         self.routes[sender] = router
         if sender in self.prints and any(b"RESULT" in frames[:1] for frames in messages):
             self.read_all(sender)  # what a task printed is shown before its result
         self.handle(sender, *messages)
+
+    def gather(self, sender, frames):
+        """The messages of another broker that came as one; PIECE, if more is to come. One that we do not know, or not
+        yet, is answered at once, since it waits for that, and its own questions come behind; nothing is kept."""
+        if sender not in self.broker.links:
+            messages = unbundled(frames)
+            return [[b"PROBE"]] if messages[0][:1] == [b"PIECE"] else messages
+        try:
+            whole = self.pieces[sender].add(frames)
+            return [[b"PIECE"]] if whole is None else unbundled(whole)
+        except Exception as error:
+            self.broker.dropped += 1
+            logger.debug("broker: dropped a piece from %r: %r", sender, error)
+            return []
+
+    def forget_pieces(self):
+        """What came of messages of those that are gone."""
+        for name in self.pieces.keys() - self.broker.links.keys():
+            del self.pieces[name]
 
     def handle(self, sender, *messages):
         """Let the broker handle messages."""
@@ -2906,9 +2991,11 @@ class Switchboard:
                 if name == KEEPER:
                     os.kill(self.keeper, signal.SIGUSR1)  # STACKS: what it may be told
                 elif name == UP:
-                    transmit(self.up, frames, NOBLOCK)
+                    for piece in in_pieces(frames):
+                        transmit(self.up, piece, NOBLOCK)
                 else:
-                    transmit(self.routes.get(name, self.local), [name, *frames], NOBLOCK)
+                    for piece in in_pieces(frames) if b"." not in name else [frames]:
+                        transmit(self.routes.get(name, self.local), [name, *piece], NOBLOCK)
 
     def take_notice(self, _):
         """A notice of the keeper: JSON; with it come the ends of pipes into which a new worker prints."""
@@ -3026,7 +3113,7 @@ class Switchboard:
         if frames == [b""]:
             self.said.append((UP, frames))
         else:
-            self.handle(UP, *unbundled(frames))
+            self.handle(UP, *self.gather(UP, frames))
 
     def notice_cut(self, monitor):
         """Without a remote command, the end of the TCP connection is the sign that the root is gone."""
@@ -3059,7 +3146,7 @@ class Switchboard:
                     return time.perf_counter() - start
             raise PoolError("the root's broker has stopped answering")
         round_trip = min(echo(b"") for _ in range(5))
-        for size in (1 << 20, 1 << 23, 1 << 26):
+        for size in (1 << 16, 1 << 20, 1 << 23, 1 << 26):
             seconds = echo(os.urandom(size))
             if seconds > 0.2:
                 break

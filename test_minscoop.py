@@ -2995,6 +2995,76 @@ def test_a_broker_ends_when_the_one_above_is_silent():
     assert not broker.finished
 
 
+def test_a_host_is_not_lost_when_a_large_message_comes_slowly():
+    """Neither by the broker above nor by the one below: PIECE is sign enough. Of a stranger it is nothing."""
+    tree = Tree()
+    for now in range(0, 100, int(minscoop.HEARTBEAT)):
+        assert tree.tick(now, b"0", b"1", b"2") == []
+        tree.now = now
+        assert tree("1 PIECE") == [] and tree.handle(b"2", minscoop.UP, [b"PIECE"]) == []
+    top, below, dropped = tree.brokers[b"0"], minscoop.Broker(b"3", 2, below=True), tree.brokers[b"0"].dropped
+    for now in range(0, 100, int(minscoop.HEARTBEAT)):
+        assert below.tick(now) and below.handle(minscoop.UP, [b"PIECE"], now) == [] and not below.finished
+        top.tick(100 + now)
+        for name in b"1", b"9":
+            assert top.handle(name, [b"PIECE"], 100 + now) == []
+    assert b"1" in top.links and not {b"2", b"9"}.intersection(top.links) and top.dropped > dropped
+
+
+SIZES = [[0], [1], [5], [100], [101], [3, 0, 97], [3, 0, 98], [0, 250, 0], [40] * 9, [1000, 1, 1000], [0, 0, 101, 0]]
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_a_message_is_whole_again_when_it_came_in_pieces(monkeypatch, sizes):
+    """None is larger than PIECE; small messages are one, and as they were."""
+    zmq = pytest.importorskip("zmq")
+    monkeypatch.setattr(minscoop, "PIECE", 100)
+    monkeypatch.setattr(minscoop, "OUT_OF_BAND", 60)
+    message, pieces = [os.urandom(size) for size in sizes], minscoop.Pieces()
+    for wrap in bytes, bytearray, memoryview, zmq.Frame:
+        sent = minscoop.in_pieces([message[0], *map(wrap, message[1:])])
+        assert len(sent) == max(1, -(-sum(sizes) // 100)) and (len(sent) > 1 or list(map(bytes, sent[0])) == message)
+        assert all(sum(map(len, piece[2:])) <= 100 for piece in sent if len(sent) > 1)
+        *early, whole = [pieces.add([bytes(piece[0]), *map(zmq.Frame, piece[1:])]) for piece in sent]
+        assert early == [None] * len(early) and list(map(bytes, whole)) == message
+        assert len(sent) == 1 or all(isinstance(frame, bytes) == (len(frame) < 60) for frame in whole)
+
+
+def test_a_host_is_answered_when_we_take_over_amid_its_large_message():
+    """Else it would hear nothing until it can say who it is. What came of that message is lost; the next is whole."""
+    board = types.SimpleNamespace(broker=minscoop.Broker(), pieces=collections.defaultdict(minscoop.Pieces))
+    gather = functools.partial(minscoop.Switchboard.gather, board, b"1")
+    first, last = ([bytes(frame) for frame in piece] for piece in minscoop.in_pieces([b"PROBE", bytes(minscoop.PIECE)]))
+    assert gather(first) == [[b"PROBE"]] and not board.pieces and gather([b"HELLO"]) == [[b"HELLO"]]
+    board.broker.handle(b"1", [b"HELLO", host_facts("1")], 0)
+    assert gather(last) == [] and board.broker.dropped == 1
+    assert gather(first) == [[b"PIECE"]] and len(gather(last)[0][1]) == minscoop.PIECE
+    assert gather(first) == [[b"PIECE"]] and gather([b"DRY"]) == [[b"DRY"]] and gather(last) == []
+    board.broker.handle(b"", [b"DIED", b"1", b"", b"0", b"0", b"0", b"0", b"gone"], 1)
+    minscoop.Switchboard.forget_pieces(board)
+    assert not board.pieces
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_message_is_made_of_the_pieces_of_two_when_some_are_lost(monkeypatch, seed):
+    """A connection may break at any time, in several messages: those of which all came arrive, others do not."""
+    monkeypatch.setattr(minscoop, "PIECE", 10)
+    chance, pieces, got, due = random.Random(seed), minscoop.Pieces(), [], []
+    for _ in range(200):
+        message = [bytes([chance.randrange(256)]) * chance.choice((1, 9, 25)) for _ in range(chance.randrange(1, 4))]
+        sent = minscoop.in_pieces(message)
+        lost = chance.choice(([], [], range(chance.randrange(9)), range(chance.randrange(9), 9)))
+        due += [message] * (not set(lost) & set(range(len(sent))))
+        for i, piece in enumerate(sent):
+            if i not in lost:
+                with contextlib.suppress(ValueError):
+                    got.append(pieces.add([bytes(frame) for frame in piece]))
+    assert [message for message in got if message] == due
+    for head, sizes in [(b"PIECE", b""), (b"PIECE 1 x", b"9"), (b"PIECE 1 0", b"-1"), (b"PIECE 1 0", b"9" * 30)]:
+        with pytest.raises(Exception):
+            pieces.add([head.replace(b" ", b"\0"), sizes])
+
+
 def test_every_census_ends_when_one_node_stays_silent():
     """It may compute for an hour without releasing the interpreter's lock: others do not wait for it twice as long."""
     broker = minscoop.Broker(size=2)
@@ -3022,6 +3092,45 @@ def test_a_census_ends_for_a_host_when_it_was_asked_before_it_said_hello():
     broker.handle(b"0.root", [b"TOLD", number], 1)
     broker.handle(b"1", [b"HELLO", host_facts("1")], 2)
     assert (b"1", [b"TOLD", number]) in broker.handle(b"1", [b"TOLD", number], 3) and broker.round is None
+
+
+def test_a_census_ends_for_all_when_the_question_was_long_under_way():
+    """A host was presumed to hold what it had. Question and end come to it together: its own census ends when its
+    workers have been heard, and it says TOLD; so there is another."""
+    tree = Tree(1)
+    task_id = tree.give("0.root", "1.1", hi=1)
+    top, below = tree.brokers[b"0"], tree.brokers[b"1"]
+    below.facts = host_facts("1")
+    late = top.handle(b"0.1", [b""], 100)
+    for name in b"0.root", b"0.1":
+        late += top.handle(name, [b"TOLD", top.round], 100)
+    late += top.handle(b"1", [b"PROBE"], 105) + top.tick(101 + 2 * minscoop.CENSUS_PATIENCE)
+    assert top.round is None and task_id.encode() in top.placed
+    number, = {frames[1] for name, frames in late if name == b"1" and frames[0] == b"TOLD"}
+    for name, frames in late:
+        if name == b"1":
+            out = below.handle(minscoop.UP, frames, 200)
+    assert below.round == number and (b"1.1", [b"TOLD", number]) not in out
+    below.handle(b"1.1", [b"TOLD", number], 200)
+    out = below.handle(b"1.2", [b"TOLD", number], 200)
+    assert (minscoop.UP, [b"TOLD", number]) in out and (b"1.1", [b"TOLD", number]) in out and below.round is None
+    out = top.handle(b"1", [b"TOLD", number], 200)
+    assert top.round not in (None, number) and (b"1", [b"WHO", top.round]) in out
+
+
+def test_a_census_ends_for_a_host_when_it_says_hello_after_that():
+    """The question was so long under way that nobody waited for it any more: it is told the end then, lest it waits."""
+    top = minscoop.Broker(size=1, heirs=dict.fromkeys([b"0.root", b"0.1", b"1"], (b"", b"0", b"0")))
+    for name in b"0.root", b"0.1", b"1":
+        top.handle(name, [b""], 1)
+    top.tick(1)
+    number = top.round
+    for name in b"0.root", b"0.1":
+        top.handle(name, [b"HELLO"], 2)
+        top.handle(name, [b"TOLD", number], 2)
+    assert (b"1", [b"TOLD", number]) not in top.tick(3 + 2 * minscoop.CENSUS_PATIENCE) and top.round is None
+    top.handle(b"1", [b"HELLO", host_facts("1")], 20)
+    assert (b"1", [b"TOLD", number]) in top.handle(b"1", [b"TOLD", number], 20)
 
 
 def test_those_of_a_host_are_heard_when_a_census_ends_that_began_before_its_broker_took_over():
@@ -3138,7 +3247,7 @@ def test_a_worker_is_asked_when_it_comes_after_the_census(below):
     broker = minscoop.Broker(b"1", below=below, heirs={b"1.1": (b"0.root:0/0", b"0", b"9")})
     number = b"0"
     broker.handle(minscoop.UP, [b"WHO", number], 0) if below else broker.tick(0)
-    broker.tick(3 * minscoop.CENSUS_PATIENCE)
+    broker.tick(2.2 * minscoop.CENSUS_PATIENCE)  # less than SILENCE
     broker.handle(minscoop.UP, [b"TOLD", number], 0) if below else None
     assert broker.round is None and not broker.links.keys() - {minscoop.UP}
     out = broker.handle(b"1.1", [b""], 99)
@@ -6166,6 +6275,39 @@ def test_the_result_is_right_when_a_real_host_is_lost(cluster, tmp_path, how):
         assert not eventually_none(lambda: [entry for entry in host.left() if "sshd" not in entry], 20)
 
 
+@linux_only
+@pytest.mark.parametrize("transport", ["tcp", "stdio"])
+def test_a_host_is_kept_when_its_link_needs_long_for_a_large_message(cluster, tmp_path, transport):
+    """Longer than SILENCE, down for an argument, and up for the result: it runs once, and nothing is said."""
+    host = cluster.hosts["gamma"]
+    (cluster.program / "heavy.py").write_text(textwrap.dedent("""
+        import sys
+        from minscoop import futures
+        def same(data, path):
+            with open(path, "a") as file: file.write("run ")
+            return data
+        if __name__ == "__main__":
+            data = bytes(9_000_000)
+            assert futures.submit(same, data, sys.argv[1]).result() == data
+    """))
+    ends = ["tc", "qdisc", "{}", "dev", host.link], host.command("tc", "qdisc", "{}", "dev", "eth0")
+    slow = ["root", "tbf", "rate", "8mbit", "burst", "32k", "latency", "200ms"]  # a megabyte in a second
+    try:
+        for end in ends:
+            system(*(word.format("add") for word in end), *slow)
+    except (RuntimeError, OSError) as error:
+        skip_or_fail(f"cannot make a link slow: {error}")
+    try:
+        done = finish(start(patched(tmp_path, "HEARTBEAT, SILENCE = 1.5, 6.0"), "--hosts", "gamma:1", "--transport",
+                            transport, "heavy.py", tmp_path / "runs", cwd=cluster.program, env=cluster.env))
+    finally:
+        for end in ends:
+            system(*(word.format("delete") for word in end), "root")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), done
+    assert (tmp_path / "runs").read_text() == "run "
+    nothing_left(host)
+
+
 # -- A real Slurm of two nodes on this machine; needs root, Debian's slurm-wlm and munge
 
 SLURM_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"  # where the daemons are
@@ -8968,7 +9110,7 @@ def real_messages():
                 world.step()
     rest = ["STOP", "FAILED why", "CONST c 0.1:7 x", "SHOWN 1 7", "OUTPUT 1.1 out text", "FETCH /m.py", "SIZE 5",
             "FILE /m.py text", "DIED 1.1 0.root:0/0 0 3 1 0 gone", "LOST 0.root:0/0 0 3 1 gone", "SINGLY 0.root:0/0",
-            "BYE", "PROBE",
+            "BYE", "PROBE", "PIECE",
             "SPLIT 0.root:0/0 3 4 0.root:0/3"]
     return world.heard + 9 * [fields_of("x " + line)[1:] for line in rest] + 9 * [[b"HOST", host_facts("3")], [b""]]
 
@@ -10059,8 +10201,9 @@ class Connection:
             SIM.at(0.005, self.connect)
 
     def lose(self):
-        self.server = None
-        SIM.at(SIM.delay(), self.connect)
+        """It is noticed when the last that came by it has been read, which may be heavy."""
+        last, self.server = SIM.links.get((self.server, self.client), 0.0), None
+        SIM.at(SIM.delay() + (max(0.0, last - SIM.now) if SIM.busy else 0.0), self.connect)
 
     def tear(self):
         """Break as TCP does, and take with it what is under way, either way."""
@@ -10290,6 +10433,7 @@ class Simulation(Scheduler):
             doomed=pick((False,) * 50 + (True,)),           # no worker ever starts
             limits=dict(MAX_INLINE=pick((2, 32)), MAX_PARKED=pick((2, 200)), SPARE_THREADS=pick((0, 1, 4)),
                         FLUSH=pick((0.0, 0.01)), READ_AHEAD=pick((1, 4)), MAX_BODY=pick((300, 4 << 20))),
+            heavy=5 * (seed % 10 == 7),                     # messages for which a link needs long
             deadline=60.0)                                  # s of virtual time
         self.options.update(options)
         vars(self).update(self.options)
@@ -10301,6 +10445,7 @@ class Simulation(Scheduler):
         self.batches, self.batch_of, self.runs, self.wanted = [], {}, collections.Counter(), []
         self.bodies, self.unwanted, self.joining, self.idle_since = {}, set(), 0, None
         self.coup = 0.0                 # when a broker died
+        self.weights, self.busy = random.Random(f"heavy {seed}"), 0.0  # until when a link is
         self.config = {"total": sum(self.sizes), "retries": self.retries, "address": "", "profile": None,
                        "initializer": None, "listen": None, "check": False, "all_hosts": False, "host": "0",
                        "size": self.sizes[0],
@@ -10318,16 +10463,25 @@ class Simulation(Scheduler):
         return self.hosts[minscoop.host_of(name)].broker
 
     def post(self, source, target, sender, *messages):
-        """Send messages as one. Between two ends, they arrive in order; who is gone gets none."""
-        if target is not None:
-            when = max(self.now + self.delay(), self.links.get((source, target), 0.0))
-            if isinstance(source, BrokerProcess) and isinstance(target, BrokerProcess):
-                when = max(when, self.barred.get(source.host.number, 0.0), self.barred.get(target.host.number, 0.0))
-            self.links[source, target] = when
-            message = [True, target, sender, messages]
+        """Send messages as one. Between two ends, they arrive in order; who is gone gets none. Some come piece by
+        piece."""
+        if target is None:
+            return
+        when, pieces = max(self.now + self.delay(), self.links.get((source, target), 0.0)), 0
+        if isinstance(source, BrokerProcess) and isinstance(target, BrokerProcess):
+            when = max(when, self.barred.get(source.host.number, 0.0), self.barred.get(target.host.number, 0.0))
+            if self.heavy and messages[0][0] != b"HELLO" and self.weights.random() < 0.1:
+                self.heavy -= 1
+                pieces = self.weights.choice((1, 4, 16))  # the last is for longer than SILENCE
+        for content in [[[b"PIECE"]]] * pieces + [messages]:
+            message = [True, target, sender, content]
             if isinstance(source, Process):
                 source.sent = [earlier for earlier in source.sent if earlier[0]] + [message]
             heapq.heappush(self.timers, (when, next(self.order), self.deliver, (message,)))
+            self.links[source, target] = when
+            when += minscoop.HEARTBEAT
+        if pieces:
+            self.busy = max(self.busy, when)
 
     def deliver(self, message):
         """Messages arrive."""
@@ -10408,7 +10562,7 @@ class Simulation(Scheduler):
 
     def unsettled(self):
         """Until when links are slow, or brokers take over."""
-        return max([0, *self.barred.values(), self.coup and self.coup + 2])
+        return max([self.busy, *self.barred.values(), self.coup and self.coup + 2])
 
     def check_loss(self, text, keys):
         """One of these failed by deaths. As many as `retries`, and it was running each time?"""
@@ -10917,6 +11071,7 @@ MUTATIONS = {
     "who takes over waits for nobody": [("Broker.hear_out", "or self.silent", "")],
     "STOP comes amid a census": [("Broker.quiet", "self.round is None and not self.silent and", "")],
     "what may have begun runs again, with retries=0": [("Node.on_LOST", "if self.retries == 0:", "if False:")],
+    "a piece of a message is no sign of life": [("Broker.handle", "if link:", "if link and name != b'PIECE':")],
 }
 RARE = {  # seeds that show what few do, and are tried first; if they do not any more, look for others
     "STOP comes amid a census": [1459, 1698], "the mark of a task is not renewed": [819],
