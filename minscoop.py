@@ -324,9 +324,8 @@ class RemoteTraceback(Exception):
 FIELDS = dict(
     {"": ""}, HELLO="*b", HUNGRY="n*n", DRY="", IDLE="n", TASK="issnnsb*b", SPLIT="inni", SINGLY="i",
     RESULT="innsb*b", MANY="sbbb", CANCEL="i", LOST="innnb", CONST="bbb*b", FAILED="b", DIED="ssnnnnb", WHO="n",
-    HELD="ni*n", TOLD="n", RECORD="sb", STOP="", BYE="", HOST="b", SIZE="n", PROBE="*b", PIECE="",
-    FETCH="s", FILE="s*b",
-    OUTPUT="ssb", SHOWN="sn", LOG="b", PROFILE="sb", STACKS="", COUNT="n")
+    HELD="ni*n", TOLD="n", RECORD="sb", STOP="", BYE="", HOST="b", SIZE="n", PROBE="*b", PIECE="", FETCH="s",
+    FILE="s*b", OUTPUT="ssb", SHOWN="sn", LOG="b", PROFILE="sb", STACKS="", COUNT="n")
 PATTERNS = {"n": rb"\0[0-9]{1,19}", "i": rb"\0[\w.]{1,255}:[0-9]{1,19}/[0-9]{1,19}", "s": rb"\0[^\0]{0,4096}",
             "b": b"", "": b""}
 
@@ -1132,7 +1131,7 @@ def decode_failure(blob, text):
     """The exception that ``encode_failure`` took, with the text of its traceback as its cause."""
     try:
         error = loads(unpickle(blob))
-    except FAULTS:  # of no pickle, too
+    except FAULTS:
         error = TaskError("a task raised an exception that cannot be pickled: " + text.rstrip().rpartition("\n")[2])
     BaseException.__setattr__(error, "__cause__", RemoteTraceback(text))
     return error

@@ -4629,7 +4629,7 @@ def test_the_program_ends_well_when_a_task_spoils_its_process(script, names):
 def test_what_a_call_had_is_let_go_of_when_it_raises(script):
     """Without the help of the garbage collector, which may not come for long: it does not know how large things are."""
     assert output_of("-n", 1, script("""
-        import gc, weakref
+        import gc, time, weakref
         from minscoop import futures
         class Thing:
             def __init__(self): alive.add(self)
@@ -4641,13 +4641,19 @@ def test_what_a_call_had_is_let_go_of_when_it_raises(script):
             raise ValueError(x)
         def count(): return len(alive)
         def ok(x): return x
+        def kept():
+            for _ in range(500):  # others of the map may just be running
+                number = futures.submit(count).result()
+                if not number: break
+                time.sleep(0.01)
+            return number
         if __name__ == "__main__":
             futures.submit(gc.disable).result()
             for call in (lambda: futures.submit(fail, 1).result(), lambda: list(futures.map(fail, range(3))),
                          lambda: futures.submit(ok, Unreadable()).result(),
                          lambda: futures.map_reduce(fail, max, range(9))):
                 try: call()
-                except Exception as error: print(type(error).__name__, futures.submit(count).result())
+                except Exception as error: print(type(error).__name__, kept())
     """)) == "ValueError 0\nValueError 0\nCannotSend 0\nValueError 0\n"
 
 
@@ -6287,7 +6293,7 @@ def test_a_host_is_kept_when_its_link_needs_long_for_a_large_message(cluster, tm
             with open(path, "a") as file: file.write("run ")
             return data
         if __name__ == "__main__":
-            data = bytes(9_000_000)
+            data = bytes(6_000_000)
             assert futures.submit(same, data, sys.argv[1]).result() == data
     """))
     ends = ["tc", "qdisc", "{}", "dev", host.link], host.command("tc", "qdisc", "{}", "dev", "eth0")
@@ -6298,7 +6304,7 @@ def test_a_host_is_kept_when_its_link_needs_long_for_a_large_message(cluster, tm
     except (RuntimeError, OSError) as error:
         skip_or_fail(f"cannot make a link slow: {error}")
     try:
-        done = finish(start(patched(tmp_path, "HEARTBEAT, SILENCE = 1.5, 6.0"), "--hosts", "gamma:1", "--transport",
+        done = finish(start(patched(tmp_path, "HEARTBEAT, SILENCE = 1.0, 4.0"), "--hosts", "gamma:1", "--transport",
                             transport, "heavy.py", tmp_path / "runs", cwd=cluster.program, env=cluster.env))
     finally:
         for end in ends:
@@ -8834,8 +8840,9 @@ def test_other_processes_of_a_program_end_as_usual_when_they_are_terminated(scri
 def test_a_child_of_the_program_ends_when_it_is_terminated_before_it_has_begun(script):
     """The signal is not taken by the handler of its parent, which it is just about to forget."""
     assert output_of("-n", 1, script("""
-        import os, signal, time
+        import os, signal, time, warnings
         if __name__ == "__main__":
+            warnings.simplefilter("ignore")  # from Python 3.12 on, of the deputy
             for _ in range(20):
                 pid = os.fork()
                 if not pid:
@@ -11139,7 +11146,7 @@ def break_and_simulate(seeds, first=0, step=1):
 
 
 @linux_only
-@pytest.mark.parametrize("first", range(0, 2000, 250))
+@pytest.mark.parametrize("first", range(0, 1000, 250))
 def test_every_seed_ends_well_when_anybody_may_die_at_any_time(first):
     """Pools of one to three hosts, of which brokers, workers, hosts and links are lost."""
     done = python(__file__, "simulate", first, first + 250)
