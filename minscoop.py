@@ -1782,7 +1782,8 @@ class Guest(Job):
         """Collect; send when the last one is in or FLUSH has passed."""
         with self.node.lock:
             self.left -= count
-            self.outcomes.append((lo, count, values, failures))
+            if not self.cancelled:  # else an exception, whose frames know us, would keep itself
+                self.outcomes.append((lo, count, values, failures))
         self.flush()
 
     def flush(self):
@@ -3921,7 +3922,7 @@ class Node:
         with self.lock:
             guest = self.guests.pop(task_id, None)
             if guest is not None:
-                guest.cancelled = True
+                guest.cancelled, guest.outcomes = True, []
                 discard(guest.body or ())
 
     def on_SIZE(self, workers):

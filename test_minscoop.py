@@ -4626,7 +4626,6 @@ def test_the_program_ends_well_when_a_task_spoils_its_process(script, names):
         assert outcome in ("NoneType", "WorkerLost", "TaskError", "RecursionError"), done
 
 
-@pytest.mark.skipif(sys.version_info < (3, 9), reason="there what a reduction raised stays now and then")
 def test_what_a_call_had_is_let_go_of_when_it_raises(script):
     """Without the help of the garbage collector, which may not come for long: it does not know how large things are."""
     assert output_of("-n", 1, script("""
