@@ -292,7 +292,7 @@ class RemoteTraceback(Exception):
 #   HOST     keeper → root       facts                      a host is there, or why it is not (JSON)
 #   SIZE     broker → node       workers                    of the whole pool, whenever that changes
 #   PROBE    broker → broker     anything                   a sign of life; echoed by the upper one: how fast is it
-#   PIECE    broker → broker                                another: some of a message has come, see below
+#   PIECE    broker → broker                                a sign of life: a part of a large message, see below
 #   FETCH    worker → root       path                       wanted: a source file, or the names in a directory/
 #   FILE     root → worker       path body                  here it is, or nothing; kept by brokers on the way
 #   OUTPUT   broker → root       worker stream text         lines that a worker has printed; from the keeper: its stacks
@@ -780,13 +780,14 @@ def shipped_globals(fn):
             if name in fn.__globals__ and (home is None or main.by_value(name))}
 
 
-def submodules(module, names):
-    """Paths of the loaded submodules of a module that are among the names, and of theirs: `import xml.dom` binds xml
+def modules_of(fn, values):
+    """Paths of the modules among these values, and of their loaded submodules that fn names: `import xml.dom` binds xml
     only, whose import elsewhere does not load xml.dom."""
-    for path in [f"{module}.{name}" for name in names]:
-        if path in sys.modules:
-            yield path
-            yield from submodules(path, names)
+    names = set().union(*(code.co_names for code in nested_code(fn.__code__)))
+    found = [value.__name__ for value in values if type(value) is types.ModuleType]
+    for module in found:  # which grows: xml, xml.dom, xml.dom.minidom
+        found += [f"{module}.{name}" for name in names if f"{module}.{name}" in sys.modules]
+    return found
 
 
 FUNCTION_ATTRIBUTES = ("__defaults__", "__kwdefaults__", "__dict__", "__doc__", "__annotations__", "__qualname__",
@@ -804,10 +805,7 @@ def reduce_function(fn):
         with contextlib.suppress(NameError):  # annotations may mean what only a type checker imports (PEP 649)
             looks[name] = getattr(fn, name)
     shipped = shipped_globals(fn)
-    names = set().union(*(code.co_names for code in nested_code(fn.__code__)))
-    modules = [value.__name__ for value in [*shipped.values(), *(value for _, value in contents)]
-               if type(value) is types.ModuleType]
-    imports = [path for module in modules for path in submodules(module, names)]
+    imports = modules_of(fn, [*shipped.values(), *(value for _, value in contents)])
     state = (shipped, contents, imports, *looks.values())
     return make_function, (fn.__code__, home_of(fn), fn.__name__, cells), state, None, None, fill_function
 
@@ -1345,7 +1343,7 @@ class Future(concurrent.futures.Future):
     def exception(self, timeout=None):
         """The exception that the call raised, or None; blocks and raises as ``result`` does."""
         if timeout is not None and timeout <= 0:
-            self.done()
+            self.done()  # asked by who polls: lets others run
         if self._state not in DONE and not self._node.wait_for(lambda: self._state in DONE, self, timeout):
             raise TimeoutError(f"the call of {describe((self._call or [self])[0])} "
                                f"is not done after {timeout} s")
@@ -3005,8 +3003,7 @@ class Switchboard:
             for _, _, descriptors in ancillary:
                 ends = array.array("i", descriptors)
                 if frames[1] in self.prints:  # we have taken over, and inherited them already
-                    for end in ends:
-                        os.close(end)
+                    close_all(ends)
                 else:
                     self.watch_prints(frames[1], ends)
             if frames[0] == b"DIED" and self.broker.stopping == "said":
@@ -3295,8 +3292,7 @@ class Node:
         if socket is not None:
             self.context.term()
             ends, self.wake_read, self.wake_write = (self.wake_read, self.wake_write), -1, -1
-            for end in ends:
-                os.close(end)
+            close_all(ends)
 
     def disown(self):
         """This is a child that was forked: neither socket nor locks are its own, which others may just have held."""
@@ -4227,6 +4223,12 @@ def make_socket_directory():
                     "set TMPDIR to a writable directory with a short path")
 
 
+def close_all(descriptors):
+    """Close file descriptors."""
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
 def remove(*directories):
     """Remove directories with all that is in them; one that is there no more, or that there never was, too."""
     for directory in filter(None, directories):
@@ -4989,8 +4991,7 @@ class Keeper:
             prints = [end for _, _, *ends in self.workers.values() for end in ends if target is not run_broker]
             late = [end for _, ends in self.backlog for end in ends]
             self.backlog.clear()  # the keeper sends it
-            for descriptor in (self.stdin, self.lifeline, self.signalled, self.signal_write, *prints, *late):
-                os.close(descriptor)
+            close_all((self.stdin, self.lifeline, self.signalled, self.signal_write, *prints, *late))
             sys.stdin = open(os.devnull)
             if target is not run_broker:
                 resource.setrlimit(resource.RLIMIT_NOFILE, self.limits)
@@ -5011,11 +5012,15 @@ class Keeper:
         name, marker = f"{self.config['host']}.{next(self.numbers)}".encode(), mmap.mmap(-1, 4096)
         pipes = [os.pipe(), os.pipe()] if self.config["piped"] else []
         ends, theirs = [end for end, _ in pipes], [end for _, end in pipes]
-        self.workers[self.fork(run_worker, name, self.config, marker, theirs)] = name, marker, *ends
+        try:
+            self.workers[self.fork(run_worker, name, self.config, marker, theirs)] = name, marker, *ends
+        except OSError:
+            close_all(ends)
+            raise
+        finally:
+            close_all(theirs)
         if pipes:
             self.notify(b"PRINTS", name, descriptors=ends)
-        for descriptor in theirs:
-            os.close(descriptor)
 
     def start_launcher(self, number, name, size, pause=0):
         """Fork the launcher of another host."""
@@ -5055,8 +5060,7 @@ class Keeper:
         """Tell the broker that a worker has ended, and start another in its place."""
         ready, begun, task_id, lo, hi = running(marker)
         marker.close()
-        for descriptor in ends:
-            os.close(descriptor)
+        close_all(ends)
         obituary = f"{label(self.config, name, pid)} {status_text(code)}"
         by_itself = code != -signal.SIGTERM  # that is somebody's order, or a batch system's
         flags = b"%d" % (BLAME * by_itself | BEGUN * (ready == SEVERAL))
@@ -5119,8 +5123,7 @@ class Keeper:
                         self.backlog.appendleft((data, ends))
                         return
                     logger.debug("keeper: a notice of %d bytes is lost: %s", len(data), error)  # a notice, too, maybe
-                for end in ends:
-                    os.close(end)
+                close_all(ends)
 
     def clean_up(self):
         """Kill what is left, and remove the sockets. Launchers end by themselves, when the lifeline does."""

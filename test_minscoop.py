@@ -4657,23 +4657,6 @@ def test_what_a_call_had_is_let_go_of_when_it_raises(script):
     """)) == "ValueError 0\nValueError 0\nCannotSend 0\nValueError 0\n"
 
 
-def test_what_the_caller_had_is_let_go_of_when_a_result_raises(pool):
-    """As with ProcessPoolExecutor: between a future and the exception that it raised there is no cycle."""
-    class Thing:
-        """What a weak reference can be to."""
-
-    def use():
-        thing = Thing()
-        with contextlib.suppress(ZeroDivisionError):
-            pool.submit(divmod, 1, 0).result(WAIT)
-        return weakref.ref(thing)
-    gc.disable()
-    try:
-        assert use()() is None
-    finally:
-        gc.enable()
-
-
 # ---------------------------------------------------------------------------------------------------
 # 11  Keeper: what is left, what is open
 
