@@ -595,6 +595,8 @@ def main():
         return run(options.run, options.only, options)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that it cleans up, as after Ctrl-C
     os.environ["PATH"] += os.pathsep + os.path.dirname(sys.executable)  # where mpiexec may be
+    for name in "OMPI_MCA_rmaps_base_oversubscribe", "OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM":
+        os.environ.setdefault(name, "1")  # Open MPI: one process more than cores, and in containers
     systems = [name for name, known in SYSTEMS.items() if known.can != ["hosts"] or options.hosts if name in OURS or
                name in options.systems and importlib.util.find_spec(known.module.partition(".")[0])]
     figures = {name: {} for name in options.only}
