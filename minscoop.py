@@ -3944,6 +3944,8 @@ class Node:
 
     def map(self, fn, iterables, kwargs, timeout=None, buffersize=None, progress=None, ordered=True, op=None):
         """See ``Interface.map``. op: that of a reduction; the results are then those of its parts, in order."""
+        if not callable(fn):
+            raise TypeError(f"map needs a callable first, not {fn!r}")
         self.check_depth()
         deadline = time.monotonic() + (math.inf if timeout is None else timeout)
         fn = functools.partial(fn, **kwargs) if kwargs else fn
@@ -5710,14 +5712,6 @@ class RootLoader(importlib.machinery.SourceFileLoader):
         raise OSError
 
 
-def replaceable(path):
-    """A file that may be replaced, behind links. Raises OSError for what nobody wants to: /dev/null, or a program."""
-    path = os.path.realpath(path)
-    if os.path.exists(path) and (path.endswith(".py") or not os.path.isfile(path)):
-        raise OSError(errno.EINVAL, f"it is {'a program' if os.path.isfile(path) else 'no file'}", path)
-    return path
-
-
 def write_private(path, text):
     """Write a file that only its owner may read, at once as a whole."""
     descriptor, temporary = tempfile.mkstemp(prefix=".minscoop-", dir=os.path.dirname(path))
@@ -5980,7 +5974,7 @@ class Inline(Node):
 
     def __init__(self, options=None):
         super().__init__(ROOT, 0, 0)
-        self.depth = threading.local()
+        self.options, self.depth = options, threading.local()
 
     @property
     def inside(self):
@@ -6035,9 +6029,8 @@ class Inline(Node):
     def finish(self):
         """Run the maps that nobody has begun to read."""
         try:
-            for job in list(self.sources):
-                while not job.begun and job.pull(beyond=True):
-                    pass
+            while self.feed(beyond=True):
+                pass
             while self.queue:
                 span = self.queue.popleft()
                 while not span.stale and not span.job.begun:
@@ -6050,11 +6043,8 @@ class Inline(Node):
 
 
 class Interface(concurrent.futures.Executor):
-    """What an Executor can do, and the module itself: its functions are these methods (see section 15)."""
-
-    def _pool(self):
-        """The node that does it. Raises RuntimeError after shutdown."""
-        raise NotImplementedError
+    """What an Executor can do, and the module itself: its functions are these methods (see section 15). Both have a
+    method ``_pool``: the node that does it. It raises RuntimeError after shutdown."""
 
     def submit(self, fn, /, *args, **kwargs):  # a SyntaxError here: this Python is older than 3.8, which is needed
         """Schedule fn(*args, **kwargs) to run once, somewhere in the pool; return its Future. Does not block.
@@ -6087,7 +6077,11 @@ class Interface(concurrent.futures.Executor):
         >>> list(map(pow, [2, 3], [5, 2]))
         [32, 9]
         """
-        check_map(fn, iterables, chunksize, buffersize)
+        for name, value in ("chunksize", chunksize), ("buffersize", buffersize):
+            if value is not None and not hasattr(value, "__index__"):
+                raise TypeError(f"{name} must be an integer or None, not {value!r}")
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be >= 1, not {value}")
         return self._pool().map(fn, iterables, kwargs, timeout, buffersize, progress)
 
     def map_as_completed(self, fn, *iterables, timeout=None, progress=None, **kwargs):
@@ -6096,7 +6090,6 @@ class Interface(concurrent.futures.Executor):
         >>> sorted(map_as_completed(abs, [-1, 2, -3]))
         [1, 2, 3]
         """
-        check_map(fn, iterables)
         return self._pool().map(fn, iterables, kwargs, timeout, progress=progress, ordered=False)
 
     def map_reduce(self, map_fn, reduce_fn, *iterables, **kwargs):
@@ -6108,18 +6101,16 @@ class Interface(concurrent.futures.Executor):
         >>> map_reduce(len, operator.add, ["to", "be", "or"])
         6
         """
-        check_map(map_fn, iterables)
         return functools.reduce(reduce_fn, self._pool().map(map_fn, iterables, kwargs, op=reduce_fn))
 
     def map_scan(self, map_fn, reduce_fn, *iterables, **kwargs):
         """An iterator over the running reductions of map_fn(*row, **kwargs), as itertools.accumulate gives.
 
-        The calls of map_fn run in the pool, those of reduce_fn in the reader.
+        The calls of map_fn run in the pool, those of reduce_fn in the reader, which blocks until a result is there.
 
         >>> list(map_scan(len, operator.add, ["to", "be", "or"]))
         [2, 4, 6]
         """
-        check_map(map_fn, iterables)
         return itertools.accumulate(self._pool().map(map_fn, iterables, kwargs), reduce_fn)
 
     def set_const(self, **constants):
@@ -6209,13 +6200,15 @@ class Executor(Interface):
             self._main.adopt()
         global by_name_only
         by_name_only = options["mixed"]
-        if initializer and max_workers == 0:
-            initializer(*initargs)
-        kinds = (RecordingInline, RecordingRoot) if wishes["record"] else (Inline, Root)
-        self._node = kinds[0](wishes) if max_workers == 0 else kinds[1](dict(
-            options, **wishes, retries=retries, nice=nice, main=(main.path, main.name),
-            initializer=initializer and packed(initializer, tuple(initargs)),
-            profile=profile, listen=listen and writable(listen, beside=True)))
+        if max_workers == 0:
+            if initializer:
+                initializer(*initargs)
+            self._node = (RecordingInline if wishes["record"] else Inline)(wishes)
+        else:
+            self._node = (RecordingRoot if wishes["record"] else Root)(dict(
+                options, **wishes, retries=retries, nice=nice, main=(main.path, main.name), profile=profile,
+                initializer=initializer and packed(initializer, tuple(initargs)),
+                listen=listen and writable(listen, beside=True)))
         executors.append(self)
 
     def _pool(self):
@@ -6233,15 +6226,15 @@ class Executor(Interface):
 
         cancel_futures: drop what is still here; calls that were sent to a worker are done, also those that it has not
         begun. wait: block until then; else the waiting is left to a thread. May be called again."""
-        if cancel_futures and not self._forked:
-            self._node.drop()
-        if self._forked or self._ender:
-            callback = threading.current_thread() is self._ender or self._node.serving._is_owned()
-            if wait and not (self._forked or callback):  # a callback cannot wait for what waits for it
-                self._ended.wait()
+        if self._forked:
             return
-        self._ender = threading.current_thread()
-        if wait:
+        if cancel_futures:
+            self._node.drop()
+        if self._ender:
+            callback = threading.current_thread() is self._ender or self._node.serving._is_owned()
+            if wait and not callback:  # which cannot wait for what waits for it
+                self._ended.wait()
+        elif wait:
             self._finish()
         else:
             self._ender = threading.Thread(target=self._finish, name="minscoop shutdown")
@@ -6258,7 +6251,7 @@ class Executor(Interface):
                 executors[-1]._main.adopt()  # this one may have been of a script that another ran as `__main__`
             error = self._node.ended_by
             self._unnoticed = error is not None and not (error.told or error.__traceback__)
-            if self._unnoticed:  # nobody has asked for a result
+            if self._unnoticed:
                 logger.error("%s", error)
             self._ended.set()
 
@@ -6281,6 +6274,19 @@ def packed(initializer, initargs):
     except FAULTS as error:
         why = explain(initializer, "the initializer") or explain(initargs, "initargs")
         raise CannotSend(why or text_of(error)) from error
+
+
+def writable(path, beside=False):
+    """A file that will be written, as an absolute path behind links; beside: at once, by another that takes its place.
+    Raises ValueError if that cannot be, and for what nobody wants to replace: /dev/null, or a program."""
+    path = os.path.realpath(path)
+    try:
+        if os.path.exists(path) and (path.endswith(".py") or not os.path.isfile(path)):
+            raise OSError(errno.EINVAL, f"it is {'a program' if os.path.isfile(path) else 'no file'}")
+        with tempfile.TemporaryFile(dir=os.path.dirname(path)) if beside else open(path, "a"):
+            return path
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror}") from None
 
 
 OPTIONS = {"rsh": "ssh", "python": None, "prolog": None, "pythonpath": os.environ.get("PYTHONPATH", ""), "path": None,
@@ -6326,11 +6332,6 @@ def plan(size, hosts, listen, options, check):
         aliases=[name for name, module in list(sys.modules.items()) if module is this])
 
 
-class Terminated(BaseException):
-    """SIGTERM or SIGHUP came: raised in the main thread of a program that the command line runs. Not a SystemExit,
-    which may be the fault of an object that is just being pickled."""
-
-
 executors = []       # those of this process that live; the module's functions use the last
 this_worker = None   # in a worker process, its Worker
 
@@ -6345,7 +6346,7 @@ def shut_down_all():
 
 
 def forget_pools():
-    """A child that the program, or a task, forks has no pool as yet."""
+    """A child that the program, or a task, forks has no pool as yet, and shows no progress."""
     global this_worker, birth
     birth, Main.lock = threading.RLock(), threading.RLock()  # another thread may just have held them
     for executor in executors:
@@ -6355,20 +6356,10 @@ def forget_pools():
         this_worker.disown()
     executors.clear()
     here.inline = this_worker = None
+    progress.__init__(False)
 
 
 os.register_at_fork(after_in_child=forget_pools)
-
-
-def check_map(fn, iterables, chunksize=None, buffersize=None):
-    """Raise TypeError or ValueError for arguments that no map can use."""
-    if not callable(fn):
-        raise TypeError(f"map needs a callable first, not {fn!r}")
-    for name, value in (("chunksize", chunksize), ("buffersize", buffersize)):
-        if value is not None and not hasattr(value, "__index__"):
-            raise TypeError(f"{name} must be an integer or None, not {value!r}")
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be >= 1, not {value}")
 
 
 def refuse_in_import():
@@ -6421,7 +6412,7 @@ def wait(fs, timeout=None, return_when=ALL_COMPLETED):
     """Wait for futures; returns (done, not_done), as ``concurrent.futures.wait``.
 
     timeout: seconds; None, or -1 as in SCOOP, for no limit. return_when: ALL_COMPLETED, FIRST_COMPLETED
-    or FIRST_EXCEPTION. In a task, other tasks run meanwhile.
+    or FIRST_EXCEPTION. Blocks; any thread may call it. In a task, other tasks run meanwhile.
 
     >>> done, not_done = wait([submit(abs, -1), submit(abs, 2)])
     >>> len(done), len(not_done)
@@ -6431,7 +6422,7 @@ def wait(fs, timeout=None, return_when=ALL_COMPLETED):
 
 
 def as_completed(fs, timeout=None):
-    """An iterator over futures as they complete, as ``concurrent.futures.as_completed``.
+    """An iterator over futures as they complete, as ``concurrent.futures.as_completed``. Reading it blocks.
 
     >>> sorted(future.result() for future in as_completed([submit(abs, -1), submit(abs, 2)]))
     [1, 2]
@@ -6508,11 +6499,10 @@ class Progress:
             return None
         self.watch(node)
         with self.lock:
-            if not self.live():
+            if not (self.calling or self.live()):  # what was under way is done, and not counted any more
                 self.tallies.clear()
-                if not self.calling:
-                    self.since = time.monotonic()
-                    self.nodes.update({node: node.calls for node in list(self.nodes)})
+                self.since = time.monotonic()
+                self.nodes.update({node: node.calls for node in list(self.nodes)})
             return self.tallies.setdefault("" if label in (None, True) else " ".join(str(label).split()), [0, 0, 0])
 
     def live(self):
@@ -6533,9 +6523,10 @@ class Progress:
         """A thread's job: look, and draw, as long as there may be something to be seen."""
         while self.wanted is not False:
             time.sleep(LOOK)
-            for node in list(self.nodes) if self.calling or self.live() else ():  # without our lock: who has theirs may
-                node.send(b"COUNT", b"0")                                         # want ours
-            left = {node: calls_left(node) if self.wanted else 0 for node in list(self.nodes)}
+            nodes = list(self.nodes)
+            for node in nodes if self.calling or self.live() else ():
+                node.send(b"COUNT", b"0")  # without our lock: who has that of a node may want ours
+            left = {node: calls_left(node) if self.wanted else 0 for node in nodes}
             with self.lock:
                 now = time.monotonic()
                 if not (self.calling or self.live()):  # what was under way is done: calls that came since begin anew
@@ -6551,7 +6542,7 @@ class Progress:
                     continue
                 if now - self.began > PROGRESS_DELAY:
                     with contextlib.suppress(OSError):
-                        self.draw(progress_text(counts, now - self.since, list(self.nodes)))
+                        self.draw(progress_text(counts, now - self.since, nodes))
 
     def look(self, left):
         """What is going on: {label: (known, made, whether there may be more)}; empty if nothing is. left: the calls of
@@ -6598,7 +6589,6 @@ class Progress:
 
 
 progress = Progress()
-os.register_at_fork(after_in_child=lambda: progress.__init__(False))
 
 
 class Screen(io.FileIO):
@@ -6684,14 +6674,10 @@ def fitting(text, columns):
     """The beginning of a text that takes so many columns of a terminal at most, and how many it takes: Chinese has two
     a character, what combines with the one before it none."""
     import unicodedata
-    taken = 0
-    for i, character in enumerate(text):
-        width = 2 if unicodedata.east_asian_width(character) in "WF" else \
-            unicodedata.category(character) not in ("Mn", "Me", "Cf")
-        if taken + width > columns:
-            return text[:i], taken
-        taken += width
-    return text, taken
+    widths = ((unicodedata.category(character) not in ("Mn", "Me", "Cf")) *
+              (2 if unicodedata.east_asian_width(character) in "WF" else 1) for character in text)
+    ends = [end for end in itertools.accumulate(widths) if end <= columns]
+    return text[:len(ends)], max(ends, default=0)
 
 
 def stats_of(stats):
@@ -6944,7 +6930,7 @@ def no_totals():
 class Recording:
     """Mixed into a node: it counts what travels and what is lost, and times what it runs."""
 
-    def __init__(self, *args, level=2, cap=MAX_EVENTS):
+    def __init__(self, *args, level, cap=MAX_EVENTS):
         self.level, self.cap, self.local = level, cap, threading.local()
         self.totals = no_totals()
         self.events, self.losses, self.parents = [], [], {}  # since the last RECORD
@@ -7081,27 +7067,27 @@ class RecordingWorker(Recording, Worker):
     def initialise(self):
         """As ever; and say that we are there, since the first task may never end."""
         super().initialise()
-        self.send(b"RECORD", self.name, pickle.dumps(self.news(), 5))
+        self.tell(at_once=True)
 
     def attend(self, timeout):
         """As ever; but first, if it is time, say what was run."""
-        self.tell(self.pause)
+        self.tell()
         super().attend(min(timeout, self.pause) if self.fresh else timeout)
 
     def end(self, event, unit):
         """The same between tasks."""
         super().end(event, unit)
-        self.tell(self.pause)
+        self.tell()
 
-    def tell(self, pause):
-        """Send a RECORD, if there is something new and the last one is that old."""
-        if self.fresh and time.monotonic() - self.recorded > pause or not pause:
+    def tell(self, at_once=False):
+        """Send a RECORD; not at once: if there is something new, and the last one is old enough."""
+        if at_once or self.fresh and time.monotonic() - self.recorded > self.pause:
             thin(self.events, self.cap)
             self.send(b"RECORD", self.name, pickle.dumps(self.news(), 5))
 
     def leave(self):
         """Say the last, and leave."""
-        self.tell(0)
+        self.tell(at_once=True)
         super().leave()
 
 
@@ -7111,7 +7097,8 @@ class Collector(Recording):
     def __init__(self, options):
         self.records, self.offsets = {}, {}   # worker -> its latest RECORD; host -> what to add to its times
         self.slowest, self.queues = [], []    # events; [time, items that wait]
-        self.wishes, self.published, self.used = options, False, time.process_time()
+        self.interrupted = self.published = False
+        self.used = time.process_time()
         super().__init__(options, level=options["record"])
 
     def on_RECORD(self, worker, body):
@@ -7156,12 +7143,12 @@ class Collector(Recording):
         page = PAGE.replace("@DATA@", text.replace("<", "\\u003c"))  # data cannot end the element that it is in
         for key, content in ("report", page), ("trace", text):
             try:
-                if self.wishes[key]:
-                    with open(self.wishes[key], "w", encoding="utf-8") as file:
+                if self.options[key]:
+                    with open(self.options[key], "w", encoding="utf-8") as file:
                         file.write(content)
             except OSError as error:  # the disk is full, the directory is gone: no harm to the others
-                logger.error("the %s could not be written to %s: %s", key, self.wishes[key], error.strerror)
-        if self.wishes["summary"]:
+                logger.error("the %s could not be written to %s: %s", key, self.options[key], error.strerror)
+        if self.options["summary"]:
             print(f"minscoop: {run['tasks']} tasks in {run['seconds']:.2f} s" +
                   ", not counting what lost workers did last" * bool(run["losses"]), *aligned(run["table"]),
                   f"minscoop: {run['verdict']}", sep="\n", file=sys.stderr, flush=True)
@@ -7169,8 +7156,6 @@ class Collector(Recording):
 
 class RecordingRoot(Collector, Root):
     """A root that publishes when the pool has ended, however that came."""
-
-    interrupted = False
 
     def abort(self):
         """As ever; before all was done, if the end of the pool has not begun."""
@@ -7207,8 +7192,7 @@ def digest(root):
     records = dict(sorted(root.records.items(), key=lambda item: [(len(word), word) for word in item[0].split(".")]))
     run = dict(title=" ".join(map_builtin(str, sys.argv)).strip()[:200] or "-", ended=time.strftime("%Y-%m-%d %H:%M"),
                seconds=seconds, cpu=(time.process_time() - root.used) / seconds, inline=isinstance(root, Inline),
-               interrupted=getattr(root, "interrupted", False),
-               failure=root.ended_by and str(root.ended_by).strip().partition("\n")[0].rstrip(":"),
+               interrupted=root.interrupted, failure=root.ended_by and first_line(root.ended_by).rstrip(":"),
                events=root.events, slowest=root.slowest, records=records, losses=sorted(losses.values()),
                waiting=[[since("", moment), count] for moment, count in root.queues],
                moved=root.totals["received"] + root.totals["sent"], **sums(records))
@@ -7289,17 +7273,6 @@ def host_table(hosts):
         rows.append((host, str(row["workers"]), str(row["tasks"]), f"{row['code'] / max(row['life'], 1e-9):.0%}",
                      scaled(row["received"], "B"), scaled(row["sent"], "B"), str(row["again"])))
     return rows
-
-
-def writable(path, beside=False):
-    """A file that will be written, as an absolute path; beside: at once, by another that takes its place. Raises
-    ValueError if that cannot be."""
-    try:
-        path = replaceable(path)
-        with tempfile.TemporaryFile(dir=os.path.dirname(path)) if beside else open(path, "a"):
-            return path
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror}") from None
 
 
 def lanes(events):
@@ -7579,10 +7552,9 @@ def make_parser():
         description="Run a Python program with a pool of worker processes behind its map and submit.",
         epilog=USAGE_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     program = parser.add_argument_group("program (everything after it belongs to the program)")
-    rest = {"nargs": argparse.REMAINDER}
-    program.add_argument("script", metavar="script.py", help="a Python file", default=[], **rest)
-    program.add_argument("-m", dest="module", metavar="module", help="a module or package, as with python -m", **rest)
-    program.add_argument("-c", dest="code", metavar="code", help="Python code, as with python -c", **rest)
+    program.add_argument("script.py", nargs="?", help="a Python file")  # only for the help, as -m and -c here
+    program.add_argument("-m", metavar="module", help="a module or package, as with python -m")
+    program.add_argument("-c", metavar="code", help="Python code, as with python -c")
     program.add_argument("-i", dest="interactive", action="store_true",
                          help="an interactive prompt afterwards, also after an exception; the default without a "
                               "program on a terminal (else the program is read from stdin)")
@@ -7646,10 +7618,12 @@ def add_host_options(parser):
 
 def parse_options(parser):
     """The options on the command line. Raises SystemExit, with a message, if they make no sense."""
-    options, unknown = parser.parse_known_args(join_hosts(parser, sys.argv[1:]))
+    words, kind, program = split_words(parser, sys.argv[1:])
+    options, unknown = parser.parse_known_args(words)
+    options.kind, options.program = kind, program
     for word in unknown:
         parser.error(f"no such option: {word}" + did_you_mean(word.partition("=")[0], parser._option_string_actions))
-    if [] in (options.module, options.code):
+    if kind in ("-m", "-c") and not program:
         parser.error("no program: -m needs a module, -c needs code")
     for name, value in ("-n", options.max_workers), ("--retries", options.retries):
         if value is not None and value < 0:
@@ -7665,7 +7639,7 @@ def command_line():
     """Run a program as the command line says; returns or raises SystemExit with its exit code."""
     parser = make_parser()
     options = parse_options(parser)
-    if not (options.script or options.module or options.code):
+    if not options.program:
         options.interactive = options.interactive or sys.stdin is not None and sys.stdin.isatty()
     progress.wanted = False if options.quiet else options.progress
     if progress.wanted:  # before anybody keeps what sys.stderr is
@@ -7682,32 +7656,36 @@ def command_line():
     try:
         code = prepare_program(options)
     except (OSError, ImportError, SyntaxError, ValueError) as error:
-        name = "the code" if options.code else (program_words(options) or ["-"])[0]
+        name = "the code" if options.kind == "-c" else (options.program or ["-"])[0]
         parser.exit(2, f"minscoop.py: cannot run {name}: {first_line(error)}\n")
     run_program(code, pool, options.interactive)
 
 
-def join_hosts(parser, words):
-    """The words of the command line, with those of `--host a a b script.py` joined as `--host a,a,b`, and what follows
-    --profile only if it can be a directory."""
+def split_words(parser, words):
+    """The command line as (our options; -m, -c, -- or ""; the program and its arguments). `--host a a b` among our
+    options becomes `--host a,a,b`, and --profile takes what follows only if that can be a directory."""
     valued = {option for action in parser._actions if action.nargs is None for option in action.option_strings}
-    joined, words = [], collections.deque(words)
-    while words and words[0].startswith("-") and words[0] not in ("-m", "-c", "--", "-"):
-        attached = re.fullmatch("(-[ivq]*[mc])(.+)", words[0], re.DOTALL)
-        joined.append(words.popleft())
-        if attached:  # -mmodule: argparse would take what follows for options of ours
-            joined[-1:] = attached.groups()
-            break
-        if joined[-1] in ("--host", "--hosts", "--hostfile") and words:
-            joined.append(words.popleft())
+    options, words = [], collections.deque(words)
+    while words and words[0].startswith("-") and words[0] != "-":
+        word = words.popleft()
+        program = re.fullmatch("-([ivq]*)([mc])(.*)", word, re.DOTALL)  # -m module, -mmodule, -im module
+        if program:
+            flags, kind, attached = program.groups()
+            options += ["-" + flags] if flags else []
+            return options, "-" + kind, [attached, *words] if attached else [*words]
+        if word == "--":
+            return options, word, [*words]
+        options.append(word)
+        if word in ("--host", "--hosts", "--hostfile") and words:
+            options.append(words.popleft())
             while words and not (words[0].startswith("-") or words[0].endswith(".py") or os.path.exists(words[0])):
-                joined[-1] += "," + words.popleft()
-        elif joined[-1] == "--profile":
+                options[-1] += "," + words.popleft()
+        elif word == "--profile":
             bare = not words or words[0].startswith("-") or words[0].endswith(".py") or os.path.isfile(words[0])
-            joined[-1] += "=" if bare else "=" + words.popleft()
-        elif joined[-1] in valued and words:
-            joined.append(words.popleft())
-    return [*joined, *words]
+            options[-1] += "=" if bare else "=" + words.popleft()
+        elif (word in valued or re.fullmatch("-[ivq]+[nep]", word)) and words:
+            options.append(words.popleft())
+    return options, "", [*words]
 
 
 def pool_options(options):
@@ -7770,29 +7748,23 @@ def first_line(error):
     return str(error).partition("\n")[0]
 
 
-def program_words(options):
-    """The script, module or code, and its arguments; argparse takes what follows a -- for the script's."""
-    words = [*(options.code or options.module or ()), *options.script]
-    return words[1:] if options.script[:1] == words[:1] == ["--"] else words
-
-
 def prepare_program(options):
     """Compile the program and set up sys.argv, sys.path and ``__main__`` as Python would; returns the code."""
     module = types.ModuleType("__main__")
     module.__builtins__ = __builtins__
-    name, *rest = program_words(options) or [""]
-    if name in ("", "-") and not (options.code or options.module):  # as python, and python -
-        text = "" if options.interactive and not name or sys.stdin is None else sys.stdin.read()
-        code, argv0, sys.path[0] = compile(text, "<stdin>", "exec"), name, ""
-        if options.interactive and not name:
-            module.map = map  # a script has its own, or Python's
-    elif options.code:
+    name, *rest = options.program or [""]
+    if options.kind == "-c":
         code, argv0, sys.path[0] = compile(name, "<string>", "exec"), "-c", ""
-    elif options.module:
+    elif options.kind == "-m":
         sys.path[0] = os.getcwd()
         code, module.__spec__ = read_main(None, name)
         module.__package__, module.__file__ = module.__spec__.parent, module.__spec__.origin
         argv0 = module.__file__
+    elif name in ("", "-"):  # as python, and python -
+        text = "" if options.interactive and not name or sys.stdin is None else sys.stdin.read()
+        code, argv0, sys.path[0] = compile(text, "<stdin>", "exec"), name, ""
+        if options.interactive and not name:
+            module.map = map  # a script has its own, or Python's
     else:
         if os.path.isdir(name):
             raise IsADirectoryError(21, "is a directory; for a package use -m", name)
@@ -7821,22 +7793,21 @@ def run_program(code, pool, interactive):
     gc.enable()
     interruptible()
     try:
-        try:
-            with contextlib.closing(progress), executor:
-                answer_with_stacks(executor._node)
-                if progress.wanted:
-                    progress.watch(executor._node)
-                execute(code, executor, interactive)
-        except SystemExit as error:
-            if error.code not in (None, 0):  # else it is as good as the end: sys.exit(main())
-                raise
-        if executor._unnoticed:
-            sys.exit(1)
+        with contextlib.closing(progress), executor:
+            answer_with_stacks(executor._node)
+            if progress.wanted:
+                progress.watch(executor._node)
+            execute(code, executor, interactive)
+    except SystemExit as error:
+        if error.code not in (None, 0):  # else it is as good as the end: sys.exit(main())
+            raise
     except Terminated as error:
         sys.exit(128 + error.args[0])
     except KeyboardInterrupt:  # maybe at the end of the pool, where it says nothing of the program
         sys.excepthook = lambda *_: None
         raise
+    if executor._unnoticed:
+        sys.exit(1)
 
 
 def interruptible():
@@ -7868,6 +7839,11 @@ def execute(code, executor, interactive):
 
 ENDS = signal.SIGTERM, signal.SIGHUP
 masks = threading.local()
+
+
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP came: raised in the main thread of a program that the command line runs. Not a SystemExit,
+    which may be the fault of an object that is just being pickled."""
 
 
 def terminate(number, _):

@@ -6575,13 +6575,14 @@ def test_this_machine_is_known_when_it_is_in_the_list(monkeypatch):
     ("--host a b -- p", "--host a,b -- p"), ("--hostfile h.txt p.py", "--hostfile h.txt p.py"), ("--host", "--host"),
     ("-e ssh --host a b --check", "-e ssh --host a,b --check"), ("-- p --host a b", "-- p --host a b"), ("-n", "-n"),
     ("--host a program", "--host a program"), ("p.py --host a b", "p.py --host a b"), ("-mm -q x", "-m m -q x"),
-    ("-n 2 -ccode --host a b", "-n 2 -c code --host a b"), ("-qimm --host a b", "-qim m --host a b"),
-    ("- --host a b", "- --host a b")])
+    ("-n 2 -ccode --host a b", "-n 2 -c code --host a b"), ("-qimm --host a b", "-qi -m m --host a b"),
+    ("- --host a b", "- --host a b"), ("-vn 2 p.py -n 3", "-vn 2 p.py -n 3")])
 def test_several_names_are_one_list_when_they_follow_host(tmp_path, monkeypatch, words, joined):
     """`--host a a b script.py`, as SCOOP has it: up to the program, which is a file or ends with .py."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "program").touch()
-    assert minscoop.join_hosts(minscoop.make_parser(), words.split()) == joined.split()
+    options, kind, program = minscoop.split_words(minscoop.make_parser(), words.split())
+    assert [*options, *filter(None, [kind]), *program] == joined.split()
 
 
 JOBS = [  # the variables of a batch job, the files that they name, the hosts that it has
@@ -7531,6 +7532,16 @@ def test_the_rate_counts_from_the_first_call_when_a_map_comes_later():
         assert progress.since > 123.0
 
 
+def test_a_map_that_is_done_stays_counted_when_another_follows_beside_a_call():
+    """As the time that it took: else the rate would be too low, and what is left too long."""
+    progress, node = minscoop.Progress(True), HandNode()
+    progress.watch, progress.since, progress.calling = lambda node: None, 123.0, True
+    with mock.patch.object(minscoop, "progress", progress):
+        minscoop.Mapping(node, minscoop.Recipe(identity), [range(10)]).deliver(0, 10, [0] * 10, {})
+        minscoop.Mapping(node, minscoop.Recipe(identity), [range(10)])
+    assert progress.since == 123.0 and progress.look({}) == {"": (20, 10, 0)}
+
+
 def test_a_map_has_its_line_when_its_input_is_slow_to_copy(monkeypatch):
     """The thread that draws ends when there is nothing to be seen: it does not begin before the input is there."""
     class Slow(list):
@@ -8196,7 +8207,7 @@ def test_totals_are_those_of_the_last_record_when_others_are_lost(collector):
         worker.queue.clear()
         worker.parked.clear()
         if i % 10 == 9:
-            worker.tell(0)
+            worker.tell(at_once=True)
     records = [frames for frames in worker.sent if frames[0] == b"RECORD"]
     assert len(records) == 3
     collector.on_RECORD(*records[0][1:])
@@ -8210,7 +8221,7 @@ def test_a_record_is_dropped_when_it_is_nonsense(collector):
         collector.handle([b"RECORD", b"0.1", body])
     assert collector.dropped == 5
     collector.abort()
-    assert data_of(pathlib.Path(collector.wishes["report"]))["tasks"] == 0
+    assert data_of(pathlib.Path(collector.options["report"]))["tasks"] == 0
 
 
 def test_records_are_few_and_small_when_tasks_are_many(monkeypatch):
@@ -8246,10 +8257,10 @@ def test_nothing_ends_the_data_when_an_argument_looks_like_html(collector):
     collector.collect(b"0.1", news)
     collector.losses.append(["0.root", time.monotonic(), f"0.1 (host {evil})", 1])
     collector.abort()
-    page = pathlib.Path(collector.wishes["report"])
+    page = pathlib.Path(collector.options["report"])
     assert page.read_text().lower().count("</script") == minscoop.PAGE.count("</script")
     assert [*data_of(page)["functions"]] == [evil]
-    for path in page, pathlib.Path(collector.wishes["trace"]):
+    for path in page, pathlib.Path(collector.options["trace"]):
         [entry] = entries_of(path)["X"]
         assert entry["name"] == evil == entry["args"]["arguments"]
 
@@ -8483,7 +8494,7 @@ def test_a_browser_opens_the_page_when_a_million_tasks_ran_on_a_thousand_workers
                     calls={("f", -6): 1000}, seconds={"f": 9.0})
         collector.collect(worker.name, news)
     collector.abort()
-    page = pathlib.Path(collector.wishes["report"])
+    page = pathlib.Path(collector.options["report"])
     data = data_of(page)
     assert page.stat().st_size < 10e6 and data["tasks"] == 10 ** 6
     calls = [entry["args"]["calls"] for entry in entries_of(page)["X"]]
