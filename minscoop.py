@@ -1636,9 +1636,8 @@ class Slice:
             first, count = self.sent, self.hi - self.lo if whole else len(self.values) - self.sent
             self.sent += count
             values = self.values[first:self.sent]
-            failed = [i for i in list(self.failures) if first <= i < self.sent]
-            failures = {i - first: self.failures[i] for i in failed}
-            self.failures.update(dict.fromkeys(failed))  # their frames refer to us; they are still counted
+            failures = {i - first: self.failures[i] for i in list(self.failures) if first <= i < self.sent}
+            self.failures.update((first + i, None) for i in failures)  # their frames refer to us; they still count
         if count:
             self.job.deliver(self.lo + first, count, values, failures)
 
@@ -1787,19 +1786,18 @@ class Guest(Job):
     def flush(self):
         """Send what was collected, if it is time: when nothing is left here, the last message says so."""
         if self.left and time.monotonic() - self.flushed < self.recipe.pause:
-            if self.postpones:
-                self.node.hasten()  # what is run next may take long
+            if self.postpones:  # what is run next may take long: who sleeps on the socket reckons anew how long
+                self.node.rouse(deputy=self.node.watching > MAX_FLUSH)
             return
         if not self.flushing.acquire(blocking=not self.left):
             return  # another thread is just at it
         try:
             with self.node.lock:
-                now, last = time.monotonic(), self.left == 0
-                if self.cancelled or self.ended or not last and (
-                        not self.postpones or now - self.flushed < self.recipe.pause):
+                last = self.left == 0
+                if self.cancelled or self.ended or not (last or self.postpones):
                     return
                 self.ended = last
-                outcomes, self.outcomes, self.flushed = self.outcomes, [], now
+                outcomes, self.outcomes, self.flushed = self.outcomes, [], time.monotonic()
                 self.recipe.flushes += not last and self.recipe is not CALLS
             unsent = self.join(outcomes) or [(self.hi, 0, [], {})]  # all went before, or was given away
             try:
@@ -1866,27 +1864,26 @@ class Mapping(Job):
         self.recipe, self.ordered = recipe, ordered
         self.chunks = {}                # first item -> (count, values, failures), not yet read
         self.pulled = self.read = 0     # items; the span of what is under way or unread
-        self.exhausted = self.begun = self.abandoned = False
+        self.begun = self.abandoned = False
         self.inputs_error = self.interrupted = None
         self.pulling = threading.Lock()
         self.fixed = buffersize
         self.window = buffersize or READ_AHEAD * max(1, node.size)
         self.doubled = time.monotonic()
-        if buffersize is None and all(hasattr(it, "__len__") and not (isinstance(it, range) and it[sys.maxsize:])
-                                      for it in iterables):
-            self.exhausted = True  # a list may change after the call; its copy does not. Rows of arrays are large
+        self.exhausted = buffersize is None and all(
+            hasattr(it, "__len__") and not (isinstance(it, range) and it[sys.maxsize:]) for it in iterables)
+        if self.exhausted:  # a list may change after the call; its copy does not. Rows of arrays are large
             columns = [it if isinstance(it, (range, tuple)) or is_array(it) and it.ndim > 1 else
                        it.copy() if is_array(it) else list(it) for it in iterables]
             self.pulled = min(map_builtin(len, columns), default=0)
-            self.tally = progress.find_tally(node, label)  # not before: who draws ends when there is nothing to do
-            self.tell(known=self.pulled)
-            if self.pulled:
-                self.push(columns, 0, self.pulled)
         else:
             self.rows = zip(*iterables)
             node.check_open()
-            self.tally = progress.find_tally(node, label)
-            self.tell(growing=1)
+        self.tally = progress.find_tally(node, label)  # not before: who draws ends when there is nothing to do
+        self.tell(known=self.pulled, growing=not self.exhausted)
+        if self.pulled:
+            self.push(columns, 0, self.pulled)
+        elif not self.exhausted:
             node.sources.append(self)
             self.pull()
 
@@ -1981,9 +1978,7 @@ class Mapping(Job):
     def next_chunk(self, deadline):
         """(values, failures) to be read next, or None at the end. Blocks."""
         while not self.available():
-            if self.pull():
-                continue
-            if not self.node.wait_for(self.available, self, deadline - time.monotonic()):
+            if not (self.pull() or self.node.wait_for(self.available, self, deadline - time.monotonic())):
                 raise TimeoutError("a result of map is not there in time")
         if self.cancelled and not (self.read in self.chunks if self.ordered else self.chunks):
             raise self.node.broken or CancelledError()
@@ -3198,9 +3193,7 @@ class Node:
     connections = 0   # made by the socket
     known = None      # TASKs received when a worker last considered to ask for more
     seen = None       # id of the newest in the queue when the deputy last looked: does the queue move?
-    resting = False   # the deputy is, until the alarm is set
-    watching = False  # the deputy sleeps on the socket
-    leisurely = False  # and for long
+    watching = 0.0    # s for which the deputy sleeps on the socket, at most; 0: it does not
     dropped = 0       # messages that made no sense
     calls = 0         # of `submit`, that were shipped and are done
     retried = 0       # calls that were lost and may have begun; they run again
@@ -3214,7 +3207,7 @@ class Node:
 
     def __init__(self, name, size, retries):
         self.name, self.size, self.retries = name, size, retries
-        self.lock, self.serving = threading.RLock(), threading.RLock()
+        self.lock, self.serving, self.attending = threading.RLock(), threading.RLock(), threading.Lock()
         self.queue = collections.deque()  # given away from the left, run here from the right
         self.sources = []                 # jobs whose inputs are not all pulled
         self.in_hand = []                 # jobs of spans that are just being pickled, to be shipped, or unpickled
@@ -3228,13 +3221,11 @@ class Node:
         self.serial = itertools.count()
         self.call_bytes = None            # mean size of a pickled call
         self.inbox = collections.deque()
-        self.mail = collections.deque()   # messages that the deputy left for who holds the baton
         self.due = collections.deque()    # futures that are done, and whose callbacks are to be called
         self.setting = {}                 # setter -> message of a constant that the broker has not confirmed
         self.round = None                 # of the latest census
         self.broken = None                # the PoolError after which nothing works any more
         self.stopped, self.alarm = threading.Event(), threading.Event()
-        self.attending = threading.Lock()  # held by the thread that sleeps on the socket
         self.looks = 0                     # times that somebody looked at the socket
         self.alone = None                  # so many after the deputy's latest; the same: nobody else has looked since
         self.outbox, self.sending = collections.deque(), False
@@ -3305,7 +3296,7 @@ class Node:
         with self.lock:
             if self.socket is None:
                 return
-            ready = self.inbox or self.mail or readable_now(self.socket)
+            ready = self.inbox or readable_now(self.socket)
         if not ready and self.wake_read in readable(min(timeout, PATROL), self.wake_read, self.descriptor):
             with contextlib.suppress(BlockingIOError):
                 os.read(self.wake_read, 4096)
@@ -3335,22 +3326,21 @@ class Node:
 
         Results run code of the user (unpickling, callbacks), which may call us again and then goes on with
         the next message; the deputy of a worker leaves them for who holds the baton."""
-        if self.resting:
-            self.alarm.set()
+        if not self.alarm.is_set():
+            self.alarm.set()  # the deputy may be resting, since somebody slept on the socket: that is over
         if not self.serving.acquire(blocking=False):
             return False
         try:
             self.looks += 1
-            if not as_deputy:
-                self.inbox.extendleft(reversed(self.mail))
-                self.mail.clear()
             self.fetch()
+            left = []
             while self.inbox:
                 message = self.inbox.popleft()
-                if as_deputy and self.executes and message[0] in OWNERS_BUSINESS:  # results run code of the user
-                    self.mail.append(message)
+                if as_deputy and self.executes and message[0] in OWNERS_BUSINESS:
+                    left.append(message)
                 else:
                     self.handle(message)
+            self.inbox.extend(left)
             if self.wanted and not as_deputy:
                 self.give()  # what cannot be sent has failed
             self.call_back()
@@ -3399,10 +3389,8 @@ class Node:
         while results wait to be sent."""
         while not self.stopped.wait(TICK):
             self.alarm.clear()
-            self.resting = True
             if self.attending.locked():
                 self.alarm.wait(PATROL)
-            self.resting = False
             while not (self.attending.locked() or self.stopped.is_set()):
                 try:
                     if self.watch(TICK if self.wanted else PATROL):
@@ -3417,29 +3405,21 @@ class Node:
 
         Where no tasks are run and only the deputy has looked lately, as under an event loop, it does so at once."""
         with self.lock:
-            self.watching, self.leisurely = True, timeout > MAX_FLUSH and not self.postponed()
-            timeout = timeout if self.leisurely else min(timeout, MAX_FLUSH)
+            self.watching = timeout = self.shorter(timeout)
             ready = self.socket is None or readable_now(self.socket)
         looks = self.looks  # who looked before has not seen what was announced now, to us
         came = ready or readable(timeout, self.wake_read, self.descriptor)
-        self.watching = self.leisurely = False
+        self.watching = 0.0
         if came:
             if self.executes or self.looks != self.alone:  # who looked lately will do so again
                 self.stopped.wait(SLICE)
             self.hear()
         return self.looks == looks
 
-    def hasten(self):
-        """Have the deputy look sooner: results wait here for who holds the baton, or for him."""
-        if self.leisurely:
-            self.leisurely = False
-            self.rouse(deputy=True)
-        else:
-            self.rouse()  # who sleeps on the socket reckons anew how long
-
-    def postponed(self):
-        """Whether results wait here to be sent."""
-        return any([guest.postpones for guest in list(self.guests.values())])
+    def shorter(self, timeout):
+        """Seconds to sleep at most, which are fewer if results wait here to be sent."""
+        waiting = any([guest.postpones for guest in list(self.guests.values())])
+        return min(timeout, MAX_FLUSH) if waiting else timeout
 
     def hear(self):
         """Take off what ``rouse`` wrote, unless somebody else sleeps now, for whom it may be."""
@@ -3455,8 +3435,7 @@ class Node:
         self.serve(as_deputy=True)
         self.alone = self.looks
         newest = id(self.queue[-1]) if self.queue else None
-        if self.wanted:
-            self.give(reserve=0 if newest == self.seen else None)  # who made it is busy: even the last may go
+        self.give(reserve=0 if newest == self.seen else None)  # who made it is busy: even the last may go
         self.seen = newest
 
     def wake(self, what):
@@ -3550,10 +3529,10 @@ class Node:
     def forget(self, job):
         """A job was cancelled: its spans here are stale and go when they are met; recall what was shipped."""
         with self.lock:
-            ids = [task_id for task_id, shipment in list(self.away.items()) if shipment.span.job is job]
-            for task_id in ids:
-                discard(self.away.pop(task_id).references)
-                self.recall(task_id)
+            for task_id, shipment in list(self.away.items()):
+                if shipment.span.job is job:
+                    discard(self.away.pop(task_id).references)
+                    self.recall(task_id)
             if job in self.sources:
                 self.sources.remove(job)
             job.trim()
@@ -3582,6 +3561,21 @@ class Node:
             shipped = (shipment.span.job for shipment in self.away.values())
             return futures, {unit.job for unit in self.queue if isinstance(unit, Span)}.union(
                 shipped, self.sources, self.in_hand)
+
+    def break_off(self, error):
+        """The pool cannot go on: everything that waits fails with this error."""
+        with self.lock:
+            if self.broken is not None:
+                return
+            self.broken = error
+            futures, jobs = self.pending()
+            self.queue.clear()
+        for future in futures:
+            future._settle(FINISHED, None, error, self.due)
+        for job in jobs:
+            job.cancel()
+        self.wake("const")
+        self.call_back()
 
     # -- what is given away
 
@@ -3700,8 +3694,7 @@ class Node:
             self.rich = len(self.queue) > self.executes or bool(self.queue and self.queue[0].several)
             task_id = self.register(span, lo, hi, frames)
             bounds = b"%d" % lo, b"%d" % hi
-            part = isinstance(job, Guest) and task_id != job.id
-            news = [(b"SPLIT", job.id, *bounds, task_id)] if part else []
+            news = [(b"SPLIT", job.id, *bounds, task_id)] if isinstance(job, Guest) and task_id != job.id else []
             self.send_all(*news,  # at once: no CANCEL comes between
                           (b"TASK", task_id, span.avoid, b"%d" % self.rich, *bounds, b"%d" % span.singly, *frames))
         if isinstance(job, Guest) and job.left == 0:
@@ -3852,8 +3845,7 @@ class Node:
                 parts = [(part, True) for part in rest.cut(*suspects)] + [(part, False) for part in rest]
                 for (lo, hi), singly in sorted(parts, reverse=True):
                     self.requeue(shipment, lo, hi, avoid, singly)
-        if self.wanted:
-            self.give()
+        self.give()
 
     def requeue(self, shipment, lo, hi, avoid=b"", singly=False):
         """Queue items of a shipment again, unless nobody wants them any more."""
@@ -3861,6 +3853,24 @@ class Node:
             span = shipment.span.cut(lo, hi)
             span.avoid, span.singly = avoid, span.singly or singly
             span.job.requeue(span)
+
+    def on_CANCEL(self, task_id):
+        """The owner of a task that we hold does not want it any more."""
+        with self.lock:
+            guest = self.guests.pop(task_id, None)
+            if guest is not None:
+                guest.cancelled, guest.outcomes = True, []
+                discard(guest.body or ())
+
+    def on_CONST(self, name, setter, *frames):
+        """A shared constant; unpickled, once, when it is first asked for."""
+        value = functools.lru_cache(None)(lambda: loads(frames))
+        self.consts.setdefault(name.decode(), (setter, value, frames))
+        self.wake("const")
+
+    def on_SIZE(self, workers):
+        """The pool has grown or shrunk."""
+        self.size = int(workers)
 
     # -- a census, after messages were lost
 
@@ -3906,39 +3916,6 @@ class Node:
                     discard(shipment.references)
         for lost in failed:  # callbacks of the user, without the lock
             self.fail_lost(*lost, "it was under way when a broker died")
-
-    def on_CONST(self, name, setter, *frames):
-        """A shared constant; unpickled, once, when it is first asked for."""
-        value = functools.lru_cache(None)(lambda: loads(frames))
-        self.consts.setdefault(name.decode(), (setter, value, frames))
-        self.wake("const")
-
-    def on_CANCEL(self, task_id):
-        """The owner of a task that we hold does not want it any more."""
-        with self.lock:
-            guest = self.guests.pop(task_id, None)
-            if guest is not None:
-                guest.cancelled, guest.outcomes = True, []
-                discard(guest.body or ())
-
-    def on_SIZE(self, workers):
-        """The pool has grown or shrunk."""
-        self.size = int(workers)
-
-    def break_off(self, error):
-        """The pool cannot go on: everything that waits fails with this error."""
-        with self.lock:
-            if self.broken is not None:
-                return
-            self.broken = error
-            futures, jobs = self.pending()
-            self.queue.clear()
-        for future in futures:
-            future._settle(FINISHED, None, error, self.due)
-        for job in jobs:
-            job.cancel()
-        self.wake("const")
-        self.call_back()
 
     # -- what the interface is made of
 
@@ -4425,7 +4402,7 @@ class Worker(Node):
         """Sleep until a message comes, or another thread has work for us; then serve."""
         self.flush()
         self.listen(lambda: self.queue or self.resumable or self.received != self.known or ready(),
-                    min(timeout, MAX_FLUSH) if self.postponed() else timeout)
+                    self.shorter(timeout))
 
     def flush(self):
         """Send results that wait for others, if it is time."""
@@ -4459,7 +4436,7 @@ class Worker(Node):
         done. And results may lie here, for who asks."""
         if pending:
             self.yield_baton()
-        if self.mail:
+        if self.inbox:
             self.serve()
 
     def yield_baton(self):
@@ -4513,7 +4490,7 @@ class Worker(Node):
         """Waiting in a thread that a task made: it never has the baton, but may run what it waits for itself."""
         unit = self.take(what, OUTSIDE)
         if unit is None:
-            if self.mail:  # the task may be waiting for this thread, and not look at what the deputy left for it
+            if self.inbox:  # the task may be waiting for this thread, and not look at what the deputy left for it
                 self.serve()
             self.give(reserve=0)
             super().sleep(ready, what, min(timeout, TICK))
