@@ -49,6 +49,7 @@ Sections, in reading order:
 """
 import gc
 import signal
+import _signal  # its functions take a tenth of the time: they do not look for names
 
 _AS_SCRIPT = __name__ == "__main__"
 if _AS_SCRIPT:
@@ -4015,6 +4016,21 @@ class Root(Node):
         elif not ready():
             self.patrol()
 
+    def disown(self):
+        """Nor is the keeper's lifeline: the keeper would not see that the parent is gone."""
+        super().disown()
+        self.keeper.stdin.close()
+
+    def serve(self, as_deputy=False):
+        """As any node; Ctrl-C waits meanwhile."""
+        with ctrl_c_waits():
+            return super().serve(as_deputy)
+
+    def send_all(self, *messages):
+        """As any node; a message of which a part is sent would end all."""
+        with ctrl_c_waits():
+            super().send_all(*messages)
+
     def patrol(self):
         """Notice that the keeper is gone; with it went everything else."""
         if self.keeper.poll() is not None and self.broken is None and not self.closing:
@@ -4180,6 +4196,30 @@ class Root(Node):
     def on_COUNT(self, idle):
         """So many workers would take work."""
         self.idle_workers = int(idle)
+
+
+@contextlib.contextmanager
+def ctrl_c_waits():
+    """Let Ctrl-C wait while the main thread handles messages, or sends some: one that it ends is lost, and who waits
+    for it hangs. A second one does not wait, since a callback may not end. A handler that is not Python's own stays."""
+    came = []
+
+    def note(*args):
+        if came:
+            signal.default_int_handler(*args)
+        came.append(args)
+    if threading.current_thread() is not threading.main_thread() or \
+            _signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    _signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        if _signal.getsignal(signal.SIGINT) is note:  # else a callback has set another
+            _signal.signal(signal.SIGINT, signal.default_int_handler)
+        if came:
+            raise KeyboardInterrupt
 
 
 def own_path():
@@ -6697,7 +6737,6 @@ def prompt(namespace):
     console.showtraceback = show_error
     node = executors[-1]._node
     try:
-        shield(node)
         console.interact(
             f"minscoop {__version__} on Python {sys.version.partition(' ')[0]}, {node.size} "
             f"worker{'s' * (node.size != 1)}: "
@@ -6710,24 +6749,6 @@ def prompt(namespace):
     left = calls_left(node) + sum(job.pulled - job.made for job in maps) or int(more)
     if left:
         logger.warning("waiting for %d call%s%s; Ctrl-C ends at once", left, "s" * (left != 1), " or more" * more)
-
-
-def shield(node):
-    """Let Ctrl-C wait while the main thread is amid a message, which would be lost, and hang who waits for it. For a
-    second at most, since what it is doing may be a callback that does not end."""
-    since = None
-
-    def interrupt(number, frame):
-        nonlocal since
-        asleep = frame.f_code in (readable.__code__, ask.__code__)
-        ours = frame.f_code.co_filename == __file__ and not asleep
-        since = since or time.monotonic()
-        if (ours or node.serving._is_owned() or node.lock._is_owned()) and time.monotonic() - since < 1:
-            threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
-        else:
-            since = None
-            raise KeyboardInterrupt
-    signal.signal(signal.SIGINT, interrupt)
 
 
 def answer_with_stacks(node):

@@ -3484,6 +3484,43 @@ def test_a_task_is_still_to_be_run_when_ctrl_c_comes_while_it_is_pickled():
     assert len(job.node.named(b"TASK")) == 1
 
 
+class PressesCtrlC:
+    """Ctrl-C comes to a process while this is unpickled."""
+
+    def __init__(self, pid):
+        self.pid = pid
+
+    def __reduce__(self):
+        return os.kill, (self.pid, signal.SIGINT)
+
+
+def test_no_message_is_lost_when_ctrl_c_comes_while_it_is_handled(pool):
+    """KeyboardInterrupt where the program waits, as in a cell of a notebook; the result is there afterwards."""
+    future = pool.submit(lambda pid: [PressesCtrlC(pid)], os.getpid())
+    with pytest.raises(KeyboardInterrupt):
+        future.result(WAIT / 2)
+        time.sleep(WAIT)  # the deputy may have read it, just before
+    assert future.result(WAIT / 2) == [None] and list(pool.map(identity, range(5))) == list(range(5))
+
+
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN, lambda *_: None])
+def test_ctrl_c_waits_once_only_when_something_must_be_done_as_a_whole(handler):
+    """Else a callback that does not end would go on for ever. What is not Python's own handler stays."""
+    before, done = signal.signal(signal.SIGINT, handler), []
+    own = handler is signal.default_int_handler
+    try:
+        for times in 1, 2:
+            with pytest.raises(KeyboardInterrupt) if own else contextlib.nullcontext():
+                with minscoop.ctrl_c_waits(), minscoop.ctrl_c_waits():
+                    for _ in range(times):
+                        signal.raise_signal(signal.SIGINT)
+                    done.append(times)
+            assert signal.getsignal(signal.SIGINT) is handler
+        assert done == [1] if own else [1, 2]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_map_ends_with_an_error_when_ctrl_c_ended_its_generator():
     """It came while somebody waited for something else: the results are not taken for all that there are."""
     def inputs():
@@ -6804,6 +6841,28 @@ def test_a_forked_child_ends_by_itself_when_its_parent_has_a_pool(script):
     assert [line.split()[0] for line in done.stdout.splitlines()][:2] == ["3", "1"]
 
 
+@linux_only
+def test_a_pool_ends_with_its_program_when_a_child_that_was_forked_lives_on(guard):
+    """As the daemon that a program becomes: nothing that it holds keeps the pool alive."""
+    done = python("-c", textwrap.dedent(f"""
+        import os, sys, time
+        sys.path.insert(0, {str(HERE)!r})
+        import minscoop
+        executor = minscoop.Executor(1)
+        executor.submit(abs, 1).result()
+        pid = os.fork()
+        if pid == 0:
+            os.closerange(0, 3)
+            time.sleep({10 * BOUND})
+        print(pid, flush=True)
+        os._exit(0)
+    """))
+    child = int(done.stdout)
+    left = eventually_none(lambda: [p for p in processes_of(os.environ["MINSCOOP_TEST"]) if p != child], WAIT)
+    kill_all([child])
+    assert not left and eventually(lambda: not os.listdir(guard))
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_what_has_not_started_is_cancelled_when_shutdown_says_so(guard, tmp_path, again):
     """cancel_futures drops the queue; what runs is finished. So it is if a shutdown without that waits already."""
@@ -7643,24 +7702,6 @@ def test_the_line_stays_away_when_a_password_is_asked_for(monkeypatch):
     os.close(master)
 
 
-@pytest.mark.parametrize("busy", [False, True])
-def test_ctrl_c_waits_when_a_message_is_being_handled(busy):
-    """At the prompt: it would be lost, and who waits for it would hang. A callback that does not end is interrupted."""
-    node, before, start = HandNode(), signal.getsignal(signal.SIGINT), time.monotonic()
-    minscoop.shield(node)
-    try:
-        with node.lock if busy else contextlib.nullcontext():
-            done = not busy
-            with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGINT)
-                for _ in range(100 * BOUND):
-                    time.sleep(0.01)
-                    done = True
-        assert done and (time.monotonic() - start >= 1) >= busy
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def test_a_prompt_completes_public_names_only_when_it_asks_for_ours():
     public = {"map", "submit", "Executor", "IS_RUNNING", "allocation"}
     assert public < set(dir(minscoop)) and "PATROL" not in dir(minscoop)
@@ -7862,17 +7903,6 @@ def test_workers_that_are_to_come_are_not_said_to_be_at_work_when_their_host_is_
     assert minscoop.progress_text({"": (10, 0, 0)}, 5, [root]) == "minscoop: 0 of 10 (0 %), 0/s, no workers as yet"
     root.hosts["1"].update(state="ready", workers=2)
     assert minscoop.progress_text({"": (10, 0, 0)}, 5, [root]).endswith("2 of 2 workers")
-
-
-def test_ctrl_c_is_heeded_at_once_when_a_line_is_being_typed():
-    """As our own function waits for it, it looks as if a message were being handled."""
-    handler = signal.getsignal(signal.SIGINT)
-    minscoop.shield(minscoop.Inline())
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            minscoop.ask(original=functools.partial(signal.raise_signal, signal.SIGINT))
-    finally:
-        signal.signal(signal.SIGINT, handler)
 
 
 def test_what_is_typed_runs_on_workers_when_there_is_a_prompt(guard, tmp_path):
@@ -10992,7 +11022,7 @@ def virtual_world():
             os=types.SimpleNamespace(pipe=lambda: (Event(),) * 2, read=read_pipe, write=write_pipe, close=nothing,
                                      _exit=leave, set_blocking=nothing, path=os.path,
                                      getpid=lambda: SIM.current.process.pid),
-            birth=OwnLock(), import_zmq=nothing, keep_spare=nothing,
+            birth=OwnLock(), import_zmq=nothing, keep_spare=nothing, ctrl_c_waits=contextlib.nullcontext,
             traceback=types.SimpleNamespace(**{**vars(traceback), "print_exc": nothing}),  # of Killed
             make_socket_directory=lambda: "/nowhere", make_memory_directory=lambda: None,
             id=lambda thing: kept.append(thing) or id(thing),  # so that none is given twice
