@@ -58,6 +58,7 @@ if _AS_SCRIPT:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # until then, too: Ctrl-C just ends it
 
+import abc
 import array
 import atexit
 import builtins
@@ -772,13 +773,12 @@ def home_of(fn):
 
 
 def shipped_globals(fn):
-    """The globals that a function takes along: those that its module will not have where it goes."""
+    """The globals that a function takes along: those that its module will not have where it goes. Names with an @ are
+    pytest's, which rewrites the assert statements of modules."""
     home = home_of(fn)
-    if home not in ("__main__", "__mp_main__", None):
-        return {}
     names = set().union(*(operands(code, *READS_GLOBAL) for code in nested_code(fn.__code__)))
-    return {name: fn.__globals__[name] for name in names
-            if name in fn.__globals__ and (home is None or main.by_value(name))}
+    return {name: fn.__globals__[name] for name in names if name in fn.__globals__ and (
+        home is None or name.startswith("@") or home in ("__main__", "__mp_main__") and main.by_value(name))}
 
 
 def modules_of(fn, values):
@@ -866,8 +866,11 @@ def make_cached(ident, wishes, fn):
 
 def reduce_class(cls):
     """Pickle a class by value, with an identity that survives the journey there and back."""
-    ident = identify(cls)
+    ident, bases = identify(cls), cls.__bases__
     attributes = attributes_of(cls)
+    registered = [subclass() for subclass in (abc._get_dump(cls)[0] if "_abc_impl" in vars(cls) else ())]
+    if type(cls).__name__ == "_TypedDictMeta":  # which adds dict itself
+        bases = tuple(base for base in bases if base is not dict)
     head, looks = {name: attributes.pop(name) for name in ("__slots__", "__orig_bases__") if name in attributes}, {}
     if type(cls).__name__ in ("EnumMeta", "EnumType"):
         head = members_of(cls)
@@ -877,8 +880,8 @@ def reduce_class(cls):
                       if isinstance(value, (types.FunctionType, property, classmethod, staticmethod))
                       or name == "_boundary_" or name not in cls.__members__ and not name.startswith("_")}
     head.update(__module__=cls.__module__, __qualname__=cls.__qualname__)
-    made_of = ident, type(cls), cls.__name__, cls.__bases__, head
-    return make_class, made_of, (ident, *in_stages(cls, ident, attributes), looks), None, None, fill_class
+    made_of = ident, type(cls), cls.__name__, bases, head
+    return make_class, made_of, (ident, *in_stages(cls, ident, attributes), looks, registered), None, None, fill_class
 
 
 def members_of(cls):
@@ -936,11 +939,13 @@ def make_class(ident, metaclass, name, bases, head):
 
 def fill_class(cls, state):
     """The second half: methods and attributes; for an Enum also those of its members."""
-    ident, _, _, attributes, looks = state
+    ident, _, _, attributes, looks, registered = state
     set_attributes(cls, ident, attributes)
     if CLASSES.get(ident) is not cls:
         for name, look in looks.items():
             vars(cls.__members__[name]).update(look)
+        for subclass in filter(None, registered):  # by ABCMeta
+            cls.register(subclass)
         CLASS_IDS[cls], CLASSES[ident] = ident, cls
 
 
@@ -3201,6 +3206,7 @@ class Node:
     inside = False    # the calling thread is in a task, and yet in the process of the script
     waiting = 0       # threads whose tasks wait for others, which run in other threads
     idle_workers = 0  # of the whole pool, when the broker was asked last
+    forked = False    # this is a child that the program, or a task, has forked
     ended_by = None   # the PoolError by which the pool ended, if it was not just shut down
 
     def __init_subclass__(cls):
@@ -3288,6 +3294,7 @@ class Node:
 
     def disown(self):
         """This is a child that was forked: neither socket nor locks are its own, which others may just have held."""
+        self.forked = True
         self.lock, self.serving, self.attending = threading.RLock(), threading.RLock(), threading.Lock()
         self.socket, self.broken = None, PoolError("this pool is of the parent process")
         self.away, self.guests, self.queue = {}, {}, collections.deque()  # their files are the parent's
@@ -4410,7 +4417,7 @@ class Worker(Node):
             if unit is not None:
                 self.run(unit)
                 unit = None  # which may be large, and this thread sleep
-            elif not self.feed(beyond=True):
+            elif not self.feed(beyond=not self.waiting):  # else who waits may be about to read a map
                 self.rest()
 
     def rest(self):
@@ -4441,8 +4448,9 @@ class Worker(Node):
     def doze(self, ready, timeout):
         """Sleep until a message comes, or another thread has work for us; then serve."""
         self.flush()
-        self.listen(lambda: self.queue or self.resumable or self.received != self.known or ready(),
-                    self.shorter(timeout))
+        if not self.listen(lambda: self.queue or self.resumable or self.received != self.known or ready(),
+                           self.shorter(timeout)):
+            self.stopped.wait(SLICE / 10)  # for another thread, which handles what is there: it may take long
 
     def flush(self):
         """Send results that wait for others, if it is time."""
@@ -4491,11 +4499,28 @@ class Worker(Node):
     def execute(self, unit, me=None):
         """Run user code. me: who holds the baton, if that is who does it; it waits for it if the task yielded it."""
         run_apart(unit)
+        if self.forked:
+            self.end_fork(unit.failures.get(len(unit.values) - 1) if isinstance(unit, Slice) else unit._exception)
         if me is not None and self.holder is not me:
             me.set()
             me.gate.acquire()
             self.waiting -= 1
             self.note(me.mark)
+
+    def disown(self):
+        """As ever; and the child runs no further item of a map."""
+        super().disown()
+        for piece in self.holder.slices:
+            piece.shorten()
+
+    def end_fork(self, error):
+        """This is a child that a task has forked, and it has come back from that, maybe by an exception: it ends, as a
+        program does then. All else here is its parent's."""
+        exits = error is None or isinstance(error, SystemExit) and isinstance(error.code, (int, type(None)))
+        if not exits:
+            traceback.print_exception(type(error), error, error.__traceback__)
+        flush_output()
+        os._exit(getattr(error, "code", 0) or 0 if exits else 1)
 
     def wait_for(self, ready, what=None, timeout=None):
         """As ever; while a callback waits, amid a message, other threads handle what comes."""
@@ -4522,7 +4547,7 @@ class Worker(Node):
         self.shorten()
         if self.resumable or self.queue:
             self.park(me, ready, what, timeout)
-        elif not self.feed(beyond=True):
+        elif not self.feed():
             self.send_all(*self.wish())
             self.doze(ready, timeout)
 
@@ -5660,7 +5685,7 @@ def unpack_pyzmq(library, directory):
 def own_addresses(config):
     """Host names and addresses by which other hosts may reach this one. What works is tried from there."""
     if config["external_hostname"]:
-        return [config["external_hostname"]]
+        return [config["external_hostname"].strip("[]")]  # of an IPv6 address, as in a URL
     addresses = [os.uname().nodename]
     for name in ["192.0.2.1", *(name.rpartition("@")[2] for _, name, _ in config["hosts"][:8])]:  # may take 10 s each
         with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -6209,6 +6234,11 @@ class Executor(Interface):
         options = plan(max_workers, hosts, listen, options, self._check)
         wishes = {"summary": summary, "report": report and writable(report), "trace": trace and writable(trace),
                   "record": 2 if report or trace else int(summary)}
+        if report and trace and wishes["report"] == wishes["trace"]:
+            raise ValueError(f"report and trace are to be files of their own, not both {report}")
+        if max_workers == 0 and (profile or hosts or listen):
+            logger.warning("without effect, since everything runs in this process: %s", ", ".join(itertools.compress(
+                ("profile", "hosts", "listen"), (profile, hosts, listen))))
         if profile and profile is not True:
             profile = os.path.abspath(profile)
             os.makedirs(profile, exist_ok=True)
@@ -7097,7 +7127,13 @@ class Collector(Recording):
         self.slowest, self.queues = [], []    # events; [time, items that wait]
         self.interrupted = self.published = False
         self.used = time.process_time()
+        self.asked = None                     # when the script first asked for something
         super().__init__(options, level=options["record"])
+
+    def push(self, unit):
+        """As ever; note when that was first done."""
+        self.asked = self.asked or time.monotonic()
+        super().push(unit)
 
     def on_RECORD(self, worker, body):
         """Keep what a worker has run."""
@@ -7190,7 +7226,8 @@ def digest(root):
     records = dict(sorted(root.records.items(), key=lambda item: [(len(word), word) for word in item[0].split(".")]))
     run = dict(title=" ".join(map_builtin(str, sys.argv)).strip()[:200] or "-", ended=time.strftime("%Y-%m-%d %H:%M"),
                seconds=seconds, cpu=(time.process_time() - root.used) / seconds, inline=isinstance(root, Inline),
-               interrupted=root.interrupted, failure=root.ended_by and first_line(root.ended_by).rstrip(":"),
+               asked=since("", root.asked or root.born), interrupted=root.interrupted,
+               failure=root.ended_by and first_line(root.ended_by).rstrip(":"),
                events=root.events, slowest=root.slowest, records=records, losses=sorted(losses.values()),
                waiting=[[since("", moment), count] for moment, count in root.queues],
                moved=root.totals["received"] + root.totals["sent"], **sums(records))
@@ -7225,8 +7262,9 @@ def verdict(run):
         return "The run was interrupted; what was under way is not counted."
     if not run["tasks"]:
         return "No task was run."
-    first, end = min(news["first"] for news in records if news["last"]), max(news["last"] for news in records)
-    ready = min(news["came"] for news in records)
+    ready, end = min(news["came"] for news in records), max(news["last"] for news in records)
+    first = min(news["first"] for news in records if news["last"])
+    first = min(first, max(ready, run["asked"]))  # from then on it was under way, in large arguments perhaps
     there = [(max(news["came"], first), min(news["gone"], end)) for news in records]
     whole = sum(max(gone - came, 1e-9) for came, gone in there)  # what they could have done while they were there
     code, tail = sum(news["code"] for news in records), sum(
@@ -7550,7 +7588,8 @@ def make_parser():
         description="Run a Python program with a pool of worker processes behind its map and submit.",
         epilog=USAGE_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     program = parser.add_argument_group("program (everything after it belongs to the program)")
-    program.add_argument("script.py", nargs="?", help="a Python file")  # only for the help, as -m and -c here
+    # For the help only: split_words takes these three off
+    program.add_argument("script.py", nargs="?", help="a Python file; or a directory or a zip file with a __main__.py")
     program.add_argument("-m", metavar="module", help="a module or package, as with python -m")
     program.add_argument("-c", metavar="code", help="Python code, as with python -c")
     program.add_argument("-i", dest="interactive", action="store_true",
@@ -7764,11 +7803,16 @@ def prepare_program(options):
         if options.interactive and not name:
             module.map = map  # a script has its own, or Python's
     else:
-        if os.path.isdir(name):
-            raise IsADirectoryError(21, "is a directory; for a package use -m", name)
-        code, _ = read_main(name)
-        argv0, module.__file__ = name, name if sys.version_info < (3, 9) else os.path.join(os.getcwd(), name)
-        sys.path[0] = os.path.dirname(os.path.realpath(name))  # behind links, as Python does
+        argv0, path = name, name if sys.version_info < (3, 9) else os.path.join(os.getcwd(), name)
+        spec = importlib.machinery.PathFinder.find_spec("__main__", [path])
+        if spec is not None and spec.loader is not None:  # it is a directory or a zip file that has a __main__.py
+            module.__spec__, module.__package__, module.__file__ = spec, "", spec.origin
+            code, sys.path[0] = spec.loader.get_code("__main__"), path
+        elif os.path.isdir(name):
+            raise IsADirectoryError(21, "is a directory without __main__.py; for a package use -m", name)
+        else:
+            (code, _), module.__file__ = read_main(name), path
+            sys.path[0] = os.path.dirname(os.path.realpath(name))  # behind links, as Python does
     sys.argv = [argv0, *rest]
     sys.modules["__main__"] = sys.modules["__mp_main__"] = module
     return code
