@@ -749,21 +749,18 @@ def found_by_name(obj):
     return found is obj
 
 
-def nested_code(code):
-    """A code object, and those nested in it."""
-    nested = (const for const in code.co_consts if isinstance(const, types.CodeType))
-    return [code, *itertools.chain.from_iterable(map_builtin(nested_code, nested))]
-
-
-@functools.lru_cache(1000)
 def operands(code, *operations):
-    """The names with which a code object does this. Takes its time."""
+    """The names with which a code object does this."""
     import dis
     return {step.argval for step in dis.get_instructions(code) if step.opname in operations}
 
 
-READS_GLOBAL = "LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"
-SETS_GLOBAL = "STORE_NAME", "STORE_GLOBAL"  # at the top level; the latter if a function there declares it as global
+@functools.lru_cache(1000)
+def names_in(code):
+    """(those of the globals that it reads, all names) of a code object with those nested in it. Takes its time."""
+    nested = [names_in(const) for const in code.co_consts if isinstance(const, types.CodeType)]
+    read = operands(code, "LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
+    return read.union(*(names for names, _ in nested)), {*code.co_names}.union(*(names for _, names in nested))
 
 
 def home_of(fn):
@@ -776,15 +773,14 @@ def shipped_globals(fn):
     """The globals that a function takes along: those that its module will not have where it goes. Names with an @ are
     pytest's, which rewrites the assert statements of modules."""
     home = home_of(fn)
-    names = set().union(*(operands(code, *READS_GLOBAL) for code in nested_code(fn.__code__)))
-    return {name: fn.__globals__[name] for name in names if name in fn.__globals__ and (
+    return {name: fn.__globals__[name] for name in names_in(fn.__code__)[0] if name in fn.__globals__ and (
         home is None or name.startswith("@") or home in ("__main__", "__mp_main__") and main.by_value(name))}
 
 
 def modules_of(fn, values):
     """Paths of the modules among these values, and of their loaded submodules that fn names: `import xml.dom` binds xml
     only, whose import elsewhere does not load xml.dom."""
-    names = set().union(*(code.co_names for code in nested_code(fn.__code__)))
+    _, names = names_in(fn.__code__)
     found = [value.__name__ for value in values if type(value) is types.ModuleType]
     for module in found:  # which grows: xml, xml.dom, xml.dom.minidom
         found += [f"{module}.{name}" for name in names if f"{module}.{name}" in sys.modules]
@@ -1185,8 +1181,7 @@ class Main:
     def warn_of_globals(self, fn):
         """Say that workers do not see what ``if __name__ == "__main__"`` makes of a global that fn uses; once each."""
         again = self.path and self.known is None and self.guarded[1] - self.warned or ()
-        used = (operands(code, "LOAD_GLOBAL", "LOAD_NAME") for code in nested_code(fn.__code__))
-        for name in again and again & set().union(*used):
+        for name in again and again & names_in(fn.__code__)[0]:
             self.warned.add(name)
             value = fn.__globals__.get(name)
             imported = isinstance(value, types.ModuleType) or isinstance(
@@ -1203,7 +1198,8 @@ class Main:
         body = ast.parse(read_source(self.path), self.path).body
         guards = [node for node in body if isinstance(node, ast.If) and "__name__" in ast.dump(node.test)]
         others = [node for node in body if node not in guards]
-        inside, outside = (operands(compile(ast.Module(nodes, []), self.path, "exec", dont_inherit=True), *SETS_GLOBAL)
+        inside, outside = (operands(compile(ast.Module(nodes, []), self.path, "exec", dont_inherit=True),
+                                    "STORE_NAME", "STORE_GLOBAL")  # the latter if a function there declares it global
                            for nodes in (guards, others))
         return inside - outside, inside & outside
 
