@@ -695,12 +695,11 @@ class Pickler(pickle.Pickler):
             return reduce_class(obj) if is_class else reduce_function(obj)
         if issubclass(kind, getattr(sys.modules.get("multiprocessing.managers"), "BaseProxy", ())):
             return reduce_proxy(obj)
-        if of_pickle and obj.__module__ == "builtins" and not hasattr(builtins, obj.__name__):  # as FunctionType
-            names = (name for name, value in vars(types).items() if value is obj)
-            return next(((operator.attrgetter(name), (types,)) for name in names), NotImplemented)
-        if getattr(kind, "__module__", None) == "dataclasses":  # which knows its constants, as MISSING, by identity
-            names = (name for name, value in vars(sys.modules["dataclasses"]).items() if value is obj)
-            return next(names, NotImplemented)
+        unnamed = of_pickle and obj.__module__ == "builtins" and not hasattr(builtins, obj.__name__)  # as FunctionType
+        if unnamed or getattr(kind, "__module__", None) == "dataclasses":  # whose MISSING is known by its identity
+            module = types if unnamed else sys.modules["dataclasses"]
+            names = (name for name, value in vars(module).items() if value is obj)
+            return next(((operator.attrgetter(name), (module,)) for name in names), NotImplemented)
         if getattr(kind, "__module__", None) == "typing" and kind.__name__ in OF_TYPING and not found_by_name(obj):
             return OF_TYPING[kind.__name__](obj)
         return REDUCERS.get(kind, lambda _: NotImplemented)(obj)
@@ -710,9 +709,8 @@ HEAP_TYPE = 1 << 9  # the flag of classes that a `class` statement made (Py_TPFL
 by_name_only = False  # hosts of several Python versions take part, and none reads the others' code
 
 REDUCERS = {  # types whose instances pickle does not take by itself, met inside functions and classes
-    # The class of cells says that it is builtins.cell, which is not there. The function that has a cell fills it.
-    types.CellType: lambda cell: (operator.methodcaller("CellType"), (types,)),
-    types.MappingProxyType: lambda proxy: (operator.methodcaller("MappingProxyType", dict(proxy)), (types,)),
+    types.CellType: lambda cell: (types.CellType, ()),  # empty: the function that has it fills it
+    types.MappingProxyType: lambda proxy: (types.MappingProxyType, (dict(proxy),)),
     types.MethodType: lambda method: reduce_method(method),
     types.ModuleType: lambda module: (importlib.import_module, (module.__name__,)),
     types.CodeType: lambda code: (marshal.loads, (marshal.dumps(code),)),
@@ -951,7 +949,7 @@ def reduce_method(method):
     found = getattr(owner, getattr(method, "__name__", ""), None)
     if type(found) is types.MethodType and found.__func__ is fn and found.__self__ is owner:
         return NotImplemented
-    return operator.methodcaller("MethodType", fn, owner), (types,)
+    return types.MethodType, (fn, owner)
 
 
 def reduce_proxy(proxy):
