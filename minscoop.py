@@ -1097,12 +1097,7 @@ class Remade:
         error, args = self.error, self.error.args
         if isinstance(error, getattr(builtins, "BaseExceptionGroup", ())):
             args = error.message, [Remade(part) for part in error.exceptions]
-        return make_error, (type(error), args), error.__dict__ or None
-
-
-def make_error(cls, args):
-    """What ``Remade`` arrives as."""
-    return cls.__new__(cls, *args)
+        return operator.methodcaller("__new__", type(error), *args), (type(error),), error.__dict__ or None
 
 
 def traceback_text(error):
