@@ -785,23 +785,20 @@ def modules_of(fn, values):
     return found
 
 
-FUNCTION_ATTRIBUTES = ("__defaults__", "__kwdefaults__", "__dict__", "__doc__", "__annotations__", "__qualname__",
-                       "__module__")
-
-
 def reduce_function(fn):
     """Pickle a function by value: an empty one first, then its state, so that it may refer to itself."""
     cells, contents = fn.__closure__ or (), []
     for cell in cells:
         with contextlib.suppress(ValueError):  # a cell that is still empty
             contents.append((cell, cell.cell_contents))
-    looks = dict.fromkeys(FUNCTION_ATTRIBUTES)
-    for name in FUNCTION_ATTRIBUTES:
+    looks = {}
+    for name in ("__defaults__", "__kwdefaults__", "__dict__", "__doc__", "__annotations__", "__qualname__",
+                 "__module__"):
         with contextlib.suppress(NameError):  # annotations may mean what only a type checker imports (PEP 649)
             looks[name] = getattr(fn, name)
     shipped = shipped_globals(fn)
     imports = modules_of(fn, [*shipped.values(), *(value for _, value in contents)])
-    state = (shipped, contents, imports, *looks.values())
+    state = shipped, contents, imports, looks
     return make_function, (fn.__code__, home_of(fn), fn.__name__, cells), state, None, None, fill_function
 
 
@@ -817,7 +814,7 @@ def make_function(code, module, name, cells):
 
 def fill_function(fn, state):
     """The second half: globals, closure, defaults and attributes."""
-    shipped, contents, imports, *looks = state
+    shipped, contents, imports, looks = state
     for path in imports:
         with contextlib.suppress(ImportError):  # what makes it at run time has not done so here
             importlib.import_module(path)
@@ -825,7 +822,7 @@ def fill_function(fn, state):
                           if this_worker is not None or name not in fn.__globals__)  # the root's own are newer
     for cell, value in contents:
         cell.cell_contents = value
-    for name, value in zip(FUNCTION_ATTRIBUTES, looks):
+    for name, value in looks.items():
         setattr(fn, name, value)
 
 
