@@ -203,15 +203,12 @@ def usable_cores():
         cores = os.cpu_count() or 1
     with contextlib.suppress(OSError):
         with open("/proc/self/cgroup") as file:
-            group = file.read().rpartition("::")[2].strip()
-        while True:  # the quotas of the groups around this one hold, too
+            groups = file.read().rpartition("::")[2].strip().strip("/").split("/")  # each within the one before it
+        for path in itertools.accumulate(["/sys/fs/cgroup", *groups], os.path.join):  # all their quotas hold
             with contextlib.suppress(OSError, ValueError):  # "max" is no number: no quota
-                with open(f"/sys/fs/cgroup{group.rstrip('/')}/cpu.max") as file:
+                with open(os.path.join(path, "cpu.max")) as file:
                     quota, period = file.read().split()
                 cores = min(cores, max(1, int(quota) // int(period)))
-            if group in ("", "/"):
-                break
-            group = os.path.dirname(group)
     return cores
 
 
