@@ -869,7 +869,7 @@ def reduce_class(cls):
                       or name == "_boundary_" or name not in cls.__members__ and not name.startswith("_")}
     head.update(__module__=cls.__module__, __qualname__=cls.__qualname__)
     made_of = ident, type(cls), cls.__name__, bases, head
-    return make_class, made_of, (ident, *in_stages(cls, ident, attributes), looks, registered), None, None, fill_class
+    return make_class, made_of, (ident, in_stages(cls, ident, attributes), looks, registered), None, None, fill_class
 
 
 def members_of(cls):
@@ -896,7 +896,7 @@ def in_stages(cls, ident, attributes):
     for name, value in attributes.items():
         special = name.startswith("__") and isinstance(value, (types.FunctionType, staticmethod))
         stages[0 if name in ("__hash__", "__eq__") else 1 if special else 2][name] = value
-    return Stage(cls, ident, stages[0]), Stage(cls, ident, stages[1]), stages[2]
+    return [Stage(cls, ident, stage) for stage in stages]
 
 
 class Stage:
@@ -926,9 +926,8 @@ def make_class(ident, metaclass, name, bases, head):
 
 
 def fill_class(cls, state):
-    """The second half: methods and attributes; for an Enum also those of its members."""
-    ident, _, _, attributes, looks, registered = state
-    set_attributes(cls, ident, attributes)
+    """The second half, when its attributes are set: for an Enum those of its members."""
+    ident, _, looks, registered = state
     if CLASSES.get(ident) is not cls:
         for name, look in looks.items():
             vars(cls.__members__[name]).update(look)
