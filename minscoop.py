@@ -966,6 +966,11 @@ def explain(obj, where, depth=6):
     return complaint
 
 
+def reason_of(error, *suspects):
+    """Why pickling has failed with this error, as text. suspects: pairs of an object that was pickled and what it is."""
+    return next(filter(None, itertools.starmap(explain, suspects)), None) or text_of(error)
+
+
 def parts_of(obj):
     """Pairs of a name and a part of obj, in which ``explain`` looks for the culprit."""
     if isinstance(obj, (list, tuple, dict)):
@@ -1025,7 +1030,7 @@ def encode_results(values, failures, title, memory=None):
         try:
             frames = dumps(value, memory)
         except FAULTS as error:
-            why = explain(value, f"the result of {title(offset)}") or text_of(error)
+            why = reason_of(error, (value, f"the result of {title(offset)}"))
             failures[offset] = encode_failure(CannotSend(f"{why} (a result of type {type(value).__name__})"))
             frames = ()
         parts.append([frame if size_of(frame) < OUT_OF_BAND else None for frame in frames])
@@ -1490,8 +1495,8 @@ class Recipe:
                 if reference(self.frame):
                     weakref.finalize(self, discard_own, os.getpid(), [self.frame]).atexit = False
             except FAULTS as error:
-                why = explain(self.fn, f"the callable {describe(self.fn)}") or \
-                    explain(self.op, f"the operation {describe(self.op)}")
+                why = reason_of(error, (self.fn, f"the callable {describe(self.fn)}"),
+                                (self.op, f"the operation {describe(self.op)}"))
                 raise CannotSend(f"cannot be sent to a worker: {why}") from error
         return self.frame
 
@@ -3745,8 +3750,8 @@ class Node:
             fn, args, kwargs = args[0]
             args, names = [*args, fn, *kwargs.values()], ["the callable", *(f"argument {key!r}" for key in kwargs)]
         names = [*(f"argument {i}" for i in range(1, len(args) - len(names) + 1)), *names]
-        reasons = [text for text in map_builtin(explain, args, names) if text] or [text_of(error)]
-        result = CannotSend(f"{span.job.title(span.lo)} cannot be sent to a worker: {reasons[0]}")
+        why = reason_of(error, *zip(args, names))
+        result = CannotSend(f"{span.job.title(span.lo)} cannot be sent to a worker: {why}")
         result.__cause__ = error
         return result
 
@@ -3927,7 +3932,7 @@ class Node:
             try:
                 frames = dumps(value, self.memory, lasting=True)
             except FAULTS as error:
-                raise CannotSend(explain(value, f"the constant {name!r}") or text_of(error)) from error
+                raise CannotSend(reason_of(error, (value, f"the constant {name!r}"))) from error
             setter = b"%s:%d" % (self.name, next(self.serial))
             self.setting[setter] = b"CONST", name.encode(), setter, *frames
             self.send(*self.setting[setter])
@@ -6301,8 +6306,7 @@ def packed(initializer, initargs):
     try:
         return pickle.dumps(dumps((initializer, *initargs)), 5).decode("latin-1")
     except FAULTS as error:
-        why = explain(initializer, "the initializer") or explain(initargs, "initargs")
-        raise CannotSend(why or text_of(error)) from error
+        raise CannotSend(reason_of(error, (initializer, "the initializer"), (initargs, "initargs"))) from error
 
 
 def writable(path, beside=False):

@@ -1341,6 +1341,27 @@ def test_nothing_is_explained_when_an_object_can_be_sent():
     assert minscoop.explain([1, {"a": identity}], "the thing") is None
 
 
+class Moody:
+    """Cannot be pickled the first time, as what another thread is just changing."""
+
+    asked = 0
+
+    def __call__(self, x):
+        return x
+
+    def __reduce__(self):
+        self.asked += 1
+        if self.asked == 1:
+            raise RuntimeError("changed size during iteration")
+        return Moody, ()
+
+
+def test_the_first_complaint_is_told_when_there_is_none_any_more():
+    """An error is not without a reason because its reason has gone."""
+    with pytest.raises(CannotSend, match="cannot be sent to a worker: changed size"):
+        minscoop.Recipe(Moody()).encode()
+
+
 def test_an_object_that_contains_itself_is_explained_when_it_cannot_be_sent():
     """The search for the culprit ends also in a circle."""
     circle = [LOCK]
