@@ -125,6 +125,7 @@ __all__ = ["Executor", "Future", "submit", "map", "map_as_completed", "map_reduc
            "WorkerLost", "PoolError", "RemoteTraceback"]
 
 logger = logging.getLogger("minscoop")
+map_builtin = map  # the module's own `map`, in section 15, takes the name
 
 # ---------------------------------------------------------------------------------------------------
 # 1  Tunables
@@ -318,8 +319,8 @@ class RemoteTraceback(Exception):
 # and messages of one sender to one receiver that are said together travel as one: BUNDLE, their numbers of frames, and
 # their frames. What wakes its receiver only once is answered sooner, too.
 
-# The fields of each message: n number, i id of a task, s short, b anything; and what may follow, again and again.
-# The one without a name is the empty message.
+# The fields of each message: n is a number, i the id of a task, s a short one, b anything; behind the * is the kind of
+# those that may follow, any number of them. The one without a name is the empty message.
 FIELDS = dict(
     {"": ""}, HELLO="*b", HUNGRY="n*n", DRY="", IDLE="n", TASK="issnnsb*b", SPLIT="inni", SINGLY="i",
     RESULT="innsb*b", MANY="sbbb", CANCEL="i", LOST="innnb", CONST="bbb*b", FAILED="b", DIED="ssnnnnb", WHO="n",
@@ -513,8 +514,6 @@ def import_zmq(descriptors=DESCRIPTORS):
 # Pickle protocol 5, with buffers of OUT_OF_BAND bytes or more in frames of their own. What can be
 # imported by name on the other side travels by name; other functions and classes travel by value: their
 # code, closure, and those globals that importing their module there would not give.
-
-PLAIN = frozenset((int, float, bool, complex, type(None), str, bytes))  # always pickle and unpickle
 
 
 class Chunks(list):
@@ -872,6 +871,12 @@ def reduce_class(cls):
     return make_class, made_of, (ident, in_stages(cls, ident, attributes), looks, registered), None, None, fill_class
 
 
+def attributes_of(cls):
+    """What a class has but what is made anew with it: slots, __dict__, __weakref__."""
+    return {name: value for name, value in cls.__dict__.items() if name not in ("_abc_impl", "__weakref__")
+            and getattr(value, "__objclass__", None) is not cls}
+
+
 def members_of(cls):
     """What the body of an Enum's class has to bind to make its members anew. If it has a ``__new__`` of its own, which
     takes what led to the values, another one makes them."""
@@ -994,12 +999,6 @@ def parts_of(obj):
             *((f", attribute {name!r}", part) for name, part in getattr(obj, "__dict__", {}).items())]
 
 
-def attributes_of(cls):
-    """What a class has but what is made anew with it: slots, __dict__, __weakref__."""
-    return {name: value for name, value in cls.__dict__.items() if name not in ("_abc_impl", "__weakref__")
-            and getattr(value, "__objclass__", None) is not cls}
-
-
 def describe(fn):
     """A callable's name for messages."""
     return text_of(fn, lambda fn: getattr(fn, "__qualname__", None) or repr(fn)[:80])
@@ -1015,6 +1014,9 @@ def text_of(thing, words=str):
 
 # Results travel as one pickle of (values, parts, failures): `values` when all are PLAIN, else `parts`, the frames
 # of each, so that one that cannot be read does not harm the others. Large ones follow; None is in their places.
+
+PLAIN = frozenset((int, float, bool, complex, type(None), str, bytes))  # always pickle and unpickle
+
 
 def encode_results(values, failures, title, memory=None):
     """Frames for a slice of results. failures: {offset: exception}. A value that cannot be sent fails.
@@ -1254,8 +1256,6 @@ def read_main(path, name=None):
     return code, spec
 
 
-map_builtin = map  # the module's own `map`, below, takes the name
-
 # ---------------------------------------------------------------------------------------------------
 # 5  Futures
 #
@@ -1271,7 +1271,7 @@ map_builtin = map  # the module's own `map`, below, takes the name
 # that is just being cancelled is it for a moment, so that nobody else takes it.
 
 DONE = frozenset((CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED))  # CANCELLED is set by nobody but CPython's tests
-birth = threading.RLock()  # guards the lazy attributes of futures against being created twice
+birth = threading.RLock()  # held while a future gets a lazy attribute, or a final state without one
 
 
 class Future(concurrent.futures.Future):
