@@ -859,7 +859,7 @@ def reduce_class(cls):
     if type(cls).__name__ == "_TypedDictMeta":  # which adds dict itself
         bases = tuple(base for base in bases if base is not dict)
     head, looks = {name: attributes.pop(name) for name in ("__slots__", "__orig_bases__") if name in attributes}, {}
-    if type(cls).__name__ in ("EnumMeta", "EnumType"):
+    if "_member_map_" in vars(cls):  # an Enum
         head = members_of(cls)
         looks = {name: {key: value for key, value in vars(member).items() if key not in OF_ENUM}
                  for name, member in cls.__members__.items()}  # what __init__ has set

@@ -729,6 +729,17 @@ def make_flag():
     return Mode
 
 
+def make_counted_enum():
+    class Counting(enum.EnumMeta):
+        def count(cls):
+            return len(cls)
+
+    class Side(enum.Enum, metaclass=Counting):
+        LEFT = 1
+        RIGHT = 2
+    return Side
+
+
 def make_planet():
     class Planet(enum.Enum):
         EARTH = 6, 2
@@ -1004,8 +1015,8 @@ def test_a_local_class_works_when_a_worker_uses_it(pool):
     assert pool.submit(use_local_class, make_local_classes()).result(WAIT) == expected
 
 
-@pytest.mark.parametrize("make", [make_local_classes, make_enum, make_flag, make_dataclass, make_namedtuple,
-                                  make_error, make_generic], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [make_local_classes, make_enum, make_counted_enum, make_flag, make_dataclass,
+                                  make_namedtuple, make_error, make_generic], ids=lambda make: make.__name__)
 def test_a_local_class_is_itself_when_it_returns(pool, make):
     """A class that went to a worker and comes back is the very same."""
     cls = make()
@@ -1020,6 +1031,8 @@ MEMBERS = {
     "dataclass instance": (lambda: make_dataclass()(1, [2]),
                            lambda obj: obj == type(obj)(1, [2]) and obj < type(obj)(2) and type(obj)(3).y == []
                            and dataclasses.asdict(obj) == {"x": 1, "y": [2]}),
+    "enum member with a metaclass": (lambda: make_counted_enum().RIGHT,
+                                     lambda obj: obj is type(obj).RIGHT and type(obj).count() == 2),
     "enum member with __init__": (lambda: make_planet().EARTH,
                                   lambda obj: obj is type(obj).EARTH and obj.density == 3 and obj._size == 2),
     "enum member with __new__": (lambda: make_status().GONE,
