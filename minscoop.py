@@ -67,6 +67,7 @@ import collections
 import collections.abc
 import concurrent.futures
 import contextlib
+import contextvars
 import copyreg
 import errno
 import faulthandler
@@ -551,7 +552,14 @@ def unpickle(pickled, **options):
 def loads(frames):
     """The object of frames as ``dumps`` made them; large buffers are used in place, writable."""
     pickled, *buffers = map_builtin(content, frames)
-    return unpickle(pickled, buffers=[bytearray(b) if isinstance(b, bytes) else b for b in buffers])
+    buffers = [bytearray(b) if isinstance(b, bytes) else b for b in buffers]
+    try:
+        return unpickle(pickled, buffers=buffers)
+    except ModuleNotFoundError:
+        if main.loaded:
+            raise
+        main.load()  # the script may say where modules are, by sys.path
+        return unpickle(pickled, buffers=buffers)
 
 
 # Shared memory: within a host, a large frame is a file in the pool's directory in /dev/shm, which is memory that has
@@ -896,11 +904,12 @@ def make_member(cls, value, *content):
 
 def in_stages(cls, ident, attributes):
     """Attributes of a class, with what its instances need first: others, or globals of methods, may contain some, as
-    keys of a dict even, which are unpickled before the class is complete."""
-    stages = {}, {}, {}
+    keys of a dict even, which are unpickled before the class is complete. Then methods, which others may contain."""
+    stages = {}, {}, {}, {}
     for name, value in attributes.items():
         special = name.startswith("__") and isinstance(value, (types.FunctionType, staticmethod))
-        stages[0 if name in ("__hash__", "__eq__") else 1 if special else 2][name] = value
+        method = isinstance(value, (types.FunctionType, staticmethod, classmethod))
+        stages[0 if name in ("__hash__", "__eq__") else 1 if special else 2 if method else 3][name] = value
     return [Stage(cls, ident, stage) for stage in stages]
 
 
@@ -1077,18 +1086,24 @@ def encode_failure(error, where=""):
     known. where: what raised it."""
     text = text_of(error, traceback_text)  # which asks for __notes__
     text = f"{where}:\n{text}" if where else text
+    found = None
     for form in error, Remade(error):
         with contextlib.suppress(*FAULTS):
             blob = pickle.dumps(dumps(form), 5)
-            if type(decode_failure(blob, text)) is type(error):
-                return blob, text
+            copy = decode_failure(blob, text)
+            if type(copy) is type(error):
+                if text_of(copy) == text_of(error):
+                    return blob, text
+                found = found or blob  # pickle's own way has __init__ put its words around the text once more
+    if found:
+        return found, text
     words = text_of(error, lambda error: "".join(traceback.format_exception_only(type(error), error)).rstrip())
     return pickle.dumps(dumps(TaskError(f"a task raised an exception that cannot be pickled: {words}")), 5), text
 
 
 class Remade:
     """Arrives as an exception that is made without its ``__init__``, which may take other arguments than it has left
-    in ``args``: so pickle's own way fails for many classes. In a group, all are made so."""
+    in ``args``: so pickle's own way fails for many classes, or makes another text. In a group, all are made so."""
 
     def __init__(self, error):
         self.error = error
@@ -1148,6 +1163,7 @@ class Main:
 
     lock = threading.RLock()  # who imports it
     importing = False         # then map and submit have no business
+    context = contextvars.Context()  # what it, or the initializer, sets for its thread only, as decimal's precision
 
     def __init__(self, path=None, name=None):
         self.path, self.name = path, name  # a file; or a module's name, as in python -m
@@ -1208,6 +1224,7 @@ class Main:
                 module.__file__, module.__spec__, module.__package__ = self.path, spec, spec.parent if spec else None
                 module.__loader__ = spec.loader if spec else RootLoader("__mp_main__", self.path)
                 exec(code, module.__dict__)
+                self.context = contextvars.copy_context()
             except BaseException as error:
                 self.error = error
                 raise
@@ -4369,6 +4386,7 @@ class Worker(Node):
             try:
                 initializer, *initargs = loads(unpickle(self.config["initializer"].encode("latin-1")))
                 initializer(*initargs)
+                main.context = contextvars.copy_context()
             except BaseException as error:
                 self.fail("cannot start, since its initializer failed", error)
 
@@ -4463,7 +4481,7 @@ class Worker(Node):
         """See that there is a thread to pass the baton to. Raises RuntimeError if the system allows no more threads."""
         if not (self.resumable or self.spare_strands):
             strand = Strand(self)
-            threading.Thread(target=self.start, args=(strand,), daemon=True).start()
+            threading.Thread(target=main.context.copy().run, args=(self.start, strand), daemon=True).start()
             self.spare_strands.append(strand)
 
     def glance(self, pending=True):
@@ -4485,7 +4503,7 @@ class Worker(Node):
 
     def execute(self, unit, me=None):
         """Run user code. me: who holds the baton, if that is who does it; it waits for it if the task yielded it."""
-        run_apart(unit)
+        main.context.copy().run(run_apart, unit)  # what the task below it on this stack has set is that one's
         if self.forked:
             self.end_fork(unit.failures.get(len(unit.values) - 1) if isinstance(unit, Slice) else unit._exception)
         if me is not None and self.holder is not me:

@@ -802,6 +802,26 @@ def make_dataclass(**options):
     return Point
 
 
+def make_table():
+    class Table:
+        """Its methods are found by its name, while it is still being unpickled; Pydantic keeps validators so."""
+
+        def own(self):
+            return 1
+
+        @classmethod
+        def of_class(cls):
+            return 2
+
+        @staticmethod
+        def static():
+            return 3
+
+        table = ()
+    Table.table = Table().own, Table.of_class, Table.static
+    return Table
+
+
 def make_key():
     """Instances are keys where its methods and attributes see them."""
     @dataclasses.dataclass(frozen=True)
@@ -1043,6 +1063,7 @@ MEMBERS = {
     "registered with an abstract class": (lambda: make_abstract()(), lambda obj: isinstance(obj, obj.base)),
     "key of a dict of its class": (lambda: make_key()(1), lambda obj: obj.known() == "one"),
     "exception": (lambda: make_error()("why"), lambda obj: isinstance(obj, ValueError) and str(obj) == "why"),
+    "methods in an attribute of its class": (lambda: make_table()(), lambda obj: [f() for f in obj.table] == [1, 2, 3]),
 }
 
 if sys.version_info >= (3, 10):
@@ -1406,6 +1427,21 @@ class Pickier(Exception):
         super().__init__(f"{first} and {second}")
 
 
+class Worded(Exception):
+    """An exception whose __init__ puts words around its argument: pickle's own way gives that the whole text."""
+
+    def __init__(self, name):
+        super().__init__(f"no {name}")
+        self.name = name
+
+
+class Numbered(Exception):
+    """One whose text is another for each."""
+
+    def __str__(self):
+        return f"number {id(self)}"
+
+
 class Locked(Exception):
     """An exception that carries something that cannot be pickled."""
 
@@ -1466,7 +1502,7 @@ def test_a_group_arrives_when_exceptions_in_it_cannot_be_made_from_their_args():
 
 
 @pytest.mark.parametrize("error, type_, text", [
-    (KeyError("k"), KeyError, "'k'"), (Picky(1, 2), Picky, "1 and 2"),
+    (KeyError("k"), KeyError, "'k'"), (Picky(1, 2), Picky, "1 and 2"), (Numbered(1), Numbered, "number"),
     (Pickier(1, 2), TaskError, "Pickier: 1 and 2"), (Frozen(7), Frozen, "7"),
     (Locked("shut"), TaskError, "shut"), (SystemExit(3), SystemExit, "3"), (make_error()("w"), ValueError, "w")],
     ids=lambda value: getattr(value, "__name__", None))
@@ -1487,6 +1523,12 @@ def test_a_failed_assertion_arrives_as_such_when_pytest_has_rewritten_its_module
         assert x == 2, "no two"
     with pytest.raises(AssertionError, match="no two"):
         pool.submit(is_two, 1).result(WAIT)
+
+
+def test_an_exception_has_no_other_text_when_its_class_puts_words_around_it():
+    """Its __init__ is called with what it made of its argument, if pickle makes it anew."""
+    copy = minscoop.decode_failure(*minscoop.encode_failure(Worded("x")))
+    assert (type(copy), str(copy), copy.args, copy.name) == (Worded, "no x", ("no x",), "x")
 
 
 GUARDED = """
@@ -8837,6 +8879,43 @@ def test_modules_of_pythons_are_imported_before_the_fork_when_a_script_imports_t
     """)
     loaded = dict(calendar=False, colorsys=early, fractions=early)
     assert output_of("-n", 1, path).splitlines() == [str(loaded), " ".join(map(str, (True, right, True) * 2))]
+
+
+@pytest.mark.parametrize("call", ["submit(library.double, numbers).result()", "map(library.double, [numbers])"])
+def test_modules_are_found_when_only_the_script_says_where_they_are(script, tmp_path, call):
+    """Its top level sets sys.path. A task that needs no function of the script may need a module there, also if what
+    comes with it lies in shared memory, and so can be read only once."""
+    script("def double(numbers): return [2 * sum(numbers)]", "lib/library.py")
+    assert output_of("-n", 1, script(f"""
+        import array, os, sys
+        from minscoop import futures
+        {SET_PATH}
+        import library
+        if __name__ == "__main__":
+            numbers = bytearray(3_000_000)
+            numbers[7] = 21
+            print(*futures.{call})
+    """)).replace("[", "").replace("]", "") == "42\n"
+
+
+@pytest.mark.parametrize("top, options", [("prepare()", ""), ("", ", initializer=prepare")])
+def test_tasks_have_the_context_of_the_script_when_others_wait_below_or_beside(script, top, options):
+    """What its top level, or the initializer, sets for its thread, as decimal's precision, holds for all tasks; what
+    a task sets holds for itself, but not for those that run on its stack while it waits. Deeper ones have threads."""
+    assert python(script(f"""
+        import decimal
+        import minscoop
+        def prepare(): decimal.getcontext().prec = 50
+        {top}
+        def digits(depth):
+            here = len(str(decimal.Decimal(1) / 3)) - 2
+            with decimal.localcontext() as local:
+                local.prec = 9
+                return min(here, minscoop.submit(digits, depth - 1).result()) if depth else here
+        if __name__ == "__main__":
+            with minscoop.Executor(1{options}) as executor:
+                print(executor.submit(digits, {3 * minscoop.MAX_INLINE}).result())
+    """), env=dict(os.environ, PYTHONPATH=str(HERE))).stdout == "50\n"
 
 
 def test_the_body_runs_once_when_workers_import_the_script(script, tmp_path):
