@@ -3045,14 +3045,14 @@ class Switchboard:
             if not last:
                 return
             data = b""
-        ended = last or not data
-        lines, newline, rest = (rest + data).rpartition(b"\n")
+        text, ended = rest + data, last or not data
+        length = text.rfind(b"\n") + 1
         at_once = not (self.broker.below or self.config["tag_output"])  # as if the worker wrote to the terminal itself
-        if ended or at_once or len(rest) > OUT_OF_BAND:
-            lines, newline, rest = lines + newline + rest, b"", b""
-        self.prints[worker][descriptor] = stream, rest
-        if lines:
-            self.handle(KEEPER, [b"OUTPUT", worker, stream, lines + newline])
+        if ended or at_once or len(text) - length > OUT_OF_BAND:
+            length = len(text)
+        self.prints[worker][descriptor] = stream, text[length:]
+        if length:
+            self.handle(KEEPER, [b"OUTPUT", worker, stream, text[:length]])
         if ended:
             self.poller.register(descriptor, 0)
             self.paused.discard(descriptor)

@@ -2630,6 +2630,18 @@ def test_the_pipes_of_a_worker_are_read_once_when_another_broker_takes_over(monk
         assert name == b"0.2" and (not LINUX or len(os.listdir("/proc/self/fd")) == before)
 
 
+def test_an_empty_line_is_shown_when_it_is_printed_alone():
+    """What comes from other hosts, or is tagged, travels in whole lines: that one is whole, too."""
+    board, shown, (read, write) = object.__new__(minscoop.Switchboard), [], os.pipe()
+    board.broker, board.prints = minscoop.Broker(b"1", below=True), {b"1.1": {read: (b"out", b"")}}
+    board.config, board.handle = {}, lambda sender, frames: shown.append(frames[-1])
+    with open(read), open(write, "wb", 0) as end:
+        for text in b"a", b"\n", b"\n", b"b\n\nc":
+            end.write(text)
+            board.read_prints(b"1.1", read)
+    assert shown == [b"a\n", b"\n", b"b\n\n"]
+
+
 def test_the_dead_get_nothing_when_they_were_hungry():
     """A request ends with its sender, and what arrives for the dead has no reader."""
     desk = Desk()
