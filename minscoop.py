@@ -2121,7 +2121,7 @@ class Broker:
         self.wanted = 0                         # tasks that the hungry would take
         self.plenty = None                      # there was more where the latest TASK from above came from; or None
         self.boasted = False                    # the one above was told that we have more
-        self.parcels = {}                       # owner -> [new ids, ids done, messages] that go up together
+        self.parcels = {}                       # owner -> SPLITs and RESULTs that go up together
         self.weight, self.parted = 0, 0.0       # bytes in these; when the latest went
         self.placed = {}                        # task id -> name of who holds it, if its results come by here
         self.consts = {}                        # name -> body
@@ -2240,7 +2240,7 @@ class Broker:
         if not self.stopping:
             self.tell_if_quiet()
         if self.parcels and (self.now >= self.due or self.weight > MAX_BODY):
-            self.part()
+            self.send_parcels()
 
     def send(self, name, *frames):
         """Say something to a node; what is for one that is gone has no reader any more."""
@@ -2253,7 +2253,7 @@ class Broker:
                 self.discard(frames)
             return
         if way == UP and self.parcels and frames[0] not in URGENT:
-            self.part()
+            self.send_parcels()
         self.out.append((way, list(frames)))
 
     def pass_on(self, name):
@@ -2290,27 +2290,27 @@ class Broker:
         """When what was collected has to go."""
         return self.parted + HOLD * self.size
 
-    def collect(self, owner, new=(), done=()):
-        """Pass a SPLIT or a RESULT on, now or with others; new, done: ids, for brokers on the way."""
+    def collect(self, owner):
+        """Pass the SPLIT or RESULT that is being handled on to an owner, now or with others."""
         if HOLD * self.size < 1e-3 or self.way_to(owner) != UP or \
                 any(reference(frame) or not isinstance(frame, bytes) for frame in self.message):  # goes uncopied
-            self.send(owner, *self.message)
+            self.pass_on(owner)
             return
-        parcel = self.parcels.setdefault(owner, ([], [], []))
-        for part, more in zip(parcel, (new, done, [self.message])):
-            part += more
+        self.parcels.setdefault(owner, []).append(self.message)
         self.weight += sum(map_builtin(len, self.message))
 
-    def part(self):
-        """What was collected goes."""
+    def send_parcels(self):
+        """What was collected goes, with the ids of what moves by it, for brokers on the way."""
         parcels, self.parcels, self.weight, self.parted = self.parcels, {}, 0, self.now
-        for owner, (new, done, messages) in parcels.items():
+        for owner, messages in parcels.items():
+            new = [message[4] for message in messages if message[0] == b"SPLIT"]
+            done = [message[1] for message in messages if message[0] == b"RESULT" and message[4] == b"1"]
             self.send(owner, b"MANY", owner, b" ".join(new), b" ".join(done), pickle.dumps(messages, 5))
 
     def flush(self, now):
         """It is due. Returns messages."""
         self.out, self.now = [], now
-        self.part()
+        self.send_parcels()
         return self.out
 
     def gone(self, name):
@@ -2731,7 +2731,7 @@ class Broker:
                 self.placed.get(new, sender) != sender:
             raise ValueError("no part of the task")
         self.place(new, self.links[sender])  # until its TASK comes: if the sender dies before, this is lost too
-        self.collect(owner_of(task_id), new=[new])
+        self.collect(owner_of(task_id))
 
     def on_RESULT(self, sender, task_id, lo, count, last, *body):
         """Pass results on to the owner."""
@@ -2742,7 +2742,7 @@ class Broker:
             self.changed = True  # it may still have been asked for some
         if last == b"1":
             self.lift(task_id)
-        self.collect(owner_of(task_id), done=[task_id] if last == b"1" else ())
+        self.collect(owner_of(task_id))
 
     def on_MANY(self, sender, owner, new, done, body):
         """Pass on what many holders say to one owner, and note what has moved."""
