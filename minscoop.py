@@ -2475,15 +2475,16 @@ class Broker:
         self.fetching.clear()  # what was asked for may be lost with a broker above: who waits will ask again
         self.printing = 0      # and so may what was printed, or the news that it was shown
         self.silent, self.presumed = {**self.presumed, **self.silent}, {}
-        for name in [name for name in {**self.links, **self.present} if name != UP]:
-            self.silent.setdefault(name, {})
-            self.send_who(name)
+        for name in {**self.links, **self.present}:
+            if name != UP:
+                self.send_who(name)
         self.hear_out()
 
     def send_who(self, name):
         """Ask a node, whether it has said HELLO or not. If it dies before it answers, what it had is lost."""
+        had = self.silent.setdefault(name, {})
         if name in self.links:
-            self.silent[name] = {**dict.fromkeys(self.links[name].held, (b"0", ALL)), **self.silent[name]}
+            self.silent[name] = {**dict.fromkeys(self.links[name].held, (b"0", ALL)), **had}
             self.renew(name)
         self.out.append((name, [b"WHO", self.round]))
 
@@ -2522,7 +2523,7 @@ class Broker:
         if sender == UP:
             self.over = number == self.round  # else that began before we took over
             if self.over and not self.silent:  # else our own are still to be heard: the question was long under way
-                self.finish_census(number)
+                self.finish_census()
         elif sender in self.presumed:
             self.recount(sender)
         elif number == self.round:  # else it has not had the latest question yet
@@ -2557,12 +2558,12 @@ class Broker:
         if self.below:
             self.send(UP, b"TOLD", self.round)
         if self.over or not self.below:
-            self.finish_census(self.round)
+            self.finish_census()
 
-    def finish_census(self, number):
+    def finish_census(self):
         """All is known."""
-        self.round, self.silent = None, {}
-        self.tell_all(b"TOLD", number)
+        self.tell_all(b"TOLD", self.round)
+        self.round = None
 
     # -- who wants work, and who has some
 
