@@ -2238,7 +2238,9 @@ class Broker:
             self.boasted = False
             self.send(UP, b"DRY")
         if not self.stopping:
-            self.tell_if_quiet()
+            told, self.told = self.told, self.received if self.quiet() else None
+            if self.told not in (None, told):  # as a worker says it: what we received is done
+                self.send(UP, b"IDLE", b"%d" % self.told)
         if self.parcels and (self.now >= self.due or self.weight > MAX_BODY):
             self.send_parcels()
 
@@ -2833,12 +2835,6 @@ class Broker:
     def quiet(self):
         """Whether nothing is held or queued anywhere behind our links."""
         return self.round is None and not self.silent and not self.placed and all(link.idle for link in self.takers())
-
-    def tell_if_quiet(self):
-        """Say IDLE to the broker above as a worker does: what we received is done."""
-        told, self.told = self.told, self.received if self.quiet() else None
-        if self.told not in (None, told):
-            self.send(UP, b"IDLE", b"%d" % self.told)
 
     def stop_if_quiet(self):
         """Once nothing is held or queued anywhere, say STOP; once all have said BYE, be finished."""
