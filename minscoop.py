@@ -2983,18 +2983,17 @@ class Switchboard:
         for name, frames in self.said:
             parcels.setdefault(name, []).append(frames)
         self.said.clear()
+        if parcels.pop(KEEPER, None):  # STACKS: what it may be told
+            os.kill(self.keeper, signal.SIGUSR1)
         for name, parcel in parcels.items():
-            frames = bundled(parcel)
+            pieces = [bundled(parcel)]
             if b"." not in name:  # to another host
-                frames = [content_if_there(frame) if reference(frame) else frame for frame in frames]
+                pieces = in_pieces([content_if_there(frame) if reference(frame) else frame for frame in pieces[0]])
             with contextlib.suppress(zmq.ZMQError):
-                if name == KEEPER:
-                    os.kill(self.keeper, signal.SIGUSR1)  # STACKS: what it may be told
-                elif name == UP:
-                    for piece in in_pieces(frames):
+                for piece in pieces:
+                    if name == UP:
                         transmit(self.up, piece, NOBLOCK)
-                else:
-                    for piece in in_pieces(frames) if b"." not in name else [frames]:
+                    else:
                         transmit(self.routes.get(name, self.local), [name, *piece], NOBLOCK)
 
     def take_notice(self, _):
