@@ -3076,19 +3076,17 @@ class Switchboard:
 
     def connect_up(self):
         """Find the way to the broker above, and say HELLO: by TCP if one of its addresses answers, else by tunnel."""
-        config = self.config
-        name, keys, addresses = config["host"].encode(), config["keys"], config["addresses"]
+        config, addresses = self.config, self.config["addresses"]
         caller = os.environ.get("SSH_CONNECTION", "").split()[:1]  # the root's machine, as seen from here
         if caller and addresses and not config["external_hostname"]:
             addresses = [*caller, *addresses]
-        address = self.first_answer([f"tcp://[{address}]:{config['port']}" if ":" in address else
-                                     f"tcp://{address}:{config['port']}" for address in addresses], name, keys)
+        address = self.first_answer(addresses)
         if address is None and (config["transport"] == "tcp" or not config["tunnel"]):
             raise PoolError(f"the root's broker does not answer by TCP at {' or '.join(addresses)}: a firewall, or "
                             f"an address that means nothing here; see --external-hostname, --transport stdio")
-        way = address or config["tunnel"], name, address and keys
-        figures = self.measure(*way) if config["check"] else {}
-        self.up = connect(self.context, *way,
+        way, keys = address or config["tunnel"], address and config["keys"]
+        figures = self.measure(way, keys) if config["check"] else {}
+        self.up = connect(self.context, way, self.broker.host, keys,
                           events=0 if config["tunnel"] else zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECTED)
         facts = dict(about_this_machine(), host=config["name"], number=config["host"], workers=config["size"],
                      state="ready", pyzmq=zmq.__version__, transport="tcp" if address else "stdio",
@@ -3118,23 +3116,25 @@ class Switchboard:
         event, _ = struct.unpack("=HI", receive(monitor)[0])
         self.cut = time.monotonic() if event == zmq.EVENT_DISCONNECTED else None
 
-    def first_answer(self, addresses, name, keys):
-        """The first of some TCP addresses at which the root's broker is: who connects hears from it (see router)."""
-        trials, poller = {}, zmq.Poller()
+    def first_answer(self, addresses):
+        """That of some addresses, for ØMQ, at which the root's broker answers: who connects hears from it (see router).
+        None: it does at none."""
+        config, trials, poller = self.config, {}, zmq.Poller()
         for i, address in enumerate(addresses):
+            address = f"tcp://[{address}]:{config['port']}" if ":" in address else f"tcp://{address}:{config['port']}"
             with contextlib.suppress(zmq.ZMQError, ValueError):  # a name that is none
-                trial = connect(self.context, address, b"%s?%d" % (name, i), keys)
+                trial = connect(self.context, address, b"%s?%d" % (self.broker.host, i), config["keys"])
                 poller.register(trial, zmq.POLLIN)
                 trials[trial] = address
-        patience = SILENCE if self.broker.counted and self.config["transport"] == "tcp" else TCP_PATIENCE
+        patience = SILENCE if self.broker.counted and config["transport"] == "tcp" else TCP_PATIENCE
         answered = [trials[trial] for trial, _ in poller.poll(patience * 1000)] if trials else []
         for trial in trials:
             trial.close()
         return answered[0] if answered else None
 
-    def measure(self, address, name, keys):
+    def measure(self, way, keys):
         """Round trip and bandwidth of the way up, on a connection of its own."""
-        trial = connect(self.context, address, name + b"?", keys)
+        trial = connect(self.context, way, self.broker.host + b"?", keys)
 
         def echo(body):
             start = time.perf_counter()
