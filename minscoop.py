@@ -2937,21 +2937,17 @@ class Switchboard:
     def take(self, router):
         """Messages of nodes, or of brokers below: what is there, but not so many that other sources wait long."""
         for _ in range(MESSAGES):
-            self.take_one(router)
+            sender, *frames = receive(router)
+            if sender == UP or router is not self.local and b"." in sender:  # by TCP come brokers only
+                self.broker.dropped += 1
+            else:
+                self.routes[sender] = router
+                messages = unbundled(frames) if b"." in sender else self.gather(sender, frames)
+                if sender in self.prints and any(b"RESULT" in message[:1] for message in messages):
+                    self.read_all(sender)  # what a task printed is shown before its result
+                self.handle(sender, *messages)
             if not readable_now(router):
                 break
-
-    def take_one(self, router):
-        """A message of a node, or of a broker below."""
-        sender, *frames = receive(router)
-        if sender == UP or router is not self.local and b"." in sender:  # by TCP come brokers only
-            self.broker.dropped += 1
-            return
-        messages = unbundled(frames) if b"." in sender else self.gather(sender, frames)
-        self.routes[sender] = router
-        if sender in self.prints and any(b"RESULT" in frames[:1] for frames in messages):
-            self.read_all(sender)  # what a task printed is shown before its result
-        self.handle(sender, *messages)
 
     def gather(self, sender, frames):
         """The messages of another broker that came as one; PIECE, if more is to come. One that we do not know, or not
