@@ -2400,7 +2400,7 @@ class Broker:
             span = (lo, hi, flags) if held == task_id or not task_id else \
                 (b"0", b"0", b"%d" % (BEGUN * (number <= int(begun))))
             self.send(owner_of(held), b"LOST", held, *span, obituary)
-        for orphan in [task for task in self.placed if name in (owner_of(task), host_of(owner_of(task)))]:
+        for orphan in [task for task in self.placed if self.gone(owner_of(task))]:
             self.on_CANCEL(name, orphan)
         for names in self.late, self.present:
             names.pop(name, None)
