@@ -2843,7 +2843,7 @@ class Broker:
             self.stopping = "said"
             for link in others:
                 self.send(link.name, b"STOP")
-        self.finished = self.stopping == "said" and not others
+        self.finished = self.finished or self.stopping == "said" and not others
 
 
 Broker.HANDLERS = {name[3:].encode(): handler for name, handler in vars(Broker).items()

@@ -3119,6 +3119,15 @@ def test_a_broker_ends_when_the_one_above_is_silent():
     assert not broker.finished
 
 
+def test_a_broker_ends_when_it_was_given_up_while_stopping():
+    """BYE of the one above is its end, whoever is still to say BYE here: nobody waits for that."""
+    broker = minscoop.Broker(b"1", 1, below=True)
+    for sender, message in (b"1.1", [b"HELLO"]), (minscoop.UP, [b"STOP"]), (minscoop.UP, [b"BYE"]):
+        assert not broker.finished
+        broker.handle(sender, message, 0)
+    assert broker.finished
+
+
 def test_a_host_is_not_lost_when_a_large_message_comes_slowly():
     """Neither by the broker above nor by the one below: PIECE is sign enough. Of a stranger it is nothing."""
     tree = Tree()
