@@ -3966,6 +3966,8 @@ class Node:
 class Root(Node):
     """The process of the user: starts the keeper of this host, creates tasks and runs none."""
 
+    keeper = profile = None  # profile: the sum of those of workers
+
     def __init__(self, options):
         super().__init__(ROOT, options["total"], options["retries"])
         self.options, self.closing, self.ended = options, False, False
@@ -3986,8 +3988,6 @@ class Root(Node):
         except BaseException:
             self.abort()
             raise
-
-    keeper = profile = None  # profile: the sum of those of workers
 
     def start_keeper(self, options):
         """Start the keeper: a fresh interpreter, since this process may have threads, which no fork survives; or a
@@ -4088,7 +4088,7 @@ class Root(Node):
             self.closing = True
             self.send(b"STOP")
             while not self.ended and self.keeper.poll() is None and self.broken is None:
-                self.wait_for(lambda: self.ended or self.keeper.poll() is not None, None, 0.01)
+                self.wait_for(lambda: self.ended, None, 0.01)
             if self.broken is None:  # the keeper may have ended, and the last words of others not have been read
                 self.wait_for(lambda: self.ended, None, GRACE / 4)
         finally:
