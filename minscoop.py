@@ -2122,7 +2122,7 @@ class Broker:
         self.plenty = None                      # there was more where the latest TASK from above came from; or None
         self.boasted = False                    # the one above was told that we have more
         self.parcels = {}                       # owner -> SPLITs and RESULTs that go up together
-        self.weight, self.parted = 0, 0.0       # bytes in these; when the latest went
+        self.weight, self.posted = 0, 0.0       # bytes in these; when the latest went
         self.placed = {}                        # task id -> name of who holds it, if its results come by here
         self.consts = {}                        # name -> body
         self.keep = lambda frame: frame         # what makes of its frames what is there once for all workers here
@@ -2143,8 +2143,8 @@ class Broker:
         self.silent = {name: {task_id: (lo, hi)} if task_id else {}  # names that have not TOLD yet -> what they had
                        for name, (task_id, lo, hi) in heirs.items()}
         self.presumed = {}                      # the same, of those that did not answer in time
-        self.since = 0.0                        # when the census began
-        self.over = False                       # it has ended above, which did not wait for us
+        self.census_began = 0.0                 # when the census began
+        self.over_above = False                 # it has ended above, which did not wait for us
         self.counted = bool(heirs)              # there was or will be one: maybe some tasks are not placed
         self.printing = 0                       # characters of OUTPUT from here that are not yet SHOWN
         self.stopping = False
@@ -2193,14 +2193,14 @@ class Broker:
         if self.finished:
             return []
         if self.silent and self.round is None and not self.below:  # we have taken over
-            self.count()
+            self.begin_census()
         for link in list(self.rich.values()):
             if link.asked and now - link.since >= PATIENCE:  # it may compute without releasing the interpreter's lock
                 del self.rich[link.name]
         if self.size:
             self.resize(least=0)
         if self.round is not None:
-            self.press()
+            self.ask_again()
         self.conclude()
         if now - self.probed >= HEARTBEAT / 2:  # both sides ask: an answer may wait long behind what who gives it sends
             self.probed = now
@@ -2290,7 +2290,7 @@ class Broker:
     @property
     def due(self):
         """When what was collected has to go."""
-        return self.parted + HOLD * self.size
+        return self.posted + HOLD * self.size
 
     def collect(self, owner):
         """Pass the SPLIT or RESULT that is being handled on to an owner, now or with others."""
@@ -2303,7 +2303,7 @@ class Broker:
 
     def send_parcels(self):
         """What was collected goes, with the ids of what moves by it, for brokers on the way."""
-        parcels, self.parcels, self.weight, self.parted = self.parcels, {}, 0, self.now
+        parcels, self.parcels, self.weight, self.posted = self.parcels, {}, 0, self.now
         for owner, messages in parcels.items():
             new = [message[4] for message in messages if message[0] == b"SPLIT"]
             done = [message[1] for message in messages if message[0] == b"RESULT" and message[4] == b"1"]
@@ -2407,7 +2407,7 @@ class Broker:
         if self.below:
             self.send(UP, b"DIED", name, b"", b"0", b"0", b"0", b"0", obituary)
         self.remove(name)
-        self.recount(name)
+        self.recheck(name)
 
     def on_FAILED(self, sender, reason):
         """No worker can work: tell the root, now or when it comes."""
@@ -2463,17 +2463,17 @@ class Broker:
         if name not in self.links:
             self.late.setdefault(name, [])  # what is for it, or for those behind it, until it has said HELLO
         if name in self.links or self.round is None or name not in self.silent:  # the last: it came by --join
-            self.count()
+            self.begin_census()
         else:
             self.send_who(name)
 
-    def count(self, number=None):
+    def begin_census(self, number=None):
         """Begin a census, or have it begun by the one above, which gives the number."""
         if self.below and number is None:
             self.send(UP, b"WHO", self.round or b"0")  # the one that we take part in: another is wanted
             return
         number = number or b"%d" % (self.now * 1e6)  # unlike all before, also those of a broker that has died
-        self.round, self.since, self.counted, self.over = number, self.now, True, False
+        self.round, self.census_began, self.counted, self.over_above = number, self.now, True, False
         self.fetching.clear()  # what was asked for may be lost with a broker above: who waits will ask again
         self.printing = 0      # and so may what was printed, or the news that it was shown
         self.silent, self.presumed = {**self.presumed, **self.silent}, {}
@@ -2499,13 +2499,13 @@ class Broker:
         """The broker above asks; or one below would have it asked."""
         if sender != UP:
             if number == self.round or sender not in self.silent:  # else it will hear our latest question, and ask all
-                self.count()
+                self.begin_census()
             return
         self.round, self.received = number, 0
         self.plenty, self.boasted = None, False
         self.renew(UP)
         self.send(UP, b"HELLO", self.facts)
-        self.count(number)
+        self.begin_census(number)
 
     def on_HELD(self, sender, number, task_id, *bounds):
         """What a node will still answer. Not kept until all have said so: its RESULT may be next."""
@@ -2517,33 +2517,33 @@ class Broker:
         if sender in self.links:
             self.lift(task_id)
             self.place(task_id, self.links[sender])
-            self.add(self.links[sender], sum(map_builtin(int, bounds[1::2])) - sum(map_builtin(int, bounds[::2])))
+            self.add_items(self.links[sender], sum(map_builtin(int, bounds[1::2])) - sum(map_builtin(int, bounds[::2])))
         self.send(owner_of(task_id), b"HELD", number, task_id, *bounds)
 
     def on_TOLD(self, sender, number):
         """A node has said all; or everybody has, and the owners draw their conclusions."""
         if sender == UP:
-            self.over = number == self.round  # else that began before we took over
-            if self.over and not self.silent:  # else our own are still to be heard: the question was long under way
+            self.over_above = number == self.round  # else that began before we took over
+            if self.over_above and not self.silent:  # else our own are still to be heard: the question came late
                 self.finish_census()
         elif sender in self.presumed:
-            self.recount(sender)
+            self.recheck(sender)
         elif number == self.round:  # else it has not had the latest question yet
             self.hear_out(sender)
         elif self.round is None and not self.below and b"." not in sender:  # that ended before this host said HELLO
             self.send(sender, b"TOLD", number)
 
-    def recount(self, name):
+    def recheck(self, name):
         """Begin another census if we only presumed what this node holds."""
         if self.presumed.pop(name, None) is not None:
-            self.count()
+            self.begin_census()
 
-    def press(self):
+    def ask_again(self):
         """Ask once more who may believe that this is its first connection. Do not wait for ever."""
         for name in self.silent:
             if name not in self.links:
                 self.send_who(name)
-        if self.now - self.since > CENSUS_PATIENCE * (1 if self.below else 2):
+        if self.now - self.census_began > CENSUS_PATIENCE * (1 if self.below else 2):
             for name in list(self.silent):  # who computes without releasing the interpreter's lock holds what it had
                 for task_id, (lo, hi) in self.silent[name].items():
                     self.on_HELD(name, self.round, task_id, lo, hi)
@@ -2559,7 +2559,7 @@ class Broker:
             return
         if self.below:
             self.send(UP, b"TOLD", self.round)
-        if self.over or not self.below:
+        if self.over_above or not self.below:
             self.finish_census()
 
     def finish_census(self):
@@ -2678,7 +2678,7 @@ class Broker:
                 self.want(giver, 0)
         else:
             giver.more = more
-            self.add(giver, -count)
+            self.add_items(giver, -count)
 
     def note_taker(self, taker, count):
         """A node gets a task of so many items. It forgets what it was asked for; a worker has some to spare now."""
@@ -2686,11 +2686,11 @@ class Broker:
             self.want(taker, taker.demand - 1)
         if count > 1 and taker.name != UP:
             self.owe(taker, 0)
-        self.add(taker, count)
+        self.add_items(taker, count)
         taker.idle = False
         taker.tasks += 1
 
-    def add(self, link, count):
+    def add_items(self, link, count):
         """So many items more are held by a node: several make it rich."""
         link.items += count if link.role == b"worker" else 0
         if link.more or link.items > 1:
