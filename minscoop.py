@@ -2457,7 +2457,7 @@ class Broker:
 
     def connected(self, name):
         """A node has connected: for the first time, or again; then messages may be lost, or we are new."""
-        if b"?" in name or name in self.dead or len(self.present) >= MAX_HOSTS:  # a trial, or nonsense
+        if name in self.dead or len(self.present) >= MAX_HOSTS:  # nonsense
             return
         self.present[name] = None
         if name not in self.links:
