@@ -3972,9 +3972,8 @@ class Root(Node):
         super().__init__(ROOT, options["total"], options["retries"])
         self.options, self.closing, self.ended = options, False, False
         self.decoders = {}  # (worker, stream) -> what decodes what it prints
-        # number -> facts, of those that are to come, too
-        self.hosts = {options["host"]: {"state": "ready", "workers": options["size"]}}
-        self.hosts.update((number, {"host": name}) for number, name, _ in options["hosts"])
+        self.hosts = {options["host"]: {"state": "ready", "workers": options["size"]},  # number -> facts
+                      **{number: {"host": name} for number, name, _ in options["hosts"]}}  # of those to come
         self.directory, self.memory = make_socket_directory(), make_memory_directory()
         self.address = f"ipc://{self.directory}/broker"
         try:
