@@ -4289,9 +4289,7 @@ class Strand:
         self.worker = worker
         self.gate = threading.Lock()
         self.gate.acquire()
-        self.task = None     # what it is running: a Future or a Slice
-        self.depth = 0       # tasks on its stack
-        self.slices = []     # the Slices on its stack
+        self.stack = [None]  # what it is running, Futures and Slices, the newest last; None at the bottom
         self.ident = None    # of its thread
         self.mark = None     # the task of another node at the bottom of its stack
 
@@ -4437,7 +4435,7 @@ class Worker(Node):
         me = self.holder
         while self.queue and self.queue[-1].stale:
             self.queue.pop()
-        done = me.depth == 1 and me.ident == threading.get_ident() and not (
+        done = len(me.stack) == 2 and me.ident == threading.get_ident() and not (
             self.queue or self.resumable or self.waiting or self.sources or self.stopped.is_set())
         return self.wishes() if done else ()
 
@@ -4536,7 +4534,7 @@ class Worker(Node):
         if me.ident != threading.get_ident():
             self.sleep_aside(ready, what, timeout)
             return
-        unit = self.take(what, me.task) if me.depth < MAX_INLINE else None
+        unit = self.take(what, me.stack[-1]) if len(me.stack) <= MAX_INLINE else None
         if unit is not None:
             self.run(unit)
             return
@@ -4581,7 +4579,7 @@ class Worker(Node):
     def current_task(self):
         """What the calling thread is running, if it has the baton."""
         me = self.holder
-        return me.task if me.ident == threading.get_ident() else OUTSIDE
+        return me.stack[-1] if me.ident == threading.get_ident() else OUTSIDE
 
     def push(self, unit):
         """Queue a Future or a Span; if others wait, give away what is older, or a part of it."""
@@ -4620,19 +4618,17 @@ class Worker(Node):
     def run(self, unit):
         """Run a future or a slice on top of this thread's stack."""
         me = self.holder
-        outer, me.task = me.task, unit
-        me.depth += 1
+        me.stack.append(unit)
         try:
             guest = isinstance(unit, Slice) and isinstance(unit.job, Guest)
-            if outer is None and not guest:
+            if len(me.stack) == 2 and not guest:
                 self.note(unit.mark)
             if isinstance(unit, Future):
                 self.execute(unit, me)
             elif not guest or self.begin_guest(unit):
                 self.run_slice(me, unit)
         finally:
-            me.depth -= 1
-            me.task = outer
+            me.stack.pop()
 
     def begin_guest(self, piece):
         """Unpickle a task that came from elsewhere, if this is its first slice, and note what will run; says whether
@@ -4656,9 +4652,7 @@ class Worker(Node):
         if not self.asked and len(self.queue) <= 1 and pace is not None \
                 and TOO_LATE < (piece.span.hi - piece.lo) * pace < ASK_EARLY:  # it is nearly all that there is
             self.send_all(*self.wish())
-        me.slices.append(piece)
         self.execute(piece, me)
-        me.slices.pop()
         piece.deliver()
 
     def unpack(self, piece):
@@ -4698,7 +4692,7 @@ class Worker(Node):
 
     def shorten(self):
         """Give the items behind those that are running back to the queue, and hand over the results before them."""
-        for piece in list(self.holder.slices):
+        for piece in [unit for unit in self.holder.stack if isinstance(unit, Slice)]:
             with self.lock:
                 piece.shorten()
             if piece.job.recipe.op is None:
@@ -4720,7 +4714,7 @@ class Worker(Node):
         """One look by the deputy; results that were to wait for others go, and a slice that takes long is shortened, so
         that others can have the rest."""
         self.flush()
-        newest = next(reversed(self.holder.slices), None)
+        newest = next((unit for unit in reversed(self.holder.stack) if isinstance(unit, Slice)), None)
         if newest is not None:
             if newest.watched:
                 self.shorten()

@@ -4127,7 +4127,8 @@ def test_a_worker_ends_when_any_thread_with_the_baton_fails(monkeypatch, capsys)
 def test_a_worker_goes_on_when_it_can_have_no_further_thread(monkeypatch):
     """The task that would wait has the error; the baton is where it was."""
     worker = HandWorker(0)
-    me, worker.holder.task = worker.holder, minscoop.Future(worker, (identity, (1,), {}), None)
+    me = worker.holder
+    me.stack.append(minscoop.Future(worker, (identity, (1,), {}), None))
     monkeypatch.setattr(threading.Thread, "start", grumble)
     pytest.raises(Wordless, worker.wait_for, lambda: False, "what", 1)
     pytest.raises(Wordless, worker.yield_baton)

@@ -195,7 +195,6 @@ class Worker(minscoop.Worker):
         pool.now, pool.active = self.began, self
         if isinstance(unit, Slice):
             unit.run()
-            self.holder.slices.pop()
             unit.deliver()
             pool.done += unit.hi - unit.lo
         else:
