@@ -3225,7 +3225,7 @@ class Node:
         self.call_bytes = None            # mean size of a pickled call
         self.inbox = collections.deque()
         self.due = collections.deque()    # futures that are done, and whose callbacks are to be called
-        self.setting = {}                 # setter -> message of a constant that the broker has not confirmed
+        self.unanswered = {}              # key -> a message that is sent again at each WHO: an answer is awaited
         self.round = None                 # of the latest census
         self.broken = None                # the PoolError after which nothing works any more
         self.stopped, self.alarm = threading.Event(), threading.Event()
@@ -3272,6 +3272,12 @@ class Node:
                 self.sending = False
             if (self.watching or self.attending.locked()) and readable_now(self.socket):
                 self.rouse(self.watching)
+
+    def insist(self, key, *message):
+        """Send a message, and again at each WHO, until its key is taken out of `unanswered`."""
+        with self.lock:
+            self.unanswered[key] = message
+            self.send(*message)
 
     def close(self, linger=0):
         """Close the socket; wait at most `linger` seconds until what was sent is out."""
@@ -3889,7 +3895,7 @@ class Node:
             for name, (setter, _, frames) in self.consts.items():
                 if self.name in (ROOT, owner_of(setter)) or sum(map_builtin(size_of, frames)) < OUT_OF_BAND:
                     self.send(b"CONST", name.encode(), setter, *frames)  # large ones not from everybody
-            for message in list(self.setting.values()):
+            for message in list(self.unanswered.values()):
                 self.send(*message)
             for guest in list(self.guests.values()):
                 self.send(b"HELD", number, guest.id, *(b"%d" % bound for part in guest.open for bound in part))
@@ -3943,10 +3949,9 @@ class Node:
             except FAULTS as error:
                 raise CannotSend(reason_of(error, (value, f"the constant {name!r}"))) from error
             setter = b"%s:%d" % (self.name, next(self.serial))
-            self.setting[setter] = b"CONST", name.encode(), setter, *frames
-            self.send(*self.setting[setter])
+            self.insist(setter, b"CONST", name.encode(), setter, *frames)
             self.wait_for(lambda: name in self.consts or self.broken, "const")
-            del self.setting[setter]
+            del self.unanswered[setter]
             self.check_open()
             # those that another's, which was quicker, or what has come back from another host does not need
             discard([frame for frame in frames if frame not in self.consts[name][2]], even_lasting=True)
@@ -4344,9 +4349,7 @@ class Worker(Node):
         self.idle = False      # IDLE was said and holds
         self.received = 0      # TASKs
         self.begun = 0         # the highest number of one that was begun
-        self.failure = ()      # the message that no task can run here
         self.files = {}        # path -> content; None: there is no such file
-        self.fetching = set()  # paths of files that we wait for
         self.served = 0.0      # when this worker looked for messages between tasks
 
     # -- the baton
@@ -4382,9 +4385,8 @@ class Worker(Node):
     def fail(self, what, error):
         """Tell the root why no task can run here, which ends the pool; until then, be there. If who leaves is buried
         before its last words are read, nobody heeds them."""
-        text = traceback_text(error).rstrip()
-        self.failure = b"FAILED", f"worker {self.label} {what}:\n{text}".encode(errors="backslashreplace")
-        self.send(*self.failure)
+        text = f"worker {self.label} {what}:\n{traceback_text(error).rstrip()}"
+        self.insist("failure", b"FAILED", text.encode(errors="backslashreplace"))
         self.stopped.wait()
         self.leave()
 
@@ -4740,28 +4742,22 @@ class Worker(Node):
         self.stopped.set()
 
     def on_WHO(self, number):
-        """Ask anew for work and for files, too, and count TASKs anew."""
+        """Ask anew for work, too, and count TASKs anew."""
         with self.lock:
             super().on_WHO(number)
             self.asked = self.idle = False
             self.received = self.begun = 0
-            for path in list(self.fetching):
-                self.send(b"FETCH", path.encode(errors="surrogatepass"))
-            if self.failure:
-                self.send(*self.failure)
 
     # -- modules that are on the root's machine only
 
     def fetch_file(self, path):
         """A source file of the root's, or None. Blocks, and runs nothing else meanwhile: imports hold locks."""
         if path not in self.files:
-            with self.lock:
-                self.fetching.add(path)
-                self.send(b"FETCH", path.encode(errors="surrogatepass"))
+            self.insist(path, b"FETCH", path.encode(errors="surrogatepass"))
         while path not in self.files:
             if not self.listen(lambda: path in self.files, PATROL, TICK):
                 self.serve()  # what we wait for may have come when we were just handling messages
-        self.fetching.discard(path)
+        self.unanswered.pop(path, None)
         return self.files[path]
 
     def on_FILE(self, path, *body):

@@ -4138,10 +4138,11 @@ def test_a_worker_goes_on_when_it_can_have_no_further_thread(monkeypatch):
 def test_a_census_goes_on_when_a_file_comes_meanwhile():
     """Who has waited for it takes it off the list then."""
     worker = HandWorker(0)
-    worker.fetching.update("ab")
-    worker.send = lambda *frames: frames[0] != b"FETCH" or worker.fetching.clear()
+    for path in "ab":
+        worker.insist(path, b"FETCH", path.encode())
+    worker.send = lambda *frames: frames[0] != b"FETCH" or worker.unanswered.clear()
     worker.on_WHO(b"7")
-    assert worker.round == b"7" and not worker.fetching
+    assert worker.round == b"7" and not worker.unanswered
 
 
 # ---------------------------------------------------------------------------------------------------
