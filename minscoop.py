@@ -5098,17 +5098,17 @@ class Keeper:
         if ready == LEAVING:
             return
         self.startup_deaths = 0 if ready else self.startup_deaths + 1
-        goes_on = self.startup_deaths < STARTUP_DEATHS
-        logger.warning("worker %s%s", obituary, "; another takes its place" if goes_on else "")
-        why = f"the last one: {obituary}"
-        if goes_on:
-            try:
-                self.start_worker()
-            except OSError as error:  # such as no memory, or too many processes; those that are there go on
-                goes_on, why = False, f"{error.strerror}: see ulimit -u, and free memory"
-                logger.warning("no worker can start: %s", why)
-        if not goes_on:
-            self.give_up_if_alone(f"no worker can start; {why}")
+        if self.startup_deaths >= STARTUP_DEATHS:
+            logger.warning("worker %s", obituary)
+            self.give_up_if_alone(f"no worker can start; the last one: {obituary}")
+            return
+        logger.warning("worker %s; another takes its place", obituary)
+        try:
+            self.start_worker()
+        except OSError as error:  # such as no memory, or too many processes; those that are there go on
+            why = f"no worker can start; {error.strerror}: see ulimit -u, and free memory"
+            logger.warning(why)
+            self.give_up_if_alone(why)
 
     def tell_stacks(self):
         """Let every worker write its stacks to a file, by a signal: see ``dump_when_asked``. Send them to the root, as
