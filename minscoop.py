@@ -4292,7 +4292,7 @@ class Strand:
 
     def __init__(self, worker):
         self.worker = worker
-        self.gate = threading.Lock()
+        self.gate = threading.Lock()  # opened by who passes the baton to this thread
         self.gate.acquire()
         self.stack = [None]  # what it is running, Futures and Slices, the newest last; None at the bottom
         self.ident = None    # of its thread
@@ -4305,8 +4305,8 @@ class Strand:
 
 
 def start_profile():
-    """Begin a profile of the calling thread, and return it. From Python 3.12 on it would see all threads, and take them
-    for one, so that times went to what another was at: what happens goes to the profile of its own thread."""
+    """Begin a profile of the calling thread, and return it. From Python 3.12 on a Profile is told what all threads do,
+    and takes them for one: so each event is handed to the Profile of its own thread."""
     import cProfile
     profile, ident = cProfile.Profile(), threading.get_ident
     with contextlib.suppress(ValueError):  # there is one already; what this one counts is set all the same
@@ -4323,13 +4323,13 @@ def ignore(*_):
     """What happens in a thread that has no profile."""
 
 
-# Of a Profile: by which method it takes notice of which events; the former, for each thread with a profile.
+# Method of a Profile -> the bound ones, by thread, and the events of which they are to be told.
 PROFILED = {"_pystart_callback": ({}, "PY_START", "PY_RESUME", "PY_THROW"), "_ccall_callback": ({}, "CALL"),
             "_pyreturn_callback": ({}, "PY_RETURN", "PY_YIELD", "PY_UNWIND"),
             "_creturn_callback": ({}, "C_RETURN", "C_RAISE")}
 
 
-OUTSIDE = types.SimpleNamespace(_parent=None, mark=None)  # the parent of what a thread submits that a task has started
+OUTSIDE = types.SimpleNamespace(_parent=None, mark=None)  # what a thread runs that a task has started: no task
 
 
 class Worker(Node):
@@ -4383,8 +4383,8 @@ class Worker(Node):
                 self.fail("cannot start, since its initializer failed", error)
 
     def fail(self, what, error):
-        """Tell the root why no task can run here, which ends the pool; until then, be there. If who leaves is buried
-        before its last words are read, nobody heeds them."""
+        """Tell the root why no task can run here, which ends the pool. Stay until then: nobody heeds the words of a
+        worker that is known to have ended."""
         text = f"worker {self.label} {what}:\n{traceback_text(error).rstrip()}"
         self.insist("failure", b"FAILED", text.encode(errors="backslashreplace"))
         self.stopped.wait()
@@ -4476,15 +4476,15 @@ class Worker(Node):
             self.spare_strands.append(strand)
 
     def glance(self, pending=True):
-        """A task that asks again and again may ask for what only this worker would run: others go on until the task is
-        done. And results may lie here, for who asks."""
+        """A task polls: for what only this worker would run, maybe, so that others go on until the task is done; or for
+        results that lie here."""
         if pending:
             self.yield_baton()
         if self.inbox:
             self.serve()
 
     def yield_baton(self):
-        """This task's event loop awaits futures, and sleeps without us: others go on until the task is done."""
+        """Let others go on until this task is done: it polls, or its event loop awaits futures without us."""
         me = self.holder
         if me.ident == threading.get_ident() and not self.serving._is_owned():
             self.shorten()
@@ -4493,7 +4493,8 @@ class Worker(Node):
             self.pass_baton()
 
     def execute(self, unit, me=None):
-        """Run user code. me: who holds the baton, if that is who does it; it waits for it if the task yielded it."""
+        """Run user code. me: the calling thread's Strand, if that holds the baton; it waits for it if the task has
+        yielded it."""
         main.context.copy().run(run_apart, unit)  # what the task below it on this stack has set is that one's
         if self.forked:
             self.end_fork(unit.failures.get(len(unit.values) - 1) if isinstance(unit, Slice) else unit._exception)
@@ -4579,7 +4580,7 @@ class Worker(Node):
     # -- what to run
 
     def current_task(self):
-        """What the calling thread is running, if it has the baton."""
+        """What the calling thread is running; OUTSIDE, if it does not have the baton."""
         me = self.holder
         return me.stack[-1] if me.ident == threading.get_ident() else OUTSIDE
 
