@@ -3275,9 +3275,8 @@ class Node:
 
     def insist(self, key, *message):
         """Send a message, and again at each WHO, until its key is taken out of `unanswered`."""
-        with self.lock:
-            self.unanswered[key] = message
-            self.send(*message)
+        self.unanswered[key] = message
+        self.send(*message)
 
     def close(self, linger=0):
         """Close the socket; wait at most `linger` seconds until what was sent is out."""
