@@ -4297,6 +4297,11 @@ class Strand:
         self.ident = None    # of its thread
         self.mark = None     # the task of another node at the bottom of its stack
 
+    @property
+    def slices(self):
+        """The Slices on its stack."""
+        return [unit for unit in self.stack if isinstance(unit, Slice)]
+
     def set(self):
         """What this thread waits for is there: it goes on before any new task is begun."""
         self.worker.resumable.append(self)
@@ -4694,7 +4699,7 @@ class Worker(Node):
 
     def shorten(self):
         """Give the items behind those that are running back to the queue, and hand over the results before them."""
-        for piece in [unit for unit in self.holder.stack if isinstance(unit, Slice)]:
+        for piece in self.holder.slices:
             with self.lock:
                 piece.shorten()
             if piece.job.recipe.op is None:
@@ -4716,7 +4721,7 @@ class Worker(Node):
         """One look by the deputy; results that were to wait for others go, and a slice that takes long is shortened, so
         that others can have the rest."""
         self.flush()
-        newest = next((unit for unit in reversed(self.holder.stack) if isinstance(unit, Slice)), None)
+        newest = next(reversed(self.holder.slices), None)
         if newest is not None:
             if newest.watched:
                 self.shorten()
