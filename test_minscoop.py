@@ -6505,10 +6505,9 @@ def test_the_result_is_right_when_a_real_host_is_lost(cluster, tmp_path, how):
 
 
 @linux_only
-@pytest.mark.parametrize("transport", ["tcp", "stdio"])
-def test_a_host_is_kept_when_its_link_needs_long_for_a_large_message(cluster, tmp_path, transport):
-    """Longer than SILENCE, down for an argument, and up for the result: it runs once, and nothing is said."""
-    host = cluster.hosts["gamma"]
+def test_a_host_is_kept_when_its_link_needs_long_for_a_large_message(cluster, tmp_path):
+    """Longer than SILENCE, down for an argument, and up for the result: it runs once, and nothing is said; by TCP and
+    by stdio, at the same time."""
     (cluster.program / "heavy.py").write_text(textwrap.dedent("""
         import sys
         from minscoop import futures
@@ -6519,22 +6518,25 @@ def test_a_host_is_kept_when_its_link_needs_long_for_a_large_message(cluster, tm
             data = bytes(6_000_000)
             assert futures.submit(same, data, sys.argv[1]).result() == data
     """))
-    ends = ["tc", "qdisc", "{}", "dev", host.link], host.command("tc", "qdisc", "{}", "dev", "eth0")
+    transports = {"beta": "tcp", "gamma": "stdio"}
+    hosts = [cluster.hosts[name] for name in transports]
+    ends = [words for host in hosts for words in (["tc", "qdisc", "{}", "dev", host.link],
+                                                  host.command("tc", "qdisc", "{}", "dev", "eth0"))]
     slow = ["root", "tbf", "rate", "8mbit", "burst", "32k", "latency", "200ms"]  # a megabyte in a second
-    try:
-        for end in ends:
-            system(*(word.format("add") for word in end), *slow)
-    except (RuntimeError, OSError) as error:
-        skip_or_fail(f"cannot make a link slow: {error}")
-    try:
-        done = finish(start(patched(tmp_path, "HEARTBEAT, SILENCE = 1.0, 4.0"), "--hosts", "gamma:1", "--transport",
-                            transport, "heavy.py", tmp_path / "runs", cwd=cluster.program, env=cluster.env))
-    finally:
-        for end in ends:
-            system(*(word.format("delete") for word in end), "root")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), done
-    assert (tmp_path / "runs").read_text() == "run "
-    nothing_left(host)
+    path = patched(tmp_path, "HEARTBEAT, SILENCE = 1.0, 4.0")
+    with contextlib.ExitStack() as stack:
+        try:
+            for end in ends:
+                system(*(word.format("add") for word in end), *slow)
+                stack.callback(system, *(word.format("delete") for word in end), "root")
+        except (RuntimeError, OSError) as error:
+            skip_or_fail(f"cannot make a link slow: {error}")
+        runs = [start(path, "--hosts", f"{name}:1", "--transport", transport, "heavy.py", tmp_path / name,
+                      cwd=cluster.program, env=cluster.env) for name, transport in transports.items()]
+        for name, done in zip(transports, [finish(run) for run in runs]):
+            assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), done
+            assert (tmp_path / name).read_text() == "run "
+    nothing_left(*hosts)
 
 
 # -- A real Slurm of two nodes on this machine; needs root, Debian's slurm-wlm and munge
