@@ -4032,6 +4032,11 @@ class Root(Node):
         with ctrl_c_waits():
             return super().serve(as_deputy)
 
+    def give(self, reserve=None):
+        """As any node; what is in hand would be so for ever."""
+        with ctrl_c_waits():
+            super().give(reserve)
+
     def send_all(self, *messages):
         """As any node; a message of which a part is sent would end all."""
         with ctrl_c_waits():

@@ -3627,10 +3627,11 @@ class PressesCtrlC:
         return os.kill, (self.pid, signal.SIGINT)
 
 
-def test_no_message_is_lost_when_ctrl_c_comes_while_it_is_handled(pool):
+def test_no_message_is_lost_when_ctrl_c_comes_while_it_is_handled(pool, tmp_path):
     """KeyboardInterrupt where the program waits, as in a cell of a notebook; the result is there afterwards."""
-    future = pool.submit(lambda pid: [PressesCtrlC(pid)], os.getpid())
+    future = pool.submit(lambda path, pid: [await_file(path), PressesCtrlC(pid)][1:], tmp_path / "go", os.getpid())
     with pytest.raises(KeyboardInterrupt):
+        touch(tmp_path / "go")
         future.result(WAIT / 2)
         time.sleep(WAIT)  # the deputy may have read it, just before
     assert future.result(WAIT / 2) == [None] and list(pool.map(identity, range(5))) == list(range(5))
