@@ -5072,9 +5072,8 @@ class Keeper:
         hosts = self.config["hosts"]
         _, name, size = hosts[int(number) - 1]
         if sum(host[1] == name for host in hosts) <= RETURNS:
-            logger.warning("host %s: to be logged in to again in %.0f s", name, SILENCE)
             hosts.append((str(len(hosts) + 1), name, size))
-            self.start_launcher(*hosts[-1], pause=SILENCE)  # should the pool just come to its end, it will have then
+            self.start_launcher(*hosts[-1], pause=SILENCE)
 
     def reap(self):
         """Take note of the children that have ended."""
@@ -5384,6 +5383,8 @@ class Launcher:
         try:
             threading.Thread(target=lambda: (os.read(self.keeper.lifeline_read, 1), self.end()), daemon=True).start()
             if self.pause:
+                time.sleep(min(GRACE, self.pause / 2))  # should the pool just come to its end, it will have then
+                logger.warning("host %s: to be logged in to again in %.0f s", self.host, self.pause)
                 time.sleep(self.pause)
                 logger.warning("host %s: logging in again", self.host)
             os.read(self.keeper.tokens[0], 1)
