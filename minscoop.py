@@ -981,7 +981,7 @@ def explain(obj, where, depth=6):
 
 
 def reason_of(error, *suspects):
-    """Why pickling has failed with this error, as text. suspects: pairs of an object that was pickled and what it is."""
+    """Why pickling has failed with this error, as text. suspects: pairs of an object that was pickled, and its name."""
     return next(filter(None, itertools.starmap(explain, suspects)), None) or text_of(error)
 
 
@@ -2457,7 +2457,7 @@ class Broker:
 
     def connected(self, name):
         """A node has connected: for the first time, or again; then messages may be lost, or we are new."""
-        if name in self.dead or len(self.present) >= MAX_HOSTS:  # nonsense
+        if name in self.dead or len(self.present) >= MAX_HOSTS:  # a late word, or so many that it is nonsense
             return
         self.present[name] = None
         if name not in self.links:
@@ -3202,7 +3202,7 @@ class Node:
     inside = False    # the calling thread is in a task, and yet in the process of the script
     waiting = 0       # threads whose tasks wait for others, which run in other threads
     idle_workers = 0  # of the whole pool, when the broker was asked last
-    forked = False    # this is a child that the program, or a task, has forked
+    forked = False    # this is a child that the program, or a task, has forked; the pool is none of its business
     ended_by = None   # the PoolError by which the pool ended, if it was not just shut down
 
     def __init_subclass__(cls):
@@ -3339,17 +3339,17 @@ class Node:
             self.alarm.set()  # the deputy may be resting, since somebody slept on the socket: that is over
         if not self.serving.acquire(blocking=False):
             return False
+        left = 0
         try:
             self.looks += 1
             self.fetch()
-            left = []
-            while self.inbox:
+            while len(self.inbox) > left:
                 message = self.inbox.popleft()
                 if as_deputy and self.executes and message[0] in OWNERS_BUSINESS:
-                    left.append(message)
+                    self.inbox.append(message)  # at once: a callback of the next may wait for what this says
+                    left += 1
                 else:
                     self.handle(message)
-            self.inbox.extend(left)
             if self.wanted and not as_deputy:
                 self.give()  # what cannot be sent has failed
             self.call_back()
@@ -3414,7 +3414,7 @@ class Node:
 
         Where no tasks are run and only the deputy has looked lately, as under an event loop, it does so at once."""
         with self.lock:
-            self.watching = timeout = self.shorter(timeout)
+            self.watching = timeout = self.until_flush(timeout)
             ready = self.socket is None or readable_now(self.socket)
         looks = self.looks  # who looked before has not seen what was announced now, to us
         came = ready or readable(timeout, self.wake_read, self.descriptor)
@@ -3425,7 +3425,7 @@ class Node:
             self.hear()
         return self.looks == looks
 
-    def shorter(self, timeout):
+    def until_flush(self, timeout):
         """Seconds to sleep at most, which are fewer if results wait here to be sent."""
         waiting = any([guest.postpones for guest in list(self.guests.values())])
         return min(timeout, MAX_FLUSH) if waiting else timeout
@@ -4454,7 +4454,7 @@ class Worker(Node):
         """Sleep until a message comes, or another thread has work for us; then serve."""
         self.flush()
         if not self.listen(lambda: self.queue or self.resumable or self.received != self.known or ready(),
-                           self.shorter(timeout)):
+                           self.until_flush(timeout)):
             self.stopped.wait(SLICE / 10)  # for another thread, which handles what is there: it may take long
 
     def flush(self):
@@ -4504,7 +4504,7 @@ class Worker(Node):
     def execute(self, unit, me=None):
         """Run user code. me: the calling thread's Strand, if that holds the baton; it waits for it if the task has
         yielded it."""
-        main.context.copy().run(run_apart, unit)  # what the task below it on this stack has set is that one's
+        main.context.copy().run(run_apart, unit)  # one of its own: below it on this stack another task may wait
         if self.forked:
             self.end_fork(unit.failures.get(len(unit.values) - 1) if isinstance(unit, Slice) else unit._exception)
         if me is not None and self.holder is not me:
@@ -6213,7 +6213,6 @@ class Executor(Interface):
     _ender = None    # the thread that ends it; from then on nothing can be submitted
     _max_workers = property(lambda self: max(1, self._node.size))  # by this name dask asks for it
     _unnoticed = False  # the pool broke, and the program has not asked for a result since
-    _forked = False  # this is a child that the program has forked; the pool is none of its business
 
     def __init__(self, max_workers=None, *, retries=3, nice=0, initializer=None, initargs=(), profile=None,
                  hosts=None, listen=None, summary=False, report=None, trace=None, **options):
@@ -6258,7 +6257,7 @@ class Executor(Interface):
     def _pool(self):
         if self._ender:
             raise RuntimeError("cannot schedule new futures after shutdown")
-        if self._forked:
+        if self._node.forked:
             raise RuntimeError("this Executor is of the parent process: make another one here")
         return self._node
 
@@ -6270,7 +6269,7 @@ class Executor(Interface):
 
         cancel_futures: drop what is still here; calls that were sent to a worker are done, also those that it has not
         begun. wait: block until then; else the waiting is left to a thread. May be called again."""
-        if self._forked:
+        if self._node.forked:
             return
         if cancel_futures:
             self._node.drop()
@@ -6300,7 +6299,7 @@ class Executor(Interface):
             self._ended.set()
 
     def __exit__(self, kind, error, tb):
-        if self._forked:
+        if self._node.forked:
             return
         if kind is not None and issubclass(kind, (KeyboardInterrupt, Terminated)):
             self._finish("abort")
@@ -6393,7 +6392,6 @@ def forget_pools():
     global this_worker, birth
     birth, Main.lock = threading.RLock(), threading.RLock()  # another thread may just have held them
     for executor in executors:
-        executor._forked = True
         executor._node.disown()
     if this_worker is not None:
         this_worker.disown()
