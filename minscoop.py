@@ -133,8 +133,11 @@ map_builtin = map  # the module's own `map`, in section 15, takes the name
 #
 # Seconds, bytes or counts. All time is measured with monotonic clocks.
 
-SLICE = 10e-3        # s of a map run without looking up. Smaller: overhead per slice shows (0.06 ms; with 3 ms, tasks
-                     # of 1 ms took 1.5 % longer); larger: others wait that much longer for an answer
+SLICE = 50e-3        # s of a map run in one go. Smaller: the time between slices shows (0.2 ms: little of this file is
+                     # still in the processor's caches; with 10 ms, tasks of 1 ms took 1.3 % longer); larger: more is
+                     # run twice when a worker dies
+ATTEND = 10e-3       # s that a message may lie there, until a worker looks between two slices, or else its deputy does.
+                     # Smaller: they interrupt each other; larger: others wait for an answer
 FLUSH = 10e-3        # s of results collected before the first of a callable travel. Smaller: more messages for the
                      # owner; larger: the reader of a lazy map sees its first results later
 MAX_FLUSH = 0.25     # s of results collected at most: each time they wait twice as long. Smaller: 2 % of the time of
@@ -1571,8 +1574,10 @@ class Span:
         return [column[lo - self.base:hi - self.base] for column in self.columns]
 
     def claim(self):
-        """A slice from the front, to be run now. Of what is still pickled, the first item only."""
-        count = 1 if self.singly or self.columns is None else min(self.hi - self.lo, self.job.recipe.grain)
+        """A slice from the front, to be run now. Of what is still pickled, the first item only; towards the end smaller
+        ones: others may have what is left, and who runs it asks for more before it is done."""
+        rest, grain = self.hi - self.lo, self.job.recipe.grain
+        count = 1 if self.singly or self.columns is None else min(grain, max(-(-rest // 2), min(rest, grain // 4)))
         self.lo += count
         return Slice(self, self.lo - count, self.lo)
 
@@ -1930,7 +1935,7 @@ class Mapping(Job):
         try:
             for row in itertools.islice(self.rows, want):
                 rows.append(row)
-                if time.monotonic() - start > SLICE:
+                if time.monotonic() - start > ATTEND:
                     return False
         except FAULTS as error:  # the iterators' own: raised when the reader has come this far
             self.inputs_error = error.with_traceback(without_ours(error.__traceback__))  # else it would keep its reader
@@ -3230,6 +3235,7 @@ class Node:
         self.broken = None                # the PoolError after which nothing works any more
         self.stopped, self.alarm = threading.Event(), threading.Event()
         self.looks = 0                     # times that somebody looked at the socket
+        self.looked = 0.0                  # when, if that was not the deputy
         self.alone = None                  # so many after the deputy's latest; the same: nobody else has looked since
         self.outbox, self.sending = collections.deque(), False
         self.context = self.socket = None
@@ -3342,6 +3348,7 @@ class Node:
         left = 0
         try:
             self.looks += 1
+            self.looked = self.looked if as_deputy else time.monotonic()
             self.fetch()
             while len(self.inbox) > left:
                 message = self.inbox.popleft()
@@ -3392,7 +3399,7 @@ class Node:
                     self.inbox.extend(unbundled(message))
 
     def deputise(self):
-        """The deputy: waits for messages at which nobody else looks for a SLICE; rests while one sleeps on the socket.
+        """The deputy: waits for messages at which nobody else looks for ATTEND; rests while one sleeps on the socket.
 
         It wakes up for messages only, once in a TICK while others want what we may get to have, and once in MAX_FLUSH
         while results wait to be sent."""
@@ -3409,8 +3416,8 @@ class Node:
                         logger.exception("the deputy of %s", self.name.decode())
 
     def watch(self, timeout):
-        """Sleep until a message has been there for a SLICE, or for `timeout` seconds; says whether nobody else has
-        looked. By the deputy only.
+        """Sleep until a message is there and nobody else has looked for ATTEND, or for `timeout` seconds; says whether
+        nobody else has looked since. By the deputy only.
 
         Where no tasks are run and only the deputy has looked lately, as under an event loop, it does so at once."""
         with self.lock:
@@ -3421,7 +3428,7 @@ class Node:
         self.watching = 0.0
         if came:
             if self.executes or self.looks != self.alone:  # who looked lately will do so again
-                self.stopped.wait(SLICE)
+                self.stopped.wait(max(0.0, self.looked + ATTEND - time.monotonic()))
             self.hear()
         return self.looks == looks
 
@@ -4414,7 +4421,7 @@ class Worker(Node):
                 me.gate.acquire()
                 continue
             now = time.monotonic()
-            if now - self.served > SLICE:
+            if now - self.served > ATTEND:
                 self.served = now
                 self.serve()
                 self.flush()
@@ -4455,7 +4462,7 @@ class Worker(Node):
         self.flush()
         if not self.listen(lambda: self.queue or self.resumable or self.received != self.known or ready(),
                            self.until_flush(timeout)):
-            self.stopped.wait(SLICE / 10)  # for another thread, which handles what is there: it may take long
+            self.stopped.wait(ATTEND / 10)  # for another thread, which handles what is there: it may take long
 
     def flush(self):
         """Send results that wait for others, if it is time."""
@@ -4723,8 +4730,8 @@ class Worker(Node):
                                                  time.monotonic())
 
     def stand_in(self):
-        """One look by the deputy; results that were to wait for others go, and a slice that takes long is shortened, so
-        that others can have the rest."""
+        """One look by the deputy; results that were to wait for others go, and a slice is shortened if it takes long,
+        or if there is something better to do than the rest of it."""
         self.flush()
         newest = next(reversed(self.holder.slices), None)
         if newest is not None:
@@ -4732,6 +4739,9 @@ class Worker(Node):
                 self.shorten()
             newest.watched = True
         super().stand_in()
+        if self.inbox or self.resumable or self.wanted:  # who holds the baton has more to do, or others want some
+            self.shorten()
+            self.give(reserve=0)
 
     # -- messages
 

@@ -1982,15 +1982,16 @@ def test_futures_of_two_libraries_are_waited_for_when_mixed(pool):
 
 
 def test_the_deputy_looks_at_once_when_nobody_else_has_lately():
-    """As under an event loop. Where a thread has looked since, or runs tasks, that comes first."""
+    """As under an event loop. Where a thread has looked since, or runs tasks, that comes first, if it is not long ago."""
     node, waits = minscoop.Inline(), []
     node.stopped, node.hear = types.SimpleNamespace(wait=waits.append), lambda: None
-    assert node.watch(1) and waits == [minscoop.SLICE]
+    node.looked = math.inf
+    assert node.watch(1) and waits == [math.inf]
+    node.looked = time.monotonic() - minscoop.ATTEND
+    assert node.watch(1) and waits == [math.inf, 0]
     node.alone = node.looks
-    assert node.watch(1) and waits == [minscoop.SLICE]
-    node.looks += 1
     assert node.watch(1) and len(waits) == 2
-    node.alone, node.executes = node.looks, True
+    node.executes = True
     assert node.watch(1) and len(waits) == 3
 
 
@@ -2250,11 +2251,11 @@ def test_results_come_first_when_an_input_ends_the_program(any_pool):
 def test_a_reduction_leaves_one_value_when_its_slices_are_run():
     """The values of a slice are reduced in order; an error of the operation is the slice's."""
     job = HandJob(str, range(7), op=operator.add)
-    job.recipe.grain = 7
+    job.recipe.grain = 28
     job.run_all()
     assert job.parts == [(0, 7, ["0123456"], {})]
     job = HandJob(str, range(3), op=operator.sub)
-    job.recipe.grain = 3
+    job.recipe.grain = 12
     job.run_all()
     (lo, count, values, failures), = job.parts
     assert (lo, count, len(values)) == (0, 3, 1) and isinstance(failures[0], TypeError)
@@ -2348,6 +2349,15 @@ def test_a_slice_grows_at_most_fourfold_when_items_are_fast():
     assert recipe.grain == 1
     recipe.learn(1, 0)
     assert recipe.grain >= 1
+
+
+def test_slices_get_smaller_when_a_task_comes_to_its_end():
+    """Others may have what is left; and who runs it asks for more before it is done."""
+    job = HandJob(fails_on(), range(40))
+    job.recipe.grain, sizes = 16, []
+    while not job.span.stale:
+        sizes.append(job.span.claim())
+    assert [piece.hi - piece.lo for piece in sizes] == [16, 12, 6, 4, 2]
 
 
 def test_a_recipe_is_opened_once_when_its_pickle_comes_again():
@@ -3660,7 +3670,7 @@ def test_a_map_ends_with_an_error_when_ctrl_c_ended_its_generator(monkeypatch):
     def inputs():
         yield from range(20)
         raise KeyboardInterrupt
-    monkeypatch.setattr(minscoop, "SLICE", math.inf)  # it pulls no fewer where that takes long
+    monkeypatch.setattr(minscoop, "ATTEND", math.inf)  # it pulls no fewer where that takes long
     node = HandNode()
     job = minscoop.Mapping(node, minscoop.Recipe(abs), [inputs()], buffersize=16)
     job.read = 16
@@ -4113,6 +4123,27 @@ def test_nobody_has_the_other_items_when_unpickling_waits():
         worker.run(unit)
     sent = [minscoop.read_results(frames[4:], int(frames[2])) for frames in worker.named(b"RESULT")]
     assert [value for values, failures in sent for value in values] == [(None, 0), *range(1, int(lo))] and hi == b"9"
+
+
+def look_busy(message, seen):
+    """What the deputy does about a message while the first item of a slice runs; what of the slice is left then."""
+    worker = HandWorker.current
+    worker.inbox.extend([message] if message else ())
+    worker.stand_in()
+    seen.append((worker.holder.stack[-1].hi, len(worker.named(b"SPLIT")), len(worker.inbox)))
+
+
+@pytest.mark.parametrize("message, rest", [((), 4), ((b"HUNGRY", b"1"), 1), ((b"HELD", b"1", b"0.1:0/0"), 1)],
+                         ids=["nothing", "hungry", "for-who-runs"])
+def test_a_slice_ends_when_there_is_something_better_to_do(message, rest):
+    """Others want what is behind the item that runs; or who runs it has to look at what the deputy leaves to it."""
+    seen = []
+    worker = HandWorker(*range(4))
+    worker.begin_guest(worker.take(None, None))
+    span = worker.queue[-1]
+    span.lo, span.job.recipe = span.hi, minscoop.Recipe(lambda item: item or look_busy(message, seen))
+    worker.run(minscoop.Slice(span, 0, 4))
+    assert seen[0] == (rest, message[:1] == (b"HUNGRY",), message[:1] == (b"HELD",))
 
 
 def test_a_worker_ends_when_any_thread_with_the_baton_fails(monkeypatch, capsys):

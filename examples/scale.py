@@ -6,7 +6,7 @@ How far one pool goes: the real Broker, Root and Worker of minscoop on hundreds 
 
 What decides is the code itself; virtual are the clock, the network and the tasks: a task of ten seconds takes no
 time. Each process handles one message after another, at the costs below, so one that has too much to do is late.
-A task that runs holds its worker; messages that come meanwhile are answered by the deputy a SLICE later. Tasks of a
+A task that runs holds its worker; messages that come meanwhile are answered by its deputy after ATTEND. Tasks of a
 tree create others and do not wait for them: that would need a thread for each. Everybody is there and hungry when
 the clock starts. The ideal is all work shared evenly, or the longest task if that is more; for a tree the best
 schedule there is.
@@ -148,7 +148,7 @@ class Worker(minscoop.Worker):
         """Have somebody look at the socket, and give away what is wanted."""
         if not self.looking:
             self.looking = True
-            self.pool.at(self.pool.now + WORKER + (minscoop.SLICE if self.unit else 0), self.look)
+            self.pool.at(self.pool.now + WORKER + (minscoop.ATTEND if self.unit else 0), self.look)
 
     def look(self):
         """Somebody looks at the socket; the deputy does as in ``stand_in``."""
