@@ -4741,7 +4741,7 @@ class Worker(Node):
         super().stand_in()
         if self.inbox or self.resumable or self.wanted:  # who holds the baton has more to do, or others want some
             self.shorten()
-            self.give(reserve=0)
+            self.give()  # the last entry may be about to be run, and goes at the next look: see seen
 
     # -- messages
 

@@ -1982,7 +1982,7 @@ def test_futures_of_two_libraries_are_waited_for_when_mixed(pool):
 
 
 def test_the_deputy_looks_at_once_when_nobody_else_has_lately():
-    """As under an event loop. Where a thread has looked since, or runs tasks, that comes first, if it is not long ago."""
+    """As under an event loop. Where a thread has looked since, or runs tasks, that comes first, unless long ago."""
     node, waits = minscoop.Inline(), []
     node.stopped, node.hear = types.SimpleNamespace(wait=waits.append), lambda: None
     node.looked = math.inf
