@@ -133,9 +133,9 @@ map_builtin = map  # the module's own `map`, in section 15, takes the name
 #
 # Seconds, bytes or counts. All time is measured with monotonic clocks.
 
-SLICE = 50e-3        # s of a map run in one go. Smaller: the time between slices shows (0.2 ms: little of this file is
-                     # still in the processor's caches; with 10 ms, tasks of 1 ms took 1.3 % longer); larger: more is
-                     # run twice when a worker dies
+SLICE = 0.25         # s of a map run in one go, unless the deputy cuts it. Smaller: the time between slices shows (0.2 ms:
+                     # little of this file is still in the processor's caches; with 50 ms, tasks of 10 ms took 0.4 %
+                     # longer); larger: results lie about, and more is run twice when a worker dies
 ATTEND = 10e-3       # s that a message may lie there, until a worker looks between two slices, or else its deputy does.
                      # Smaller: they interrupt each other; larger: others wait for an answer
 FLUSH = 10e-3        # s of results collected before the first of a callable travel. Smaller: more messages for the
@@ -1547,6 +1547,8 @@ class Span:
     """Items [lo, hi) of a job, waiting in a queue. columns[k][i - base] is argument k of item i."""
 
     pinned = False  # it cannot be pickled and stays in this process
+    takers = 0      # workers that have still to get their equal share of it, each `share` items
+    unasked = False  # it was given away though nobody wanted it
 
     def __init__(self, job, columns, base, lo, hi, singly=False, avoid=b""):
         self.job, self.columns, self.base, self.lo, self.hi = job, columns, base, lo, hi
@@ -1641,7 +1643,10 @@ class Slice:
         end = self.lo + (state[2] if len(state) > 2 else len(self.values))
         if end >= self.hi:
             return
-        self.job.requeue(self.span.cut(end, self.hi))
+        if self.span.lo == self.hi < self.span.hi:  # the next item: its place in the queue is kept
+            self.span.lo = end
+        else:
+            self.job.requeue(self.span.cut(end, self.hi))
         self.hi = end
 
     def deliver(self):
@@ -2430,13 +2435,16 @@ class Broker:
         self.tell_all(b"SIZE", count)
 
     def resize(self, least=1 / 8):
-        """Count the workers of the pool anew, and tell everybody if that makes a difference; says whether.
+        """Count the workers of the pool anew, and tell everybody if that makes a difference; says whether. The root, which
+        shares maps out by it, hears of all.
 
         A thousand hosts that come one after the other would else cause a million messages."""
         size = self.own_size + sum(link.size for link in self.links.values() if link.role == b"broker")
         changed = not self.below and abs(size - self.size) > size * least
         if changed:
             self.on_SIZE(KEEPER, b"%d" % size)
+        elif size != self.size and ROOT in self.links:
+            self.send(ROOT, b"SIZE", b"%d" % size)
         return changed
 
     def on_PROBE(self, sender, *body):
@@ -2613,10 +2621,12 @@ class Broker:
         """Ask for as much as the hungry would take: the rich first; if there are none, everybody once."""
         rich = [link for link in self.rich.values() if link.demand == 0]
         wanted = self.wanted - sum(link.asked for link in rich)
+        if wanted > 0:  # else this is all that is looked at: who has work is as often many as who wants some
+            rich.sort(key=lambda link: (link.role == b"root", link.items))
+            each = wanted / max(1, sum(link.items for link in rich))  # of their items: all are left with as many
         while wanted > 0 and rich:
-            link = max(rich, key=lambda link: (link.role == b"root", link.items))
-            rich.remove(link)
-            count = min(wanted, link.items - 1 - link.asked) if not link.more else \
+            link = rich.pop()
+            count = min(wanted, link.items - 1 - link.asked, math.ceil(link.items * each)) if not link.more else \
                 -(-wanted // (1 if link.role == b"root" else len(rich) + 1))
             if count > 0:
                 self.ask(link, count)
@@ -3595,11 +3605,13 @@ class Node:
 
     # -- what is given away
 
-    def give(self, reserve=None):
-        """Give away as much as others want and we can spare. reserve: entries that stay here."""
-        while self.wanted > 0 and (self.queue or self.rich):  # a look before the lock: mostly there is nothing
+    def give(self, reserve=None, unasked=0):
+        """Give away as much as others want and we can spare. reserve: entries that stay here. unasked: how many parts
+        go though nobody wants them."""
+        while self.wanted + unasked > 0 and (self.queue or self.rich):  # a look before the lock: mostly there is nothing
             with self.lock:
-                if self.wanted <= 0:
+                asked = self.wanted > 0
+                if not asked and unasked <= 0:
                     return
                 span = self.spare(self.executes if reserve is None else reserve)
                 if span is None:
@@ -3610,7 +3622,9 @@ class Node:
                         self.rich = False
                         self.send(b"DRY")
                     return
-                self.wanted -= 1
+                span.unasked = not asked
+                self.wanted -= asked
+                unasked -= span.unasked
                 self.in_hand.append(span.job)
             shipped = False
             try:
@@ -3618,7 +3632,7 @@ class Node:
             finally:
                 with self.lock:
                     self.in_hand.remove(span.job)
-                    self.wanted += not shipped
+                    self.wanted += asked and not shipped
 
     def spare(self, reserve):
         """Take the oldest work off the queue, as a span; None if there is none beyond the reserve."""
@@ -3640,7 +3654,7 @@ class Node:
     def part_of(self, span, alone):
         """A part of a span: its end if we run it ourselves, else its beginning."""
         count = span.hi - span.lo
-        share = self.portion(count, span.job.item_bytes)
+        share = self.portion(count, span.job.item_bytes, span)
         if alone and count == 1:
             return None
         if span.columns is None:  # still pickled: to be had as a whole, or not at all
@@ -3661,18 +3675,24 @@ class Node:
             self.queue.rotate(-1)  # two maps at the same time get equal shares
         return part
 
-    def portion(self, count, item_bytes):
+    def portion(self, count, item_bytes, span=None):
         """How many of `count` items go to one taker.
 
         A worker keeps as much as it gives to each of those who want some: of 90 items that two want, each gets 30; and
-        if one asks for the 8 workers of a host, half of them. The root keeps a third: each of its 4 workers gets a
-        sixth of what is left. That evens out what takes long; when it kept half, 256 workers asked too often."""
+        if one asks for the 8 workers of a host, half of them. The root runs none, so that each of its workers gets an
+        equal share of a map at once; who is done with it takes some of another's. When it kept a third of what was
+        left, a map took twice the messages. Of submitted calls it does: these are the less alike."""
         if item_bytes is None:
             return 1  # the first one tells how large they are
         if self.executes:
             share = min(-(-count // 2), -(-count * self.width // (1 + self.width * self.wanted)))
-        else:
+        elif span is None:
             share = -(-2 * count * self.width // (3 * self.size or 1))
+        else:
+            if span.takers <= 0:
+                span.takers, span.share = max(1, self.size), count / max(1, self.size)
+            span.takers -= self.width
+            share = math.ceil(span.share * self.width)
         return max(1, min(count, share, MAX_BODY // max(1, item_bytes)))
 
     def bundle(self):
@@ -4039,10 +4059,33 @@ class Root(Node):
         with ctrl_c_waits():
             return super().serve(as_deputy)
 
-    def give(self, reserve=None):
+    def give(self, reserve=None, unasked=0):
         """As any node; what is in hand would be so for ever."""
         with ctrl_c_waits():
-            super().give(reserve)
+            super().give(reserve, unasked)
+
+    def push(self, unit):
+        """As any node; what comes while others keep all workers busy need not wait until these are done."""
+        super().push(unit)
+        if self.wanted <= 0 and len(self.queue) == 1:
+            self.give(unasked=self.newcomers())
+
+    def on_RESULT(self, task_id, *fields):
+        """As any node; the next of what went unasked may follow."""
+        shipment = self.away.get(task_id)
+        super().on_RESULT(task_id, *fields)
+        if shipment is not None and shipment.span.unasked and task_id not in self.away:
+            self.give(unasked=self.newcomers())
+
+    def newcomers(self):
+        """How many parts of the oldest in the queue may go unasked. If all workers have something, then until each has
+        some of this, too, which it runs in turns with the other; and one more, as the first item of a map goes alone."""
+        with self.lock:
+            if not self.queue or len(self.away) < self.size:
+                return 0
+            job = getattr(self.queue[0], "job", None)  # a call has none; all calls count as one job
+            return self.size + 1 - sum(shipment.span.job is job or job is None and isinstance(shipment.span.job, Bundle)
+                                       for shipment in self.away.values())
 
     def send_all(self, *messages):
         """As any node; a message of which a part is sent would end all."""
@@ -4367,6 +4410,7 @@ class Worker(Node):
         self.begun = 0         # the highest number of one that was begun
         self.files = {}        # path -> content; None: there is no such file
         self.served = 0.0      # when this worker looked for messages between tasks
+        self.latest = None     # id of the span of others of which a slice was taken last
 
     # -- the baton
 
@@ -4611,7 +4655,7 @@ class Worker(Node):
 
     def take(self, what, task):
         """Take the next unit off the queue: what is waited for; else the newest, if the task or a descendant of it made
-        it. No task: the newest, whoever made it."""
+        it. No task: the newest, whoever made it; but of several tasks that came from elsewhere, slices in turns."""
         with self.lock:
             if isinstance(what, Future) and what._state == PENDING and what._node is self:
                 what._state = RUNNING
@@ -4624,12 +4668,15 @@ class Worker(Node):
             if piece is not None:
                 return piece
             queue = self.queue
+            if task is None and queue and id(queue[-1]) == self.latest:  # now it is another's turn, if there is one
+                queue.rotate(1)
             while queue and queue[-1].stale:
                 queue.pop()
             if not queue or task is not None and not descends(queue[-1], task):
                 return None
             unit = queue[-1]
             if isinstance(unit, Span):
+                self.latest = id(unit) if isinstance(unit.job, Guest) else None
                 return unit.claim()
             unit._state = RUNNING
             return queue.pop()
@@ -4739,9 +4786,15 @@ class Worker(Node):
                 self.shorten()
             newest.watched = True
         super().stand_in()
-        if self.inbox or self.resumable or self.wanted:  # who holds the baton has more to do, or others want some
-            self.shorten()
+        if self.inbox or self.resumable or self.wanted or self.newcomer:  # who holds the baton has more to do, or others
+            self.shorten()                                                # want some
             self.give()  # the last entry may be about to be run, and goes at the next look: see seen
+
+    @property
+    def newcomer(self):
+        """Whether the task that came last has not been begun, and another has."""
+        with self.lock:
+            return len(self.queue) > 1 and getattr(self.queue[0], "columns", ()) is None
 
     # -- messages
 

@@ -275,7 +275,7 @@ class Pool:
             if isinstance(place, Host):
                 self.at(self.now + minscoop.HEARTBEAT * chance.random(), place.tick)
                 place.cost = place.messages = 0
-        self.began, self.root.cost, self.messages = self.now, 0.0, 0
+        self.began, self.root.cost, self.messages, self.root.free = self.now, 0.0, 0, self.now
 
     def monotonic(self):
         """The virtual time, in seconds."""
