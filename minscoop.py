@@ -33,8 +33,9 @@ Futures emanate from workers: any task may create tasks and wait for them, to an
 
 Work stays where it was made until somebody is hungry; then the oldest is given away, the newest is run
 (Blumofe and Leiserson, "Scheduling multithreaded computations by work stealing", JACM 1999). A map is
-one range that is split on demand (Tzannes, Caragea, Barua, Vishkin, "Lazy binary-splitting", PPoPP
-2010). A submit is a range of one call. What is large travels through shared memory within a host.
+one range: the root gives each worker an equal share, and who has some splits that on demand (Tzannes,
+Caragea, Barua, Vishkin, "Lazy binary-splitting", PPoPP 2010). A submit is a range of one call. What is
+large travels through shared memory within a host.
 
 Licence: MIT, (c) 2026 the minscoop authors. Needs CPython 3.8 or newer, pyzmq 22 or newer, Linux or macOS.
 
@@ -1505,7 +1506,6 @@ class Recipe:
         self.frame = frame  # its pickle, made when it first travels
         self.pace = None    # s per item, from the latest slices
         self.grain = 1      # items in the next slice
-        self.flushes = 0    # times that results were sent before the last, in all maps of this callable
 
     def encode(self, memory=None):
         """Its pickle, as one frame. Raises CannotSend, naming the part that cannot be sent."""
@@ -1528,11 +1528,6 @@ class Recipe:
             Recipe.decode.cache_clear()  # else 64 large ones stay
         return Recipe(*loads(unpickle(content(frame))), frame) if frame else CALLS
 
-    @property
-    def pause(self):
-        """Seconds for which results wait for others: twice as long each time, for who reads a map is served by then."""
-        return min(FLUSH * 2 ** min(self.flushes, 9), MAX_FLUSH)
-
     def learn(self, count, seconds):
         """Adapt the size of slices to SLICE, at most fourfold at a time."""
         pace = seconds / count
@@ -1543,11 +1538,14 @@ class Recipe:
 CALLS = Recipe(lambda call: call[0](*call[1], **call[2]), frame=b"")  # of submitted calls; see Future._call
 
 
+PLAIN = {int, float, bool, complex, str, bytes, type(None)}  # what sys.getsizeof knows the size of
+
+
 class Span:
     """Items [lo, hi) of a job, waiting in a queue. columns[k][i - base] is argument k of item i."""
 
     pinned = False  # it cannot be pickled and stays in this process
-    takers = 0      # workers that have still to get their equal share of it, each `share` items
+    takers = share = 0  # so many workers are still to get their equal share of it, so many items
     unasked = False  # it was given away though nobody wanted it
 
     def __init__(self, job, columns, base, lo, hi, singly=False, avoid=b""):
@@ -1575,10 +1573,15 @@ class Span:
         """The columns of [lo, hi) only."""
         return [column[lo - self.base:hi - self.base] for column in self.columns]
 
+    def size_of_first(self):
+        """Bytes of its first item, if they are known without pickling it; else None."""
+        first = [column[self.lo - self.base] for column in self.columns]
+        return sum(map_builtin(sys.getsizeof, first)) if PLAIN.issuperset(map_builtin(type, first)) else None
+
     def claim(self):
         """A slice from the front, to be run now. Of what is still pickled, the first item only; towards the end smaller
         ones: others may have what is left, and who runs it asks for more before it is done."""
-        rest, grain = self.hi - self.lo, self.job.recipe.grain
+        rest, grain = self.hi - self.lo, self.job.grain
         count = 1 if self.singly or self.columns is None else min(grain, max(-(-rest // 2), min(rest, grain // 4)))
         self.lo += count
         return Slice(self, self.lo - count, self.lo)
@@ -1706,6 +1709,11 @@ class Job:
         self.deaths = collections.defaultdict(list)    # item -> obituaries of workers that died over it
         self.spans = collections.deque()               # its spans that are queued here
 
+    @property
+    def grain(self):
+        """Items in the next slice."""
+        return self.recipe.grain
+
     def cancel(self):
         """Drop what has not started, here and elsewhere."""
         if not self.cancelled:
@@ -1777,7 +1785,7 @@ class Guest(Job):
         self.open = Ranges([(lo, hi)])  # and to be sent
         self.outcomes = []            # (lo, count, values, failures) not yet sent
         self.ended = False            # the last ones are being sent
-        self.flushed = time.monotonic()
+        self.flushed, self.flushes = time.monotonic(), 0  # when results were sent last, and how often
         self.flushing = threading.RLock()  # so that the last message is the last
 
     def unpack(self):
@@ -1805,7 +1813,7 @@ class Guest(Job):
 
     def flush(self):
         """Send what was collected, if it is time: when nothing is left here, the last message says so."""
-        if self.left and time.monotonic() - self.flushed < self.recipe.pause:
+        if self.left and time.monotonic() - self.flushed < self.pause:
             if self.postpones:  # what is run next may take long: who sleeps on the socket reckons anew how long
                 self.node.rouse(deputy=self.node.watching > MAX_FLUSH)
             return
@@ -1818,7 +1826,7 @@ class Guest(Job):
                     return
                 self.ended = last
                 outcomes, self.outcomes, self.flushed = self.outcomes, [], time.monotonic()
-                self.recipe.flushes += not last and self.recipe is not CALLS
+                self.flushes += not last and self.recipe is not CALLS
             unsent = self.join(outcomes) or [(self.hi, 0, [], {})]  # all went before, or was given away
             try:
                 while unsent:
@@ -1830,6 +1838,17 @@ class Guest(Job):
                 raise
         finally:
             self.flushing.release()
+
+    @property
+    def pause(self):
+        """Seconds for which results wait for others: twice as long each time, for who reads a map is served by then;
+        those of calls never longer than the first. Of a reduction there are none before the end."""
+        return MAX_FLUSH if self.recipe.op else min(FLUSH * 2 ** min(self.flushes, 9), MAX_FLUSH)
+
+    @property
+    def grain(self):
+        """Items in the next slice: they take no longer than their results wait."""
+        return max(1, min(self.recipe.grain, int(self.pause / max(self.recipe.pace or 0, 1e-9))))
 
     @property
     def postpones(self):
@@ -2722,7 +2741,7 @@ class Broker:
         if hungry:
             return min(hungry, key=lambda link: (host_of(link.name) == avoid, link.name == UP))
         return min((link for link in self.takers() if link.size), default=None,
-                   key=lambda link: (link.name == giver, len(link.held) / link.size))
+                   key=lambda link: (link.name == giver, len(link.held) / link.size, link.items))
 
     def place(self, task_id, link):
         """Remember who holds a task, unless its owner is on the same side of us: then we hear no more of it."""
@@ -3654,13 +3673,14 @@ class Node:
     def part_of(self, span, alone):
         """A part of a span: its end if we run it ourselves, else its beginning."""
         count = span.hi - span.lo
-        share = self.portion(count, span.job.item_bytes, span)
         if alone and count == 1:
             return None
         if span.columns is None:  # still pickled: to be had as a whole, or not at all
             if alone or not span.job.untouched(span.lo, span.hi):
                 return None
             share = count
+        else:
+            share = self.portion(count, span.job.item_bytes or span.size_of_first(), span)
         if span.singly:
             share = 1
         if self.executes:
@@ -3683,7 +3703,7 @@ class Node:
         equal share of a map at once; who is done with it takes some of another's. When it kept a third of what was
         left, a map took twice the messages. Of submitted calls it does: these are the less alike."""
         if item_bytes is None:
-            return 1  # the first one tells how large they are
+            return 1  # the first one, when it is pickled, tells how large they are
         if self.executes:
             share = min(-(-count // 2), -(-count * self.width // (1 + self.width * self.wanted)))
         elif span is None:
@@ -4078,14 +4098,15 @@ class Root(Node):
             self.give(unasked=self.newcomers())
 
     def newcomers(self):
-        """How many parts of the oldest in the queue may go unasked. If all workers have something, then until each has
-        some of this, too, which it runs in turns with the other; and one more, as the first item of a map goes alone."""
+        """How many parts of the oldest in the queue may go unasked: if each worker has something else, then until it has
+        some of this, too, which it runs in turns with that; and one more, as the first item of a map goes alone."""
         with self.lock:
             if not self.queue or len(self.away) < self.size:
                 return 0
             job = getattr(self.queue[0], "job", None)  # a call has none; all calls count as one job
-            return self.size + 1 - sum(shipment.span.job is job or job is None and isinstance(shipment.span.job, Bundle)
-                                       for shipment in self.away.values())
+            same = sum(shipment.span.job is job or job is None and isinstance(shipment.span.job, Bundle)
+                       for shipment in self.away.values())
+            return self.size + 1 - same if len(self.away) - same >= self.size else 0
 
     def send_all(self, *messages):
         """As any node; a message of which a part is sent would end all."""

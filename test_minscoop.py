@@ -2371,6 +2371,23 @@ def test_slices_get_smaller_when_a_task_comes_to_its_end():
     assert [piece.hi - piece.lo for piece in sizes] == [16, 12, 6, 4, 2]
 
 
+@pytest.mark.parametrize("op, calls, expected", [(None, False, [10, 20, 40, 80, 160, 250, 250]), (None, True, [10] * 7),
+                                                 (operator.add, False, [250] * 7)], ids=["map", "calls", "reduction"])
+def test_a_slice_takes_as_long_as_its_results_would_wait_when_it_has_come_from_elsewhere(op, calls, expected):
+    """Longer each time, but for calls; the parts of a reduction have nothing to send before the end."""
+    node = HandNode(b"0.1")
+    guest = node.guests[b"0.root:0/0"] = minscoop.Guest(node, b"0.root:0/0", 0, 10, None)
+    guest.recipe = minscoop.CALLS if calls else minscoop.Recipe(str, op)
+    with mock.patch.multiple(guest.recipe, pace=0.9999e-3, grain=10 ** 6):
+        grains = []
+        for i in range(7):
+            grains.append(guest.grain)
+            guest.flushed = -math.inf
+            guest.deliver(i, 1, [str(i)], {})
+    assert grains == expected
+    assert len(node.named(b"RESULT")) == (0 if op else 7)
+
+
 def test_a_recipe_is_opened_once_when_its_pickle_comes_again():
     """Many tasks of one map share the callable, and what was learnt about it."""
     frame = minscoop.Recipe(identity, operator.add).encode()
@@ -3502,10 +3519,11 @@ def results(values, failures=None):
 
 
 def test_a_map_is_given_in_parts_when_others_are_hungry():
-    """The first item alone, which tells its size; then to each worker its equal share of what is left, in order."""
-    job = HandJob(identity, list(range(100)))
-    spans = [(int(task[3]), int(task[4])) for task in given(job, 5)]
-    assert spans == [(0, 1), (1, 51), (51, 100)] and job.span.stale and job.node.wanted == 2
+    """To each worker its equal share, in order; before, the first item alone, if its type does not tell how large it is."""
+    for items, expected in (range(100), [(0, 50), (50, 100)]), ([()] * 101, [(0, 1), (1, 51), (51, 101)]):
+        job = HandJob(identity, items)
+        assert [(int(task[3]), int(task[4])) for task in given(job, 5)] == expected
+        assert job.span.stale and job.node.wanted == 5 - len(expected)
 
 
 def test_a_small_part_is_given_when_items_are_large():
