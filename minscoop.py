@@ -149,6 +149,9 @@ TOO_LATE = 0.1e-3    # s of work left when asking goes with the last result. Sma
                      # larger: the wait for the next
 TICK = 40e-3         # s between looks of the deputy at what could be given away, while others want some. Smaller: it
                      # wakes up for nothing, which hundreds of workers on a host feel; larger: others wait longer
+SWITCH = 1e-3        # s that a task in Python code keeps the interpreter's lock from the deputy, who lets it go and needs
+                     # it again some eight times for an answer. Smaller: threads of tasks switch without need; larger
+                     # (Python's own 5e-3): others wait for 40 ms
 HOLD = 2e-6          # s, times the workers of the pool: how long a host's broker collects what several workers say to
                      # one owner. Smaller: the top one is busy all the time (25 us a message); larger: results are late
 PATROL = 1.0         # s between looks at things that report no event (is the keeper alive?)
@@ -3430,15 +3433,15 @@ class Node:
     def deputise(self):
         """The deputy: waits for messages at which nobody else looks for ATTEND; rests while one sleeps on the socket.
 
-        It wakes up for messages only, once in a TICK while others want what we may get to have, and once in MAX_FLUSH
-        while results wait to be sent."""
+        It wakes up for messages only, once in a TICK while others want what we may get to have (in ATTEND if something is
+        there, which may go at the second look), and once in MAX_FLUSH while results wait to be sent."""
         while not self.stopped.wait(TICK):
             self.alarm.clear()
             if self.attending.locked():
                 self.alarm.wait(PATROL)
             while not (self.attending.locked() or self.stopped.is_set()):
                 try:
-                    if self.watch(TICK if self.wanted else PATROL):
+                    if self.watch((ATTEND if self.queue else TICK) if self.wanted else PATROL):
                         self.stand_in()
                 except Exception:
                     if not self.stopped.is_set():  # else the socket was closed meanwhile
@@ -4444,6 +4447,7 @@ class Worker(Node):
             self.profiles.append(start_profile())
         if self.socket is None:
             self.open()
+            sys.setswitchinterval(SWITCH)
             self.initialise()
             logger.debug("worker %s is ready", self.label)
         try:
@@ -4735,9 +4739,9 @@ class Worker(Node):
 
     def run_slice(self, me, piece):
         """Run a slice and deliver its results."""
-        pace = piece.job.recipe.pace
-        if not self.asked and len(self.queue) <= 1 and pace is not None \
-                and TOO_LATE < (piece.span.hi - piece.lo) * pace < ASK_EARLY:  # it is nearly all that there is
+        recipe, rest = piece.job.recipe, piece.span.hi - piece.lo  # one short item says little about many
+        if not self.asked and len(self.queue) <= 1 and rest <= recipe.grain \
+                and TOO_LATE < rest * (recipe.pace or 0) < ASK_EARLY:  # it is nearly all that there is
             self.send_all(*self.wish())
         self.execute(piece, me)
         piece.deliver()

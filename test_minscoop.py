@@ -4187,6 +4187,23 @@ def test_a_slice_ends_when_there_is_something_better_to_do(message, rest):
     assert seen[0] == (rest, message[:1] == (b"HUNGRY",), message[:1] == (b"HELD",))
 
 
+@pytest.mark.parametrize("pace, grain, asks", [(1e-5, 300, True), (1e-5, 4, False), (1e-3, 300, False), (1e-7, 300, False)],
+                         ids=["little-is-left", "one-short-item-says-so", "much-is-left", "it-is-done-at-once"])
+def test_more_is_asked_for_before_all_is_done(pace, grain, asks):
+    """Early enough for an answer; by what more than the first item has taken."""
+    worker, recipe = HandWorker(*range(200)), minscoop.Recipe(identity)
+    piece = worker.take(None, None)
+    piece.job.recipe, recipe.pace, recipe.grain = recipe, pace, grain
+    piece.span.columns = piece.job.columns = [list(range(200))]
+    worker.run_slice(worker.holder, piece)
+    assert [frames[0] for frames in worker.sent].count(b"HUNGRY") == asks
+
+
+def test_threads_of_a_worker_switch_soon_when_a_task_computes(pool):
+    """Its deputy needs the interpreter's lock several times for an answer; a program may choose another pace."""
+    assert pool.submit(sys.getswitchinterval).result(WAIT) == pytest.approx(minscoop.SWITCH)
+
+
 def run_briefly(item):
     """A long item: the deputy cuts the slice behind it."""
     worker = HandWorker.current
@@ -11473,7 +11490,7 @@ MUTATIONS = {
 }
 RARE = {  # seeds that show what few do, and are tried first; if they do not any more, look for others
     "STOP comes amid a census": [1459, 1698], "the mark of a task is not renewed": [819],
-    "one death more than retries": [290], "a late HELLO revives the dead": [918],
+    "one death more than retries": [290], "a late HELLO revives the dead": [761, 918, 2687, 2800, 6150],
     "what may have begun runs again, with retries=0": [673], "who parks does not look once more": [323],
     "the deputy is not woken when the socket closes": [46, 60, 69, 80]}
 
