@@ -139,7 +139,7 @@ SLICE = 0.25         # s of a map run in one go, unless the deputy cuts it. Smal
                      # longer); larger: results lie about, and more is run twice when a worker dies
 ATTEND = 10e-3       # s that a message may lie there, until a worker looks between two slices, or else its deputy does.
                      # Smaller: they interrupt each other; larger: others wait for an answer
-FLUSH = 10e-3        # s of results collected before the first of a callable travel. Smaller: more messages for the
+FLUSH = 10e-3        # s of results collected before the first of a task travel. Smaller: more messages for the
                      # owner; larger: the reader of a lazy map sees its first results later
 MAX_FLUSH = 0.25     # s of results collected at most: each time they wait twice as long. Smaller: 2 % of the time of
                      # two workers went into messages; larger: results lie about
@@ -275,7 +275,8 @@ class RemoteTraceback(Exception):
 #                                                           another is on its way. A broker below says it of its host
 #   TASK     giver → taker       id avoid more lo hi        the items lo..hi of a job, to be run; `avoid`: the
 #                                singly body                host where it failed; `more`: the giver has more. If it
-#                                                           is several, what was asked of the taker before is void
+#                                                           is several, what was asked of the taker before is void.
+#                                                           From the root also unasked: see Root.unasked_parts
 #   SPLIT    holder → owner      id lo hi new               it gives the items lo..hi away, as task `new`
 #   SINGLY   holder → owner      id                         cannot be unpickled as a whole: send item by item
 #   RESULT   holder → owner      id lo count last body      results from lo on; `last`: it holds no more of it
@@ -1549,7 +1550,6 @@ class Span:
 
     pinned = False  # it cannot be pickled and stays in this process
     takers = share = 0  # so many workers are still to get their equal share of it, so many items
-    unasked = False  # it was given away though nobody wanted it
 
     def __init__(self, job, columns, base, lo, hi, singly=False, avoid=b""):
         self.job, self.columns, self.base, self.lo, self.hi = job, columns, base, lo, hi
@@ -1711,6 +1711,7 @@ class Job:
         self.item_bytes = None                         # mean size of a pickled item, once one was pickled
         self.deaths = collections.defaultdict(list)    # item -> obituaries of workers that died over it
         self.spans = collections.deque()               # its spans that are queued here
+        self.shipments = weakref.WeakSet()             # its Shipments that are away; of calls, those of all
 
     @property
     def grain(self):
@@ -1758,7 +1759,7 @@ class Bundle(Job):
 
     def __init__(self, node, futures):
         super().__init__(node, futures[0]._parent)
-        self.futures, self.mark = futures, futures[0].mark
+        self.futures, self.mark, self.shipments = futures, futures[0].mark, node.calls_away
         self.columns = ([future._call for future in futures],)
 
     def deliver(self, lo, count, values, failures):
@@ -2643,9 +2644,9 @@ class Broker:
         """Ask for as much as the hungry would take: the rich first; if there are none, everybody once."""
         rich = [link for link in self.rich.values() if link.demand == 0]
         wanted = self.wanted - sum(link.asked for link in rich)
-        if wanted > 0:  # else this is all that is looked at: who has work is as often many as who wants some
+        if wanted > 0:  # sorted once: to search them for each that is asked kept a broker of 256 workers busy
             rich.sort(key=lambda link: (link.role == b"root", link.items))
-            each = wanted / max(1, sum(link.items for link in rich))  # of their items: all are left with as many
+            each = wanted / max(1, sum(link.items for link in rich))  # for each item: who has twice as many, gives twice
         while wanted > 0 and rich:
             link = rich.pop()
             count = min(wanted, link.items - 1 - link.asked, math.ceil(link.items * each)) if not link.more else \
@@ -3209,12 +3210,13 @@ def about_this_machine():
 class Shipment:
     """A task that this node owns and that another holds: its items, and which of them are still open."""
 
-    __slots__ = ("span", "open", "doubt", "references")
+    __slots__ = ("span", "open", "doubt", "references", "__weakref__")
 
     def __init__(self, span, lo, hi, frames=()):
         self.span, self.open = span, Ranges([(lo, hi)])
         self.doubt = Ranges()  # those that nobody has HELD since WHO
         self.references = [frame for frame in frames if reference(frame)]  # that were sent with it
+        span.job.shipments.add(self)
 
 
 OWNERS_BUSINESS = frozenset((b"RESULT", b"SPLIT", b"MANY", b"SINGLY", b"LOST", b"HELD", b"TOLD"))
@@ -3252,6 +3254,7 @@ class Node:
         self.sources = []                 # jobs whose inputs are not all pulled
         self.in_hand = []                 # jobs of spans that are just being pickled, to be shipped, or unpickled
         self.away = {}                    # task id -> Shipment
+        self.calls_away = weakref.WeakSet()  # those of submitted calls
         self.guests = {}                  # task id -> Guest
         self.parked = {}                  # what is waited for -> Events and Strands to be set
         self.consts = {}                  # name -> (who set it, function that returns the value)
@@ -3644,9 +3647,8 @@ class Node:
                         self.rich = False
                         self.send(b"DRY")
                     return
-                span.unasked = not asked
                 self.wanted -= asked
-                unasked -= span.unasked
+                unasked -= not asked
                 self.in_hand.append(span.job)
             shipped = False
             try:
@@ -3703,8 +3705,8 @@ class Node:
 
         A worker keeps as much as it gives to each of those who want some: of 90 items that two want, each gets 30; and
         if one asks for the 8 workers of a host, half of them. The root runs none, so that each of its workers gets an
-        equal share of a map at once; who is done with it takes some of another's. When it kept a third of what was
-        left, a map took twice the messages. Of submitted calls it does: these are the less alike."""
+        equal share of a map (span) at once; who is done with it takes some of another's. Of submitted calls, which are
+        less alike, it keeps a third, as it once did of maps: these took twice the messages."""
         if item_bytes is None:
             return 1  # the first one, when it is pickled, tells how large they are
         if self.executes:
@@ -4082,33 +4084,32 @@ class Root(Node):
         with ctrl_c_waits():
             return super().serve(as_deputy)
 
-    def give(self, reserve=None, unasked=0):
-        """As any node; what is in hand would be so for ever."""
+    def give(self, reserve=None):
+        """As any node, and then what goes unasked; what is in hand when Ctrl-C comes would be so for ever."""
         with ctrl_c_waits():
-            super().give(reserve, unasked)
+            super().give(reserve)
+            super().give(reserve, self.unasked_parts())
 
     def push(self, unit):
         """As any node; what comes while others keep all workers busy need not wait until these are done."""
         super().push(unit)
-        if self.wanted <= 0 and len(self.queue) == 1:
-            self.give(unasked=self.newcomers())
+        if len(self.queue) == 1 and self.unasked_parts():  # else the one before it waits, too
+            self.give()
 
     def on_RESULT(self, task_id, *fields):
-        """As any node; the next of what went unasked may follow."""
-        shipment = self.away.get(task_id)
+        """As any node; more of what goes unasked may follow."""
         super().on_RESULT(task_id, *fields)
-        if shipment is not None and shipment.span.unasked and task_id not in self.away:
-            self.give(unasked=self.newcomers())
+        if self.unasked_parts():
+            self.give()
 
-    def newcomers(self):
+    def unasked_parts(self):
         """How many parts of the oldest in the queue may go unasked: if each worker has something else, then until it has
         some of this, too, which it runs in turns with that; and one more, as the first item of a map goes alone."""
+        if self.wanted > 0 or not self.queue or len(self.away) < self.size:  # a look before the lock: mostly it is so
+            return 0
         with self.lock:
-            if not self.queue or len(self.away) < self.size:
-                return 0
-            job = getattr(self.queue[0], "job", None)  # a call has none; all calls count as one job
-            same = sum(shipment.span.job is job or job is None and isinstance(shipment.span.job, Bundle)
-                       for shipment in self.away.values())
+            job = getattr(self.queue[0], "job", None) if self.queue else None  # a call has none, until it is shipped
+            same = len(job.shipments if job else self.calls_away)
             return self.size + 1 - same if len(self.away) - same >= self.size else 0
 
     def send_all(self, *messages):
@@ -4811,13 +4812,14 @@ class Worker(Node):
                 self.shorten()
             newest.watched = True
         super().stand_in()
-        if self.inbox or self.resumable or self.wanted or self.newcomer:  # who holds the baton has more to do, or others
-            self.shorten()                                                # want some
+        # Who holds the baton has more to do, or others want some
+        if self.inbox or self.resumable or self.wanted or self.guest_waits:
+            self.shorten()
             self.give()  # the last entry may be about to be run, and goes at the next look: see seen
 
     @property
-    def newcomer(self):
-        """Whether the task that came last has not been begun, and another has."""
+    def guest_waits(self):
+        """Whether the task that came last from elsewhere has not been begun, and there is another: they take turns."""
         with self.lock:
             return len(self.queue) > 1 and getattr(self.queue[0], "columns", ()) is None
 
