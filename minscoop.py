@@ -1621,7 +1621,8 @@ class Slice:
                 values.extend(results)
                 with self.job.node.lock:  # hi may just be changing
                     if len(values) < self.hi - self.lo:
-                        raise StopIteration  # raised by the callable, and taken by `map` for its own end
+                        raise StopIteration from RuntimeError(  # the callable's, which `map` has taken for its own end
+                            "where this was raised is lost: was next() asked of an iterator that had ended?")
             except BaseException as error:
                 if interrupts(error, self.job.node):
                     raise

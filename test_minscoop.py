@@ -2192,6 +2192,14 @@ def test_an_exception_belongs_to_its_item_when_a_slice_runs(error, wrong):
         i: i * 10 for i in range(5) if i not in wrong}
 
 
+def test_a_stop_iteration_says_what_may_have_led_to_it_when_its_traceback_is_lost():
+    """The loop over a slice is in C, which takes it for the end of the slice."""
+    job = HandJob(lambda x: next(iter(())), range(2))
+    job.run_all()
+    _, text = minscoop.encode_failure(job.got[1], "item 1 of the map of f")
+    assert text.startswith("item 1 of the map of f:\n") and "next()" in text and text.endswith("StopIteration\n")
+
+
 def test_rows_are_made_of_all_columns_when_a_slice_runs():
     """Several iterables are zipped; the part of a span begins at its base."""
     job = HandJob(pow, [2, 3, 4], (5, 2, 1))
