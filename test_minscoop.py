@@ -2083,7 +2083,7 @@ ENDS = {  # how a map of many items ends
     "read": lambda pool, inputs: list(pool.map(identity, inputs)),
     "not read": lambda pool, inputs: pool.map(identity, inputs),
     "closed": lambda pool, inputs: next(pool.map(identity, inputs)),
-    "timeout": lambda pool, inputs: pytest.raises(TimeoutError, list, pool.map(identity, inputs, timeout=0)),
+    "timeout": lambda pool, inputs: pytest.raises(TimeoutError, list, pool.map(stall, inputs, timeout=0)),
     "error": lambda pool, inputs: pytest.raises(AttributeError, list, pool.map(operator.attrgetter("none"), inputs)),
 }
 
