@@ -8005,6 +8005,7 @@ def show(error, tb):
         return
     tb = without_ours(tb)
     sys.last_type, sys.last_value, sys.last_traceback, last = type(error), error, tb, tb  # for pdb.pm() at a prompt
+    sys.last_exc = error  # the same from Python 3.12 on
     while isinstance(error, KeyboardInterrupt) and last is not None:  # nor of where we waited
         if last.tb_next is not None and last.tb_next.tb_frame.f_code.co_filename == __file__:
             last.tb_next = None

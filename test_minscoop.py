@@ -8335,6 +8335,13 @@ def test_a_prompt_follows_when_the_program_ran_with_i(script, end):
     assert ("ZeroDivisionError" in done.stderr) == (end == "1 / 0")
 
 
+def test_a_debugger_looks_at_the_error_when_a_prompt_follows_one():
+    """That of the program, and that of a line."""
+    done = launch("-n", 0, "-i", "-c", "def f(x): return 1 / x\nf(0)",
+                  stdin="import pdb; pdb.pm()\np x + 70\nq\n{}[4]\npdb.pm()\np {**locals()} and 80\nq\n")
+    assert "70" in done.stdout and "80" in done.stdout and "AttributeError" not in done.stderr, done
+
+
 @pytest.mark.parametrize("args", [[], ["-", "x"]])
 def test_the_program_is_read_from_stdin_when_there_is_no_other(args):
     """As python does."""
