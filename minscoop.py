@@ -6837,7 +6837,7 @@ def tasks_part(stats):
     return rest
 
 
-def prompt(namespace):
+def prompt(namespace, node):
     """An interactive prompt, as `python -i` has one, until the end of its input; the pool is up meanwhile."""
     import code
     if hasattr(sys, "__interactivehook__") and sys.stdin.isatty():
@@ -6850,7 +6850,6 @@ def prompt(namespace):
             raise error
         show(error, error.__traceback__.tb_next)
     console.showtraceback = show_error
-    node = executors[-1]._node
     try:
         console.interact(
             f"minscoop {__version__} on Python {sys.version.partition(' ')[0]}, {node.size} "
@@ -7961,7 +7960,7 @@ def execute(code, executor, interactive):
     if interactive:
         ours = dict(submit=submit, futures=sys.modules["minscoop"], executor=executor)
         namespace.update({**ours, **namespace})  # what the script has goes first
-        prompt(namespace)
+        prompt(namespace, executor._node)  # which the script may have shut down
 
 
 ENDS = signal.SIGTERM, signal.SIGHUP

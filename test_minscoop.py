@@ -8342,6 +8342,13 @@ def test_a_debugger_looks_at_the_error_when_a_prompt_follows_one():
     assert "70" in done.stdout and "80" in done.stdout and "AttributeError" not in done.stderr, done
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_prompt_follows_when_the_program_has_shut_the_pool_down(workers):
+    """There is none any more, but the program's globals are there."""
+    done = launch("-n", workers, "-i", "-c", "import minscoop; minscoop.shutdown(); text = 'kept'", stdin="text * 2\n")
+    assert done.returncode == 0 and "'keptkept'" in done.stdout and "Error" not in done.stderr, done
+
+
 @pytest.mark.parametrize("args", [[], ["-", "x"]])
 def test_the_program_is_read_from_stdin_when_there_is_no_other(args):
     """As python does."""
