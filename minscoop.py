@@ -7467,11 +7467,10 @@ children, or what its worker ran meanwhile. ✕: a worker died. △: something r
 "use strict"
 const $ = id => document.getElementById(id), D = JSON.parse($("data").textContent)
 const functions = Object.entries(D.functions), workers = Object.keys(D.workers), homes = Object.values(D.workers)
-const known = new Map(functions.map(([name], f) => [name, f]))
 const tasks = D.traceEvents.filter(({ ph }) => ph === "X").map(({ name, ts, dur, tid, args }) => ({ ...args,
-  f: known.get(name) ?? -1, from: ts, to: ts + Math.max(dur, 1), w: Math.floor(tid / 1e5) - 1, lane: tid % 1e5 }))
+  name, from: ts, to: ts + Math.max(dur, 1), w: Math.floor(tid / 1e5) - 1, lane: tid % 1e5 }))
 const HUES = ["#3393d6", "#e08e00", "#00a87a", "#cc6fa5", "#7cc4ea", "#e0661a", "#a08d10", "#9a7fdd"]
-const hue = f => HUES[f] ?? "#8a8f96", name = f => f < 0 ? "(several)" : functions[f][0]
+const hues = new Map(functions.map(([name], f) => [name, HUES[f]])), hue = name => hues.get(name) ?? "#8a8f96"
 const whole = n => n.toLocaleString("en"), time = s => scaled(s, "s")
 function scaled(x, unit, digits = 4) {
   const power = x ? Math.max(-3, Math.min(3, Math.floor(Math.log10(x) / 3))) : 0
@@ -7482,8 +7481,8 @@ function make(parent, tag, text = "") {
   element.append(text)
   return element
 }
-function named(parent, f) {  // a function's name, and its colour
-  make(parent, "i").style.background = hue(f), parent.append(name(f))
+function named(parent, name) {  // a function's, and its colour
+  make(parent, "i").style.background = hue(name), parent.append(name)
 }
 function table(id, head, ...rows) {  // a cell may be a function that fills it
   for (const row of [head, ...rows]) {
@@ -7508,21 +7507,20 @@ table("lost", ["at", "worker", "why", "run again"], ...D.losses.map(
   ([worker, at, why, again]) => [time(at), worker, why, whole(again)]))
 const powers = functions.flatMap(([, [, , bins]]) => Object.keys(bins).map(Number))
 const low = Math.min(...powers), high = Math.max(...powers)
-function histogram(cell, f) {
-  const limit = power => time(+(2 ** power).toPrecision(2))
-  const bins = functions[f][1][2], bars = make(cell, "div", limit(low - 1))
+function histogram(cell, name, bins) {
+  const limit = power => time(+(2 ** power).toPrecision(2)), bars = make(cell, "div", limit(low - 1))
   bars.className = "bars"
   for (let p = low; p <= high; p++) {
     const bar = make(bars, "b"), count = bins[p] ?? 0
-    bar.style.height = `${100 * count / Math.max(...Object.values(bins))}%`, bar.style.background = hue(f)
+    bar.style.height = `${100 * count / Math.max(...Object.values(bins))}%`, bar.style.background = hue(name)
     bar.title = `${limit(p - 1)} to ${limit(p)}: ${whole(count)}`
   }
   bars.append(limit(high))
 }
 table("functions", ["function", "calls", "own time", "mean", "how long calls took"], ...functions.map(
-  ([, [count, own]], f) => [cell => named(cell, f), whole(count), time(own), time(own / count),
-    cell => histogram(cell, f)]))
-HUES.slice(0, functions.length).forEach((_, f) => named($("legend"), f))
+  ([name, [count, own, bins]]) => [cell => named(cell, name), whole(count), time(own), time(own / count),
+    cell => histogram(cell, name, bins)]))
+for (const [name] of functions.slice(0, HUES.length)) named($("legend"), name)
 
 // -- the picture: times are in µs; rows count from 0, each worker having as many as its tasks need
 const canvas = $("view"), pen = canvas.getContext("2d"), lanes = workers.map(() => 1), begins = [0]
@@ -7579,22 +7577,22 @@ function strips() {  // the axis of time; who is busy, each event's own time spr
     const a = Math.max(X(from) - GUTTER, 0), b = Math.min(X(to) - GUTTER, width - GUTTER)
     for (let x = Math.floor(a); x < b; x++) load[x] += own / (to - from) * (Math.min(b, x + 1) - Math.max(a, x))
   }
-  pen.fillStyle = hue(0)
+  pen.fillStyle = HUES[0]
   load.forEach((n, x) => { const h = Math.min(n / workers.length, 1) * tall; pen.fillRect(GUTTER + x, base - h, 1, h) })
-  line(hue(5), 1.5, ...D.waiting.map(([t, n]) => [Math.max(X(t * 1e6), GUTTER), bottom - n / most * tall]))
+  line(HUES[5], 1.5, ...D.waiting.map(([t, n]) => [Math.max(X(t * 1e6), GUTTER), bottom - n / most * tall]))
   pen.fillStyle = ink.soft, pen.fillText(`busy, 0–${workers.length}`, 6, base - tall / 2)
   pen.fillText(`waiting, 0–${scaled(most, "")}`, 6, bottom - tall / 2)
 }
 function bars() {
   let last = -1, edge = -1
-  for (const { f, from, to, row, own, calls } of tasks) {
+  for (const { name, from, to, row, own, calls } of tasks) {
     const y = Y(row), h = Y(row + 1) - y, a = Math.max(X(from), GUTTER), b = Math.max(X(to), a + 1)
     if (y < HEAD - 1 || y > height || X(to) < GUTTER || a > width || row === last && b <= edge) continue
     last = row, edge = Math.ceil(b)
     const strength = .3 + .7 * Math.min(1, own / (to - from)), gap = b - a > 4
-    pen.globalAlpha = strength, pen.fillStyle = hue(f), pen.fillRect(a, y, b - a - gap, Math.max(h - (h > 4), .5))
+    pen.globalAlpha = strength, pen.fillStyle = hue(name), pen.fillRect(a, y, b - a - gap, Math.max(h - (h > 4), .5))
     pen.globalAlpha = 1, pen.fillStyle = strength < .6 ? ink.text : "#000"
-    const label = name(f) + (calls > 1 ? ` × ${whole(calls)}` : "")
+    const label = name + (calls > 1 ? ` × ${whole(calls)}` : "")
     if (h > 10 && pen.measureText(label).width < b - a - 8) pen.fillText(label, a + 4, y + h / 2)
   }
 }
@@ -7613,7 +7611,7 @@ function about(x, y) {  // the death or the event there, or one that is too narr
     const away = Math.max(task.from - timeAt(x), timeAt(x) - task.to, 0)
     if (task.row === Math.floor(rowAt(y)) && away <= near) it = task, near = away
   }
-  return !it ? "" : [name(it.f) + (it.calls > 1 ? `: ${whole(it.calls)} calls` : ""),
+  return !it ? "" : [it.name + (it.calls > 1 ? `: ${whole(it.calls)} calls` : ""),
     it.arguments && `arguments${it.calls > 1 ? " of the first" : ""}: ${it.arguments}`,
     `from ${moment(it.from)}, ${time((it.to - it.from) / 1e6)}, of that ${time(it.own / 1e6)} in its own code`,
     `task ${it.task} on ${homes[it.w]}`, it.parent && `child of ${it.parent}`,

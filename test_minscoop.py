@@ -8856,7 +8856,7 @@ def test_a_browser_draws_the_page_when_it_is_opened(script, tmp_path):
     (tmp_path / "flag<").mkdir()
     launch("-n", 2, "--report", tmp_path / "run.html", script(NESTED), tmp_path / "flag<" / "script>")
     seen = browse(tmp_path / "run.html", tmp_path, """
-        const bar = tasks.find(({ f }) => name(f) === "leaf"), inks = new Set(), out = document.body.dataset
+        const bar = tasks.find(({ name }) => name === "leaf"), inks = new Set(), out = document.body.dataset
         for (let i = 0, d = pen.getImageData(0, 0, canvas.width, canvas.height).data; i < d.length; i += 4)
           inks.add(d[i] + " " + d[i + 1] + " " + d[i + 2])
         tell(X((bar.from + bar.to) / 2), Y(bar.row + .5))
