@@ -6102,6 +6102,8 @@ class Inline(Node):
 
     Calls run when they are submitted, maps when they are read; what is unread is run at the end."""
 
+    closing = True  # nothing is under way that the end could interrupt
+
     def __init__(self, options=None):
         super().__init__(ROOT, 0, 0)
         self.options, self.depth = options, threading.local()
@@ -7220,12 +7222,8 @@ class Collector(Recording):
         super().push(unit)
 
     def on_RECORD(self, worker, body):
-        """Keep what a worker has run."""
-        self.collect(worker, unpickle(bytes(body)))
-
-    def collect(self, worker, news):
-        """Keep it; of events only so many."""
-        host, here, now = host_of(worker), host_of(self.name), time.monotonic()
+        """Keep what a worker has run; of events only so many."""
+        news, host, here, now = unpickle(bytes(body)), host_of(worker), host_of(self.name), time.monotonic()
         events, late = news.pop("events"), now - news["now"]
         self.offsets[host.decode()] = 0.0 if host == here else min(self.offsets.get(host.decode(), math.inf), late)
         self.losses += news.pop("losses")
@@ -7241,7 +7239,8 @@ class Collector(Recording):
             self.queues = self.queues[::2] if len(self.queues) > 4000 else self.queues
 
     def abort(self):
-        """The same, and then publish; a pool that never started has nothing to say."""
+        """The same, and then publish, however the end came; a pool that never started has nothing to say."""
+        self.interrupted = self.interrupted or not self.closing
         super().abort()
         if self.published or self.context is None and not isinstance(self, Inline):
             return
@@ -7254,7 +7253,7 @@ class Collector(Recording):
     def publish(self):
         """Write what was asked for."""
         if isinstance(self, Inline):
-            self.collect(self.name, self.news())
+            self.on_RECORD(self.name, pickle.dumps(self.news(), 5))
         run = digest(self)
         shown = dict(run, traceEvents=[*trace_entries(run)], records=None, events=None)
         text = json.dumps(shown, separators=(",", ":"))
@@ -7273,12 +7272,7 @@ class Collector(Recording):
 
 
 class RecordingRoot(Collector, Root):
-    """A root that publishes when the pool has ended, however that came."""
-
-    def abort(self):
-        """As ever; before all was done, if the end of the pool has not begun."""
-        self.interrupted = self.interrupted or not self.closing
-        super().abort()
+    """A root that publishes when the pool has ended."""
 
 
 class RecordingInline(Collector, Inline):

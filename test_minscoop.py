@@ -8634,7 +8634,7 @@ def test_other_hosts_times_are_moved_when_their_clocks_differ(collector):
         news = RecordingWorker(b"7.1").news()
         news.update(now=now + 1000 - late, first=now + 1000 - late, last=now + 1000,
                     calls={("f", -3): 1}, seconds={"f": 0.1}, events=[event_of(now + 1000 - late, 0.1, worker="7.1")])
-        collector.collect(b"7.1", news)
+        collector.on_RECORD(b"7.1", pickle.dumps(news, 5))
     run = minscoop.digest(collector)
     assert all(0 <= event[minscoop.START] <= run["seconds"] + 0.1 for event in run["events"])
 
@@ -8646,7 +8646,7 @@ def test_nothing_ends_the_data_when_an_argument_looks_like_html(collector):
     event = event_of(collector.born, 0.1, fn=evil)
     event[minscoop.TEXT] = evil
     news.update(first=collector.born, last=collector.born, calls={(evil, -3): 1}, seconds={evil: 0.1}, events=[event])
-    collector.collect(b"0.1", news)
+    collector.on_RECORD(b"0.1", pickle.dumps(news, 5))
     collector.losses.append(["0.root", time.monotonic(), f"0.1 (host {evil})", 1])
     collector.abort()
     page = pathlib.Path(collector.options["report"])
@@ -8885,7 +8885,7 @@ def test_a_browser_opens_the_page_when_a_million_tasks_ran_on_a_thousand_workers
         news = worker.news()
         news.update(first=collector.born, last=collector.born + 1, events=events, runs=100,
                     calls={("f", -6): 1000}, seconds={"f": 9.0})
-        collector.collect(worker.name, news)
+        collector.on_RECORD(worker.name, pickle.dumps(news, 5))
     collector.abort()
     page = pathlib.Path(collector.options["report"])
     data = data_of(page)
