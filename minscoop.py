@@ -7012,17 +7012,16 @@ def thin(events, cap):
     for fields in (WORKER, FN), (WORKER,):
         kind = operator.itemgetter(*fields)
         while len(events) > cap:
-            events.sort(key=lambda event: (kind(event), event[START]))
+            events.sort(key=operator.itemgetter(*fields, START))
             spans = sorted(b[END] - a[START] for a, b in zip(events, events[1:]) if kind(a) == kind(b))
             if not spans:
                 break
-            limit, single, kept = spans[min(len(events) - cap, len(spans)) - 1], False, []  # single: its last one is
-            for event in events:
-                if single and kind(kept[-1]) == kind(event) and event[END] - kept[-1][START] <= limit:
-                    kept[-1], single = merged(kept[-1], event), False
+            limit, kept = spans[min(len(events) - cap, len(spans)) - 1], events[:1]
+            for event in events[1:]:
+                if event[END] - kept[-1][START] <= limit and kind(kept[-1]) == kind(event):
+                    kept[-1] = merged(kept[-1], event)
                 else:
                     kept.append(event)
-                    single = True
             events[:] = kept
 
 
