@@ -276,7 +276,7 @@ class RemoteTraceback(Exception):
 #   TASK     giver → taker       id avoid more lo hi        the items lo..hi of a job, to be run; `avoid`: the
 #                                singly body                host where it failed; `more`: the giver has more. If it
 #                                                           is several, what was asked of the taker before is void.
-#                                                           From the root also unasked: see Root.unasked_parts
+#                                                           From the root also unasked: see Root.called_for
 #   SPLIT    holder → owner      id lo hi new               it gives the items lo..hi away, as task `new`
 #   SINGLY   holder → owner      id                         cannot be unpickled as a whole: send item by item
 #   RESULT   holder → owner      id lo count last body      results from lo on; `last`: it holds no more of it
@@ -3631,13 +3631,16 @@ class Node:
 
     # -- what is given away
 
-    def give(self, reserve=None, unasked=0):
-        """Give away as much as others want and we can spare. reserve: entries that stay here. unasked: how many parts
-        go though nobody wants them."""
-        while self.wanted + unasked > 0 and (self.queue or self.rich):  # a look before the lock: mostly there is nothing
+    def called_for(self):
+        """Whether something is to be given away."""
+        return self.wanted > 0
+
+    def give(self, reserve=None):
+        """Give away as much as others want and we can spare. reserve: entries that stay here."""
+        while self.called_for() and (self.queue or self.rich):  # a look before the lock: mostly there is nothing
             with self.lock:
                 asked = self.wanted > 0
-                if not asked and unasked <= 0:
+                if not self.called_for():
                     return
                 span = self.spare(self.executes if reserve is None else reserve)
                 if span is None:
@@ -3649,7 +3652,6 @@ class Node:
                         self.send(b"DRY")
                     return
                 self.wanted -= asked
-                unasked -= not asked
                 self.in_hand.append(span.job)
             shipped = False
             try:
@@ -4020,6 +4022,30 @@ class Node:
 # 9  Root
 
 
+@contextlib.contextmanager
+def ctrl_c_waits():
+    """Let Ctrl-C wait while the main thread handles messages, or sends some: one that it ends is lost, and who waits
+    for it hangs. A second one does not wait, since a callback may not end. A handler that is not Python's own stays."""
+    came = []
+
+    def note(*args):
+        if came:
+            signal.default_int_handler(*args)
+        came.append(args)
+    if threading.current_thread() is not threading.main_thread() or \
+            _signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    _signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        if _signal.getsignal(signal.SIGINT) is note:  # else a callback has set another
+            _signal.signal(signal.SIGINT, signal.default_int_handler)
+        if came:
+            raise KeyboardInterrupt
+
+
 class Root(Node):
     """The process of the user: starts the keeper of this host, creates tasks and runs none."""
 
@@ -4080,43 +4106,30 @@ class Root(Node):
         super().disown()
         self.keeper.stdin.close()
 
-    def serve(self, as_deputy=False):
-        """As any node; Ctrl-C waits meanwhile."""
-        with ctrl_c_waits():
-            return super().serve(as_deputy)
-
-    def give(self, reserve=None):
-        """As any node, and then what goes unasked; what is in hand when Ctrl-C comes would be so for ever."""
-        with ctrl_c_waits():
-            super().give(reserve)
-            super().give(reserve, self.unasked_parts())
+    # As any node; Ctrl-C waits meanwhile: what is in hand would be so for ever, a message sent in part would end all
+    serve, give, send_all = map_builtin(ctrl_c_waits(), (Node.serve, Node.give, Node.send_all))
 
     def push(self, unit):
         """As any node; what comes while others keep all workers busy need not wait until these are done."""
         super().push(unit)
-        if len(self.queue) == 1 and self.unasked_parts():  # else the one before it waits, too
+        if len(self.queue) == 1 and self.called_for():  # else the one before it waits, too
             self.give()
 
     def on_RESULT(self, task_id, *fields):
         """As any node; more of what goes unasked may follow."""
         super().on_RESULT(task_id, *fields)
-        if self.unasked_parts():
+        if self.called_for():
             self.give()
 
-    def unasked_parts(self):
-        """How many parts of the oldest in the queue may go unasked: if each worker has something else, then until it has
+    def called_for(self):
+        """As any node; unasked, parts of the oldest in the queue go, if each worker has something else, until it has
         some of this, too, which it runs in turns with that; and one more, as the first item of a map goes alone."""
         if self.wanted > 0 or not self.queue or len(self.away) < self.size:  # a look before the lock: mostly it is so
-            return 0
+            return self.wanted > 0
         with self.lock:
             job = getattr(self.queue[0], "job", None) if self.queue else None  # a call has none, until it is shipped
             same = len(job.shipments if job else self.calls_away)
-            return self.size + 1 - same if len(self.away) - same >= self.size else 0
-
-    def send_all(self, *messages):
-        """As any node; a message of which a part is sent would end all."""
-        with ctrl_c_waits():
-            super().send_all(*messages)
+            return same <= self.size <= len(self.away) - same
 
     def patrol(self):
         """Notice that the keeper is gone; with it went everything else."""
@@ -4283,30 +4296,6 @@ class Root(Node):
     def on_COUNT(self, idle):
         """So many workers would take work."""
         self.idle_workers = int(idle)
-
-
-@contextlib.contextmanager
-def ctrl_c_waits():
-    """Let Ctrl-C wait while the main thread handles messages, or sends some: one that it ends is lost, and who waits
-    for it hangs. A second one does not wait, since a callback may not end. A handler that is not Python's own stays."""
-    came = []
-
-    def note(*args):
-        if came:
-            signal.default_int_handler(*args)
-        came.append(args)
-    if threading.current_thread() is not threading.main_thread() or \
-            _signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    _signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        if _signal.getsignal(signal.SIGINT) is note:  # else a callback has set another
-            _signal.signal(signal.SIGINT, signal.default_int_handler)
-        if came:
-            raise KeyboardInterrupt
 
 
 def own_path():

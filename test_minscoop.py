@@ -11446,13 +11446,14 @@ def virtual_world():
             os=types.SimpleNamespace(pipe=lambda: (Event(),) * 2, read=read_pipe, write=write_pipe, close=nothing,
                                      _exit=leave, set_blocking=nothing, path=os.path,
                                      getpid=lambda: SIM.current.process.pid),
-            birth=OwnLock(), import_zmq=nothing, keep_spare=nothing, ctrl_c_waits=contextlib.nullcontext,
+            birth=OwnLock(), import_zmq=nothing, keep_spare=nothing,
             traceback=types.SimpleNamespace(**{**vars(traceback), "print_exc": nothing}),  # of Killed
             make_socket_directory=lambda: "/nowhere", make_memory_directory=lambda: None,
             id=lambda thing: kept.append(thing) or id(thing),  # so that none is given twice
             PATROL=1000.0,  # what is found by patrols only, is found too late
             HEARTBEAT=0.3, SILENCE=1.2, CENSUS_PATIENCE=0.5, PATIENCE=0.1, **SIM.limits)),
         (minscoop.Future, dict(__hash__=number_of, _settle=settle_once)), (minscoop.Job, dict(__hash__=number_of)),
+        (minscoop.Root, {name: getattr(minscoop.Node, name) for name in ("serve", "give", "send_all")}),  # no Ctrl-C
         (minscoop.Recipe, dict(decode=staticmethod(decode))), (minscoop.CALLS, dict(pace=None, grain=1)),
         (_base, dict(threading=threading, time=clock, LOGGER=logger, id=hash)),
         (sys, dict(unraisablehook=nothing))]
