@@ -342,18 +342,20 @@ PATTERNS = {"n": rb"\0[0-9]{1,19}", "i": rb"\0[\w.]{1,255}:[0-9]{1,19}/[0-9]{1,1
 @functools.lru_cache(None)
 def shape_of(name):
     """Of a message of this name: least and greatest number of frames, number of those that travel in the first one,
-    what that looks like. Raises an error if there is none."""
+    what that looks like; and the method that handles it. Raises an error if there is none."""
     kinds, _, more = FIELDS[name.decode()].partition("*")
     short = sys.maxsize if more == "n" else 1 + len(kinds.rstrip("b"))
     pattern = name + b"".join(PATTERNS[kind] for kind in kinds) + b"(%s)*" % PATTERNS[more]
-    return 1 + len(kinds), sys.maxsize if more else 1 + len(kinds), short, re.compile(pattern).fullmatch
+    return (1 + len(kinds), sys.maxsize if more else 1 + len(kinds), short, re.compile(pattern).fullmatch,
+            sys.intern("on_" + name.decode()))
 
 
 def check_shape(message):
-    """Raise an error if this is no message; what comes by a socket may be anything."""
-    least, most, short, match = shape_of(message[0])
+    """Raise an error if this is no message; what comes by a socket may be anything. Returns the name of its handler."""
+    least, most, short, match, handler = shape_of(message[0])
     if not (least <= len(message) <= most and match(b"\0".join(message[:short]))):
         raise ValueError("no such message")
+    return handler
 
 
 def owner_of(task_id):
@@ -2198,15 +2200,14 @@ class Broker:
         link = self.links.get(sender)
         role = link.role if link else b"stranger" if sender else b"keeper"
         try:
-            check_shape(frames)
-            name = frames[0]
+            name, handler = frames[0], check_shape(frames)
             if name not in MAY_SAY[role] or \
                     name in OF_TASKS and not self.concerns(sender, frames[1], as_holder=name != b"CANCEL"):
                 raise ValueError(f"not from a {role.decode()}, or from who does not hold the task")
             if link:
                 link.heard = now
             self.changed = name in OF_WISHES
-            self.HANDLERS[name](self, sender, *frames[1:])
+            getattr(self, handler)(sender, *frames[1:])
         except Exception as error:
             self.dropped += 1
             self.discard(frames if frames[:1] in ([b"RESULT"], [b"TASK"]) else ())  # of what was cancelled meanwhile
@@ -2885,10 +2886,6 @@ class Broker:
         self.finished = self.finished or self.stopping == "said" and not others
 
 
-Broker.HANDLERS = {name[3:].encode(): handler for name, handler in vars(Broker).items()
-                   if name.startswith("on_")}
-
-
 class Switchboard:
     """The loop around a ``Broker``: its sockets, the notices of the keeper, and what workers print."""
 
@@ -3245,9 +3242,6 @@ class Node:
     forked = False    # this is a child that the program, or a task, has forked; the pool is none of its business
     ended_by = None   # the PoolError by which the pool ended, if it was not just shut down
 
-    def __init_subclass__(cls):
-        cls.HANDLERS = {name[3:].encode(): getattr(cls, name) for name in dir(cls) if name.startswith("on_")}
-
     def __init__(self, name, size, retries):
         self.name, self.size, self.retries = name, size, retries
         self.lock, self.serving, self.attending = threading.RLock(), threading.RLock(), threading.Lock()
@@ -3416,8 +3410,7 @@ class Node:
     def take_note(self, message):
         """Handle a message, but for callbacks. Nonsense is dropped and counted."""
         try:
-            check_shape(message)
-            self.HANDLERS[message[0]](self, *message[1:])
+            getattr(self, check_shape(message))(*message[1:])
         except Exception as error:
             self.dropped += 1
             logger.debug("%s: dropped a message: %r", self.name.decode(), error, exc_info=True)

@@ -568,12 +568,13 @@ def message_table():
 def test_every_message_has_its_handlers_when_the_table_is_read():
     """A message that the table has is handled by whom it goes to, and no handler is without an entry."""
     table = message_table()
-    nodes = {*minscoop.Root.HANDLERS, *minscoop.Worker.HANDLERS}
+    broker, nodes = ({name[3:] for cls in classes for name in dir(cls) if name.startswith("on_")}
+                     for classes in ([minscoop.Broker], [minscoop.Root, minscoop.Worker]))
     assert len(table) > 10
     for name, (senders, receivers) in table.items():
-        assert name.encode() in minscoop.Broker.HANDLERS or senders == "broker"
-        assert name.encode() in nodes or receivers == "broker"
-    assert {name.decode() for name in nodes | set(minscoop.Broker.HANDLERS)} == set(table)
+        assert name in broker or senders == "broker"
+        assert name in nodes or receivers == "broker"
+    assert nodes | broker == set(table)
 
 
 def test_names_tell_owner_and_host_when_a_task_is_routed():
@@ -11548,9 +11549,6 @@ def broken(changes):
             names = {}
             exec(compile(source.replace(old, new), minscoop.__file__, "exec"), minscoop.__dict__, names)
             stack.enter_context(mock.patch.object(owner, name, names[name]))
-            for cls in (minscoop.Broker, minscoop.Root, minscoop.Worker):
-                if issubclass(cls, owner) and name[3:].encode() in cls.HANDLERS:
-                    stack.enter_context(mock.patch.dict(cls.HANDLERS, {name[3:].encode(): names[name]}))
         yield
 
 
