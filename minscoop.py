@@ -1908,7 +1908,7 @@ class Mapping(Job):
         super().__init__(node, parent)
         self.tally, self.made = None, 0  # for the progress line; items that have results
         self.recipe, self.ordered = recipe, ordered
-        self.chunks = {}                # first item -> (count, values, failures), not yet read
+        self.chunks = {}                # first item (not ordered: results before) -> (count, values, failures), unread
         self.pulled = self.read = 0     # items; the span of what is under way or unread
         self.begun = self.abandoned = False
         self.inputs_error = self.interrupted = None
@@ -1991,10 +1991,11 @@ class Mapping(Job):
 
     def deliver(self, lo, count, values, failures):
         """Keep results for the reader, unless there can be none."""
-        if not self.abandoned:
-            self.chunks[lo] = count, values, failures
         with self.node.lock:
             self.trim()  # the last ones, too: a cycle of span and job would keep their inputs until the next collection
+            if not self.abandoned:
+                self.chunks[lo if self.ordered else self.made] = count, values, failures
+            self.made += count
         self.tell(made=count)
         self.node.wake(self)
 
@@ -2009,7 +2010,6 @@ class Mapping(Job):
     def tell(self, known=0, made=0, growing=0):
         """Add to what the progress line counts, if it counts this map: items, those that have results, and whether
         there may be more."""
-        self.made += made
         if self.tally is not None:
             with progress.lock:
                 self.tally[:] = map_builtin(operator.add, self.tally, (known, made, growing))
@@ -2018,26 +2018,25 @@ class Mapping(Job):
 
     def available(self):
         """Whether the reader can go on: there is a chunk for it, or there never will be."""
-        return bool(self.cancelled or (self.read in self.chunks if self.ordered else self.chunks)
-                    or self.exhausted and self.read >= self.pulled)
+        return self.cancelled or self.read in self.chunks or self.exhausted and self.read >= self.pulled
 
     def next_chunk(self, deadline):
         """(values, failures) to be read next, or None at the end. Blocks."""
         while not self.available():
             if not (self.pull() or self.node.wait_for(self.available, self, deadline - time.monotonic())):
                 raise TimeoutError("a result of map is not there in time")
-        if self.cancelled and not (self.read in self.chunks if self.ordered else self.chunks):
+        if self.read in self.chunks:
+            count, values, failures = self.chunks.pop(self.read)
+            self.widen(count)
+            return values, failures
+        if self.cancelled:
             raise self.node.broken or CancelledError()
-        if not self.chunks:
-            if self.inputs_error is not None:
-                try:
-                    raise self.inputs_error
-                finally:
-                    self.inputs_error = None  # no cycle between this and the traceback
-            return None
-        count, values, failures = self.chunks.pop(self.read) if self.ordered else self.chunks.popitem()[1]
-        self.widen(count)
-        return values, failures
+        if self.inputs_error is not None:
+            try:
+                raise self.inputs_error
+            finally:
+                self.inputs_error = None  # no cycle between this and the traceback
+        return None
 
     def reader(self, deadline):
         """The iterator over the results. Not to be a local of who pulled inputs: an error's frames would keep it."""

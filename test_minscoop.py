@@ -3712,6 +3712,14 @@ def test_ctrl_c_waits_once_only_when_something_must_be_done_as_a_whole(handler):
         signal.signal(signal.SIGINT, before)
 
 
+def test_results_are_read_as_they_came_when_any_order_will_do():
+    """Else the first ones of an endless map would wait for ever, if new ones come faster than they are read."""
+    job = minscoop.Mapping(HandNode(), minscoop.Recipe(identity), [range(9)], ordered=False)
+    for lo, hi in (6, 9), (0, 2), (3, 6), (2, 3):
+        job.deliver(lo, hi - lo, list(range(lo, hi)), {})
+    assert list(job.reader(math.inf)) == [6, 7, 8, 0, 1, 3, 4, 5, 2]
+
+
 def test_a_map_ends_with_an_error_when_ctrl_c_ended_its_generator(monkeypatch):
     """It came while somebody waited for something else: the results are not taken for all that there are."""
     def inputs():
