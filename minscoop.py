@@ -703,7 +703,7 @@ class Pickler(pickle.Pickler):
                 main.warn_of_globals(obj)
             if found_by_name(obj):
                 return NotImplemented
-            if by_name_only:
+            if main.by_name_only:
                 raise pickle.PicklingError(f"{describe(obj)} would travel by value, which --mixed rules out: define it "
                                            "at the top level of a module")
             return reduce_class(obj) if is_class else reduce_function(obj)
@@ -720,7 +720,6 @@ class Pickler(pickle.Pickler):
 
 
 HEAP_TYPE = 1 << 9  # the flag of classes that a `class` statement made (Py_TPFLAGS_HEAPTYPE)
-by_name_only = False  # hosts of several Python versions take part, and none reads the others' code
 
 REDUCERS = {  # types whose instances pickle does not take by itself, met inside functions and classes
     types.CellType: lambda cell: (types.CellType, ()),  # empty: the function that has it fills it
@@ -1175,8 +1174,9 @@ class Main:
     importing = False         # then map and submit have no business
     context = contextvars.Context()  # what it, or the initializer, sets for its thread only, as decimal's precision
 
-    def __init__(self, path=None, name=None):
+    def __init__(self, path=None, name=None, by_name_only=False):
         self.path, self.name = path, name  # a file; or a module's name, as in python -m
+        self.by_name_only = by_name_only   # hosts of several Python versions take part: none reads the others' code
         self.loaded, self.error, self.module = True, None, sys.modules["__main__"]
         self.program = None       # what read_main says, if the keeper has asked once for all its workers
         self.known = None         # its names as the script has left them, if a prompt follows
@@ -5003,11 +5003,11 @@ class Keeper:
         if config["nice"]:
             with contextlib.suppress(PermissionError):  # only root may be less nice
                 os.nice(config["nice"])
-        global by_name_only, TOKEN
-        by_name_only, TOKEN = config["mixed"], bytes.fromhex(config["token"])
+        global TOKEN
+        TOKEN = bytes.fromhex(config["token"])
         for directory in filter(None, (config["directory"], config["memory"])):
             fcntl.flock(os.open(directory, os.O_RDONLY), fcntl.LOCK_SH)  # while one of us lives, nobody removes it
-        Main(*config["main"]).install()
+        Main(*config["main"], config["mixed"]).install()
         if main.path and not (main.name or config["below"]):  # else that runs code of the program, or it is not here
             with contextlib.suppress(OSError, SyntaxError, ValueError):  # workers will say so
                 main.program = read_main(main.path)
@@ -6313,10 +6313,9 @@ class Executor(Interface):
             profile = os.path.abspath(profile)
             os.makedirs(profile, exist_ok=True)
         self._main = Main.of_this_process()
+        self._main.by_name_only = options["mixed"]
         if this_worker is None:
             self._main.adopt()
-        global by_name_only
-        by_name_only = options["mixed"]
         if max_workers == 0:
             if initializer:
                 initializer(*initargs)

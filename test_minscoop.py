@@ -5972,6 +5972,19 @@ def test_functions_travel_by_name_when_versions_are_mixed(ssh, script, other_pyt
     """), minor) == "CannotSend True\n"
 
 
+def test_lambdas_travel_again_when_a_mixed_pool_has_ended():
+    """What --mixed rules out is ruled out for that Executor: neither before nor after it for others that live."""
+    def fails(executor):
+        return isinstance(executor.submit(lambda: 1).exception(), minscoop.CannotSend)
+    with minscoop.Executor(1) as executor:
+        with minscoop.Executor(1, mixed=True) as mixed:
+            assert fails(mixed)
+            with minscoop.Executor(0):
+                pass
+            assert fails(mixed)
+        assert not fails(executor)
+
+
 def on_fake_host(name):
     """The processes that the fake ssh has started for a host, and those that came of them."""
     def environment(pid):
