@@ -913,12 +913,18 @@ def make_member(cls, value, *content):
 
 def in_stages(cls, ident, attributes):
     """Attributes of a class, with what its instances need first: others, or globals of methods, may contain some, as
-    keys of a dict even, which are unpickled before the class is complete. Then methods, which others may contain."""
+    keys of a dict even, which are unpickled before the class is complete. Then methods, which others may contain. Last
+    what makes instances and subclasses, if pickle has no arguments for it: that of a singleton, or of a class that
+    keeps a list of them, looks for what is among the others."""
     stages = {}, {}, {}, {}
+    bare = all(getattr(cls, name, None) is getattr(object, name, None)
+               for name in ("__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__"))
+    makers = ("__init_subclass__", "__new__", "__init__") if bare else ("__init_subclass__",)
     for name, value in attributes.items():
         special = name.startswith("__") and isinstance(value, (types.FunctionType, staticmethod))
         method = isinstance(value, (types.FunctionType, staticmethod, classmethod))
-        stages[0 if name in ("__hash__", "__eq__") else 1 if special else 2 if method else 3][name] = value
+        stages[0 if name in ("__hash__", "__eq__") else 3 if name in makers else
+               1 if special else 2 if method else 3][name] = value
     return [Stage(cls, ident, stage) for stage in stages]
 
 

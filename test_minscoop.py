@@ -1045,7 +1045,42 @@ def test_a_local_class_is_itself_when_it_returns(pool, make):
     assert pool.submit(identity, cls).result(WAIT) is cls
 
 
+def make_singleton():
+    """A class that makes one instance, which it keeps itself."""
+    class Only:
+        one = None
+
+        def __new__(cls):
+            cls.one = cls.one or super().__new__(cls)
+            return cls.one
+    Only().size = 2
+    return Only
+
+
+def make_registered():
+    """A class that its base class knows, and its metaclass, too."""
+    class Meta(type):
+        made = {}
+
+        def __init__(cls, *args):
+            super().__init__(*args)
+            cls.made[cls.__name__] = cls
+
+    class Base(metaclass=Meta):
+        below = {}
+
+        def __init_subclass__(cls):
+            cls.below[cls.__name__] = cls
+
+    class Derived(Base):
+        pass
+    return Derived
+
+
 MEMBERS = {
+    "singleton": (lambda: make_singleton()(), lambda obj: obj is type(obj)() and obj.size == 2),
+    "registered with its base": (lambda: make_registered()(), lambda obj: obj.below == {"Derived": type(obj)} and
+                                 type(type(obj)).made["Derived"] is type(obj) and list(type(obj).made)[0] == "Base"),
     "instance": (lambda: make_local_classes()(2), lambda obj: obj.size == 2),
     "enum member": (lambda: make_enum().RED, lambda obj: obj.shout() == "RED!" and obj is type(obj).RED),
     "flag member": (lambda: make_flag().WRITE, lambda obj: obj == 2 and obj.name == "WRITE"),
