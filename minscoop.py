@@ -1550,9 +1550,6 @@ class Recipe:
 CALLS = Recipe(lambda call: call[0](*call[1], **call[2]), frame=b"")  # of submitted calls; see Future._call
 
 
-PLAIN = {int, float, bool, complex, str, bytes, type(None)}  # what sys.getsizeof knows the size of
-
-
 class Span:
     """Items [lo, hi) of a job, waiting in a queue. columns[k][i - base] is argument k of item i."""
 
