@@ -5451,6 +5451,7 @@ class Launcher:
         self.pause = pause                              # s before the login, since it is not the first
         self.process, self.seen = None, b""             # the remote command, and what it has said before Python does
         self.complaints = collections.deque(maxlen=50)  # what the remote command has said on stderr
+        self.passed_on = ""                             # the line of it that the user has seen last
         self.up = None                                  # when the program was handed over
 
     def run(self):
@@ -5499,6 +5500,7 @@ class Launcher:
             self.complaints.append(text)
             if text and self.up and time.monotonic() > self.up + GRACE:  # before that, it is told in one line
                 logger.warning("host %s: %s", self.host, text)
+                self.passed_on = text.strip()
                 self.flush()
 
     def flush(self):
@@ -5583,8 +5585,10 @@ class Launcher:
             if found:
                 return f"{reason}: " + remedy.format(host=self.host, name=self.host.rpartition("@")[2], line=found[0])
         last = next(filter(str.strip, reversed(said)), "").strip()
+        if last == self.passed_on:  # it stands on the line above
+            last = ""
         code = self.process.poll()
-        return otherwise + (f" ({status_text(code)})" if code else "") + (f": {last}" if last else "")
+        return otherwise + (f" ({status_text(code)})" if code else "") + (f": {last.rstrip('.')}" if last else "")
 
     def open_connection(self):
         """A connection to the broker here, for the bytes of the one there."""

@@ -6030,6 +6030,18 @@ def on_fake_host(name):
     return [pid for pid in processes_of(os.environ["MINSCOOP_TEST"]) if f"FATE={name}".encode() in environment(pid)]
 
 
+@pytest.mark.parametrize("since, said", [(1000, ": Closed by remote host"), (-1000, "")], ids=["young", "old"])
+def test_last_words_of_a_connection_are_told_once_when_it_ends(since, said):
+    """Those of one that has been up for a while have been passed on as they came."""
+    launcher = minscoop.Launcher(None, {"name": "alpha"})
+    launcher.up, launcher.flush = time.monotonic() + since, lambda: None
+    launcher.ears = types.SimpleNamespace(join=lambda timeout: None)
+    launcher.process = types.SimpleNamespace(stderr=io.BytesIO(b"Closed by remote host.\r\n"), poll=lambda: 255,
+                                             wait=lambda timeout: None)
+    launcher.listen()
+    assert launcher.diagnose("the connection has ended") == "the connection has ended (exit code 255)" + said
+
+
 @linux_only
 @pytest.mark.parametrize("options, code", [([], 0), (["--all-hosts"], 1)], ids=["", "all hosts"])
 def test_the_run_goes_on_when_a_host_is_lost_midway(ssh, script, tmp_path, options, code):
