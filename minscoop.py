@@ -1703,6 +1703,14 @@ class Ranges(list):
         return whole
 
 
+def trim(units):
+    """Take off both ends of a queue what is done, or was given away: its inputs may go. Called with the lock held."""
+    while units and units[-1].stale:  # done by those who waited for them
+        units.pop()
+    while units and units[0].stale:  # below what is left of a map's newest inputs
+        units.popleft()
+
+
 class Job:
     """Base of jobs. The owner's are below; a ``Guest`` stands for a job of another node.
 
@@ -1738,7 +1746,7 @@ class Job:
 
     def claim(self):
         """A slice of what is queued here, or None. Called with the node's lock held."""
-        self.trim()
+        trim(self.spans)
         return self.spans[0].claim() if self.spans else None
 
     def requeue(self, span):
@@ -1750,14 +1758,9 @@ class Job:
         """Queue a span of this job at its node."""
         span = Span(self, columns, lo, lo, hi)
         with self.node.lock:
-            self.trim()
+            trim(self.spans)
             self.spans.append(span)
         self.node.push(span)
-
-    def trim(self):
-        """Let go of the oldest spans that were given away, or run: their inputs may go. Called with the lock held."""
-        while self.spans and self.spans[0].stale:
-            self.spans.popleft()
 
 
 class Bundle(Job):
@@ -1995,7 +1998,7 @@ class Mapping(Job):
     def deliver(self, lo, count, values, failures):
         """Keep results for the reader, unless there can be none."""
         with self.node.lock:
-            self.trim()  # the last ones, too: a cycle of span and job would keep their inputs until the next collection
+            trim(self.spans)  # the last ones, too: a cycle of span and job would keep inputs until the next collection
             if not self.abandoned:
                 self.chunks[lo if self.ordered else self.made] = count, values, failures
             self.made += count
@@ -3554,10 +3557,7 @@ class Node:
         """Queue a Future or a Span, and give something away if others wait."""
         with self.lock:
             self.check_open()
-            while self.queue and self.queue[-1].stale:  # done by those who waited for them
-                self.queue.pop()
-            while self.queue and self.queue[0].stale:  # below what is left of a map's newest inputs
-                self.queue.popleft()
+            trim(self.queue)
             self.queue.append(unit)
             give = self.wanted and (len(self.queue) > self.executes or unit.several)
         if give:
@@ -3582,7 +3582,7 @@ class Node:
                     self.recall(task_id)
             if job in self.sources:
                 self.sources.remove(job)
-            job.trim()
+            trim(job.spans)
             self.known = None  # who is about to rest looks once more: there may be nothing left
         self.wake(job)
 
@@ -3748,8 +3748,7 @@ class Node:
             if job.cancelled:
                 discard(frames)
                 return False
-            while self.queue and self.queue[0].stale:
-                self.queue.popleft()
+            trim(self.queue)
             self.rich = len(self.queue) > self.executes or bool(self.queue and self.queue[0].several)
             task_id = self.register(span, lo, hi, frames)
             bounds = b"%d" % lo, b"%d" % hi
@@ -4155,8 +4154,7 @@ class Root(Node):
             return False
         try:
             with self.lock:
-                while self.queue and self.queue[0].stale:
-                    self.queue.popleft()
+                trim(self.queue)
                 return not (self.queue or self.in_hand or self.away) and all(job.begun for job in self.sources)
         finally:
             self.serving.release()
@@ -4506,8 +4504,7 @@ class Worker(Node):
     def wishes_if_done(self):
         """What goes with the last result of a task: if there is nothing else to do, that we would take more."""
         me = self.holder
-        while self.queue and self.queue[-1].stale:
-            self.queue.pop()
+        trim(self.queue)
         done = len(me.stack) == 2 and me.ident == threading.get_ident() and not (
             self.queue or self.resumable or self.waiting or self.sources or self.stopped.is_set())
         return self.wishes() if done else ()
