@@ -5973,9 +5973,9 @@ def parse_hosts(source):
 
 def deal(hosts, total):
     """The hosts with `total` workers in all, as SCOOP deals them: hosts are filled in their order; what is
-    more than they have is dealt in turns. A host without a number counts as one worker."""
+    more than they have is dealt in turns. A host without a number counts as one worker; one with 0 gets none."""
     dealt, left = [], total
-    for name, workers in hosts:
+    for name, workers in filter(lambda pair: pair[1] != 0, hosts):
         dealt.append([name, min(left, 1 if workers is None else workers)])
         left -= dealt[-1][1]
     for _, entry in zip(range(left), itertools.cycle(dealt)):

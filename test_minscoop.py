@@ -7000,7 +7000,7 @@ def test_a_name_is_a_hosts_when_a_directory_has_it_too(tmp_path, monkeypatch):
 @pytest.mark.parametrize("hosts, total, dealt", [
     ("a:4,b:4", 8, "a:4,b:4"), ("a:4,b:4", 5, "a:4,b:1"), ("a:4,b:4", 4, "a:4"), ("a:4,b:4", 1, "a:1"),
     ("a:4,b:4", 11, "a:6,b:5"), ("a,b", 5, "a:3,b:2"), ("a,b:3", 2, "a:1,b:1"), ("a,b,c", 2, "a:1,b:1"),
-    ("a:1,b:1,c:5", 9, "a:2,b:2,c:5")])
+    ("a:1,b:1,c:5", 9, "a:2,b:2,c:5"), ("a:0,b:2,c:1", 5, "b:3,c:2")])
 def test_workers_are_dealt_as_scoop_does_when_their_total_is_given(hosts, total, dealt):
     """-n: hosts are filled in their order; what is more is dealt in turns."""
     assert minscoop.deal(minscoop.parse_hosts(hosts), total) == minscoop.parse_hosts(dealt)
