@@ -6284,7 +6284,6 @@ class Executor(Interface):
     [1, 2, 3]
     """
 
-    _check = False   # see Trial
     _ender = None    # the thread that ends it; from then on nothing can be submitted
     _max_workers = property(lambda self: max(1, self._node.size))  # by this name dask asks for it
     _unnoticed = False  # the pool broke, and the program has not asked for a result since
@@ -6302,7 +6301,7 @@ class Executor(Interface):
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, not {initializer!r}")
         self._ended = threading.Event()
-        options = plan(max_workers, hosts, listen, options, self._check)
+        options = plan(max_workers, hosts, listen, options, options.pop("_check", False))
         wishes = {"summary": summary, "report": report and writable(report), "trace": trace and writable(trace),
                   "record": 2 if report or trace else int(summary)}
         if report and trace and wishes["report"] == wishes["trace"]:
@@ -7796,15 +7795,9 @@ def pool_options(options):
     return found
 
 
-class Trial(Executor):
-    """Tries its hosts, and starts no worker."""
-
-    _check = True
-
-
 def check_hosts(options):
     """Try every host and print a table; returns the exit code: 0 only if all are fit."""
-    with Trial(**options) as executor:
+    with Executor(_check=True, **options) as executor:  # it tries its hosts, and starts no worker
         root = executor._node
         root.wait_for(lambda: root.broken or all("state" in facts for facts in root.hosts.values()), "hosts")
         if root.broken:
