@@ -940,9 +940,10 @@ class Stage:
 
 def set_attributes(cls, ident, attributes):
     """Set attributes of a class; in the root not of one that was here already, which is newer, as globals are."""
+    kind = type if isinstance(type(cls).__setattr__, types.FunctionType) else type(cls)  # else it may refuse, or repeat
     for name, value in attributes.items() if this_worker is not None or CLASSES.get(ident) is not cls else ():
         with contextlib.suppress(AttributeError):  # read-only ones, such as __doc__ of some bases
-            setattr(cls, name, value)
+            kind.__setattr__(cls, name, value)
 
 
 def make_class(ident, metaclass, name, bases, head):

@@ -1077,7 +1077,19 @@ def make_registered():
     return Derived
 
 
+def make_constant():
+    """A class whose attributes cannot be set."""
+    class Sealed(type):
+        def __setattr__(cls, name, value):
+            raise AttributeError("constants stay as they are")
+
+    class Constant(metaclass=Sealed):
+        size = 2
+    return Constant
+
+
 MEMBERS = {
+    "whose class is sealed": (lambda: make_constant()(), lambda obj: obj.size == 2),
     "singleton": (lambda: make_singleton()(), lambda obj: obj is type(obj)() and obj.size == 2),
     "registered with its base": (lambda: make_registered()(), lambda obj: obj.below == {"Derived": type(obj)} and
                                  type(type(obj)).made["Derived"] is type(obj) and list(type(obj).made)[0] == "Base"),
