@@ -925,21 +925,22 @@ def in_stages(cls, ident, attributes):
         method = isinstance(value, (types.FunctionType, staticmethod, classmethod))
         stages[0 if name in ("__hash__", "__eq__") else 3 if name in makers else
                1 if special else 2 if method else 3][name] = value
-    return [Stage(cls, ident, stage) for stage in stages]
+    return [Made(set_attributes, (cls, ident, stage)) for stage in stages]
 
 
-class Stage:
-    """Attributes of a class that are set as soon as they are unpickled, before what comes behind them is."""
+class Made:
+    """Arrives as what is made of these: the parts of a value of ``__reduce__``."""
 
-    def __init__(self, *args):
-        self.args = args
+    def __init__(self, *parts):
+        self.parts = parts
 
     def __reduce__(self):
-        return set_attributes, self.args
+        return self.parts
 
 
 def set_attributes(cls, ident, attributes):
-    """Set attributes of a class; in the root not of one that was here already, which is newer, as globals are."""
+    """Set attributes of a class as soon as they are unpickled, before what comes behind them is; in the root not of one
+    that was here already, which is newer, as globals are."""
     kind = type if isinstance(type(cls).__setattr__, types.FunctionType) else type(cls)  # else it may refuse, or repeat
     for name, value in attributes.items() if this_worker is not None or CLASSES.get(ident) is not cls else ():
         with contextlib.suppress(AttributeError):  # read-only ones, such as __doc__ of some bases
@@ -1103,9 +1104,9 @@ def encode_failure(error, where=""):
     text = text_of(error, traceback_text)  # which asks for __notes__
     text = f"{where}:\n{text}" if where else text
     found = None
-    for form in error, Remade(error):
+    for form in (lambda error: error), without_init:
         with contextlib.suppress(*FAULTS):
-            blob = pickle.dumps(dumps(form), 5)
+            blob = pickle.dumps(dumps(form(error)), 5)
             copy = decode_failure(blob, text)
             if type(copy) is type(error):
                 if text_of(copy) == text_of(error):
@@ -1117,18 +1118,13 @@ def encode_failure(error, where=""):
     return pickle.dumps(dumps(TaskError(f"a task raised an exception that cannot be pickled: {words}")), 5), text
 
 
-class Remade:
-    """Arrives as an exception that is made without its ``__init__``, which may take other arguments than it has left
-    in ``args``: so pickle's own way fails for many classes, or makes another text. In a group, all are made so."""
-
-    def __init__(self, error):
-        self.error = error
-
-    def __reduce__(self):
-        error, args = self.error, self.error.args
-        if isinstance(error, getattr(builtins, "BaseExceptionGroup", ())):
-            args = error.message, [Remade(part) for part in error.exceptions]
-        return operator.methodcaller("__new__", type(error), *args), (type(error),), error.__dict__ or None
+def without_init(error):
+    """What arrives as an exception that is made without its ``__init__``, which may take other arguments than it has
+    left in ``args``: so pickle's own way fails for many classes, or makes another text. In a group, all are made so."""
+    args = error.args
+    if isinstance(error, getattr(builtins, "BaseExceptionGroup", ())):
+        args = error.message, [without_init(part) for part in error.exceptions]
+    return Made(operator.methodcaller("__new__", type(error), *args), (type(error),), error.__dict__ or None)
 
 
 def traceback_text(error):
