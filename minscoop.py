@@ -4673,6 +4673,8 @@ class Worker(Node):
             if piece is not None:
                 return piece
             queue = self.queue
+            while queue and queue[-1].stale:  # also children of the latest, which would hide that it is the latest
+                queue.pop()
             if task is None and queue and id(queue[-1]) == self.latest:  # now it is another's turn, if there is one
                 queue.rotate(1)
             while queue and queue[-1].stale:
@@ -4681,7 +4683,8 @@ class Worker(Node):
                 return None
             unit = queue[-1]
             if isinstance(unit, Span):
-                self.latest = id(unit) if isinstance(unit.job, Guest) else None
+                if isinstance(unit.job, Guest):
+                    self.latest = id(unit)
                 return unit.claim()
             unit._state = RUNNING
             return queue.pop()

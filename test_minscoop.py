@@ -2099,9 +2099,21 @@ def test_threads_do_not_disturb_each_other_when_all_use_the_pool(pool):
         assert list(threads.map(use, range(12), timeout=WAIT)) == list(range(12))
 
 
-def test_what_comes_later_need_not_wait_when_a_long_map_has_been_given_away(pool):
+def sleep_by_map(seconds):
+    """Sleep in a task by tasks of its own."""
+    list(minscoop.map(time.sleep, [seconds / 4] * 4))
+
+
+def sleep_by_calls(seconds):
+    """The same by calls."""
+    for future in [minscoop.submit(time.sleep, seconds / 4) for _ in range(4)]:
+        future.result()
+
+
+@pytest.mark.parametrize("sleep", [time.sleep, sleep_by_map, sleep_by_calls])
+def test_what_comes_later_need_not_wait_when_a_long_map_has_been_given_away(pool, sleep):
     """Workers run it and the long one in turns; of calls, also those that are more than there are workers."""
-    with contextlib.closing(pool.map(time.sleep, [0.02] * 200 * WAIT)) as results:  # longer than a wait here
+    with contextlib.closing(pool.map(sleep, [0.02] * 200 * WAIT)) as results:  # longer than a wait here
         next(results), next(results)
         assert pool.submit(identity, 1).result(WAIT) == 1
         assert list(pool.map(identity, range(100), timeout=WAIT)) == list(range(100))
