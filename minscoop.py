@@ -7839,16 +7839,17 @@ def prepare_program(options):
     module = types.ModuleType("__main__")
     module.__builtins__ = __builtins__
     name, *rest = options.program or [""]
+    front = [""] if getattr(sys.flags, "safe_path", False) else sys.path  # python -P has put nothing before the others
     if options.kind == "-c":
-        code, argv0, sys.path[0] = compile(name, "<string>", "exec"), "-c", ""
+        code, argv0, front[0] = compile(name, "<string>", "exec"), "-c", ""
     elif options.kind == "-m":
-        sys.path[0] = os.getcwd()
+        front[0] = os.getcwd()
         code, module.__spec__ = read_main(None, name)
         module.__package__, module.__file__ = module.__spec__.parent, module.__spec__.origin
         argv0 = module.__file__
     elif name in ("", "-"):  # as python, and python -
         text = "" if options.interactive and not name or sys.stdin is None else sys.stdin.read()
-        code, argv0, sys.path[0] = compile(text, "<stdin>", "exec"), name, ""
+        code, argv0, front[0] = compile(text, "<stdin>", "exec"), name, ""
         if options.interactive and not name:
             module.map = map  # a script has its own, or Python's
     else:
@@ -7856,12 +7857,14 @@ def prepare_program(options):
         spec = importlib.machinery.PathFinder.find_spec("__main__", [path])
         if spec is not None and spec.loader is not None:  # it is a directory or a zip file that has a __main__.py
             module.__spec__, module.__package__, module.__file__ = spec, "", spec.origin
-            code, sys.path[0] = spec.loader.get_code("__main__"), path
+            code, front[0] = spec.loader.get_code("__main__"), path
+            if front is not sys.path:
+                sys.path.insert(0, path)  # as Python does with -P, too
         elif os.path.isdir(name):
             raise IsADirectoryError(21, "is a directory without __main__.py; for a package use -m", name)
         else:
             (code, _), module.__file__ = read_main(name), path
-            sys.path[0] = os.path.dirname(os.path.realpath(name))  # behind links, as Python does
+            front[0] = os.path.dirname(os.path.realpath(name))  # behind links, as Python does
     sys.argv = [argv0, *rest]
     sys.modules["__main__"] = sys.modules["__mp_main__"] = module
     return code

@@ -9022,6 +9022,22 @@ def test_the_program_sees_what_it_would_see_when_python_ran_it(script, tmp_path,
         assert json.loads(done.stdout) == json.loads(bare.stdout)
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="no -P")
+@pytest.mark.parametrize("args", [["facts.py"], ["-m", "facts"], ["-c", FACTS], ["-"], ["app"]], ids=" ".join)
+def test_no_directory_hides_another_when_python_is_to_put_none_before_it(script, tmp_path, args):
+    """By -P; those of PYTHONPATH come first then."""
+    script(FACTS, "app/__main__.py")
+    script(FACTS, "lib/facts.py")
+    script(FACTS, "facts.py")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "lib"), "PYTHONSAFEPATH": "1"}
+    stdin = FACTS if args == ["-"] else ""
+    bare, *ours = [finish(start(*before, *args, cwd=tmp_path, env=env), stdin)
+                   for before in ((), (MINSCOOP, "-n", 0), (MINSCOOP, "-n", 1))]
+    for done in ours:
+        assert (done.returncode, done.stderr) == (0, "")
+        assert json.loads(done.stdout)["path"] == json.loads(bare.stdout)["path"]
+
+
 def test_tasks_find_their_functions_when_the_program_is_a_directory_or_a_zip_file(script, tmp_path):
     """Those of __main__.py, and those of modules beside it."""
     script("def half(x): return x / 2", "app/halves.py")
