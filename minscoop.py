@@ -5051,7 +5051,7 @@ class Keeper:
         with contextlib.suppress(OSError, ValueError):  # we, and the broker, need up to three descriptors per worker
             most = 10240 if sys.platform == "darwin" else self.limits[1]
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, self.limits[1]))
-        self.broker = self.fork(run_broker, self, None)
+        self.start_broker()
         self.tokens = os.pipe()
         os.write(self.tokens[1], b"." * LOGINS)
         for host in self.config["hosts"]:
@@ -5068,9 +5068,12 @@ class Keeper:
             if self.stdin in ready and not os.read(self.stdin, 4096):
                 self.exit_code = 0
 
+    def start_broker(self, heirs=None):
+        """Fork the broker, or one that takes over; it inherits sockets, pipes, and what is known of the workers."""
+        self.broker = self.fork(run_broker, self, heirs)
+
     def replace_broker(self, code):
-        """A broker has died: another takes over, which inherits sockets, pipes, and what is known of the workers, and
-        asks everybody for what it cannot know."""
+        """A broker has died: another takes over, which asks everybody for what it cannot know."""
         text = f"the broker (host {self.config['name']}, pid {self.broker}) ended: {status_text(code)}"
         now = time.monotonic()
         self.broker_deaths = [then for then in self.broker_deaths if now - then < SILENCE] + [now]
@@ -5083,7 +5086,7 @@ class Keeper:
         heirs = {name: running(marker)[2:] for name, marker, *_ in self.workers.values()}
         if not self.config["below"]:
             heirs.update(dict.fromkeys([ROOT, *map_builtin(str.encode, self.launchers.values())], (b"", b"0", b"0")))
-        self.broker = self.fork(run_broker, self, heirs)
+        self.start_broker(heirs)
         if self.failure:
             self.notify(b"FAILED", self.failure)
 
