@@ -1796,6 +1796,7 @@ class Guest(Job):
         self.outcomes = []            # (lo, count, values, failures) not yet sent
         self.ended = False            # the last ones are being sent
         self.flushed, self.flushes = time.monotonic(), 0  # when results were sent last, and how often
+        self.bulky = False            # it is a reduction, whose first part was large: no other goes before the end
         self.flushing = threading.RLock()  # so that the last message is the last
 
     def unpack(self):
@@ -1852,8 +1853,8 @@ class Guest(Job):
     @property
     def pause(self):
         """Seconds for which results wait for others: twice as long each time, for who reads a map is served by then;
-        those of calls never longer than the first. Of a reduction there are none before the end."""
-        return MAX_FLUSH if self.recipe.op else min(FLUSH * 2 ** min(self.flushes, 9), MAX_FLUSH)
+        those of calls never longer than the first."""
+        return MAX_FLUSH if self.bulky else min(FLUSH * 2 ** min(self.flushes, 9), MAX_FLUSH)
 
     @property
     def grain(self):
@@ -1862,8 +1863,8 @@ class Guest(Job):
 
     @property
     def postpones(self):
-        """Whether results wait for others here only so that they travel together. Those of a reduction have to."""
-        return bool(self.outcomes) and not self.recipe.op
+        """Whether results wait for others here only so that they travel together."""
+        return bool(self.outcomes) and not self.bulky
 
     def untouched(self, lo, hi):
         """Whether these are all its items, and none of them was begun: what is left of a begun one is less."""
@@ -1888,6 +1889,7 @@ class Guest(Job):
         def title(offset):
             return f"the reduce of {describe(self.recipe.fn)}" if self.recipe.op else self.title(lo + offset)
         frames = encode_results(values, failures, title, self.node.memory)
+        self.bulky = self.recipe.op is not None and sum(map_builtin(size_of, frames)) > OUT_OF_BAND
         result = b"RESULT", self.id, b"%d" % lo, b"%d" % count, b"%d" % last, *frames
         with self.node.lock:  # until this is said, we are who will answer it
             self.open.cut(lo, lo + count)

@@ -2438,21 +2438,26 @@ def test_slices_get_smaller_when_a_task_comes_to_its_end():
     assert [piece.hi - piece.lo for piece in sizes] == [16, 12, 6, 4, 2]
 
 
-@pytest.mark.parametrize("op, calls, expected", [(None, False, [10, 20, 40, 80, 160, 250, 250]), (None, True, [10] * 7),
-                                                 (operator.add, False, [250] * 7)], ids=["map", "calls", "reduction"])
-def test_a_slice_takes_as_long_as_its_results_would_wait_when_it_has_come_from_elsewhere(op, calls, expected):
-    """Longer each time, but for calls; the parts of a reduction have nothing to send before the end."""
+LONGER = [10, 20, 40, 80, 160, 250, 250]
+
+
+@pytest.mark.parametrize("op, fn, expected, sent", [
+    (None, str, LONGER, 7), (None, None, [10] * 7, 7), (operator.add, str, LONGER, 7),
+    (operator.add, lambda i: str(i) * minscoop.OUT_OF_BAND, [10] + [250] * 6, 1),
+], ids=["map", "calls", "reduction", "large reduction"])
+def test_a_slice_takes_as_long_as_its_results_would_wait_when_it_has_come_from_elsewhere(op, fn, expected, sent):
+    """Longer each time, but for calls; of a reduction whose parts are large only the first goes before the end."""
     node = HandNode(b"0.1")
     guest = node.guests[b"0.root:0/0"] = minscoop.Guest(node, b"0.root:0/0", 0, 10, None)
-    guest.recipe = minscoop.CALLS if calls else minscoop.Recipe(str, op)
+    guest.recipe = minscoop.Recipe(fn, op) if fn else minscoop.CALLS
     with mock.patch.multiple(guest.recipe, pace=0.9999e-3, grain=10 ** 6):
         grains = []
         for i in range(7):
             grains.append(guest.grain)
             guest.flushed = -math.inf
-            guest.deliver(i, 1, [str(i)], {})
+            guest.deliver(i, 1, [(fn or str)(i)], {})
     assert grains == expected
-    assert len(node.named(b"RESULT")) == (0 if op else 7)
+    assert len(node.named(b"RESULT")) == sent
 
 
 def test_a_recipe_is_opened_once_when_its_pickle_comes_again():
