@@ -1544,7 +1544,20 @@ class Recipe:
         self.grain = max(1, min(4 * count, int(SLICE / max(self.pace, 1e-9))))
 
 
-CALLS = Recipe(lambda call: call[0](*call[1], **call[2]), frame=b"")  # of submitted calls; see Future._call
+def perform(call):
+    """What a submitted call returns: see Future._call. Its StopIteration is no end of the loop over a slice."""
+    fn, args, kwargs = call
+    try:
+        return fn(*args, **kwargs)
+    except StopIteration as error:
+        raise Stopped(error) from None
+
+
+class Stopped(Exception):
+    """Carries the StopIteration of a submitted call out of that loop."""
+
+
+CALLS = Recipe(perform, frame=b"")  # of submitted calls
 
 
 class Span:
@@ -1628,6 +1641,7 @@ class Slice:
             except BaseException as error:
                 if interrupts(error, self.job.node):
                     raise
+                error = error.args[0] if type(error) is Stopped else error
                 error.with_traceback(without_ours(error.__traceback__))  # to set it asks its class, which may be frozen
                 self.failures[len(values)] = error
                 values.append(None)

@@ -2252,6 +2252,14 @@ def test_an_exception_belongs_to_its_item_when_a_slice_runs(error, wrong):
         i: i * 10 for i in range(5) if i not in wrong}
 
 
+def test_a_stop_iteration_is_whole_when_a_call_raises_it(any_pool):
+    """It is no end of the loop over calls that came together, and its traceback is there."""
+    futures = [any_pool.submit(raise_, StopIteration, i) for i in range(9)]
+    for i, error in enumerate(future.exception(WAIT) for future in futures):
+        assert error.value == i and "in raise_" in "".join(
+            traceback.format_exception(type(error), error, error.__traceback__))
+
+
 def test_a_stop_iteration_says_what_may_have_led_to_it_when_its_traceback_is_lost():
     """The loop over a slice is in C, which takes it for the end of the slice."""
     job = HandJob(lambda x: next(iter(())), range(2))
