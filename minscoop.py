@@ -4173,10 +4173,15 @@ class Root(Node):
             self.serving.release()
 
     def drain(self):
-        """Wait until all that was submitted is done."""
+        """Wait until all that was submitted is done; say so, if that may be for ever."""
+        due = time.monotonic() + PLAIN_PAUSE
         while self.broken is None and not self.quiet():
             try:
                 moved = self.feed(beyond=True)
+                if moved and time.monotonic() > due:
+                    due = math.inf
+                    logger.warning("the end waits for a map whose inputs go on, and whose results nobody has read: "
+                                   "close the iterator that map returned, if they are not wanted")
             except PoolError as error:
                 if error is not self.broken:  # else it broke while we were in an iterator of the program's
                     raise
@@ -6198,7 +6203,7 @@ class Interface(concurrent.futures.Executor):
 
         The work starts now, and is done even if the results are never read. The iterables may be endless:
         those without a length are pulled as needed, a little ahead of the reader. An iterator that was
-        begun and is then closed or dropped cancels what has not started.
+        begun and is then closed or dropped cancels what has not started; of an endless map that is the only end.
 
         timeout: seconds from this call after which reading raises TimeoutError; None for no limit.
         chunksize: accepted and unused, since the size of slices is measured.

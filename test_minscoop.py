@@ -7674,6 +7674,14 @@ def test_results_that_are_there_are_read_when_the_pool_has_ended():
         next(results)
 
 
+def test_it_is_logged_when_the_end_waits_for_inputs_of_a_map_that_nobody_reads(caplog, monkeypatch):
+    """They may be endless."""
+    monkeypatch.setattr(minscoop, "PLAIN_PAUSE", 0)
+    with minscoop.Executor(1) as executor:
+        executor.map(identity, iter(range(1000)))
+    assert caplog.text.count("the end waits for a map") == 1
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_it_is_logged_when_the_inputs_of_a_map_that_nobody_reads_raise(caplog, workers):
     """Else nobody would know that a part of the work is not done."""
