@@ -1147,12 +1147,23 @@ def without_ours(tb):
     return tb
 
 
+def hint_for_global(error):
+    """What to add to a task's traceback if it misses a global that only the script under its guard has."""
+    missing = re.match(r"name '(\w+)' is not defined", str(error))
+    if not (missing and this_worker is None and main.path and missing[1] in main.guarded[0]):
+        return ""
+    return f"(the script binds {missing[1]} under if __name__ == '__main__', which workers do not run: bind it above " \
+           "that, pass it as an argument, or use set_const)\n"
+
+
 def decode_failure(blob, text):
     """The exception that ``encode_failure`` took, with the text of its traceback as its cause."""
     try:
         error = loads(unpickle(blob))
     except FAULTS:
         error = TaskError("a task raised an exception that cannot be pickled: " + text.rstrip().rpartition("\n")[2])
+    if type(error) is NameError:
+        text += hint_for_global(error)
     BaseException.__setattr__(error, "__cause__", RemoteTraceback(text))
     return error
 

@@ -1631,6 +1631,22 @@ def test_who_binds_a_global_again_is_warned_when_a_function_uses_it(script):
     assert done.stderr.count("scaled uses the global SCALE") == 1 and done.stderr.count("\n") == 1
 
 
+def test_a_name_error_says_why_when_the_script_binds_the_name_under_its_guard(script):
+    """But not when nobody does."""
+    done = launch("-n", 1, script("""
+        import traceback
+        from minscoop import futures
+        def scaled(x): return x * scale
+        def mistyped(x): return x * scael
+        if __name__ == "__main__":
+            scale = 10
+            for fn in scaled, mistyped:
+                try: futures.submit(fn, 1).result()
+                except NameError as error: print("(the script binds scale under" in str(error.__cause__))
+    """))
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["True", "False"], "")
+
+
 def test_classes_are_made_anew_when_their_metaclass_has_told_pickle_how(script):
     """As DEAP's creator does, also when a later one has taken the name; the script is imported before arguments are."""
     script("""
