@@ -4204,6 +4204,9 @@ class Root(Node):
         """Wait for what is under way, then end the pool."""
         try:
             self.drain()
+            for facts in self.hosts.values():
+                if "state" not in facts:
+                    logger.info("host %s was not there yet when all was done", facts["host"])
             self.closing = True
             self.send(b"STOP")
             while not self.ended and self.keeper.poll() is None and self.broken is None:
@@ -5912,8 +5915,8 @@ NAME = rf"(?!.{{300}})(?:{WORD}@)?(?:{WORD}|%s)"  # of less than 300 characters;
 IPV6 = r"[0-9a-fA-F:.]*:[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(?:%\w+)?"
 HOST = "(" + NAME % rf"\[{IPV6}\]" + r")(?:(?::|\s+(?:slots=)?)([0-9]{1,9}))?(?:\s+max[-_]slots=[0-9]+)?"
 ITEM = r"(?:\[[^\[\]]*\]|[^,%s])+"  # of a list: up to a comma that is not in brackets, or what else ends it
-HOW_TO_SAY = "write name, user@name, name:4 (or 'name 4' on a line) for 4 workers, [::1]:4 or node[01-16]:8; a port " \
-             "belongs into ~/.ssh/config, or -e 'ssh -p 2222'"
+HOW_TO_SAY = "write name, user@name, name:4 (or 'name 4', 'name slots=4' on a line) for 4 workers, [::1]:4 or " \
+             "node[01-16]:8; a port belongs into ~/.ssh/config, or -e 'ssh -p 2222'"
 
 
 def expand(text):

@@ -5714,6 +5714,14 @@ def test_login_files_and_shells_do_no_harm_when_a_host_has_them(ssh, script, hos
     assert output_of("--hosts", f"{host}:2", script(SQUARES), host) == f"{host}\n"
 
 
+@linux_only
+@pytest.mark.parametrize("option, told", [("-v", True), ("-q", False)])
+def test_a_host_that_was_not_there_yet_is_named_when_all_is_done(ssh, option, told):
+    """With -v: a short program may end before one that cannot be reached is given up."""
+    done = launch(option, "--hosts", "mute,localhost:1", "-c", "import minscoop; print(minscoop.submit(abs, -7).result())")
+    assert (done.returncode, done.stdout) == (0, "7\n") and ("host mute was not there yet" in done.stderr) == told, done.stderr
+
+
 def test_a_host_is_given_up_when_it_says_nothing(ssh, script, tmp_path):
     """A login that hangs, and a connection that stalls behind it, have an end; the run goes on without them."""
     with open(tmp_path / "stderr", "w") as stderr:
