@@ -134,9 +134,9 @@ map_builtin = map  # the module's own `map`, in section 15, takes the name
 #
 # Seconds, bytes or counts. All time is measured with monotonic clocks.
 
-SLICE = 0.25         # s of a map run in one go, unless the deputy cuts it. Smaller: the time between slices shows (0.2 ms:
-                     # little of this file is still in the processor's caches; with 50 ms, tasks of 10 ms took 0.4 %
-                     # longer); larger: results lie about, and more is run twice when a worker dies
+SLICE = 0.25         # s of a map run in one go, unless the deputy cuts it. Smaller: the time between slices shows (0.2
+                     # ms: little of this file is still in the processor's caches; with 50 ms, tasks of 10 ms took 0.4
+                     # % longer); larger: results lie about, and more is run twice when a worker dies
 ATTEND = 10e-3       # s that a message may lie there, until a worker looks between two slices, or else its deputy does.
                      # Smaller: they interrupt each other; larger: others wait for an answer
 FLUSH = 10e-3        # s of results collected before the first of a task travel. Smaller: more messages for the
@@ -149,9 +149,9 @@ TOO_LATE = 0.1e-3    # s of work left when asking goes with the last result. Sma
                      # larger: the wait for the next
 TICK = 40e-3         # s between looks of the deputy at what could be given away, while others want some. Smaller: it
                      # wakes up for nothing, which hundreds of workers on a host feel; larger: others wait longer
-SWITCH = 1e-3        # s that a task in Python code keeps the interpreter's lock from the deputy, who lets it go and needs
-                     # it again some eight times for an answer. Smaller: threads of tasks switch without need; larger
-                     # (Python's own 5e-3): others wait for 40 ms
+SWITCH = 1e-3        # s that a task in Python code keeps the interpreter's lock from the deputy, who lets it go and
+                     # needs it again some eight times for an answer. Smaller: threads of tasks switch without need;
+                     # larger (Python's own 5e-3): others wait for 40 ms
 HOLD = 2e-6          # s, times the workers of the pool: how long a host's broker collects what several workers say to
                      # one owner. Smaller: the top one is busy all the time (25 us a message); larger: results are late
 PATROL = 1.0         # s between looks at things that report no event (is the keeper alive?)
@@ -2489,8 +2489,8 @@ class Broker:
         self.tell_all(b"SIZE", count)
 
     def resize(self, least=1 / 8):
-        """Count the workers of the pool anew, and tell everybody if that makes a difference; says whether. The root, which
-        shares maps out by it, hears of all.
+        """Count the workers of the pool anew, and tell everybody if that makes a difference; says whether. The root,
+        which shares maps out by it, hears of all.
 
         A thousand hosts that come one after the other would else cause a million messages."""
         size = self.own_size + sum(link.size for link in self.links.values() if link.role == b"broker")
@@ -2677,7 +2677,7 @@ class Broker:
         wanted = self.wanted - sum(link.asked for link in rich)
         if wanted > 0:  # sorted once: to search them for each that is asked kept a broker of 256 workers busy
             rich.sort(key=lambda link: (link.role == b"root", link.items))
-            each = wanted / max(1, sum(link.items for link in rich))  # for each item: who has twice as many, gives twice
+            each = wanted / max(1, sum(link.items for link in rich))  # per item: who has twice as many, gives twice
         while wanted > 0 and rich:
             link = rich.pop()
             count = min(wanted, link.items - 1 - link.asked, math.ceil(link.items * each)) if not link.more else \
@@ -3459,8 +3459,8 @@ class Node:
     def deputise(self):
         """The deputy: waits for messages at which nobody else looks for ATTEND; rests while one sleeps on the socket.
 
-        It wakes up for messages only, once in a TICK while others want what we may get to have (in ATTEND if something is
-        there, which may go at the second look), and once in MAX_FLUSH while results wait to be sent."""
+        It wakes up for messages only, once in a TICK while others want what we may get to have (in ATTEND if something
+        is there, which may go at the second look), and once in MAX_FLUSH while results wait to be sent."""
         while not self.stopped.wait(TICK):
             self.alarm.clear()
             if self.attending.locked():

@@ -3615,7 +3615,7 @@ def results(values, failures=None):
 
 
 def test_a_map_is_given_in_parts_when_others_are_hungry():
-    """To each worker its equal share, in order; before, the first item alone, if its type does not tell how large it is."""
+    """To each worker its equal share, in order; before, the first item alone, if its type does not tell its size."""
     for items, expected in (range(100), [(0, 50), (50, 100)]), ([()] * 101, [(0, 1), (1, 51), (51, 101)]):
         job = HandJob(identity, items)
         assert [(int(task[3]), int(task[4])) for task in given(job, 5)] == expected
@@ -4311,8 +4311,9 @@ def test_a_slice_ends_when_there_is_something_better_to_do(message, rest):
     assert seen[0] == (rest, message[:1] == (b"HUNGRY",), message[:1] == (b"HELD",))
 
 
-@pytest.mark.parametrize("pace, grain, asks", [(1e-5, 300, True), (1e-5, 4, False), (1e-3, 300, False), (1e-7, 300, False)],
-                         ids=["little-is-left", "one-short-item-says-so", "much-is-left", "it-is-done-at-once"])
+@pytest.mark.parametrize("pace, grain, asks", [
+    (1e-5, 300, True), (1e-5, 4, False), (1e-3, 300, False), (1e-7, 300, False),
+], ids=["little-is-left", "one-short-item-says-so", "much-is-left", "it-is-done-at-once"])
 def test_more_is_asked_for_before_all_is_done(pace, grain, asks):
     """Early enough for an answer; by what more than the first item has taken."""
     worker, recipe = HandWorker(*range(200)), minscoop.Recipe(identity)
@@ -5718,8 +5719,9 @@ def test_login_files_and_shells_do_no_harm_when_a_host_has_them(ssh, script, hos
 @pytest.mark.parametrize("option, told", [("-v", True), ("-q", False)])
 def test_a_host_that_was_not_there_yet_is_named_when_all_is_done(ssh, option, told):
     """With -v: a short program may end before one that cannot be reached is given up."""
-    done = launch(option, "--hosts", "mute,localhost:1", "-c", "import minscoop; print(minscoop.submit(abs, -7).result())")
-    assert (done.returncode, done.stdout) == (0, "7\n") and ("host mute was not there yet" in done.stderr) == told, done.stderr
+    done = launch(option, "--hosts", "mute,localhost:1", "-c", "import minscoop; print(*minscoop.map(abs, [-7]))")
+    assert (done.returncode, done.stdout) == (0, "7\n")
+    assert ("host mute was not there yet" in done.stderr) == told, done.stderr
 
 
 def test_a_host_is_given_up_when_it_says_nothing(ssh, script, tmp_path):
