@@ -1878,8 +1878,10 @@ class Guest(Job):
     @property
     def pause(self):
         """Seconds for which results wait for others: twice as long each time, for who reads a map is served by then;
-        those of calls never longer than the first."""
-        return MAX_FLUSH if self.bulky else min(FLUSH * 2 ** min(self.flushes, 9), MAX_FLUSH)
+        those of calls never longer than the first. Parts of a reduction only show that it goes on: at the root of a
+        large pool one comes each millisecond."""
+        most = max(MAX_FLUSH, 1e-3 * self.node.size) if self.recipe.op else MAX_FLUSH
+        return most if self.bulky else min(FLUSH * 2 ** min(self.flushes, 16), most)
 
     @property
     def grain(self):
