@@ -1150,10 +1150,11 @@ def without_ours(tb):
 def hint_for_global(error):
     """What to add to a task's traceback if it misses a global that only the script under its guard has."""
     missing = re.match(r"name '(\w+)' is not defined", str(error))
-    if not (missing and this_worker is None and main.path and missing[1] in main.guarded[0]):
-        return ""
-    return f"(the script binds {missing[1]} under if __name__ == '__main__', which workers do not run: bind it above " \
-           "that, pass it as an argument, or use set_const)\n"
+    with contextlib.suppress(OSError, SyntaxError, ValueError):  # the script is not there any more, or being edited
+        if missing and this_worker is None and main.path and missing[1] in main.guarded[0]:
+            return f"(the script binds {missing[1]} under if __name__ == '__main__', which workers do not run: bind " \
+                   "it above that, pass it as an argument, or use set_const)\n"
+    return ""
 
 
 def decode_failure(blob, text):
@@ -1526,6 +1527,7 @@ class Recipe:
         self.frame = frame  # its pickle, made when it first travels
         self.pace = None    # s per item, from the latest slices
         self.grain = 1      # items in the next slice
+        self.bulky = False  # of a reduction: a part that was sent was large
 
     def encode(self, memory=None):
         """Its pickle, as one frame. Raises CannotSend, naming the part that cannot be sent."""
@@ -1821,7 +1823,6 @@ class Guest(Job):
         self.outcomes = []            # (lo, count, values, failures) not yet sent
         self.ended = False            # the last ones are being sent
         self.flushed, self.flushes = time.monotonic(), 0  # when results were sent last, and how often
-        self.bulky = False            # it is a reduction, whose first part was large: no other goes before the end
         self.flushing = threading.RLock()  # so that the last message is the last
 
     def unpack(self):
@@ -1881,7 +1882,7 @@ class Guest(Job):
         those of calls never longer than the first. Parts of a reduction only show that it goes on: at the root of a
         large pool one comes each millisecond."""
         most = max(MAX_FLUSH, 1e-3 * self.node.size) if self.recipe.op else MAX_FLUSH
-        return most if self.bulky else min(FLUSH * 2 ** min(self.flushes, 16), most)
+        return most if self.recipe.bulky else min(FLUSH * 2 ** min(self.flushes, 16), most)
 
     @property
     def grain(self):
@@ -1890,8 +1891,9 @@ class Guest(Job):
 
     @property
     def postpones(self):
-        """Whether results wait for others here only so that they travel together."""
-        return bool(self.outcomes) and not self.bulky
+        """Whether results wait for others here only so that they travel together. Large parts of a reduction wait for
+        the last, so that one goes."""
+        return bool(self.outcomes) and not self.recipe.bulky
 
     def untouched(self, lo, hi):
         """Whether these are all its items, and none of them was begun: what is left of a begun one is less."""
@@ -1916,7 +1918,7 @@ class Guest(Job):
         def title(offset):
             return f"the reduce of {describe(self.recipe.fn)}" if self.recipe.op else self.title(lo + offset)
         frames = encode_results(values, failures, title, self.node.memory)
-        self.bulky = self.recipe.op is not None and sum(map_builtin(size_of, frames)) > OUT_OF_BAND
+        self.recipe.bulky = self.recipe.op is not None and sum(map_builtin(size_of, frames)) > OUT_OF_BAND
         result = b"RESULT", self.id, b"%d" % lo, b"%d" % count, b"%d" % last, *frames
         with self.node.lock:  # until this is said, we are who will answer it
             self.open.cut(lo, lo + count)
@@ -4206,8 +4208,8 @@ class Root(Node):
         """Wait for what is under way, then end the pool."""
         try:
             self.drain()
-            for facts in self.hosts.values():
-                if "state" not in facts:
+            for facts in list(self.hosts.values()):
+                if "state" not in facts and self.broken is None:
                     logger.info("host %s was not there yet when all was done", facts["host"])
             self.closing = True
             self.send(b"STOP")
