@@ -1848,8 +1848,9 @@ class Guest(Job):
                 self.outcomes.append((lo, count, values, failures))
         self.flush()
 
-    def flush(self):
-        """Send what was collected, if it is time: when nothing is left here, the last message says so."""
+    def flush(self, aside=False):
+        """Send what was collected, if it is time: when nothing is left here, the last message says so. aside: without
+        the operation of a reduction, which is the user's code: this thread, or another, may be amid a task."""
         if self.left and time.monotonic() - self.flushed < self.pause:
             if self.postpones:  # what is run next may take long: who sleeps on the socket reckons anew how long
                 self.node.rouse(deputy=self.node.watching > MAX_FLUSH)
@@ -1864,7 +1865,8 @@ class Guest(Job):
                 self.ended = last
                 outcomes, self.outcomes, self.flushed = self.outcomes, [], time.monotonic()
                 self.flushes += not last and self.recipe is not CALLS
-            unsent = self.join(outcomes) or [(self.hi, 0, [], {})]  # all went before, or was given away
+            joined = outcomes if aside and self.recipe.op else self.join(outcomes)
+            unsent = joined or [(self.hi, 0, [], {})]  # all went before, or was given away
             try:
                 while unsent:
                     self.send(*unsent[0], last and len(unsent) == 1)
@@ -3784,7 +3786,7 @@ class Node:
             self.send_all(*news,  # at once: no CANCEL comes between
                           (b"TASK", task_id, span.avoid, b"%d" % self.rich, *bounds, b"%d" % span.singly, *frames))
         if isinstance(job, Guest) and job.left == 0:
-            job.flush()
+            job.flush(aside=True)
         return True
 
     def pack(self, span):
@@ -4556,7 +4558,7 @@ class Worker(Node):
         """Send results that wait for others, if it is time."""
         for guest in list(self.guests.values()):
             if guest.postpones:
-                guest.flush()
+                guest.flush(aside=True)
 
     def wish(self):
         """That we are HUNGRY, as a list of messages; it is empty if that was said and stays said."""

@@ -2484,6 +2484,22 @@ def test_a_slice_takes_as_long_as_its_results_would_wait_when_it_has_come_from_e
     assert len(node.named(b"RESULT")) == sent
 
 
+def test_the_deputy_runs_no_operation_when_parts_of_a_reduction_are_to_go():
+    """It is the user's code, which is not to run beside a task; the parts go as they are."""
+    worker, threads = HandWorker(), set()
+    guest = worker.guests[b"0.root:0/0"] = minscoop.Guest(worker, b"0.root:0/0", 0, 3, None)
+    guest.recipe = minscoop.Recipe(identity, lambda a, b: threads.add(threading.get_ident()) or a + b)
+    guest.deliver(0, 1, [1], {})
+    guest.deliver(1, 1, [2], {})
+    guest.flushed = -math.inf
+    with concurrent.futures.ThreadPoolExecutor(1) as deputy:
+        deputy.submit(worker.stand_in).result(WAIT)
+    assert not threads and not guest.outcomes
+    guest.deliver(2, 1, [3], {})
+    parts = [message for message in worker.sent if message[0] == b"RESULT"]
+    assert [message[2:5] for message in parts] == [(b"0", b"1", b"0"), (b"1", b"1", b"0"), (b"2", b"1", b"1")]
+
+
 def test_a_recipe_is_opened_once_when_its_pickle_comes_again():
     """Many tasks of one map share the callable, and what was learnt about it."""
     frame = minscoop.Recipe(identity, operator.add).encode()
