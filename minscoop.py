@@ -6357,7 +6357,7 @@ class Executor(Interface):
             profile = os.path.abspath(profile)
             os.makedirs(profile, exist_ok=True)
         self._main = Main.of_this_process()
-        self._main.by_name_only = options["mixed"]
+        self._main.by_name_only = options["mixed"] or any(other._main.by_name_only for other in executors)
         if this_worker is None:
             self._main.adopt()
         if max_workers == 0:

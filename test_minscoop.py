@@ -1045,6 +1045,19 @@ def test_a_local_class_is_itself_when_it_returns(pool, make):
     assert pool.submit(identity, cls).result(WAIT) is cls
 
 
+def grown(cls):
+    """It, changed."""
+    cls.size = 99
+    return cls
+
+
+def test_a_local_class_is_as_it_was_when_a_task_has_changed_its_own(pool):
+    """What the program has is newer."""
+    cls = type(make_singleton().one)
+    cls.size = 2
+    assert pool.submit(grown, cls).result(WAIT) is cls and cls.size == 2
+
+
 def make_singleton():
     """A class that makes one instance, which it keeps itself."""
     class Only:
@@ -1088,7 +1101,26 @@ def make_constant():
     return Constant
 
 
+def make_with_arguments(name, how):
+    """An instance that its class keeps; pickle has arguments for its ``__new__``, which does not do without."""
+    class Sized:
+        def __new__(cls, size):
+            self = super().__new__(cls)
+            self.size = size
+            return self
+    setattr(Sized, name, how)
+    Sized.one = Sized(2)
+    return Sized.one
+
+
+ARGUMENTS = {  # methods by which pickle has them
+    "__getnewargs__": lambda self: (self.size,), "__getnewargs_ex__": lambda self: ((), {"size": self.size}),
+    "__reduce__": lambda self: (type(self), (self.size,)),
+    "__reduce_ex__": lambda self, protocol: (type(self), (self.size,)),
+}
 MEMBERS = {
+    **{f"made by {name}": (functools.partial(make_with_arguments, name, how), lambda obj: obj.size == 2)
+       for name, how in ARGUMENTS.items()},
     "whose class is sealed": (lambda: make_constant()(), lambda obj: obj.size == 2),
     "singleton": (lambda: make_singleton()(), lambda obj: obj is type(obj)() and obj.size == 2),
     "registered with its base": (lambda: make_registered()(), lambda obj: obj.below == {"Derived": type(obj)} and
@@ -1645,6 +1677,14 @@ def test_a_name_error_says_why_when_the_script_binds_the_name_under_its_guard(sc
                 except NameError as error: print("(the script binds scale under" in str(error.__cause__))
     """))
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["True", "False"], "")
+
+
+@pytest.mark.parametrize("path", [None, "/nowhere/script.py", sys.executable])
+def test_a_name_error_is_as_it_was_when_the_script_cannot_be_read(monkeypatch, path):
+    """There is none at a prompt; or it has been moved, or is no text just now."""
+    monkeypatch.setattr(minscoop, "main", minscoop.Main(path))
+    error = minscoop.decode_failure(*minscoop.encode_failure(NameError("name 'x' is not defined"), "the call of f"))
+    assert type(error) is NameError and "the script binds" not in str(error.__cause__)
 
 
 def test_classes_are_made_anew_when_their_metaclass_has_told_pickle_how(script):
@@ -2465,13 +2505,17 @@ def test_slices_get_smaller_when_a_task_comes_to_its_end():
 LONGER = [10, 20, 40, 80, 160, 250, 250]
 
 
-@pytest.mark.parametrize("op, fn, expected, sent", [
-    (None, str, LONGER, 7), (None, None, [10] * 7, 7), (operator.add, str, LONGER, 7),
-    (operator.add, lambda i: str(i) * minscoop.OUT_OF_BAND, [10] + [250] * 6, 1),
-], ids=["map", "calls", "reduction", "large reduction"])
-def test_a_slice_takes_as_long_as_its_results_would_wait_when_it_has_come_from_elsewhere(op, fn, expected, sent):
+@pytest.mark.parametrize("op, fn, size, expected, sent", [
+    (None, str, 1000, LONGER, 7), (None, None, 1000, [10] * 7, 7), (operator.add, str, 1, LONGER, 7),
+    (operator.add, str, 500, [10, 20, 40, 80, 160, 320, 500], 7),
+    (operator.add, lambda i: str(i) * minscoop.OUT_OF_BAND, 1, [10] + [250] * 6, 1),
+    (operator.add, lambda i: bytearray(minscoop.OUT_OF_BAND + 1), 500, [10] + [500] * 6, 1),
+    (None, lambda i: str(i) * minscoop.OUT_OF_BAND, 1, LONGER, 7),
+], ids=["map", "calls", "reduction", "reduction in a large pool", "large reduction", "of buffers", "large results"])
+def test_a_slice_takes_as_long_as_its_results_would_wait_when_it_has_come_from_elsewhere(op, fn, size, expected, sent):
     """Longer each time, but for calls; of a reduction whose parts are large only the first goes before the end."""
     node = HandNode(b"0.1")
+    node.size = size
     guest = node.guests[b"0.root:0/0"] = minscoop.Guest(node, b"0.root:0/0", 0, 10, None)
     guest.recipe = minscoop.Recipe(fn, op) if fn else minscoop.CALLS
     with mock.patch.multiple(guest.recipe, pace=0.9999e-3, grain=10 ** 6):
@@ -2480,6 +2524,8 @@ def test_a_slice_takes_as_long_as_its_results_would_wait_when_it_has_come_from_e
             grains.append(guest.grain)
             guest.flushed = -math.inf
             guest.deliver(i, 1, [(fn or str)(i)], {})
+        guest.flushes *= 10 ** 4
+        assert guest.grain == (10 if fn is None else max(250, size) if op else 250)
     assert grains == expected
     assert len(node.named(b"RESULT")) == sent
 
@@ -3814,6 +3860,24 @@ def test_ctrl_c_waits_once_only_when_something_must_be_done_as_a_whole(handler):
         assert done == [1] if own else [1, 2]
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_waits_when_the_root_gives_or_sends(monkeypatch):
+    """What is in hand would be lost, and a message of which a part is sent would end all."""
+    root, done = VirtualRoot(mock.Mock()), []
+
+    def press(*args):
+        signal.raise_signal(signal.SIGINT)
+        done.append(args)
+        return True
+    monkeypatch.setattr(root, "ship", press)
+    monkeypatch.setattr(minscoop, "transmit", press)
+    job = minscoop.Mapping(root, minscoop.Recipe(identity), [range(9)])
+    root.wanted, root.socket = 1, mock.Mock()
+    pytest.raises(KeyboardInterrupt, root.give)
+    assert len(done) == 1 and not root.in_hand and job.spans
+    pytest.raises(KeyboardInterrupt, minscoop.Root.send_all, root, (b"STOP",))
+    assert len(done) == 2 and not root.sending
 
 
 def test_results_are_read_as_they_came_when_any_order_will_do():
@@ -6086,6 +6150,11 @@ def test_functions_travel_by_name_when_versions_are_mixed(ssh, script, other_pyt
     """), minor) == "CannotSend True\n"
 
 
+def lambda_of(x):
+    """A function that has no name."""
+    return lambda: x
+
+
 def test_lambdas_travel_again_when_a_mixed_pool_has_ended():
     """What --mixed rules out is ruled out for that Executor: neither before nor after it for others that live."""
     def fails(executor):
@@ -6093,6 +6162,8 @@ def test_lambdas_travel_again_when_a_mixed_pool_has_ended():
     with minscoop.Executor(1) as executor:
         with minscoop.Executor(1, mixed=True) as mixed:
             assert fails(mixed)
+            with pytest.raises(minscoop.CannotSend):  # nor by workers
+                mixed.submit(lambda_of, 1).result(WAIT)
             with minscoop.Executor(0):
                 pass
             assert fails(mixed)
