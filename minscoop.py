@@ -2897,8 +2897,8 @@ class Broker:
             self.pass_on(host)
 
     def on_COUNT(self, sender, idle):
-        """Count the workers that have said that they would take work, and no more."""
-        idle = sum(link.demand * link.width for link in self.hungry.values())
+        """Count the workers that would take work, but those that asked for it before they were done with theirs."""
+        idle = sum(link.demand * link.width for link in self.hungry.values() if not link.items)
         self.send(sender, b"COUNT", b"%d" % idle)
 
     # -- the end

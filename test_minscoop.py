@@ -2681,6 +2681,18 @@ def test_a_task_goes_to_another_host_when_it_failed_on_one():
     assert desk("0.root TASK 0.root:1/0 4 0 0 1 0 x") == ["4 TASK 0.root:1/0 4 0 0 1 0 x"]
 
 
+def test_only_who_has_nothing_is_counted_when_the_root_asks_who_is_idle():
+    """Who asks for more before it is done, and then takes long, is busy."""
+    desk = Desk(2)
+    desk("0.1 HUNGRY 1")
+    assert desk("0.root COUNT 0") == ["0.root COUNT 1"]
+    desk("0.root TASK 0.root:0/0 - 0 0 2 0 x")
+    desk("0.1 HUNGRY 1")
+    assert desk("0.root COUNT 0") == ["0.root COUNT 0"]
+    desk("0.1 RESULT 0.root:0/0 0 2 1 x")
+    assert desk("0.root COUNT 0") == ["0.root COUNT 1"]
+
+
 def test_a_task_goes_to_who_holds_least_when_nobody_is_hungry():
     """What was given for one that has died meanwhile still finds a place, rather not its giver's."""
     desk = Desk(2)
