@@ -142,7 +142,8 @@ ATTEND = 10e-3       # s that a message may lie there, until a worker looks betw
 FLUSH = 10e-3        # s of results collected before the first of a task travel. Smaller: more messages for the
                      # owner; larger: the reader of a lazy map sees its first results later
 MAX_FLUSH = 0.25     # s of results collected at most: each time they wait twice as long. Smaller: 2 % of the time of
-                     # two workers went into messages; larger: results lie about
+                     # two workers went into messages; larger: results lie about. Parts of a reduction: if that is
+                     # more, 1 ms for each worker of the pool
 ASK_EARLY = 12e-3    # s of work left when a worker asks for more. Smaller than a round trip (0.5 ms) and what its
                      # giver is just at: it idles; larger: it hoards what others could run
 TOO_LATE = 0.1e-3    # s of work left when asking goes with the last result. Smaller: one more message for each task;
@@ -200,7 +201,8 @@ RETURNS = 10         # times that a host is logged in to again, after we were st
 BROKER_DEATHS = 40   # deaths of brokers of one host within SILENCE, after which the host gives up
 LOOK = 0.25          # s between looks at what is done, for the progress line. Smaller: it costs and flickers
 PROGRESS_DELAY = 1.0  # s after which the line appears: what is done by then needs none
-PLAIN_PAUSE = 10.0   # s between lines of progress where there is no terminal. Smaller: they fill log files
+PLAIN_PAUSE = 10.0   # s between lines of progress where there is no terminal, and until a wait at the end that may be
+                     # for ever is told. Smaller: they fill log files
 STARTUP_DEATHS = 3   # deaths in a row before a worker got ready, after which none is started any more
 
 
@@ -279,7 +281,8 @@ class RemoteTraceback(Exception):
 #                                                           From the root also unasked: see Root.called_for
 #   SPLIT    holder → owner      id lo hi new               it gives the items lo..hi away, as task `new`
 #   SINGLY   holder → owner      id                         cannot be unpickled as a whole: send item by item
-#   RESULT   holder → owner      id lo count last body      results from lo on; `last`: it holds no more of it
+#   RESULT   holder → owner      id lo count last body      results from lo on, of a reduction one for all of them;
+#                                                           `last`: it holds no more of it
 #   MANY     broker → owner      owner new done body        SPLITs and RESULTs of a host in one; the ids of the parts
 #                                                           split off, and of the tasks that are no longer held
 #   CANCEL   owner → holder      id                         nobody wants the rest; from the broker: the owner died
@@ -310,7 +313,7 @@ class RemoteTraceback(Exception):
 #   PROFILE  worker → root       worker stats               its profile
 #   STACKS   root → broker                                  let all workers say where they are; the keeper hears of it
 #                                                           by a signal
-#   COUNT    both ways           idle                       the root asks how many workers would take work; so many
+#   COUNT    both ways           idle                       the root asks how many workers have nothing to do; so many
 #
 # Below these: an empty message tells a node that it has connected, and a broker that a node has done so anew, so that
 # messages may be lost; BUNDLE is several messages at once; between hosts, what is large comes in several PIECEs, which
@@ -921,10 +924,9 @@ def in_stages(cls, ident, attributes):
                for name in ("__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__"))
     makers = ("__init_subclass__", "__new__", "__init__") if bare else ("__init_subclass__",)
     for name, value in attributes.items():
-        special = name.startswith("__") and isinstance(value, (types.FunctionType, staticmethod))
-        method = isinstance(value, (types.FunctionType, staticmethod, classmethod))
-        stages[0 if name in ("__hash__", "__eq__") else 3 if name in makers else
-               1 if special else 2 if method else 3][name] = value
+        method = name not in makers and isinstance(value, (types.FunctionType, staticmethod, classmethod))
+        special = method and name.startswith("__") and not isinstance(value, classmethod)
+        stages[0 if name in ("__hash__", "__eq__") else 1 if special else 2 if method else 3][name] = value
     return [Made(set_attributes, (cls, ident, stage)) for stage in stages]
 
 
@@ -4325,7 +4327,7 @@ class Root(Node):
             self.profile.add(stats_of(stats))
 
     def on_COUNT(self, idle):
-        """So many workers would take work."""
+        """So many workers have nothing to do."""
         self.idle_workers = int(idle)
 
 
@@ -6345,7 +6347,7 @@ class Executor(Interface):
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, not {initializer!r}")
         self._ended = threading.Event()
-        options = plan(max_workers, hosts, listen, options, options.pop("_check", False))
+        options = plan(max_workers, hosts, listen, options, options.pop("_check", False))  # of check_hosts
         wishes = {"summary": summary, "report": report and writable(report), "trace": trace and writable(trace),
                   "record": 2 if report or trace else int(summary)}
         if report and trace and wishes["report"] == wishes["trace"]:

@@ -1666,7 +1666,6 @@ def test_who_binds_a_global_again_is_warned_when_a_function_uses_it(script):
 def test_a_name_error_says_why_when_the_script_binds_the_name_under_its_guard(script):
     """But not when nobody does."""
     done = launch("-n", 1, script("""
-        import traceback
         from minscoop import futures
         def scaled(x): return x * scale
         def mistyped(x): return x * scael
