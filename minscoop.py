@@ -19,23 +19,23 @@ Futures emanate from workers: any task may create tasks and wait for them, to an
 
 * The **root** is the process the user started: its terminal, Ctrl-C and exit code are the script's own.
 * A **keeper**, one per host, is a clean process without threads or ØMQ contexts: it forks the broker and the
-  workers, learns each death at once with its status, and replaces the dead. Its stdin is its lifeline:
-  when that closes, by whatever, it ends everything there. The root's one also forks a **launcher** per
-  other host, which runs the remote command and hands this file over to the **agent** at its other end.
-* The **broker** brings those who are HUNGRY together with those who give a TASK, remembers who holds
-  which task, and tells the owner when a holder dies. It is a state machine without I/O; the
-  **switchboard** around it has its sockets. To its broker above, a host looks like one large worker. If
-  it dies itself, another takes over, and holds a census: who is there, and who holds what?
-* A **worker** has one socket, to its broker. One thread at a time holds its baton and runs user code; a
-  task that waits parks its thread, and another goes on. A deputy thread answers during long calls.
+  workers, learns of each death at once, with its status, and replaces the dead. Its stdin is its lifeline:
+  when that closes, for whatever reason, the keeper ends everything on its host. The root's keeper also forks a
+  **launcher** per other host, which runs the remote command and hands this file to the **agent** at its far end.
+* The **broker** matches nodes that are HUNGRY for work with nodes that have a TASK to give, remembers who
+  holds which task, and tells the owner when a holder dies. It is a state machine without I/O; the
+  **switchboard** around it has its sockets. To the broker above, a host looks like one large worker. If a
+  broker dies, another takes over and holds a census: who is there, and who holds what?
+* A **worker** has one socket, to its broker. One thread at a time holds the worker's baton and runs user code; a
+  task that waits parks its thread, and another thread goes on. A deputy thread answers during long calls.
 * The **owner** of a task (the root or a worker) keeps its callable and arguments until the result is
   in. That is the whole basis of recovery.
 
-Work stays where it was made until somebody is hungry; then the oldest is given away, the newest is run
-(Blumofe and Leiserson, "Scheduling multithreaded computations by work stealing", JACM 1999). A map is
-one range: the root gives each worker an equal share, and who has some splits that on demand (Tzannes,
-Caragea, Barua, Vishkin, "Lazy binary-splitting", PPoPP 2010). A submit is a range of one call. What is
-large travels through shared memory within a host.
+Work stays where it was made until somebody else is hungry: a worker runs its newest work, and gives away its
+oldest (Blumofe and Leiserson, "Scheduling multithreaded computations by work stealing", JACM 1999). A map
+is one range: the root gives each worker an equal share, which its holder splits on demand (Tzannes, Caragea,
+Barua, Vishkin, "Lazy binary-splitting", PPoPP 2010). A submit is a range of one call. Within a host, large
+objects travel through shared memory.
 
 Licence: MIT, (c) 2026 the minscoop authors. Needs CPython 3.8 or newer, pyzmq 22 or newer, Linux or macOS.
 
@@ -50,14 +50,14 @@ Sections, in reading order:
 """
 import gc
 import signal
-import _signal  # its functions take a tenth of the time: they do not look for names
+import _signal  # its functions take a tenth of the time of signal's, which look for an enum's names
 
 _AS_SCRIPT = __name__ == "__main__"
 if _AS_SCRIPT:
     __name__ = "minscoop"  # classes defined below must pickle under a name that every process can import
-    gc.disable()  # until the program runs: what comes into being now, stays, and to look through it takes 5 ms
+    gc.disable()  # until the program runs: what is created now stays, and a collection would search it for 5 ms
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until then, too: Ctrl-C just ends it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # likewise until then: Ctrl-C just ends this process
 
 import abc
 import array
@@ -109,13 +109,13 @@ import zlib
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError, TimeoutError
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 
-# A script named as one of these, glob.py for instance, is imported in its place from its own directory.
+# A file named like one of these modules (glob.py, say) beside the script or this file is imported in its place.
 for _path in [getattr(module, "__file__", None) or "" for module in list(globals().values())]:
     if _path and os.path.dirname(_path) in {*sys.path[:1], os.path.dirname(__file__)} - {os.path.dirname(os.__file__)}:
         raise ImportError(f"{_path} hides a module of Python's own: rename it")
 
 sys.modules["minscoop"] = sys.modules["__main__" if _AS_SCRIPT else __name__]
-if sys.modules["minscoop"].__dict__ is not globals():  # python -m cProfile runs programs in a namespace of no module
+if sys.modules["minscoop"].__dict__ is not globals():  # python -m cProfile runs programs in a bare namespace
     sys.modules["minscoop"] = types.ModuleType("minscoop")
     sys.modules["minscoop"].__getattr__ = lambda name: globals()[name] if name in globals() else __getattr__(name)
 _CODE = sys._getframe().f_code  # of this module, for the keeper
@@ -134,76 +134,76 @@ map_builtin = map  # the module's own `map`, in section 15, takes the name
 #
 # Seconds, bytes or counts. All time is measured with monotonic clocks.
 
-SLICE = 0.25         # s of a map run in one go, unless the deputy cuts it. Smaller: the time between slices shows (0.2
-                     # ms: little of this file is still in the processor's caches; with 50 ms, tasks of 10 ms took 0.4
-                     # % longer); larger: results lie about, and more is run twice when a worker dies
-ATTEND = 10e-3       # s that a message may lie there, until a worker looks between two slices, or else its deputy does.
-                     # Smaller: they interrupt each other; larger: others wait for an answer
-FLUSH = 10e-3        # s of results collected before the first of a task travel. Smaller: more messages for the
-                     # owner; larger: the reader of a lazy map sees its first results later
-MAX_FLUSH = 0.25     # s of results collected at most: each time they wait twice as long. Smaller: 2 % of the time of
-                     # two workers went into messages; larger: results lie about. Parts of a reduction: if that is
-                     # more, 1 ms for each worker of the pool
-ASK_EARLY = 12e-3    # s of work left when a worker asks for more. Smaller than a round trip (0.5 ms) and what its
-                     # giver is just at: it idles; larger: it hoards what others could run
-TOO_LATE = 0.1e-3    # s of work left when asking goes with the last result. Smaller: one more message for each task;
-                     # larger: the wait for the next
-TICK = 40e-3         # s between looks of the deputy at what could be given away, while others want some. Smaller: it
+SLICE = 0.25         # s of a map run in one go, unless the deputy cuts it short. Smaller: the work between slices shows
+                     # (0.2 ms, since little of this file is still in the processor's caches; with 50 ms, tasks of 10
+                     # ms took 0.4 % longer); larger: results wait, and more is run twice when a worker dies
+ATTEND = 10e-3       # s that a message may wait until a worker looks for it between two slices, or else its deputy
+                     # does. Smaller: the two interrupt each other; larger: others wait for an answer
+FLUSH = 10e-3        # s for which the first results of a task are collected before they are sent. Smaller: more
+                     # messages for the owner; larger: the reader of a lazy map sees its first results later
+MAX_FLUSH = 0.25     # s for which results are collected at most: the wait doubles with each message. Smaller: messages
+                     # took 2 % of the time of two workers; larger: results wait. For parts of a reduction it is 1 ms
+                     # per worker of the pool, if that is more
+ASK_EARLY = 12e-3    # s of work left at which a worker asks for more. Smaller than a round trip (0.5 ms) plus what the
+                     # giver is just busy with: it idles; larger: it hoards what others could run
+TOO_LATE = 0.1e-3    # s of work left below which the request goes with the last result instead. Smaller: one more
+                     # message per task; larger: the wait for the next task shows
+TICK = 40e-3         # s between the deputy's looks at what could be given away, while others want work. Smaller: it
                      # wakes up for nothing, which hundreds of workers on a host feel; larger: others wait longer
-SWITCH = 1e-3        # s that a task in Python code keeps the interpreter's lock from the deputy, who lets it go and
-                     # needs it again some eight times for an answer. Smaller: threads of tasks switch without need;
-                     # larger (Python's own 5e-3): others wait for 40 ms
-HOLD = 2e-6          # s, times the workers of the pool: how long a host's broker collects what several workers say to
-                     # one owner. Smaller: the top one is busy all the time (25 us a message); larger: results are late
+SWITCH = 1e-3        # s for which a task in Python code keeps the interpreter's lock from the deputy, which releases
+                     # the lock and needs it again some eight times per answer. Smaller: threads of tasks switch without
+                     # need; larger (Python's own 5e-3): others wait for 40 ms
+HOLD = 2e-6          # s per worker of the pool: how long a host's broker collects what its workers say to one owner.
+                     # Smaller: the top broker is always busy (25 us a message); larger: results are late
 PATROL = 1.0         # s between looks at things that report no event (is the keeper alive?)
 GRACE = 2.0          # s that the end of a pool may take before what is left is killed
-MAX_INLINE = 32      # tasks run on top of one stack. Larger: Python's recursion limit (1000) is met by
-                     # programs that recurse modestly; smaller: more threads for deep chains
-MAX_WAITING = 1000   # threads of a worker whose tasks wait: beyond, a call that calls itself without end is suspected.
-                     # Fewer: deep chains of tasks end in RecursionError (32 000 are possible); more: so does memory
-MAX_PARKED = 200     # parked threads at which a worker asks for no more work of others
+MAX_INLINE = 32      # tasks run on top of each other on one stack. Larger: programs that recurse modestly hit Python's
+                     # recursion limit (1000); smaller: more threads for deep chains
+MAX_WAITING = 1000   # threads of a worker whose tasks wait, beyond which endless recursion is suspected. Fewer: deep
+                     # chains of tasks end in RecursionError (32 000 are possible); more: memory runs out first
+MAX_PARKED = 200     # parked threads at which a worker stops asking others for work
 SPARE_THREADS = 4    # threads kept for reuse when their task is done
-MAX_BODY = 4 << 20   # bytes of arguments sent in one message, if that is more than one item
-OUT_OF_BAND = 1 << 16  # bytes from which a buffer travels in a frame of its own, without a copy
+MAX_BODY = 4 << 20   # bytes of arguments in one message, at most, unless it has a single item
+OUT_OF_BAND = 1 << 16  # bytes from which a buffer has a frame of its own, and a frame is sent and received uncopied
 SHARED = 1 << 18     # bytes from which a frame travels through shared memory within a host. Smaller: making a
                      # file and mapping it (0.1 ms) costs more than it saves
-MAPPINGS = 256       # file descriptors in use up to which memory is mapped; each mapping needs one. Above: it is read
-READ_AHEAD = 4       # inputs of unknown number pulled ahead of the reader, per worker, at first
-MAX_READ_AHEAD = 1 << 16  # and at most, when the reader takes them fast
-MANY_RESULTS = 1000  # in one message, from which on they are let go of together. Fewer: large ones stay in memory that
-                     # have been read; more: reading a map of tiny ones takes 18 ns longer for each
-OUTPUT_AHEAD = 1 << 20  # bytes that a host's workers print ahead of the root's screen. Smaller: they wait for a
+MAPPINGS = 256       # file descriptors in use up to which shared memory is mapped (one each); above, it is read
+READ_AHEAD = 4       # inputs pulled ahead of a map's reader if their number is unknown: per worker, at first
+MAX_READ_AHEAD = 1 << 16  # and in all, at most, when the reader is fast
+MANY_RESULTS = 1000  # in one message, from which on they are freed together. Fewer: large results stay in memory after
+                     # they were read; more: reading a map of tiny ones takes 18 ns longer for each
+OUTPUT_AHEAD = 1 << 20  # bytes that a host's workers may print ahead of the root's screen. Smaller: they wait for a
                      # round trip; larger: memory of the root, if it is slow
 HEARTBEAT = 3.0      # s between signs of life of two brokers. Smaller: messages for nothing; larger: see SILENCE
 SILENCE = 12.0       # s without any sign after which a host is lost. Smaller: a busy network loses hosts; larger:
                      # its tasks start again that much later
-PIECE = 1 << 17      # bytes of a message that travel as one between hosts, and are a sign of life when they are there.
-                     # Smaller: more messages; larger: a link that needs SILENCE for them (11 KB/s) loses its host
-PATIENCE = 0.3       # s that who said it has more may take to give it. Smaller: others are asked in vain; larger:
-                     # they are idle while it computes without releasing the interpreter's lock
-TCP_PATIENCE = 1.0   # s in which a TCP address of the root has to answer, or the remote command carries the data
+PIECE = 1 << 17      # bytes per piece of a large message between hosts; each that arrives is a sign of life. Smaller:
+                     # more messages; larger: a link that needs SILENCE for one (11 KB/s) loses its host
+PATIENCE = 0.3       # s that a node which said it has more may take to give it. Smaller: others are asked in vain;
+                     # larger: the hungry idle while it computes without releasing the interpreter's lock
+TCP_PATIENCE = 1.0   # s in which a TCP address of the root has to answer; else the remote command carries the data
 LOGIN_PATIENCE = 60.0  # s that a remote command may take until Python answers (a batch system may be slow)
-MESSAGES = 64        # that a broker takes from a socket before it looks at others and answers. Smaller: more messages
-                     # that travel alone; larger: others wait longer
+MESSAGES = 64        # taken by a broker from one socket before it looks at others and answers. Smaller: more messages
+                     # travel alone; larger: other sockets wait longer
 LOGINS = 8           # at a time; sshd begins to refuse at 10 (MaxStartups)
-CENSUS_PATIENCE = 5.0  # s that a census waits for a worker. Smaller: who computes without releasing the interpreter's
-                     # lock is not heard; larger: the others wait that long
-RECORDS = 0.25       # s between RECORDs of a worker, if they are wanted, and 1 ms for each worker of the pool. Smaller:
+CENSUS_PATIENCE = 5.0  # s that a census waits for a worker; at the top, twice that. Smaller: one that computes without
+                     # releasing the interpreter's lock is not heard; larger: the others wait that long
+RECORDS = 0.25       # s between a worker's RECORDs, if they are wanted, plus 1 ms per worker of the pool. Smaller:
                      # more messages; larger: more is lost with a worker
-MAX_EVENTS = 40000   # tasks in a report, those merged with their neighbours counted as one; the workers together send
-                     # as many in three seconds. Smaller: less is seen; larger: slow pages, and memory of the root
+MAX_EVENTS = 40000   # tasks in a report, those merged with their neighbours counted as one; the workers together take
+                     # 3 s or more to send as many. Smaller: less is seen; larger: slow pages, and memory of the root
 ANSWER = 0.5         # s that workers have to write down their stacks. Smaller: not all do; larger: the keeper, which
-                     # waits for them, sees deaths later
-DESCRIPTORS = 30     # that have to be free in a process. Fewer than it needs: libzmq may abort it
+                     # waits for them, notices deaths later
+DESCRIPTORS = 30     # file descriptors that have to be free in a process. Fewer than it needs: libzmq may abort it
 JOIN_PATIENCE = 600.0  # s that --join waits for its file, since jobs start in any order
-RETURNS = 10         # times that a host is logged in to again, after we were stopped. Fewer: who suspends a run often
-                     # loses it; more: a host that ends at once is tried for that long
-BROKER_DEATHS = 40   # deaths of brokers of one host within SILENCE, after which the host gives up
+RETURNS = 10         # times that a host is logged in to again after the run was suspended. Fewer: a run that is often
+                     # suspended loses hosts; more: a host that ends at once is tried for that long
+BROKER_DEATHS = 40   # deaths of a host's brokers within SILENCE, beyond which the host gives up
 LOOK = 0.25          # s between looks at what is done, for the progress line. Smaller: it costs and flickers
 PROGRESS_DELAY = 1.0  # s after which the line appears: what is done by then needs none
-PLAIN_PAUSE = 10.0   # s between lines of progress where there is no terminal, and until a wait at the end that may be
-                     # for ever is told. Smaller: they fill log files
-STARTUP_DEATHS = 3   # deaths in a row before a worker got ready, after which none is started any more
+PLAIN_PAUSE = 10.0   # s between lines of progress where there is no terminal (smaller: they fill log files); and until
+                     # the user is told that the end of the run may wait for ever
+STARTUP_DEATHS = 3   # workers in a row that die before they are ready, after which no more are started
 
 
 def usable_cores():
@@ -227,7 +227,7 @@ def usable_cores():
 # 2  Errors
 
 
-FAULTS = (Exception, SystemExit, GeneratorExit)  # what an object may raise when pickled; Ctrl-C is not its own
+FAULTS = (Exception, SystemExit, GeneratorExit)  # what user code such as a __reduce__ may raise; Ctrl-C is not its own
 
 
 class MinscoopError(Exception):
@@ -251,11 +251,11 @@ class WorkerLost(MinscoopError, concurrent.futures.BrokenExecutor):
 class PoolError(MinscoopError, concurrent.futures.BrokenExecutor):
     """The pool as a whole cannot start or cannot go on; the text says why."""
 
-    told = False  # to the program, which has asked a future for it
+    told = False  # whether a future has handed it to the program
 
 
 class RemoteTraceback(Exception):
-    """The traceback text of the process where an exception was raised: its ``__cause__`` here."""
+    """Traceback text from the process where an exception was raised; here that exception's ``__cause__``."""
 
     def __str__(self):
         return f'\n"""\n{self.args[0]}"""'
@@ -265,24 +265,24 @@ class RemoteTraceback(Exception):
 # 3  Messages
 #
 # A message is a list of frames: its name, then the fields below, numbers as decimal digits; `body` is
-# the rest, opaque to every broker. "Node" is the root or a worker. Each has one handler, on_<NAME>.
+# the rest, opaque to every broker. A node is the root or a worker. Each message has one handler, on_<NAME>.
 #
 #   name     from → to           fields                     why it is sent
 #   HELLO    node → broker       facts                      it is there; answered by what it missed: CONSTs, SIZE, STOP;
 #                                                           to the root also HOSTs and FAILED
-#   HUNGRY   both ways           count width                the sender would take that many tasks; said once. From
-#                                                           a broker: each for so many workers (else for one)
-#   DRY      node → broker                                  it said it had more, but has none; will remember
+#   HUNGRY   both ways           count width                the sender would take that many tasks; said only once. From
+#                                                           a broker: each for `width` workers (else for one)
+#   DRY      node → broker                                  it said it had more, but has none; it remembers the HUNGRY
 #   IDLE     worker → broker     tasks                      nothing to do, having received so many TASKs; void if
-#                                                           another is on its way. A broker below says it of its host
-#   TASK     giver → taker       id avoid more lo hi        the items lo..hi of a job, to be run; `avoid`: the
-#                                singly body                host where it failed; `more`: the giver has more. If it
-#                                                           is several, what was asked of the taker before is void.
+#                                                           another is in flight. A broker below says it of its host
+#   TASK     giver → taker       id avoid more lo hi        run the items lo..hi of a job; `avoid`: the host where they
+#                                singly body                failed; `more`: the giver has more; `singly`: one by one.
+#                                                           Several items void what was asked of the taker before.
 #                                                           From the root also unasked: see Root.called_for
 #   SPLIT    holder → owner      id lo hi new               it gives the items lo..hi away, as task `new`
 #   SINGLY   holder → owner      id                         cannot be unpickled as a whole: send item by item
-#   RESULT   holder → owner      id lo count last body      results from lo on, of a reduction one for all of them;
-#                                                           `last`: it holds no more of it
+#   RESULT   holder → owner      id lo count last body      results of `count` items from lo on, of a reduction one for
+#                                                           all of them; `last`: the holder has no more of the task
 #   MANY     broker → owner      owner new done body        SPLITs and RESULTs of a host in one; the ids of the parts
 #                                                           split off, and of the tasks that are no longer held
 #   CANCEL   owner → holder      id                         nobody wants the rest; from the broker: the owner died
@@ -300,39 +300,39 @@ class RemoteTraceback(Exception):
 #                                                           what was not HELD is lost
 #   RECORD   worker → root       worker body                what it ran and when, if that is wanted; may be lost
 #   STOP     root → worker                                  end when all is done
-#   BYE      worker → broker → root                         its last word; to a broker below: it counts as lost
+#   BYE      worker → broker → root                         its last word; to a broker below: you count as lost
 #   HOST     keeper → root       facts                      a host is there, or why it is not (JSON)
 #   SIZE     broker → node       workers                    of the whole pool, whenever that changes
-#   PROBE    broker → broker     anything                   a sign of life; echoed by the upper one: how fast is it
+#   PROBE    broker → broker     anything                   a sign of life; the upper one echoes it, to time the link
 #   PIECE    broker → broker                                a sign of life: a part of a large message, see below
 #   FETCH    worker → root       path                       wanted: a source file, or the names in a directory/
-#   FILE     root → worker       path body                  here it is, or nothing; kept by brokers on the way
+#   FILE     root → worker       path body                  its content, if there is any; brokers on the way keep it
 #   OUTPUT   broker → root       worker stream text         lines that a worker has printed; from the keeper: its stacks
-#   SHOWN    root → broker       host count                 so many characters of them are on the screen
+#   SHOWN    root → broker       host count                 so many bytes of that host's OUTPUT are on the screen
 #   LOG      worker → root       record                     what it has logged (JSON); the keeper's, too
 #   PROFILE  worker → root       worker stats               its profile
-#   STACKS   root → broker                                  let all workers say where they are; the keeper hears of it
-#                                                           by a signal
-#   COUNT    both ways           idle                       the root asks how many workers have nothing to do; so many
+#   STACKS   root → broker                                  have all workers say where they are; the broker tells the
+#                                                           keeper by a signal
+#   COUNT    both ways           idle                       how many workers are idle: asked by the root, then answered
 #
-# Below these: an empty message tells a node that it has connected, and a broker that a node has done so anew, so that
-# messages may be lost; BUNDLE is several messages at once; between hosts, what is large comes in several PIECEs, which
-# have more fields than what the broker hears of them; with PRINTS the keeper hands the broker the ends of pipes.
+# Beneath these: an empty message tells a node that it has connected, and a broker that a node has reconnected, so that
+# messages may be lost; BUNDLE is several messages in one; between hosts, a large message travels as several PIECEs, of
+# which the Broker sees only the name; with PRINTS the keeper hands the broker the ends of pipes.
 #
-# Brokers form a tree: the root's one at the top, one per further host below. To each, the other is a node
-# that wants work and has some; what is for a node elsewhere goes by the host in its name.
+# Brokers form a tree: the root's at the top, one per further host below. To each, the other is a node
+# that wants work and has some; a message for a node elsewhere is routed by the host in the node's name.
 #
 # The id of a task is `owner:serial/lo`: serial counts what the owner shipped, lo is the first item. Parts
 # that are split off keep owner and serial, so that ids are unique without asking anybody. The body of a TASK is the
 # pickle of a Recipe, empty for submitted calls, and the frames of the arguments.
 
 
-# Name and short fields travel in one frame, with NUL between them, since a frame costs as much as handling a field;
-# and messages of one sender to one receiver that are said together travel as one: BUNDLE, their numbers of frames, and
-# their frames. What wakes its receiver only once is answered sooner, too.
+# A message's name and short fields travel in one frame, separated by NUL, since a frame costs as much as handling a
+# field. Messages sent together from one sender to one receiver travel as one: BUNDLE, the number of frames of each, and
+# their frames. This also wakes the receiver only once, so that its answer comes sooner.
 
-# The fields of each message: n is a number, i the id of a task, s a short one, b anything; behind the * is the kind of
-# those that may follow, any number of them. The one without a name is the empty message.
+# The fields of each message: n is a number, i a task's id, s a short field, b anything; after the * comes the kind of
+# any further fields, in any number. The message without a name is the empty one.
 FIELDS = dict(
     {"": ""}, HELLO="*b", HUNGRY="n*n", DRY="", IDLE="n", TASK="issnnsb*b", SPLIT="inni", SINGLY="i",
     RESULT="innsb*b", MANY="sbbb", CANCEL="i", LOST="innnb", CONST="bbb*b", FAILED="b", DIED="ssnnnnb", WHO="n",
@@ -344,8 +344,8 @@ PATTERNS = {"n": rb"\0[0-9]{1,19}", "i": rb"\0[\w.]{1,255}:[0-9]{1,19}/[0-9]{1,1
 
 @functools.lru_cache(None)
 def shape_of(name):
-    """Of a message of this name: least and greatest number of frames, number of those that travel in the first one,
-    what that looks like; and the method that handles it. Raises an error if there is none."""
+    """What a message of this name looks like: (least and greatest number of frames, how many of them are joined into
+    the first, a matcher for these, its handler's name). Raises an error if there is no such message."""
     kinds, _, more = FIELDS[name.decode()].partition("*")
     short = sys.maxsize if more == "n" else 1 + len(kinds.rstrip("b"))
     pattern = name + b"".join(PATTERNS[kind] for kind in kinds) + b"(%s)*" % PATTERNS[more]
@@ -354,7 +354,7 @@ def shape_of(name):
 
 
 def check_shape(message):
-    """Raise an error if this is no message; what comes by a socket may be anything. Returns the name of its handler."""
+    """Return the name of a message's handler. Raises an error if the message is malformed: a socket may bring any."""
     least, most, short, match, handler = shape_of(message[0])
     if not (least <= len(message) <= most and match(b"\0".join(message[:short]))):
         raise ValueError("no such message")
@@ -380,7 +380,7 @@ def readable_now(socket):
 
 
 def receive(socket):
-    """One message that is there: small frames as bytes, large ones uncopied as zmq.Frame."""
+    """Receive a message, which must be there already: small frames as bytes, large ones uncopied, as zmq.Frame."""
     frames = []
     while True:
         frame = socket.recv(NOBLOCK, copy=False)
@@ -397,7 +397,7 @@ def transmit(socket, frames, flags=0):
 
 
 def bundled(messages):
-    """The frames by which messages travel as one."""
+    """The frames of several messages that travel as one."""
     parts = []
     for message in messages:
         short = shape_of(message[0])[2]
@@ -408,7 +408,7 @@ def bundled(messages):
 
 
 def unbundled(frames):
-    """The messages that came as one."""
+    """The messages in frames made by ``bundled``; nonsense is one message, as it is."""
     try:
         parts = [frames]
         if frames[0] == b"BUNDLE":
@@ -416,20 +416,20 @@ def unbundled(frames):
             parts = [list(itertools.islice(rest, int(count))) for count in frames[1].split()]
         return [part[0].split(b"\0") + part[1:] for part in parts]
     except (AttributeError, IndexError, ValueError):
-        return [frames]  # it is nonsense, as will be seen
+        return [frames]  # nonsense, which check_shape will reject
 
 
-# A slow link is busy with a large message for longer than SILENCE, and whatever says that its sender lives waits behind
-# that. So it travels in pieces, one right after the other: PIECE, the message's number, how much of it came before, and
-# a number of frames: the first has the sizes of the message's own, and is empty but in the first piece.
+# A large message may keep a slow link busy for longer than SILENCE, with the sender's signs of life queued behind it.
+# So it travels in pieces, one right after the other: PIECE, the message's number, the offset of this piece, then some
+# frames. The first of these has the sizes of the message's own frames; it is empty in all pieces but the first.
 
 
 def in_pieces(frames):
-    """The messages by which one travels to another host: itself, or its pieces."""
+    """The messages as which one travels to another host: just itself, or its pieces."""
     sizes = list(map_builtin(len, frames))
     if sum(sizes) <= PIECE:
         return [frames]
-    number, place, pieces = time.monotonic_ns(), 0, []  # unlike all before, also those of a broker that has died
+    number, place, pieces = time.monotonic_ns(), 0, []  # unlike all before, also those of a predecessor
     for view in map_builtin(memoryview, frames):
         while view:
             if place % PIECE == 0:
@@ -442,14 +442,14 @@ def in_pieces(frames):
 
 
 class Pieces:
-    """What has come of a message in pieces. Those that follow may be lost, with a connection: then, so is all of it."""
+    """Puts a message together from its pieces. If some are lost, with a connection, the whole message is dropped."""
 
     def __init__(self):
         self.number, self.place, self.sizes, self.whole = None, 0, (), b""
 
     def add(self, frames):
-        """Take what came: a piece, or another message. Returns the message that is complete now, else None. Raises an
-        error for what does not follow."""
+        """Take the next piece, or a message that came whole. Returns a message if one is complete now, else None.
+        Raises an error for a piece that does not follow the one before."""
         head = frames[0].split(b"\0") if isinstance(frames[0], bytes) else ()
         if head[:1] != [b"PIECE"]:
             self.__init__()
@@ -461,7 +461,7 @@ class Pieces:
             self.__init__()
             raise ValueError("pieces before this one were lost")
         for part in frames[2:]:
-            view = memoryview(part).cast("B")  # those of zmq.Frame have no format, by which Python crashes
+            view = memoryview(part).cast("B")  # a zmq.Frame's view has no format, which crashes Python
             self.whole[self.place:self.place + len(view)] = view
             self.place += len(view)
         if self.place < len(self.whole):
@@ -472,14 +472,14 @@ class Pieces:
 
 
 def connect(context, address, name, keys=None, events=0):
-    """A DEALER socket of this name, connected to a broker. Does not wait for it.
+    """Return a DEALER socket of this name that connects to a broker. Does not wait for the connection.
 
-    keys: those of CURVE, for TCP: the server's public one, our public one, our secret one.
-    events: those of the connection that the socket's monitor shall tell, from the first on."""
+    keys: for TCP, those of CURVE: the server's public key, our public key, our secret key.
+    events: which events the socket's monitor is to report, from the very first connection on."""
     dealer = context.socket(zmq.DEALER)
     dealer.linger = 0
-    dealer.sndhwm = dealer.rcvhwm = 0  # a mark would drop or block; demand bounds what is under way
-    dealer.reconnect_ivl = 5           # ms; the broker may be born after us, or anew
+    dealer.sndhwm = dealer.rcvhwm = 0  # a high-water mark would drop or block; demand bounds what is in flight
+    dealer.reconnect_ivl = 5           # ms; the broker may start after us, or be replaced
     dealer.identity = name
     if keys:
         dealer.ipv6 = True
@@ -492,7 +492,7 @@ def connect(context, address, name, keys=None, events=0):
 
 
 def readable(timeout, *descriptors):
-    """Those of some file descriptors that can be read, after at most `timeout` seconds (None: no limit)."""
+    """Return those of these file descriptors that can be read; waits `timeout` seconds at most (None: no limit)."""
     poll = select.poll()  # select() cannot take descriptors from 1024 on
     for descriptor in descriptors:
         poll.register(descriptor, select.POLLIN)
@@ -500,9 +500,9 @@ def readable(timeout, *descriptors):
 
 
 def import_zmq(descriptors=DESCRIPTORS):
-    """Bind the module's global ``zmq``. Not done at the top: meanwhile the keeper starts.
+    """Import the module's global ``zmq``: not at the top of the file, but while the keeper starts.
 
-    descriptors: how many have to be free; the root asks for more than its keeper, so that one of them complains."""
+    descriptors: how many have to be free. More in the root: if its keeper fails, silently, the root is to fail, too."""
     global zmq
     try:
         import zmq
@@ -513,7 +513,7 @@ def import_zmq(descriptors=DESCRIPTORS):
     if zmq.pyzmq_version_info() < (22,):
         raise PoolError(f"pyzmq 22 or newer is needed, found {zmq.__version__}: "
                         f"run '{sys.executable} -m pip install --upgrade pyzmq'")
-    importlib.import_module("zmq.utils.garbage")  # else by pyzmq for the first large frame: maybe from the root, then
+    importlib.import_module("zmq.utils.garbage")  # else pyzmq does at the first large frame, when it may ask the root
     try:
         with contextlib.ExitStack() as stack:
             for _ in range(descriptors):
@@ -531,10 +531,10 @@ def import_zmq(descriptors=DESCRIPTORS):
 
 
 class Chunks(list):
-    """A file for pickle to write to. Large bytes objects are chunks as they are."""
+    """A file for pickle to write to; large bytes objects become chunks without a copy."""
 
     def write(self, data):
-        """Add a chunk; if it is a view, of what may change, then as a copy."""
+        """Add a chunk; a view is copied, since what it shows may change."""
         self.append(bytes(data))
 
 
@@ -556,14 +556,14 @@ def dumps(obj, memory=None, lasting=False):
 
 
 def unpickle(pickled, **options):
-    """``pickle.loads`` of what begins as a pickle; other bytes could claim that billions of objects follow."""
+    """As ``pickle.loads``, but only of what begins like a pickle: other bytes might announce billions of objects."""
     if pickled[:1] != pickle.PROTO:
         raise pickle.UnpicklingError("this is no pickle")
     return pickle.loads(pickled, **options)
 
 
 def loads(frames):
-    """The object of frames as ``dumps`` made them; large buffers are used in place, writable."""
+    """The object in frames made by ``dumps``; large buffers are used in place, writable."""
     pickled, *buffers = map_builtin(content, frames)
     buffers = [bytearray(b) if isinstance(b, bytes) else b for b in buffers]
     try:
@@ -571,25 +571,25 @@ def loads(frames):
     except ModuleNotFoundError:
         if main.loaded:
             raise
-        main.load()  # the script may say where modules are, by sys.path
+        main.load()  # the script may add to sys.path the place where the module is
         return unpickle(pickled, buffers=buffers)
 
 
-# Shared memory: within a host, a large frame is a file in the pool's directory in /dev/shm, which is memory that has
-# names. What travels is a reference to it, which no broker opens. Who reads the frame maps it and removes the name; the
-# memory lives on as long as it is used. A lasting one keeps its name, and is mapped by many: a constant is in a host's
-# memory once. On the way to another host, the broker puts the content in the reference's place. What nobody reads is
-# removed by who gives it up, or, if that one died, at the end of the pool.
+# Shared memory: within a host, a large frame is a file in the pool's directory in /dev/shm, that is, memory with a
+# name. What travels is a reference to it, which no broker opens. The reader maps the file and removes its name; the
+# memory lives on as long as it is used. A lasting file keeps its name, and many readers map it: a host has a constant
+# in memory only once. On the way to another host, the broker replaces the reference by the content. A file that nobody
+# reads is removed by the process that gives it up, or, if that died, at the end of the pool.
 
-TOKEN = os.urandom(16)  # what a reference begins with, and no other frame; the same in all of a pool
+TOKEN = os.urandom(16)  # what every reference begins with, and no other frame; the same throughout a pool
 file_numbers = itertools.count()
-spare = []              # a file descriptor, kept for ``content``, should the program have taken all others
+spare = []              # a file descriptor kept for ``content``, in case the program has used up all others
 
 
 def frame_of(chunks, memory=None, lasting=False):
-    """A frame for some chunks: their content; or, if there is much of it, a reference to that.
+    """A frame for some chunks: their content or, if that is large, a reference to a file that holds it.
 
-    memory: the directory for shared memory, if there is one. lasting: it is not removed when it is read."""
+    memory: the directory for shared memory, if there is one. lasting: the file is not removed when it is read."""
     size = sum(map_builtin(len, chunks))
     if memory and size >= SHARED:
         path = f"{memory}/{os.getpid()}-{next(file_numbers)}"
@@ -597,9 +597,9 @@ def frame_of(chunks, memory=None, lasting=False):
             with open(path, "xb") as file:
                 file.writelines(chunks)
             return TOKEN + b"%d %d " % (lasting, size) + os.fsencode(path)
-        except FileExistsError:  # it is of one that died, and had our number
+        except FileExistsError:  # left by a process that died and had our pid
             pass
-        except OSError:  # it is full
+        except OSError:  # the file system is full
             with contextlib.suppress(OSError):
                 os.unlink(path)
     return b"".join(chunks)
@@ -620,22 +620,22 @@ def size_of(frame):
 
 
 def content(frame):
-    """What a frame stands for, as bytes or as a writable view. Raises OSError if it is not there any more."""
+    """What a frame stands for, as bytes or as a writable view. Raises OSError if its file is gone."""
     known = reference(frame)
     if known is None:
         return frame if isinstance(frame, bytes) else memoryview(frame)
     lasting, size, path = known
-    with contextlib.suppress(IndexError):  # another thread is just using it
+    with contextlib.suppress(IndexError):  # another thread is just using the spare one
         os.close(spare.pop())
     try:
         with open(path, "rb") as file:
             if not lasting:
                 os.unlink(path)
             with contextlib.suppress(OSError):  # no descriptor is left
-                number = os.dup(file.fileno())  # what the mapping will have; the file's is the one that was spare
+                number = os.dup(file.fileno())  # the lowest free one, for mmap's duplicate; the file took the spare one
                 os.close(number)
                 if number < MAPPINGS:
-                    return memoryview(mmap.mmap(file.fileno(), size, mmap.MAP_PRIVATE))  # what is written is ours only
+                    return memoryview(mmap.mmap(file.fileno(), size, mmap.MAP_PRIVATE))  # nobody else sees writes
             data = bytearray(size)
             file.readinto(data)
             return memoryview(data)
@@ -659,7 +659,7 @@ def content_if_there(frame):
 
 
 def discard(frames, even_lasting=False):
-    """Nobody will read these."""
+    """Remove the files of frames that nobody will read; lasting ones only if that is said."""
     for known in map_builtin(reference, frames):
         if known and (even_lasting or not known[0]):
             with contextlib.suppress(OSError):  # it was read
@@ -667,7 +667,7 @@ def discard(frames, even_lasting=False):
 
 
 def discard_own(pid, frames):
-    """Nobody will read these any more. In a child that was forked they are the parent's."""
+    """Remove the files of frames that process `pid` made, unless this is a child that it has forked."""
     if pid == os.getpid():
         discard(frames, even_lasting=True)
 
@@ -679,11 +679,11 @@ def make_memory_directory():
 
 
 def make_directory(parent):
-    """A fresh directory of mode 0700, which its keeper locks. Those that pools killed as a whole have left go."""
+    """Make a directory of mode 0700, which the pool's keeper will lock. Removes those of pools killed as a whole."""
     directory = tempfile.mkdtemp(".pool", "minscoop-", parent)
     for path in glob.glob(f"{glob.escape(parent)}/minscoop-*.pool"):
         with contextlib.suppress(OSError):  # it is another user's, or locked
-            if os.stat(directory).st_mtime - os.stat(path).st_mtime > 60:  # else it may be about to be locked
+            if os.stat(directory).st_mtime - os.stat(path).st_mtime > 60:  # a newer one may not be locked yet
                 descriptor = os.open(path, os.O_RDONLY)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -699,7 +699,7 @@ class Pickler(pickle.Pickler):
     def reducer_override(self, obj):
         """Called by pickle for each object that is not of a basic type."""
         kind = type(obj)
-        is_class = issubclass(kind, type)  # isinstance asks obj: until 3.10 list[int] says yes, as proxies may
+        is_class = issubclass(kind, type)  # isinstance asks obj.__class__: list[int] (until 3.10) and proxies may lie
         of_pickle = is_class and (kind in copyreg.dispatch_table or not obj.__flags__ & HEAP_TYPE)
         if (is_class or kind is types.FunctionType) and not of_pickle:
             if kind is types.FunctionType and this_worker is None and home_of(obj) == "__main__":
@@ -713,7 +713,7 @@ class Pickler(pickle.Pickler):
         if issubclass(kind, getattr(sys.modules.get("multiprocessing.managers"), "BaseProxy", ())):
             return reduce_proxy(obj)
         unnamed = of_pickle and obj.__module__ == "builtins" and not hasattr(builtins, obj.__name__)  # as FunctionType
-        if unnamed or getattr(kind, "__module__", None) == "dataclasses":  # whose MISSING is known by its identity
+        if unnamed or getattr(kind, "__module__", None) == "dataclasses":  # MISSING is compared by identity
             module = types if unnamed else sys.modules["dataclasses"]
             names = (name for name, value in vars(module).items() if value is obj)
             return next(((operator.attrgetter(name), (module,)) for name in names), NotImplemented)
@@ -724,8 +724,8 @@ class Pickler(pickle.Pickler):
 
 HEAP_TYPE = 1 << 9  # the flag of classes that a `class` statement made (Py_TPFLAGS_HEAPTYPE)
 
-REDUCERS = {  # types whose instances pickle does not take by itself, met inside functions and classes
-    types.CellType: lambda cell: (types.CellType, ()),  # empty: the function that has it fills it
+REDUCERS = {  # types met inside functions and classes, whose instances pickle does not take by itself
+    types.CellType: lambda cell: (types.CellType, ()),  # empty: fill_function fills it
     types.MappingProxyType: lambda proxy: (types.MappingProxyType, (dict(proxy),)),
     types.MethodType: lambda method: reduce_method(method),
     types.ModuleType: lambda module: (importlib.import_module, (module.__name__,)),
@@ -738,7 +738,7 @@ REDUCERS = {  # types whose instances pickle does not take by itself, met inside
     weakref.WeakKeyDictionary: lambda things: (weakref.WeakKeyDictionary, (dict(things),)),  # of singledispatch
 }
 
-OF_TYPING = {  # type name -> how what pickle would send by its name only is made anew
+OF_TYPING = {  # type name -> how to rebuild an object that pickle would send by its name only
     "TypeVar": lambda var: (functools.partial(type(var), var.__name__, bound=var.__bound__, covariant=var.__covariant__,
                                               contravariant=var.__contravariant__), var.__constraints__),
     "ParamSpec": lambda var: (type(var), (var.__name__,)),
@@ -764,14 +764,14 @@ def found_by_name(obj):
 
 
 def operands(code, *operations):
-    """The names with which a code object does this."""
+    """The names on which a code object performs these operations (opcode names)."""
     import dis
     return {step.argval for step in dis.get_instructions(code) if step.opname in operations}
 
 
 @functools.lru_cache(1000)
 def names_in(code):
-    """(those of the globals that it reads, all names) of a code object with those nested in it. Takes its time."""
+    """(names of the globals read, all names) in a code object and those nested in it. Slow, hence the cache."""
     nested = [names_in(const) for const in code.co_consts if isinstance(const, types.CodeType)]
     read = operands(code, "LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
     return read.union(*(names for names, _ in nested)), {*code.co_names}.union(*(names for _, names in nested))
@@ -779,24 +779,24 @@ def names_in(code):
 
 def home_of(fn):
     """The name of the module whose globals a function has; None if they are of no module (exec, eval)."""
-    home = sys.modules.get(fn.__globals__.get("__name__"))  # __module__ may be that of what it wraps
+    home = sys.modules.get(fn.__globals__.get("__name__"))  # fn.__module__ may be that of what it wraps
     return home.__name__ if home is not None and home.__dict__ is fn.__globals__ else None
 
 
 def shipped_globals(fn):
-    """The globals that a function takes along: those that its module will not have where it goes. Names with an @ are
-    pytest's, which rewrites the assert statements of modules."""
+    """The globals that a function takes along, since its module will not have them where it goes. Names with an @ are
+    those that pytest adds to a module whose assert statements it rewrites."""
     home = home_of(fn)
     return {name: fn.__globals__[name] for name in names_in(fn.__code__)[0] if name in fn.__globals__ and (
         home is None or name.startswith("@") or home in ("__main__", "__mp_main__") and main.by_value(name))}
 
 
 def modules_of(fn, values):
-    """Paths of the modules among these values, and of their loaded submodules that fn names: `import xml.dom` binds xml
-    only, whose import elsewhere does not load xml.dom."""
+    """Dotted names of the modules among these values, and of their loaded submodules that fn mentions: `import xml.dom`
+    only binds xml, and importing that elsewhere would not load xml.dom."""
     _, names = names_in(fn.__code__)
     found = [value.__name__ for value in values if type(value) is types.ModuleType]
-    for module in found:  # which grows: xml, xml.dom, xml.dom.minidom
+    for module in found:  # found grows meanwhile: xml, xml.dom, xml.dom.minidom
         found += [f"{module}.{name}" for name in names if f"{module}.{name}" in sys.modules]
     return found
 
@@ -810,7 +810,7 @@ def reduce_function(fn):
     looks = {}
     for name in ("__defaults__", "__kwdefaults__", "__dict__", "__doc__", "__annotations__", "__qualname__",
                  "__module__"):
-        with contextlib.suppress(NameError):  # annotations may mean what only a type checker imports (PEP 649)
+        with contextlib.suppress(NameError):  # annotations may use names that only a type checker imports (PEP 649)
             looks[name] = getattr(fn, name)
     shipped = shipped_globals(fn)
     imports = modules_of(fn, [*shipped.values(), *(value for _, value in contents)])
@@ -832,7 +832,7 @@ def fill_function(fn, state):
     """The second half: globals, closure, defaults and attributes."""
     shipped, contents, imports, looks = state
     for path in imports:
-        with contextlib.suppress(ImportError):  # what makes it at run time has not done so here
+        with contextlib.suppress(ImportError):  # a module made at run time, which has not been made here
             importlib.import_module(path)
     fn.__globals__.update((name, value) for name, value in shipped.items()
                           if this_worker is not None or name not in fn.__globals__)  # the root's own are newer
@@ -842,8 +842,8 @@ def fill_function(fn, state):
         setattr(fn, name, value)
 
 
-CLASS_IDS = weakref.WeakKeyDictionary()     # class -> id: one that returns is the very class that went
-CLASSES = weakref.WeakValueDictionary()     # id -> class; the same for functions that have a cache
+CLASS_IDS = weakref.WeakKeyDictionary()     # class -> id, so that a class that comes back is the very one that left
+CLASSES = weakref.WeakValueDictionary()     # id -> class; both hold functions with an lru_cache, too
 OF_ENUM = "_value_", "_name_", "__objclass__", "_sort_order_"  # attributes that an Enum itself gives its members
 
 
@@ -863,7 +863,7 @@ def reduce_cached(fn):
 
 
 def make_cached(ident, wishes, fn):
-    """What it arrives as: the one that is here already, or a fresh one."""
+    """Unpickle a function of ``functools.lru_cache``: the one that is here already, or a fresh one."""
     cached = CLASSES.get(ident)
     if cached is None:
         cached = CLASSES[ident] = functools.lru_cache(**wishes)(fn)
@@ -892,33 +892,33 @@ def reduce_class(cls):
 
 
 def attributes_of(cls):
-    """What a class has but what is made anew with it: slots, __dict__, __weakref__."""
+    """A class's own attributes, except those that a copy of it gets by itself: slots, __dict__, __weakref__."""
     return {name: value for name, value in cls.__dict__.items() if name not in ("_abc_impl", "__weakref__")
             and getattr(value, "__objclass__", None) is not cls}
 
 
 def members_of(cls):
-    """What the body of an Enum's class has to bind to make its members anew. If it has a ``__new__`` of its own, which
-    takes what led to the values, another one makes them."""
+    """What the body of an Enum has to bind to make its members anew. A ``__new__`` of its own takes the arguments from
+    which the values were made, which are not known any more: ``make_member`` then replaces it."""
     members, kind = cls.__members__.items(), cls._member_type_
     if not isinstance(getattr(cls, "_new_member_", getattr(cls, "__new_member__", None)), types.FunctionType):
         return {name: member._value_ for name, member in members}
-    content = getattr(kind, "__getnewargs__", lambda member: ())  # as an int or str, say
+    content = getattr(kind, "__getnewargs__", lambda member: ())  # the int or str that it is, say
     return {"__new__": make_member, **{name: (member._value_, *content(member)) for name, member in members}}
 
 
 def make_member(cls, value, *content):
-    """A member of an Enum, in the place of its own ``__new__``."""
+    """Make a member of an Enum, in place of the Enum's own ``__new__``."""
     member = cls._member_type_.__new__(cls, *content)
     member._value_ = value
     return member
 
 
 def in_stages(cls, ident, attributes):
-    """Attributes of a class, with what its instances need first: others, or globals of methods, may contain some, as
-    keys of a dict even, which are unpickled before the class is complete. Then methods, which others may contain. Last
-    what makes instances and subclasses, if pickle has no arguments for it: that of a singleton, or of a class that
-    keeps a list of them, looks for what is among the others."""
+    """A class's attributes in four stages. Its data, or globals of its methods, may contain instances, even as keys of
+    a dict, which are unpickled before the class is complete: so what these need comes first, hashing before other
+    special methods. Then other methods, which the data may contain; last the data. ``__init_subclass__`` waits for it,
+    as do ``__new__`` and ``__init__`` if pickle has no arguments for them: those of a singleton, say, look for it."""
     stages = {}, {}, {}, {}
     bare = all(getattr(cls, name, None) is getattr(object, name, None)
                for name in ("__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__"))
@@ -931,7 +931,7 @@ def in_stages(cls, ident, attributes):
 
 
 class Made:
-    """Arrives as what is made of these: the parts of a value of ``__reduce__``."""
+    """Unpickles as whatever its parts make; they are what its ``__reduce__`` returns."""
 
     def __init__(self, *parts):
         self.parts = parts
@@ -941,9 +941,9 @@ class Made:
 
 
 def set_attributes(cls, ident, attributes):
-    """Set attributes of a class as soon as they are unpickled, before what comes behind them is; in the root not of one
-    that was here already, which is newer, as globals are."""
-    kind = type if isinstance(type(cls).__setattr__, types.FunctionType) else type(cls)  # else it may refuse, or repeat
+    """Set attributes of a class as soon as they are unpickled, before those that come behind them. In the root a class
+    that is here already stays as it is: like the root's globals, it is newer."""
+    kind = type if isinstance(type(cls).__setattr__, types.FunctionType) else type(cls)  # a user's may refuse or repeat
     for name, value in attributes.items() if this_worker is not None or CLASSES.get(ident) is not cls else ():
         with contextlib.suppress(AttributeError):  # read-only ones, such as __doc__ of some bases
             kind.__setattr__(cls, name, value)
@@ -952,14 +952,14 @@ def set_attributes(cls, ident, attributes):
 def make_class(ident, metaclass, name, bases, head):
     """The first half of unpickling a class by value: the class that is here already, or an empty one."""
     def body(namespace):
-        for key, value in head.items():  # one by one: an Enum's namespace notes what is set, but not by `update`
+        for key, value in head.items():  # one by one: an Enum's namespace does not notice `update`
             namespace[key] = value
     cls = CLASSES.get(ident)
     return types.new_class(name, bases, {"metaclass": metaclass}, body) if cls is None else cls
 
 
 def fill_class(cls, state):
-    """The second half, when its attributes are set: for an Enum those of its members."""
+    """The second half, after its attributes were set: those of an Enum's members, and an ABC's registered classes."""
     ident, _, looks, registered = state
     if CLASSES.get(ident) is not cls:
         for name, look in looks.items():
@@ -979,7 +979,7 @@ def reduce_method(method):
 
 
 def reduce_proxy(proxy):
-    """For an object of a multiprocessing.Manager: with the key, which else only children of multiprocessing have."""
+    """Pickle a proxy of a multiprocessing.Manager with its key, which only multiprocessing's own children have."""
     rebuild, (*rest, options) = proxy.__reduce__()
     return rebuild, (*rest, dict(options, authkey=bytes(proxy._authkey)))
 
@@ -1020,7 +1020,7 @@ def parts_of(obj):
     if isinstance(obj, functools.partial):
         return [(", its function", obj.func), (", its argument ", obj.args), (", its argument ", obj.keywords)]
     if type(obj).__reduce__ is not object.__reduce__ or type(obj).__reduce_ex__ is not object.__reduce_ex__:
-        return []  # its own words are better than what we would find
+        return []  # it is pickled in its own way: its complaint says more than its attributes would
     kind = type(obj)
     of_class = parts_of(kind) if kind.__flags__ & HEAP_TYPE and not found_by_name(kind) else ()
     return [*((f", its class {describe(kind)}{name}", part) for name, part in of_class),
@@ -1033,26 +1033,26 @@ def describe(fn):
 
 
 def text_of(thing, words=str):
-    """The str of something, or its repr; of what raises then, too."""
+    """What `words` makes of something, or a placeholder if that raises."""
     try:
         return words(thing)
     except FAULTS:
         return f"<{type(thing).__name__} without a text>"
 
 
-# Results travel as one pickle of (values, parts, failures): `values` when all are PLAIN, else `parts`, the frames
-# of each, so that one that cannot be read does not harm the others. Large ones follow; None is in their places.
+# Results travel as one pickle of (values, parts, failures): `values` if all are PLAIN, else `parts`, the frames of
+# each, so that one that cannot be read does not harm the others. Large frames follow; `parts` has None in their places.
 
 PLAIN = frozenset((int, float, bool, complex, type(None), str, bytes))  # always pickle and unpickle
 
 
 def encode_results(values, failures, title, memory=None):
-    """Frames for a slice of results. failures: {offset: exception}. A value that cannot be sent fails.
+    """Frames for a slice of results. failures: {offset: exception}. A value that cannot be sent becomes a failure.
 
-    title(offset): what a result is the result of, for the message then. memory: see ``frame_of``."""
+    title(offset): names what was run, for error messages. memory: see ``frame_of``."""
     where = f", on worker {this_worker.label}" if failures and this_worker else ""
     failures = {offset: encode_failure(error, "" if isinstance(error, MinscoopError) else title(offset) + where)
-                for offset, error in failures.items()}  # ours say it themselves
+                for offset, error in failures.items()}  # minscoop's own errors say it themselves
     if PLAIN.issuperset(map_builtin(type, values)):
         return dumps((values, None, failures), memory)
     parts, large = [], []
@@ -1069,8 +1069,8 @@ def encode_results(values, failures, title, memory=None):
 
 
 def read_results(frames, count, op=None):
-    """(values, failures) of frames as ``encode_results`` made them of so many results; with an `op`, of at most as
-    many. If there is something wrong with the frames, that is what they all are."""
+    """(values, failures) in frames made by ``encode_results``. There have to be `count` values; with an `op`, one to
+    `count`. If something is wrong with the frames, every result is a failure that says so."""
     try:
         values, parts, failures = unpickle(content(frames[0]))
         failures = {offset: decode_failure(*failure) for offset, failure in failures.items()}
@@ -1087,7 +1087,7 @@ def read_results(frames, count, op=None):
 
 
 def decode_parts(parts, large, failures):
-    """The values of parts; what is wrong with one is added to the failures."""
+    """The values in these parts; for one that cannot be read, the reason is added to the failures."""
     values = [None] * len(parts)
     for offset, part in enumerate(parts):
         frames = [next(large) if frame is None else frame for frame in part]
@@ -1101,9 +1101,9 @@ def decode_parts(parts, large, failures):
 
 
 def encode_failure(error, where=""):
-    """(pickle, text) of an exception, or of a TaskError in its place. Tried out here, where its text and traceback are
-    known. where: what raised it."""
-    text = text_of(error, traceback_text)  # which asks for __notes__
+    """(pickle, traceback text) of an exception, or of a TaskError in its place if it would not arrive as it is: that is
+    tried out here, where its text and traceback are known. where: what raised it, and on which worker."""
+    text = text_of(error, traceback_text)  # which asks for __notes__, and these may raise
     text = f"{where}:\n{text}" if where else text
     found = None
     for form in (lambda error: error), without_init:
@@ -1113,7 +1113,7 @@ def encode_failure(error, where=""):
             if type(copy) is type(error):
                 if text_of(copy) == text_of(error):
                     return blob, text
-                found = found or blob  # pickle's own way has __init__ put its words around the text once more
+                found = found or blob  # pickle's own way: __init__ may have put its words around the text twice
     if found:
         return found, text
     words = text_of(error, lambda error: "".join(traceback.format_exception_only(type(error), error)).rstrip())
@@ -1121,8 +1121,8 @@ def encode_failure(error, where=""):
 
 
 def without_init(error):
-    """What arrives as an exception that is made without its ``__init__``, which may take other arguments than it has
-    left in ``args``: so pickle's own way fails for many classes, or makes another text. In a group, all are made so."""
+    """A stand-in that unpickles as this exception, made without its ``__init__``. That may take other arguments than
+    ``args``, so that pickle's own way fails for many classes, or changes the text. A group's members likewise."""
     args = error.args
     if isinstance(error, getattr(builtins, "BaseExceptionGroup", ())):
         args = error.message, [without_init(part) for part in error.exceptions]
@@ -1130,8 +1130,8 @@ def without_init(error):
 
 
 def traceback_text(error):
-    """The traceback of an exception as Python prints it, without frames of this file; with a hint where a module is
-    missing that another host has."""
+    """The traceback of an exception as Python prints it, without frames of this file. If a module is missing on another
+    host than the root's, the error's own text gets a hint, too."""
     if isinstance(error, ModuleNotFoundError) and this_worker is not None and this_worker.config["below"] \
             and "(on host" not in str(error.msg):
         error.msg = f"{error.msg} (on host {this_worker.config['name']}, for {sys.executable}: install it there, " \
@@ -1150,7 +1150,7 @@ def without_ours(tb):
 
 
 def hint_for_global(error):
-    """What to add to a task's traceback if it misses a global that only the script under its guard has."""
+    """What to add to a task's traceback if it lacks a global that the script only binds under its own guard."""
     missing = re.match(r"name '(\w+)' is not defined", str(error))
     with contextlib.suppress(OSError, SyntaxError, ValueError):  # the script is not there any more, or being edited
         if missing and this_worker is None and main.path and missing[1] in main.guarded[0]:
@@ -1160,7 +1160,7 @@ def hint_for_global(error):
 
 
 def decode_failure(blob, text):
-    """The exception that ``encode_failure`` took, with the text of its traceback as its cause."""
+    """The exception that was given to ``encode_failure``, with the text of its traceback as its cause."""
     try:
         error = loads(unpickle(blob))
     except FAULTS:
@@ -1187,17 +1187,17 @@ class MainModule(types.ModuleType):
 class Main:
     """The program's main module: where it comes from, and which of its names travel by value."""
 
-    lock = threading.RLock()  # who imports it
-    importing = False         # then map and submit have no business
-    context = contextvars.Context()  # what it, or the initializer, sets for its thread only, as decimal's precision
+    lock = threading.RLock()  # held by the thread that imports the script
+    importing = False         # whether that is going on: map, submit and new pools are refused then
+    context = contextvars.Context()  # as script and initializer left it (decimal's precision, say); tasks get copies
 
     def __init__(self, path=None, name=None, by_name_only=False):
         self.path, self.name = path, name  # a file; or a module's name, as in python -m
-        self.by_name_only = by_name_only   # hosts of several Python versions take part: none reads the others' code
+        self.by_name_only = by_name_only   # several Python versions take part: they cannot read each other's code
         self.loaded, self.error, self.module = True, None, sys.modules["__main__"]
-        self.program = None       # what read_main says, if the keeper has asked once for all its workers
-        self.known = None         # its names as the script has left them, if a prompt follows
-        self.warned = set()       # globals of which was warned
+        self.program = None       # what read_main returns, if the keeper has called it once for all its workers
+        self.known = None         # the script's globals as they were at its end, if a prompt follows
+        self.warned = set()       # globals that ``warn_of_globals`` has warned of
 
     @classmethod
     def of_this_process(cls):
@@ -1209,38 +1209,38 @@ class Main:
         return cls(os.path.abspath(path)) if path and os.path.isfile(path) else cls()
 
     def by_value(self, name):
-        """Whether this global of the main module is unknown, or another, where workers import the script. After
-        IPython's %run, what is the main module may be another than when the latest pool was made."""
+        """Whether this global of the main module has to travel by value, since workers that import the script do not
+        have it, or another one. IPython's %run may have replaced the main module since the latest pool was made."""
         return self.path is None or self.module is not sys.modules.get("__main__") or name in self.guarded[0] or (
             self.known is not None and self.module.__dict__.get(name) is not self.known.get(name))
 
     def warn_of_globals(self, fn):
-        """Say that workers do not see what ``if __name__ == "__main__"`` makes of a global that fn uses; once each."""
+        """Warn of globals of fn that ``if __name__ == "__main__"`` binds again, which workers do not see; once each."""
         again = self.path and self.known is None and self.guarded[1] - self.warned or ()
         for name in again and again & names_in(fn.__code__)[0]:
             self.warned.add(name)
             value = fn.__globals__.get(name)
             imported = isinstance(value, types.ModuleType) or isinstance(
                 value, (type, types.FunctionType, types.BuiltinFunctionType)) and value.__module__ != "__main__"
-            if not imported:  # else it is the same once more
+            if not imported:  # else it most likely is the same object again
                 logger.warning("%s uses the global %s, which is bound again under if __name__ == '__main__': workers "
                                "do not run that, and have the value from the top level. Pass it as an argument, or "
                                "use set_const or initializer=", describe(fn), name)
 
     @functools.cached_property
     def guarded(self):
-        """Names that only ``if __name__ == "__main__"`` binds; and those that it binds again."""
+        """(names that only ``if __name__ == "__main__"`` binds, names that it binds again)."""
         import ast
         body = ast.parse(read_source(self.path), self.path).body
         guards = [node for node in body if isinstance(node, ast.If) and "__name__" in ast.dump(node.test)]
         others = [node for node in body if node not in guards]
         inside, outside = (operands(compile(ast.Module(nodes, []), self.path, "exec", dont_inherit=True),
-                                    "STORE_NAME", "STORE_GLOBAL")  # the latter if a function there declares it global
+                                    "STORE_NAME", "STORE_GLOBAL")  # the latter if a function declares the name global
                            for nodes in (guards, others))
         return inside - outside, inside & outside
 
     def load(self):
-        """The main module; in a worker it is imported first. Raises what the script raises."""
+        """Return the main module; in a worker, import it first. Raises what the script raises."""
         with self.lock:
             if self.loaded:
                 return self.module
@@ -1260,13 +1260,13 @@ class Main:
             return module
 
     def adopt(self):
-        """Let this be the one of this process; its module is known under the workers' name for it, too."""
+        """Make this the process's ``main``; its module is also known as ``__mp_main__``, as it is in workers."""
         global main
         main = self
         sys.modules["__mp_main__"] = self.module
 
     def install(self):
-        """Make this process's ``__main__`` a stand-in for the user's, to be loaded when needed."""
+        """Make this process's ``__main__`` a stand-in for the user's script, to be loaded when it is needed."""
         self.loaded, self.module = self.path is None, MainModule("__mp_main__")
         self.module.__builtins__ = __builtins__  # for functions that come by value; until 3.9 nothing adds it
         sys.modules["__main__"] = self.module
@@ -1277,7 +1277,7 @@ main = Main()  # this process's; the root's Executor and the keeper set it
 
 
 def read_source(path):
-    """The bytes of the script: on another host, as the root has it."""
+    """The bytes of a source file; on another host, those that the root has, if any."""
     source = this_worker.fetch_file(path) if this_worker is not None and this_worker.config["below"] else None
     if source is None:
         with io.open_code(path) as file:
@@ -1311,26 +1311,26 @@ def read_main(path, name=None):
 #                                                   error); stays RUNNING when lost and shipped again
 #   CANCELLED_AND_NOTIFIED, FINISHED                final
 #
-# `cancel` cannot reach a call that is RUNNING. A shipped call is that even while it waits in its taker's queue, and one
-# that is just being cancelled is it for a moment, so that nobody else takes it.
+# `cancel` has no effect on a RUNNING call. A shipped call is RUNNING even while it waits in its taker's queue, and one
+# that is being cancelled is RUNNING for a moment, so that nobody else takes it.
 
 DONE = frozenset((CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED))  # CANCELLED is set by nobody but CPython's tests
-birth = threading.RLock()  # held while a future gets a lazy attribute, or a final state without one
+birth = threading.RLock()  # held while a future creates an attribute on demand, or settles without a condition
 
 
 class Future(concurrent.futures.Future):
     """The result-to-be of a submitted call (PEP 3148). Made by ``submit`` only.
 
-    The methods of ``concurrent.futures.Future`` apply, from any thread. Waiting for it inside a task
-    runs other tasks of this task meanwhile. Its locks and lists come into being when somebody asks for
-    them, since most futures of a large program are created, run and read by one thread."""
+    The methods of ``concurrent.futures.Future`` apply, from any thread. While a task waits for one, its worker
+    runs other tasks. The condition and the lists of callbacks and waiters are created on demand, since most
+    futures of a large program are created, run and read by one thread."""
 
     _state, _result, _exception = PENDING, None, None
     pinned = several = False
 
     def __init__(self, node, call, parent):
         self._node, self._call, self._parent = node, call, parent  # call: (callable, arguments, keyword arguments)
-        self.mark = parent and parent.mark                         # as that of a Job
+        self.mark = parent and parent.mark                         # as Job.mark
 
     def __getattr__(self, name):
         factory = {"_condition": threading.Condition, "_done_callbacks": list,
@@ -1345,7 +1345,7 @@ class Future(concurrent.futures.Future):
 
     @property
     def stale(self):
-        """Whether its place in a queue means nothing any more."""
+        """Whether its entry in a queue is void, since it was taken or cancelled."""
         return self._state != PENDING
 
     def done(self):
@@ -1355,7 +1355,7 @@ class Future(concurrent.futures.Future):
         return self._state in DONE
 
     def cancel(self):
-        """Cancel the call if it has neither started nor been sent to a worker; says whether."""
+        """Cancel the call if it has neither started nor been sent to a worker; return whether it is cancelled."""
         with self._node.lock:
             mine = self._state == PENDING
             if mine:
@@ -1380,7 +1380,7 @@ class Future(concurrent.futures.Future):
     def exception(self, timeout=None):
         """The exception that the call raised, or None; blocks and raises as ``result`` does."""
         if timeout is not None and timeout <= 0:
-            self.done()  # asked by who polls: lets others run
+            self.done()  # the caller polls: let other tasks run
         if self._state not in DONE and not self._node.wait_for(lambda: self._state in DONE, self, timeout):
             raise TimeoutError(f"the call of {describe((self._call or [self])[0])} "
                                f"is not done after {timeout} s")
@@ -1395,15 +1395,15 @@ class Future(concurrent.futures.Future):
         super().add_done_callback(fn)
         asyncio = sys.modules.get("asyncio")
         if self._node.executes and self._state not in DONE and asyncio and asyncio._get_running_loop():
-            self._node.yield_baton()
+            self._node.yield_baton()  # the event loop that awaits it cannot run other tasks meanwhile
 
     def run(self):
         """Run the call here and now; its state is RUNNING already."""
         fn, args, kwargs = self._call
         try:
             result = fn(*args, **kwargs)
-        except BaseException as error:  # SystemExit too: as in ProcessPoolExecutor, it is the call's
-            error.with_traceback(without_ours(error.__traceback__))  # to set it asks its class, which may be frozen
+        except BaseException as error:  # SystemExit too: as in ProcessPoolExecutor, it is the call's outcome
+            error.with_traceback(without_ours(error.__traceback__))  # no assignment: its class may be frozen
             self._settle(FINISHED, None, error)
             if interrupts(error, self._node):
                 raise
@@ -1411,8 +1411,8 @@ class Future(concurrent.futures.Future):
             self._settle(FINISHED, result)
 
     def _settle(self, state, result=None, error=None, due=None):
-        """Take a final state, wake who waits and call who asked to be called; or have them called with what is `due`.
-        Once only."""
+        """Take a final state (only the first one counts), wake the waiters and call the callbacks. due: a queue of
+        futures whose callbacks are called later; this one joins it instead of calling them."""
         with birth:
             condition = self.__dict__.get("_condition")
             if self._state in DONE:
@@ -1432,7 +1432,7 @@ class Future(concurrent.futures.Future):
         if self._node.parked or self._node.attending.locked():
             self._node.wake(self)
         if "_done_callbacks" in self.__dict__:
-            if self._node.serving._is_owned():  # the message that says this may say more, for which callbacks wait
+            if self._node.serving._is_owned():  # amid a message: callbacks may wait for what the rest of it settles
                 due = self._node.due
             if due is None:
                 self._call_back()
@@ -1440,18 +1440,18 @@ class Future(concurrent.futures.Future):
                 due.append(self)
 
     def _call_back(self):
-        """Call who asked to be called."""
+        """Call the callbacks; log what they raise."""
         for callback in self._done_callbacks:
             try:
                 callback(self)
             except KeyboardInterrupt:
                 raise
-            except BaseException:  # result() in it raises what the task did, be it asyncio's CancelledError
+            except BaseException:  # its result() raises what the call raised, even asyncio's CancelledError
                 logger.exception("a callback of %r", self)
 
 
 def run_apart(unit):
-    """Run user code that may be on top of another's stack, whose event loop is no business of its."""
+    """Run a unit with no event loop set: the one that is set may be that of another task, below it on the stack."""
     asyncio = sys.modules.get("asyncio")
     loop = asyncio and asyncio._get_running_loop()
     if not loop:
@@ -1465,16 +1465,16 @@ def run_apart(unit):
 
 
 def interrupts(error, node):
-    """Whether what ends a task that runs inline is the program's own: Ctrl-C, or SIGTERM."""
+    """Whether an exception out of an inline task is meant for the program itself: Ctrl-C, or SIGTERM."""
     return isinstance(error, (KeyboardInterrupt, Terminated)) and isinstance(node, Inline) and \
         threading.current_thread() is threading.main_thread()
 
 
 class Waiters(list):
-    """What the standard library's wait and as_completed register with a future.
+    """The waiters that the standard library's wait and as_completed register with a future.
 
-    They block on an Event, knowing nothing of minscoop. Given one of ours, waiting inside a task goes
-    on with other tasks, and waiting in the root reads the socket without a detour."""
+    These functions block on the waiter's Event. Since we replace it by one of ours, waiting inside a task runs
+    other tasks, and a thread that waits in the root reads the socket itself."""
 
     def __init__(self, node):
         super().__init__()
@@ -1488,7 +1488,7 @@ class Waiters(list):
 
 
 class Event(threading.Event):
-    """An Event whose ``wait`` is the waiting of a node."""
+    """An Event whose ``wait`` goes through its node's ``wait_for``."""
 
     def __init__(self, node):
         super().__init__()
@@ -1504,7 +1504,7 @@ class Event(threading.Event):
         except PoolError:
             if self.node.executes:
                 raise
-        return super().wait(None if timeout is None else max(0, deadline - time.monotonic()))  # other pools go on
+        return super().wait(None if timeout is None else max(0, deadline - time.monotonic()))  # another pool may set it
 
     def set(self):
         """As ``threading.Event.set``."""
@@ -1515,21 +1515,21 @@ class Event(threading.Event):
 # ---------------------------------------------------------------------------------------------------
 # 6  Jobs and spans
 #
-# A job is something of n items with one callable: a map, a reduction, or a bundle of submitted calls. A
-# span is a part [lo, hi) of a job that is to be run, in the queue of one node; a slice is a part of a
-# span that is being run. All of them know the job they belong to, which takes the results.
+# A job is one callable and the n items it is applied to: a map, a reduction, or a bundle of submitted calls. A
+# span is a part [lo, hi) of a job that waits in the queue of one node; a slice is a part of a span that is
+# being run. Spans and slices know the job they belong to, which takes the results.
 
 
 class Recipe:
-    """What to do with each item: a callable; for a reduction also the operation. One per pickle of it,
-    so that a worker unpickles a callable once, and remembers how long its calls take."""
+    """What to do with each item: the callable and, for a reduction, the operation. A worker has one Recipe
+    for equal pickles, so that it unpickles a callable once, and remembers how long its calls take."""
 
     def __init__(self, fn, op=None, frame=None):
         self.fn, self.op = fn, op
         self.frame = frame  # its pickle, made when it first travels
         self.pace = None    # s per item, from the latest slices
         self.grain = 1      # items in the next slice
-        self.bulky = False  # of a reduction: a part that was sent was large
+        self.bulky = False  # of a reduction: the part that was sent last was large
 
     def encode(self, memory=None):
         """Its pickle, as one frame. Raises CannotSend, naming the part that cannot be sent."""
@@ -1549,18 +1549,18 @@ class Recipe:
     def decode(frame):
         """The recipe of a frame; the same one for the same frame."""
         if size_of(frame) >= SHARED:
-            Recipe.decode.cache_clear()  # else 64 large ones stay
+            Recipe.decode.cache_clear()  # else up to 64 large ones stay in memory
         return Recipe(*loads(unpickle(content(frame))), frame) if frame else CALLS
 
     def learn(self, count, seconds):
-        """Adapt the size of slices to SLICE, at most fourfold at a time."""
+        """Learn that `count` items took `seconds`: size the next slice to take SLICE, but at most 4 * `count` items."""
         pace = seconds / count
         self.pace = pace if self.pace is None else (self.pace + pace) / 2
         self.grain = max(1, min(4 * count, int(SLICE / max(self.pace, 1e-9))))
 
 
 def perform(call):
-    """What a submitted call returns: see Future._call. Its StopIteration is no end of the loop over a slice."""
+    """Run a submitted call, see Future._call. Its StopIteration must not end the ``map`` over the slice."""
     fn, args, kwargs = call
     try:
         return fn(*args, **kwargs)
@@ -1569,21 +1569,21 @@ def perform(call):
 
 
 class Stopped(Exception):
-    """Carries the StopIteration of a submitted call out of that loop."""
+    """Carries the StopIteration of a submitted call out of that ``map``."""
 
 
 CALLS = Recipe(perform, frame=b"")  # of submitted calls
 
 
 class Span:
-    """Items [lo, hi) of a job, waiting in a queue. columns[k][i - base] is argument k of item i."""
+    """Items [lo, hi) of a job, in a queue. columns[k][i - base] is argument k of item i; None while still pickled."""
 
     pinned = False  # it cannot be pickled and stays in this process
-    takers = share = 0  # so many workers are still to get their equal share of it, so many items
+    takers = share = 0  # in the root: workers that have yet to get their equal share, and the items in a share
 
     def __init__(self, job, columns, base, lo, hi, singly=False, avoid=b""):
         self.job, self.columns, self.base, self.lo, self.hi = job, columns, base, lo, hi
-        self.singly, self.avoid = singly, avoid  # it is to be run item by item; the host where it failed
+        self.singly, self.avoid = singly, avoid  # whether to run it item by item; the host where it failed
         self._parent, self.mark = job._parent, job.mark
 
     @property
@@ -1597,7 +1597,7 @@ class Span:
         return self.hi - self.lo > 1
 
     def cut(self, lo, hi):
-        """The part [lo, hi) as a span of its own. The caller takes it away from this one."""
+        """The part [lo, hi) as a new span. It is up to the caller to shrink this one."""
         part = Span(self.job, self.columns, self.base, lo, hi, self.singly, self.avoid)
         part.mark = self.mark
         return part
@@ -1612,8 +1612,8 @@ class Span:
         return sum(map_builtin(sys.getsizeof, first)) if PLAIN.issuperset(map_builtin(type, first)) else None
 
     def claim(self):
-        """A slice from the front, to be run now. Of what is still pickled, the first item only; towards the end smaller
-        ones: others may have what is left, and who runs it asks for more before it is done."""
+        """Take a slice off the front, to be run now: one item of a span that is still pickled. Towards the end slices
+        get smaller, so that others can take what is left, and the worker asks for more before it runs dry."""
         rest, grain = self.hi - self.lo, self.job.grain
         count = 1 if self.singly or self.columns is None else min(grain, max(-(-rest // 2), min(rest, grain // 4)))
         self.lo += count
@@ -1633,7 +1633,7 @@ class Slice:
 
     @property
     def mark(self):
-        """The task of another node that it belongs to, or that led to it: (id, lo, hi), or None."""
+        """For obituaries: (id, lo, hi), the part of another node's task that this is, or that led to it; or None."""
         return (self.job.id, self.lo, self.hi) if isinstance(self.job, Guest) else self.span.mark
 
     def run(self):
@@ -1649,15 +1649,15 @@ class Slice:
         while len(values) < self.hi - self.lo:
             try:
                 values.extend(results)
-                with self.job.node.lock:  # hi may just be changing
+                with self.job.node.lock:  # shorten may be changing hi
                     if len(values) < self.hi - self.lo:
-                        raise StopIteration from RuntimeError(  # the callable's, which `map` has taken for its own end
+                        raise StopIteration from RuntimeError(  # it was the callable's; `map` took it for its own end
                             "where this was raised is lost: was next() asked of an iterator that had ended?")
             except BaseException as error:
                 if interrupts(error, self.job.node):
                     raise
                 error = error.args[0] if type(error) is Stopped else error
-                error.with_traceback(without_ours(error.__traceback__))  # to set it asks its class, which may be frozen
+                error.with_traceback(without_ours(error.__traceback__))  # no assignment: its class may be frozen
                 self.failures[len(values)] = error
                 values.append(None)
         self.source = None  # from here on there is nothing to shorten
@@ -1667,12 +1667,12 @@ class Slice:
             self.values, self.failures = reduced(recipe.op, values, self.failures)
 
     def shorten(self):
-        """While an item takes long: give the items behind it back to the queue. Called with the lock held.
+        """Give the items behind the running one back to the queue, since it takes long. Called with the lock held.
 
-        Of 10 items, the third of which is running, the last 7 go back. ``map`` walks along the first column by
-        ``source``. The list is cut where the walk is, and then the iterator's own state says, for good, how far it
-        came; other threads may run in between."""
-        source = self.source  # which may just be coming to its end
+        Of 10 items, the third of which is running, the last 7 go back. ``map`` walks along the first column with
+        ``source``. We cut the list where that iterator stands, and only then read from its state, which is now final,
+        how far it came: the thread that runs the slice may have gone on in between."""
+        source = self.source  # the running thread may set that to None at any time
         if source is None or self.hi - self.lo - len(self.values) <= 1:
             return
         _, (column,), *_ = source.__reduce__()  # (iter, (list,), position), or without position at its end
@@ -1681,21 +1681,21 @@ class Slice:
         end = self.lo + (state[2] if len(state) > 2 else len(self.values))
         if end >= self.hi:
             return
-        if self.span.lo == self.hi < self.span.hi:  # the next item: its place in the queue is kept
+        if self.span.lo == self.hi < self.span.hi:  # they adjoin what is left of the span: it keeps its place
             self.span.lo = end
         else:
             self.job.requeue(self.span.cut(end, self.hi))
         self.hi = end
 
     def deliver(self):
-        """Hand the results over that have not been; called again while the slice goes on."""
+        """Hand over to the job the results made since the last call; also called while the slice is still running."""
         with self.job.node.lock:
-            whole = self.job.recipe.op is not None  # of a reduction there is one, and at the end
+            whole = self.job.recipe.op is not None  # a reduction has one result, at the end
             first, count = self.sent, self.hi - self.lo if whole else len(self.values) - self.sent
             self.sent += count
             values = self.values[first:self.sent]
             failures = {i - first: self.failures[i] for i in list(self.failures) if first <= i < self.sent}
-            self.failures.update((first + i, None) for i in failures)  # their frames refer to us; they still count
+            self.failures.update((first + i, None) for i in failures)  # their frames refer to us; the keys still count
         if count:
             self.job.deliver(self.lo + first, count, values, failures)
 
@@ -1715,14 +1715,14 @@ class Ranges(list):
     """Disjoint ranges [lo, hi) of items."""
 
     def cut(self, lo, hi):
-        """Take what is in [lo, hi) off; returns that."""
+        """Remove whatever lies in [lo, hi); return the parts removed."""
         parts = [(max(first, lo), min(end, hi)) for first, end in self if first < hi and lo < end]
         self[:] = [part for first, end in self for part in ((first, min(end, lo)), (max(first, hi), end))
                    if part[0] < part[1]]
         return parts
 
     def close(self, lo, hi):
-        """Take [lo, hi) off, if all of it is there; says whether."""
+        """Remove [lo, hi) if all of it is there; return whether it was."""
         whole = any(first <= lo < hi <= end for first, end in self)
         if whole:
             self.cut(lo, hi)
@@ -1730,28 +1730,28 @@ class Ranges(list):
 
 
 def trim(units):
-    """Take off both ends of a queue what is done, or was given away: its inputs may go. Called with the lock held."""
-    while units and units[-1].stale:  # done by those who waited for them
+    """Drop stale units from both ends of a queue, so that their inputs can be freed. Called with the lock held."""
+    while units and units[-1].stale:  # run by those who waited for them
         units.pop()
-    while units and units[0].stale:  # below what is left of a map's newest inputs
+    while units and units[0].stale:  # older inputs of a map than those that are left
         units.popleft()
 
 
 class Job:
-    """Base of jobs. The owner's are below; a ``Guest`` stands for a job of another node.
+    """Base of jobs. The owner has a ``Bundle`` or a ``Mapping``; a ``Guest`` stands for a job of another node.
 
-    Each has a method ``deliver``, which takes `count` results from item lo on. values: one each, or one for all of a
-    reduction."""
+    Each has a method ``deliver``, which takes the results of `count` items from lo on. values: one for each item, or
+    one for all of them if it is a reduction. failures: {offset: exception}."""
 
     recipe, cancelled, lo = CALLS, False, 0  # lo: the item with which its columns begin
 
     def __init__(self, node, parent=None):
-        self.node, self._parent = node, parent         # parent: the task that made it, if it was made here, by one
-        self.mark = parent and parent.mark             # what part of which task of another node led to it
+        self.node, self._parent = node, parent         # parent: the task of this process that made it, or None
+        self.mark = parent and parent.mark             # (id, lo, hi) of another node's task that led to it, or None
         self.item_bytes = None                         # mean size of a pickled item, once one was pickled
         self.deaths = collections.defaultdict(list)    # item -> obituaries of workers that died over it
         self.spans = collections.deque()               # its spans that are queued here
-        self.shipments = weakref.WeakSet()             # its Shipments that are away; of calls, those of all
+        self.shipments = weakref.WeakSet()             # its Shipments in flight; for calls, those of all Bundles
 
     @property
     def grain(self):
@@ -1765,7 +1765,7 @@ class Job:
             self.node.forget(self)
 
     def title(self, item):
-        """What an item is, for messages."""
+        """A description of an item, for error messages."""
         if self.recipe is CALLS:
             return f"the call of {describe(self.columns[0][item - self.lo][0])}"
         return f"item {item} of the {'reduce' if self.recipe.op else 'map'} of {describe(self.recipe.fn)}"
@@ -1802,10 +1802,10 @@ class Bundle(Job):
         self.node.calls += count
         for i, value in enumerate(values):
             self.futures[lo + i]._settle(FINISHED, value, failures.get(i))
-            self.futures[lo + i] = None  # its result may be large, and the rest take long
+            self.futures[lo + i] = None  # its result may be large, and the rest may take long
 
     def cancel(self):
-        """Cancel the calls, also those that may have started: the program ends by an error."""
+        """Settle all calls, started or not: cancelled if the program ends by an error, failed if the pool broke."""
         super().cancel()
         for future in list(self.futures):
             if future is not None:
@@ -1814,28 +1814,28 @@ class Bundle(Job):
 
 
 class Guest(Job):
-    """A task that came from another node: where it came from and what has not gone back yet."""
+    """A task that came from another node: its id, which names the owner, and what has not gone back yet."""
 
     def __init__(self, node, task_id, lo, hi, body):
         super().__init__(node)
         self.id, self.body, self.lo, self.hi = task_id, body, lo, hi
-        self.number = 0               # among the tasks that came
-        self.left = hi - lo           # items whose results are to be made by this node
-        self.open = Ranges([(lo, hi)])  # and to be sent
+        self.number = 0               # its number among the TASKs received
+        self.left = hi - lo           # items whose results this node has yet to make
+        self.open = Ranges([(lo, hi)])  # and has yet to send
         self.outcomes = []            # (lo, count, values, failures) not yet sent
-        self.ended = False            # the last ones are being sent
+        self.ended = False            # the last results are being sent
         self.flushed, self.flushes = time.monotonic(), 0  # when results were sent last, and how often
-        self.flushing = threading.RLock()  # so that the last message is the last
+        self.flushing = threading.RLock()  # one thread sends at a time, so that the last message goes last
 
     def unpack(self):
-        """Unpickle callable and arguments: the columns. Raises whatever unpickling raises."""
+        """Unpickle callable and arguments; return the columns. Raises whatever unpickling raises."""
         recipe, *data = self.body
         self.body, self.item_bytes = None, sum(map_builtin(size_of, data)) // (self.hi - self.lo)
         try:
             self.recipe = Recipe.decode(bytes(recipe))  # first, since it imports the script
             self.columns = loads(data)
         finally:
-            discard(data)  # what was read has gone already
+            discard(data)  # frees shared memory that was not read; reading frees the rest
         if not self.columns or any(len(column) != self.hi - self.lo for column in self.columns):
             raise ValueError("it has not as many items as it should have")
         if self.recipe is CALLS and not all(isinstance(call, tuple) and len(call) == 3 for call in self.columns[0]):
@@ -1843,22 +1843,22 @@ class Guest(Job):
         return self.columns
 
     def deliver(self, lo, count, values, failures):
-        """Collect; send when the last one is in or FLUSH has passed."""
+        """Collect results; send them when the last one is in, or `pause` has passed."""
         with self.node.lock:
             self.left -= count
-            if not self.cancelled:  # else an exception, whose frames know us, would keep itself
+            if not self.cancelled:  # else an exception, whose frames refer to us, would keep itself alive
                 self.outcomes.append((lo, count, values, failures))
         self.flush()
 
     def flush(self, aside=False):
-        """Send what was collected, if it is time: when nothing is left here, the last message says so. aside: without
-        the operation of a reduction, which is the user's code: this thread, or another, may be amid a task."""
+        """Send the collected results, if it is time; the last message says that nothing is left here. aside: do not
+        run the operation of a reduction, which is user code: this thread, or another, may be amid a task."""
         if self.left and time.monotonic() - self.flushed < self.pause:
-            if self.postpones:  # what is run next may take long: who sleeps on the socket reckons anew how long
+            if self.postpones:  # the next item may take long: the sleeper on the socket is to reckon its timeout anew
                 self.node.rouse(deputy=self.node.watching > MAX_FLUSH)
             return
         if not self.flushing.acquire(blocking=not self.left):
-            return  # another thread is just at it
+            return  # another thread is sending
         try:
             with self.node.lock:
                 last = self.left == 0
@@ -1868,7 +1868,7 @@ class Guest(Job):
                 outcomes, self.outcomes, self.flushed = self.outcomes, [], time.monotonic()
                 self.flushes += not last and self.recipe is not CALLS
             joined = outcomes if aside and self.recipe.op else self.join(outcomes)
-            unsent = joined or [(self.hi, 0, [], {})]  # all went before, or was given away
+            unsent = joined or [(self.hi, 0, [], {})]  # all else was sent before, or given away
             try:
                 while unsent:
                     self.send(*unsent[0], last and len(unsent) == 1)
@@ -1882,29 +1882,29 @@ class Guest(Job):
 
     @property
     def pause(self):
-        """Seconds for which results wait for others: twice as long each time, for who reads a map is served by then;
-        those of calls never longer than the first. Parts of a reduction only show that it goes on: at the root of a
-        large pool one comes each millisecond."""
+        """Seconds for which results are held back to travel together: FLUSH for calls; for a map twice as long each
+        time, since its reader has been served by then. Parts of a reduction only show that it goes on: they may wait
+        1 ms for each worker of the pool, so that the root of a large one gets one each millisecond."""
         most = max(MAX_FLUSH, 1e-3 * self.node.size) if self.recipe.op else MAX_FLUSH
         return most if self.recipe.bulky else min(FLUSH * 2 ** min(self.flushes, 16), most)
 
     @property
     def grain(self):
-        """Items in the next slice: they take no longer than their results wait."""
+        """Items in the next slice: few enough to take no longer than `pause`."""
         return max(1, min(self.recipe.grain, int(self.pause / max(self.recipe.pace or 0, 1e-9))))
 
     @property
     def postpones(self):
-        """Whether results wait for others here only so that they travel together. Large parts of a reduction wait for
-        the last, so that one goes."""
+        """Whether results are held back here only to travel together. Large parts of a reduction do not count:
+        they wait for the last one, so that only the whole is sent."""
         return bool(self.outcomes) and not self.recipe.bulky
 
     def untouched(self, lo, hi):
-        """Whether these are all its items, and none of them was begun: what is left of a begun one is less."""
+        """Whether [lo, hi) are all its items, and thus none was begun: what is left of a begun task is less."""
         return (lo, hi) == (self.lo, self.hi)
 
     def join(self, outcomes):
-        """Adjacent outcomes made one, by concatenation or by the operation of the reduction."""
+        """Merge adjacent outcomes, by concatenation or by the operation of the reduction."""
         joined = []
         for lo, count, values, failures in sorted(outcomes, key=operator.itemgetter(0)):
             if joined and sum(joined[-1][:2]) == lo:
@@ -1924,7 +1924,7 @@ class Guest(Job):
         frames = encode_results(values, failures, title, self.node.memory)
         self.recipe.bulky = self.recipe.op is not None and sum(map_builtin(size_of, frames)) > OUT_OF_BAND
         result = b"RESULT", self.id, b"%d" % lo, b"%d" % count, b"%d" % last, *frames
-        with self.node.lock:  # until this is said, we are who will answer it
+        with self.node.lock:  # until it is sent, a census must find that we hold these
             self.open.cut(lo, lo + count)
             if last:
                 self.node.guests.pop(self.id, None)
@@ -1932,22 +1932,22 @@ class Guest(Job):
 
 
 def is_array(it):
-    """Whether it is an array of NumPy's, and no iterator or scalar."""
+    """Whether it is a NumPy array with at least one dimension."""
     return type(it).__module__ == "numpy" and type(it).__name__ in ("ndarray", "memmap") and it.ndim > 0
 
 
 class Mapping(Job):
-    """A map of this node: its inputs, pulled as they are needed, and its results, for who reads them.
+    """A map or reduction of this node: its inputs, pulled as needed, and its results, kept for their reader.
 
-    Inputs that have a length are known at once. Others, or all if there is a buffersize, are pulled in
-    the threads of the user, at most `window` items ahead of who reads the results."""
+    Inputs that have a length are taken at once. Others, or all if there is a buffersize, are pulled in the
+    user's threads, at most `window` items ahead of the reader."""
 
     def __init__(self, node, recipe, iterables, ordered=True, buffersize=None, parent=None, label=None):
         super().__init__(node, parent)
         self.tally, self.made = None, 0  # for the progress line; items that have results
         self.recipe, self.ordered = recipe, ordered
-        self.chunks = {}                # first item (not ordered: results before) -> (count, values, failures), unread
-        self.pulled = self.read = 0     # items; the span of what is under way or unread
+        self.chunks = {}                # first item (unordered: results so far) -> (count, values, failures), unread
+        self.pulled = self.read = 0     # items pulled; items read. Those between are queued, running or unread
         self.begun = self.abandoned = False
         self.inputs_error = self.interrupted = None
         self.pulling = threading.Lock()
@@ -1956,14 +1956,14 @@ class Mapping(Job):
         self.doubled = time.monotonic()
         self.exhausted = buffersize is None and all(
             hasattr(it, "__len__") and not (isinstance(it, range) and it[sys.maxsize:]) for it in iterables)
-        if self.exhausted:  # a list may change after the call; its copy does not. Rows of arrays are large
+        if self.exhausted:  # copies, since a list may change after the call; not of arrays with rows, which are large
             columns = [it if isinstance(it, (range, tuple)) or is_array(it) and it.ndim > 1 else
                        it.copy() if is_array(it) else list(it) for it in iterables]
             self.pulled = min(map_builtin(len, columns), default=0)
         else:
             self.rows = zip(*iterables)
             node.check_open()
-        self.tally = progress.find_tally(node, label)  # not before: who draws ends when there is nothing to do
+        self.tally = progress.find_tally(node, label)  # only now: the drawing thread ends if it finds nothing to do
         self.tell(known=self.pulled, growing=not self.exhausted)
         if self.pulled:
             self.push(columns, 0, self.pulled)
@@ -1972,7 +1972,7 @@ class Mapping(Job):
             self.pull()
 
     def pull(self, beyond=False):
-        """Queue more inputs, if there are any and the reader is near; beyond: even if not. Says whether.
+        """Queue more inputs, if the reader is close behind; beyond: even if it is not. Return whether there were any.
 
         Runs the user's iterators: call it without the node's lock, from a thread of the user."""
         ahead = self.pulled - self.read
@@ -1999,26 +1999,26 @@ class Mapping(Job):
             self.pulling.release()
 
     def take_rows(self, rows, want):
-        """Add at most so many rows of arguments, fewer when the iterators are slow. Says whether these ended."""
+        """Append at most `want` rows of arguments, fewer if the iterators are slow. Return whether these have ended."""
         start = time.monotonic()
         try:
             for row in itertools.islice(self.rows, want):
                 rows.append(row)
                 if time.monotonic() - start > ATTEND:
                     return False
-        except FAULTS as error:  # the iterators' own: raised when the reader has come this far
-            self.inputs_error = error.with_traceback(without_ours(error.__traceback__))  # else it would keep its reader
+        except FAULTS as error:  # an iterator's: raised when the reader has come this far
+            self.inputs_error = error.with_traceback(without_ours(error.__traceback__))  # our frames keep the reader
             self.tell_of_inputs()
-        except BaseException as error:  # Ctrl-C, in whoever waits: it ends generators
+        except BaseException as error:  # Ctrl-C, in the thread that pulls: it ends a generator
             self.interrupted = error
             raise
-        if self.interrupted is not None and not rows and want > 0:  # so it has: there would have been more
+        if self.interrupted is not None and not rows and want > 0:  # Ctrl-C did end a generator: tell the reader
             self.inputs_error = self.inputs_error or self.interrupted
         self.interrupted = None
         return len(rows) < want
 
     def widen(self, count):
-        """The reader has taken so many results. One that takes a window in less than 0.1 s gets a wider one."""
+        """Count results as read; double the window if the reader took a whole one in less than 0.1 s."""
         before, self.read = self.read, self.read + count
         if self.fixed is None and before // self.window != self.read // self.window:
             now = time.monotonic()
@@ -2028,9 +2028,9 @@ class Mapping(Job):
             self.doubled = now
 
     def deliver(self, lo, count, values, failures):
-        """Keep results for the reader, unless there can be none."""
+        """Keep results for the reader, unless nobody can read them any more."""
         with self.node.lock:
-            trim(self.spans)  # the last ones, too: a cycle of span and job would keep inputs until the next collection
+            trim(self.spans)  # even the last: the cycle of span and job keeps inputs until the garbage collector runs
             if not self.abandoned:
                 self.chunks[lo if self.ordered else self.made] = count, values, failures
             self.made += count
@@ -2038,16 +2038,16 @@ class Mapping(Job):
         self.node.wake(self)
 
     def cancel(self):
-        """Drop what has not started; nor is it counted any more."""
+        """Drop what has not started, and count it no more in the progress line."""
         if not self.cancelled:
             super().cancel()
-            self.rows = ()  # a generator that has not ended is closed
+            self.rows = ()  # closes a generator that has not ended
             self.tell(known=self.made - self.pulled, growing=self.exhausted - 1)
             self.tally = None
 
     def tell(self, known=0, made=0, growing=0):
-        """Add to what the progress line counts, if it counts this map: items, those that have results, and whether
-        there may be more."""
+        """Add to what the progress line counts, if it counts this map: items known, items that have results, maps that
+        may have more."""
         if self.tally is not None:
             with progress.lock:
                 self.tally[:] = map_builtin(operator.add, self.tally, (known, made, growing))
@@ -2077,13 +2077,13 @@ class Mapping(Job):
         return None
 
     def reader(self, deadline):
-        """The iterator over the results. Not to be a local of who pulled inputs: an error's frames would keep it."""
+        """The iterator over the results. No frame that pulls inputs may hold it: an error's traceback would keep it."""
         results = self.results(deadline)
         weakref.finalize(results, self.abandon).atexit = False
         return results
 
     def results(self, deadline):
-        """The iterator that ``map`` returns. Closed or dropped early, it cancels the rest."""
+        """The iterator that ``map`` returns. Closed or dropped once it was begun, it cancels the rest."""
         self.begun = True
         try:
             while True:
@@ -2105,14 +2105,14 @@ class Mapping(Job):
             self.cancel()
 
     def abandon(self):
-        """Nobody can read the results any more, nor ever did: run the rest, but keep nothing."""
+        """The iterator is gone. If it was never begun, run the rest all the same, but keep no results."""
         if not self.begun:
             self.abandoned = True
             self.chunks.clear()
             self.tell_of_inputs()
 
     def tell_of_inputs(self):
-        """Nobody can read by what the inputs ended, if not by themselves: then it is logged."""
+        """Log the exception by which the inputs ended, if there is one and nobody can read it any more."""
         if self.abandoned and self.inputs_error is not None:
             logger.error("the inputs of a map that nobody reads ended by an exception", exc_info=self.inputs_error)
 
@@ -2131,32 +2131,32 @@ class Mapping(Job):
 #
 # In the code IDLE is Link.idle, HUNGRY is Link.demand > 0, and BUSY is neither.
 #
-# HUNGRY is demand: so many tasks a node would take. Who has some to give is rich: it said `more` with its last TASK, or
-# holds several items. It is asked by HUNGRY, once, and remembers; DRY says that there is nothing after all. A broker
-# below has boasted to the one above if it said that it has more.
+# HUNGRY is demand: the number of tasks that a node would take. A node with tasks to give is rich: it said `more` with
+# its last TASK, or is a worker that holds several items. It is asked by HUNGRY, once, and remembers that; DRY says that
+# it has nothing after all. A broker below has boasted if it told the one above that it has more.
 
 ROOT = b"0.root"
-UP = b"up"  # how a broker calls the one above
-KEEPER = b""  # and the keeper of its host, whose notices have no sender
-ALL = b"%d" % (1 << 62)  # the end of a range that goes to the end, whatever that is
+UP = b"up"  # a broker's name for the one above it
+KEEPER = b""  # and for the keeper of its host, whose notices carry no sender
+ALL = b"%d" % (1 << 62)  # the upper bound of a range that goes to the end, whatever that is
 
 
 class Link:
-    """What a broker knows of one node, or of another broker: the nodes behind that are then one."""
+    """What a broker knows of one node, or of another broker, which counts as one node with all those behind it."""
 
     def __init__(self, name, role, facts=None):
         self.name, self.role, self.facts = name, role, facts
         self.size = facts["workers"] if facts else 1
         self.heard = None    # when it last said something
         self.demand = 0      # tasks that it would take; see Broker.want
-        self.width = 1       # workers for whom each of these is
+        self.width = 1       # workers that each of these tasks is for
         self.asked = 0       # tasks that it was asked for and has not given; see Broker.owe
         self.more = False    # it said that it has more
-        self.items = 0       # of a worker: items of what it holds whose results have not come
-        self.since = 0.0     # when it was asked, or gave one
-        self.tasks = 0       # sent to it so far
-        self.idle = True     # it said so after the last of these
-        self.held = {}       # id of a task that it holds -> its number among those that were sent to it
+        self.items = 0       # of a worker: items that it holds whose results have not come yet
+        self.since = 0.0     # when it was last asked for a task, or gave one
+        self.tasks = 0       # number of TASKs sent to it so far
+        self.idle = True     # it has said so since the latest of these
+        self.held = {}       # id of a task that it holds -> its number among the TASKs sent to it
 
 
 BLAME, BEGUN = 1, 2  # flags of DIED and LOST
@@ -2170,61 +2170,61 @@ MAY_SAY = {role: frozenset(names.encode().split()) for role, names in {
                "LOST DIED OUTPUT WHO PROBE PIECE LOG PROFILE",
     b"above": "TASK CANCEL CONST HELD TOLD HUNGRY SPLIT SINGLY RESULT MANY LOST WHO SIZE STOP BYE PROBE PIECE FILE "
               "SHOWN STACKS"}.items()}
-OF_TASKS = frozenset((b"SPLIT", b"SINGLY", b"RESULT", b"LOST", b"CANCEL"))  # said by its holder or owner
+OF_TASKS = frozenset((b"SPLIT", b"SINGLY", b"RESULT", b"LOST", b"CANCEL"))  # only a task's holder or owner says them
 OF_WISHES = frozenset(b"HELLO HUNGRY DRY TASK HELD TOLD WHO BYE DIED".split())  # change who wants work, or has some
-URGENT = frozenset((b"HUNGRY", b"DRY", b"PROBE", b"OUTPUT", b"FETCH", b"RECORD"))  # they may overtake what is collected
+URGENT = frozenset((b"HUNGRY", b"DRY", b"PROBE", b"OUTPUT", b"FETCH", b"RECORD"))  # may overtake what `collect` delays
 
 
 class Broker:
     """Routes messages between nodes. No socket, clock or process inside: ``handle`` takes a message and
     returns those to be sent, as (name of the receiver, frames).
 
-    The policy: a HUNGRY node is answered by one that said it has more, or has got several items at once; else
-    everybody is asked once, and who has nothing remembers it. A task for which nobody is hungry any more goes to who
-    holds least. So that the one on top has little to do, however many hosts there are, each asks for all its workers
-    at once, which share among themselves; asks for more before they run dry; and says much in one message."""
+    The policy: HUNGRY nodes are served by the rich, which said that they have more or hold several items; if these do
+    not suffice, everybody is asked once, and a node with nothing to give remembers that. A task for which nobody is
+    hungry any more goes to the node that holds least. To spare the top broker, however many hosts there are, a broker
+    below asks for all its workers at once (they share what comes) and before they run dry, and bundles its messages."""
 
     def __init__(self, host=b"0", size=0, below=False, heirs=None):
         heirs = heirs or {}                     # after another broker's death: name -> (task id, lo, hi) it is running
         self.host, self.below = host, below     # below: there is a broker above this one
         self.links = {}                         # name -> Link
-        self.hungry = {}                        # the same, of those that would take tasks, the longest hungry first
-        self.rich = {}                          # of those that have more, as far as we know
-        self.unasked = {}                       # of those that owe no answer
+        self.hungry = {}                        # those of them that would take tasks, the longest hungry first
+        self.rich = {}                          # those that have more, as far as we know
+        self.unasked = {}                       # those that owe no task that they were asked for
         self.wanted = 0                         # tasks that the hungry would take
-        self.plenty = None                      # there was more where the latest TASK from above came from; or None
+        self.plenty = None                      # the latest TASK from above had several items and `more`; None: no TASK
         self.boasted = False                    # the one above was told that we have more
         self.parcels = {}                       # owner -> SPLITs and RESULTs that go up together
-        self.weight, self.posted = 0, 0.0       # bytes in these; when the latest went
-        self.placed = {}                        # task id -> name of who holds it, if its results come by here
+        self.weight, self.posted = 0, 0.0       # bytes in these; when the latest parcels went
+        self.placed = {}                        # task id -> name of its holder, if its results pass through here
         self.consts = {}                        # name -> body
-        self.keep = lambda frame: frame         # what makes of its frames what is there once for all workers here
-        self.discard = lambda frames: None      # what becomes of frames that nobody will read
+        self.keep = lambda frame: frame         # puts a constant's frame where all workers of this host can share it
+        self.discard = lambda frames: None      # called with frames that nobody will read
         self.files = {}                         # path -> what FILE said of it
-        self.fetching = {}                      # path -> names of who waits for it
+        self.fetching = {}                      # path -> names of those that wait for it
         self.dead = set()                       # names that are not coming back
-        self.news = {}                          # number of a host -> what HOST said last; b"FAILED" -> that message
+        self.news = {}                          # number of a host -> its latest HOST message; b"FAILED" -> that message
         self.own_size, self.size = size, 0      # workers of this host; of the pool, if there are hosts
         self.received = 0                       # TASKs from above
-        self.told = None                        # how many there were when we said IDLE to the one above
-        self.facts = None                       # the JSON that HELLO says of us to the one above
+        self.told = None                        # how many these were when we said IDLE to the one above; or None
+        self.facts = None                       # the JSON of our HELLO to the one above
         self.probed = -math.inf                 # when other brokers were last asked for a sign of life
         self.present = {}                       # names that have connected, maybe again, and not said HELLO since
-        # name of who is to come -> what it will be sent when it has said HELLO
+        # name of a node that is to come -> messages that it will be sent after its HELLO
         self.late = {name: [] for name in heirs or ([] if below else [ROOT])}
-        self.round = None                       # of a census: the number that goes with WHO and TOLD
+        self.round = None                       # number of the census under way, as WHO and TOLD carry it
         self.silent = {name: {task_id: (lo, hi)} if task_id else {}  # names that have not TOLD yet -> what they had
                        for name, (task_id, lo, hi) in heirs.items()}
         self.presumed = {}                      # the same, of those that did not answer in time
         self.census_began = 0.0                 # when the census began
-        self.over_above = False                 # it has ended above, which did not wait for us
-        self.counted = bool(heirs)              # there was or will be one: maybe some tasks are not placed
-        self.printing = 0                       # characters of OUTPUT from here that are not yet SHOWN
+        self.over_above = False                 # the broker above has ended the census, without waiting for us
+        self.counted = bool(heirs)              # there was or will be a census: `placed` may have gaps
+        self.printing = 0                       # bytes of OUTPUT from here that are not yet SHOWN
         self.stopping = False
         self.finished = False                   # nobody is left: the loop may end
         self.dropped = 0                        # messages that made no sense
         self.message, self.out, self.now = [], [], 0.0
-        self.changed = False                    # maybe who wants work, or who has some
+        self.changed = False                    # maybe it has changed who wants work, or who has some
         if below:
             self.links[UP] = self.unasked[UP] = Link(UP, b"above")
 
@@ -2247,19 +2247,19 @@ class Broker:
             getattr(self, handler)(sender, *frames[1:])
         except Exception as error:
             self.dropped += 1
-            self.discard(frames if frames[:1] in ([b"RESULT"], [b"TASK"]) else ())  # of what was cancelled meanwhile
+            self.discard(frames if frames[:1] in ([b"RESULT"], [b"TASK"]) else ())  # its task may have been cancelled
             logger.debug("broker: dropped a message of %r: %r", sender, error)
         self.conclude()
         return self.out
 
     def concerns(self, sender, task_id, as_holder=True):
-        """Whether the sender may speak of a task: it holds it, by our records (after a census these have gaps, and who
-        speaks of it is believed), or the way to its owner leads there. as_holder: else only the latter."""
+        """Whether the sender may speak of a task: as its holder by our records (which have gaps after a census: then it
+        is believed), or as the link that leads to its owner. as_holder: if false, only as the latter."""
         return as_holder and sender == self.placed.get(task_id, sender if self.counted else None) or \
             sender == self.way_to(owner_of(task_id))
 
     def tick(self, now):
-        """Once in HEARTBEAT, or PATIENCE while some wait: show that we live, notice who does not. Returns messages."""
+        """Every HEARTBEAT (PATIENCE while `waiting`): show that we live, notice who does not. Returns messages."""
         self.out, self.now, self.changed = [], now, True
         self.notice_silence()
         if self.finished:
@@ -2274,7 +2274,7 @@ class Broker:
         if self.round is not None:
             self.ask_again()
         self.conclude()
-        if now - self.probed >= HEARTBEAT / 2:  # both sides ask: an answer may wait long behind what who gives it sends
+        if now - self.probed >= HEARTBEAT / 2:  # both sides ask: an echo may be stuck behind what its sender transmits
             self.probed = now
             for link in list(self.links.values()):
                 if link.role in (b"broker", b"above"):
@@ -2282,7 +2282,7 @@ class Broker:
         return self.out
 
     def notice_silence(self):
-        """Give up other brokers of which nothing has been heard; without the one above, this one ends."""
+        """Give up other brokers that have been silent for SILENCE; if it is the one above, end."""
         for link in list(self.links.values()):
             link.heard = self.now if link.heard is None else link.heard
             if link.role == b"above":
@@ -2294,7 +2294,7 @@ class Broker:
                              f"host {link.facts['host']} was {reason}".encode())
 
     def conclude(self):
-        """What follows when something has changed."""
+        """Do what may follow from a message or a tick: ask for tasks, stop, report to the broker above."""
         if self.changed and self.hungry:
             self.ask_around()
         if self.stopping:
@@ -2311,13 +2311,13 @@ class Broker:
             self.send(UP, b"DRY")
         if not self.stopping:
             told, self.told = self.told, self.received if self.quiet() else None
-            if self.told not in (None, told):  # as a worker says it: what we received is done
+            if self.told not in (None, told):  # as a worker would: all that we received is done
                 self.send(UP, b"IDLE", b"%d" % self.told)
         if self.parcels and (self.now >= self.due or self.weight > MAX_BODY):
             self.send_parcels()
 
     def send(self, name, *frames):
-        """Say something to a node; what is for one that is gone has no reader any more."""
+        """Send a message to a node, now or after its HELLO; discard it if the node is gone."""
         way = self.way_to(name)
         if way is None:
             late = self.late.get(name, self.late.get(host_of(name)))
@@ -2331,7 +2331,7 @@ class Broker:
         self.out.append((way, list(frames)))
 
     def pass_on(self, name):
-        """Send the message that is being handled on to a node."""
+        """Forward the message that is being handled to a node."""
         self.send(name, *self.message)
 
     def tell_all(self, *frames):
@@ -2341,7 +2341,7 @@ class Broker:
                 self.send(name, *frames)
 
     def way_to(self, name):
-        """The link that leads to a node: its own, that of its host's broker, or the one up."""
+        """The name of the link that leads to a node: its own, its host's broker, or UP; None if there is none."""
         if name in self.links:
             return name
         host = host_of(name)
@@ -2349,15 +2349,15 @@ class Broker:
 
     @property
     def waiting(self):
-        """Whether some are hungry while others have more, as far as we know; should these not give it, look again."""
+        """Whether some are hungry while others seem to have more: if these do not give it, `tick` will notice."""
         return bool(self.hungry and self.rich)
 
     def takers(self):
-        """Those that execute what they get: workers, and brokers below."""
+        """The links of those that execute tasks: workers, and brokers below."""
         return (link for link in self.links.values() if link.role in (b"worker", b"broker"))
 
-    # What workers say to owners elsewhere is collected, for a while that grows with the pool, and goes up as one
-    # message, which brokers on the way do not open. The first after such a while goes at once.
+    # SPLITs and RESULTs for owners on other hosts are collected, for a time that grows with the pool, and go up as one
+    # MANY for each owner, whose body brokers on the way do not open. The first after a quiet time goes at once.
 
     @property
     def due(self):
@@ -2365,16 +2365,16 @@ class Broker:
         return self.posted + HOLD * self.size
 
     def collect(self, owner):
-        """Pass the SPLIT or RESULT that is being handled on to an owner, now or with others."""
+        """Forward the SPLIT or RESULT that is being handled to an owner, now or with others."""
         if HOLD * self.size < 1e-3 or self.way_to(owner) != UP or \
-                any(reference(frame) or not isinstance(frame, bytes) for frame in self.message):  # goes uncopied
+                any(reference(frame) or not isinstance(frame, bytes) for frame in self.message):  # large: uncopied
             self.pass_on(owner)
             return
         self.parcels.setdefault(owner, []).append(self.message)
         self.weight += sum(map_builtin(len, self.message))
 
     def send_parcels(self):
-        """What was collected goes, with the ids of what moves by it, for brokers on the way."""
+        """Send what was collected, with the ids of the tasks that it splits off or ends, for brokers on the way."""
         parcels, self.parcels, self.weight, self.posted = self.parcels, {}, 0, self.now
         for owner, messages in parcels.items():
             new = [message[4] for message in messages if message[0] == b"SPLIT"]
@@ -2382,7 +2382,7 @@ class Broker:
             self.send(owner, b"MANY", owner, b" ".join(new), b" ".join(done), pickle.dumps(messages, 5))
 
     def flush(self, now):
-        """It is due. Returns messages."""
+        """Send what was collected, since it is due. Returns messages."""
         self.out, self.now = [], now
         self.send_parcels()
         return self.out
@@ -2394,7 +2394,7 @@ class Broker:
     # -- who is there
 
     def introduced(self, sender, facts):
-        """The role of who says HELLO, by its name, and the facts of a broker. Raises an error if these do not fit."""
+        """The role of the sender of a HELLO, by its name, and a broker's facts. Raises an error if these do not fit."""
         host, number = re.fullmatch(rb"(\w+)(\.root|\.[0-9]+)?", sender).groups()
         role = b"root" if sender == ROOT else b"worker" if number else b"broker"
         if (role == b"broker") != bool(facts) or facts and self.below or sender == UP or \
@@ -2408,12 +2408,12 @@ class Broker:
         return role, known
 
     def meet(self, name, role, facts=None):
-        """A node is there of which nothing is known yet. During a census, it may have been there before us."""
+        """Make a fresh link to a node: idle, except during a census, since it may have had work before we came."""
         self.links[name] = self.unasked[name] = link = Link(name, role, facts)
         link.heard, link.idle = self.now, self.round is None and not self.silent
 
     def forget(self, name):
-        """What is known of a node means nothing any more, nor what it held."""
+        """Drop the link to a node, with all records of what it wants, has and holds; return the link."""
         link = self.links.pop(name)
         self.want(link, 0)
         for task_id in link.held:
@@ -2423,7 +2423,7 @@ class Broker:
         return link
 
     def remove(self, name):
-        """A node is gone: do not wait for it either."""
+        """Drop a node that is gone, and do not wait for its answer in a census."""
         if name in self.links and self.forget(name).role == b"broker":
             self.resize()
         self.hear_out(name)
@@ -2434,7 +2434,7 @@ class Broker:
         if sender not in self.links:
             self.meet(sender, role, known)
             if sender in self.silent and sender not in self.present and self.round is not None:
-                self.send_who(sender)  # it has connected for the first time, or does not know it
+                self.send_who(sender)  # it takes this for its first connection, and so has not announced it
         self.present.pop(sender, None)
         late = self.late.pop(sender, self.news.values() if role == b"root" else ())
         self.out += [(sender, list(frames)) for frames in late]
@@ -2448,25 +2448,25 @@ class Broker:
             self.send(sender, b"STOP")
 
     def on_BYE(self, sender):
-        """A worker, or a broker below, has ended as it was told. The broker above: it has given us up."""
+        """A worker, or a broker below, has ended as it was told; or the broker above has given us up."""
         if sender == UP:
             self.finished = True
-        elif self.links[sender].held:  # it should have none
+        elif self.links[sender].held:  # it should hold nothing
             self.on_DIED(KEEPER, sender, b"", b"0", ALL, b"0", b"0", sender + b" has left")
         else:
             self.remove(sender)
 
     def on_DIED(self, sender, name, task_id, lo, hi, flags, begun, obituary):
-        """A process or a host has ended: tell the owners of what it held, and drop what it owned.
+        """A process or a host has ended: tell the owners of the tasks it held, and cancel the tasks it owned.
 
-        flags: BLAME if what it was running is suspected; BEGUN if it had begun more of that. begun: the
-        highest number of a task, of those that were sent to it, that it had begun."""
+        flags: BLAME if the items lo..hi that it was running are suspected; BEGUN if it may have begun others of that
+        task, too. begun: the highest number of a TASK (see Link.held) that it had begun."""
         if sender and host_of(name) != sender:
             raise ValueError("only a keeper knows of deaths, and of those of its host")
         self.dead.add(name)
         link = self.links.get(name)
-        tasks = dict.fromkeys(self.silent.get(name, ()), 0)  # maybe it still had these
-        tasks.update({task_id: 0} if b":" in task_id else {})  # this it had in any case
+        tasks = dict.fromkeys(self.silent.get(name, ()), 0)  # it may still have had these
+        tasks.update({task_id: 0} if b":" in task_id else {})  # it had this one in any case
         tasks.update(link.held if link else {})
         for held, number in tasks.items():
             span = (lo, hi, flags) if held == task_id or not task_id else \
@@ -2482,12 +2482,12 @@ class Broker:
         self.recheck(name)
 
     def on_FAILED(self, sender, reason):
-        """No worker can work: tell the root, now or when it comes."""
+        """No worker can work: tell the root, now or after its HELLO."""
         self.news[b"FAILED"] = b"FAILED", bytes(reason)
         self.send(ROOT, b"FAILED", reason)
 
     def on_HOST(self, sender, facts):
-        """A host is there, or is not to come, or is lost: tell the root, now or when it comes."""
+        """A host is there, or will not come, or is lost: tell the root, now or after its HELLO."""
         self.news[json.loads(bytes(facts))["number"]] = b"HOST", bytes(facts)
         self.send(ROOT, b"HOST", facts)
 
@@ -2497,10 +2497,9 @@ class Broker:
         self.tell_all(b"SIZE", count)
 
     def resize(self, least=1 / 8):
-        """Count the workers of the pool anew, and tell everybody if that makes a difference; says whether. The root,
-        which shares maps out by it, hears of all.
-
-        A thousand hosts that come one after the other would else cause a million messages."""
+        """Recount the pool's workers. Tell everybody and return True only if they have changed by more than the share
+        `least`: else a thousand hosts that come one after another would cause a million messages. The root, which
+        shares maps out by their number, is told of any change."""
         size = self.own_size + sum(link.size for link in self.links.values() if link.role == b"broker")
         changed = not self.below and abs(size - self.size) > size * least
         if changed:
@@ -2510,9 +2509,9 @@ class Broker:
         return changed
 
     def on_PROBE(self, sender, *body):
-        """Another broker lives. One below has its words back, or is told that we have given it up."""
+        """Another broker lives. One below gets an echo; or BYE, if we have given it up or do not know it."""
         if sender != UP:
-            known = sender in self.links or self.counted or b"?" in sender  # as the name of a trial has
+            known = sender in self.links or self.counted or b"?" in sender  # the last: a trial, see first_answer
             self.out.append((sender, [b"BYE"] if sender in self.dead or not known else [b"PROBE", *body]))
 
     def on_PIECE(self, sender):
@@ -2520,37 +2519,37 @@ class Broker:
 
     # -- the census: what is still held, after messages were lost
     #
-    # Messages are lost when a broker dies, or a connection. Whoever connects for a second time says so, by an empty
-    # message; a broker that takes over knows. Then the top one asks everybody: WHO. A node starts anew: it says HELLO,
-    # what it HELD, and TOLD; after that, what it wants (HUNGRY, IDLE). An owner doubts all that it has shipped until
-    # somebody holds it. Brokers below pass the question on, and say TOLD when all of theirs have. When all have, the
-    # top says TOLD, and owners send again what is still in doubt. Each census has a number; answers to an earlier one
-    # do not count.
+    # Messages are lost when a broker or a connection dies. A node that reconnects says so, by an empty message; a
+    # broker that takes over knows anyway. Then the top broker asks everybody: WHO. Each node starts afresh: it says
+    # HELLO, what it HELD, and TOLD; after that, what it wants (HUNGRY, IDLE). An owner doubts all that it has shipped
+    # until a holder says HELD. Brokers below pass WHO on, and say TOLD when all of their nodes have. When everybody
+    # has, the top broker says TOLD, and owners queue again what is still in doubt. Each census has a number; answers to
+    # an earlier one do not count.
     #
-    # Who does not answer in time may be computing without releasing the interpreter's lock: it is presumed to hold what
-    # it had. When it answers after all, or dies, there is another census, since what it did have may be lost.
+    # A node that does not answer in time may be computing without releasing the interpreter's lock: it is presumed to
+    # hold what it had. When it answers after all, or dies, there is another census, since some of that may be lost.
 
     def connected(self, name):
-        """A node has connected: for the first time, or again; then messages may be lost, or we are new."""
-        if name in self.dead or len(self.present) >= MAX_HOSTS:  # a late word, or so many that it is nonsense
+        """A node has connected anew: messages may be lost, or we have taken over, and it is new to us."""
+        if name in self.dead or len(self.present) >= MAX_HOSTS:  # a late message, or so many that it is nonsense
             return
         self.present[name] = None
         if name not in self.links:
-            self.late.setdefault(name, [])  # what is for it, or for those behind it, until it has said HELLO
+            self.late.setdefault(name, [])  # what is for it, or for those behind it, waits for its HELLO
         if name in self.links or self.round is None or name not in self.silent:  # the last: it came by --join
             self.begin_census()
         else:
             self.send_who(name)
 
     def begin_census(self, number=None):
-        """Begin a census, or have it begun by the one above, which gives the number."""
+        """Begin a census. A broker below asks the one above for one, and begins when a WHO brings its number."""
         if self.below and number is None:
-            self.send(UP, b"WHO", self.round or b"0")  # the one that we take part in: another is wanted
+            self.send(UP, b"WHO", self.round or b"0")  # the census that we take part in: we want another
             return
-        number = number or b"%d" % (self.now * 1e6)  # unlike all before, also those of a broker that has died
+        number = number or b"%d" % (self.now * 1e6)  # never used before, nor by a broker that has died
         self.round, self.census_began, self.counted, self.over_above = number, self.now, True, False
-        self.fetching.clear()  # what was asked for may be lost with a broker above: who waits will ask again
-        self.printing = 0      # and so may what was printed, or the news that it was shown
+        self.fetching.clear()  # a FETCH, or its FILE, may be lost with a broker above: workers that wait ask again
+        self.printing = 0      # and so may an OUTPUT, or its SHOWN
         self.silent, self.presumed = {**self.presumed, **self.silent}, {}
         for name in {**self.links, **self.present}:
             if name != UP:
@@ -2558,7 +2557,7 @@ class Broker:
         self.hear_out()
 
     def send_who(self, name):
-        """Ask a node, whether it has said HELLO or not. If it dies before it answers, what it had is lost."""
+        """Send WHO to a node, even before its HELLO. What it had is LOST if it dies before it answers."""
         had = self.silent.setdefault(name, {})
         if name in self.links:
             self.silent[name] = {**dict.fromkeys(self.links[name].held, (b"0", ALL)), **had}
@@ -2566,14 +2565,14 @@ class Broker:
         self.out.append((name, [b"WHO", self.round]))
 
     def renew(self, name):
-        """What we know of a node begins anew, as it does there."""
+        """Start afresh with a node, as it does with us."""
         link = self.forget(name)
         self.meet(name, link.role, link.facts)
 
     def on_WHO(self, sender, number):
-        """The broker above asks; or one below would have it asked."""
+        """The broker above asks; or one below wants a new census."""
         if sender != UP:
-            if number == self.round or sender not in self.silent:  # else it will hear our latest question, and ask all
+            if number == self.round or sender not in self.silent:  # else it has yet to get our latest WHO, and ask all
                 self.begin_census()
             return
         self.round, self.received = number, 0
@@ -2583,7 +2582,7 @@ class Broker:
         self.begin_census(number)
 
     def on_HELD(self, sender, number, task_id, *bounds):
-        """What a node will still answer. Not kept until all have said so: its RESULT may be next."""
+        """A node holds a task: tell the owner at once, not when all have answered, since its RESULT may come next."""
         if sender != UP and self.round not in (None, number):  # it answers an earlier question
             return
         if self.gone(owner_of(task_id)):
@@ -2596,14 +2595,14 @@ class Broker:
         self.send(owner_of(task_id), b"HELD", number, task_id, *bounds)
 
     def on_TOLD(self, sender, number):
-        """A node has said all; or everybody has, and the owners draw their conclusions."""
+        """A node has answered in full; or, from above, everybody has: owners then queue again what nobody holds."""
         if sender == UP:
-            self.over_above = number == self.round  # else that began before we took over
-            if self.over_above and not self.silent:  # else our own are still to be heard: the question came late
+            self.over_above = number == self.round  # else it is of a census that began before we took over
+            if self.over_above and not self.silent:  # else our own nodes have yet to answer: WHO reached us late
                 self.finish_census()
         elif sender in self.presumed:
             self.recheck(sender)
-        elif number == self.round:  # else it has not had the latest question yet
+        elif number == self.round:  # else it has yet to get the latest WHO
             self.hear_out(sender)
         elif self.round is None and not self.below and b"." not in sender:  # that ended before this host said HELLO
             self.send(sender, b"TOLD", number)
@@ -2614,12 +2613,12 @@ class Broker:
             self.begin_census()
 
     def ask_again(self):
-        """Ask once more who may believe that this is its first connection. Do not wait for ever."""
+        """Ask nodes again that have not said HELLO: they may take this for their first connection. Give up in time."""
         for name in self.silent:
             if name not in self.links:
                 self.send_who(name)
         if self.now - self.census_began > CENSUS_PATIENCE * (1 if self.below else 2):
-            for name in list(self.silent):  # who computes without releasing the interpreter's lock holds what it had
+            for name in list(self.silent):  # these are presumed to hold what they had: see above
                 for task_id, (lo, hi) in self.silent[name].items():
                     self.on_HELD(name, self.round, task_id, lo, hi)
                 self.presumed[name] = self.silent[name]
@@ -2628,7 +2627,7 @@ class Broker:
                 self.hear_out(name)
 
     def hear_out(self, name=None):
-        """Do not wait for a node any more; when all have been heard, say so."""
+        """Do not wait for a node's answer any more; once none is awaited, say TOLD."""
         self.silent.pop(name, None)
         if self.round is None or self.silent:
             return
@@ -2638,7 +2637,7 @@ class Broker:
             self.finish_census()
 
     def finish_census(self):
-        """All is known."""
+        """The census is over: say so to all but the broker above."""
         self.tell_all(b"TOLD", self.round)
         self.round = None
 
@@ -2658,7 +2657,7 @@ class Broker:
         self.rich.pop(sender, None)
 
     def want(self, link, demand):
-        """A node would take so many tasks."""
+        """Set how many tasks a node would take."""
         self.wanted += demand - link.demand
         link.demand = demand
         if demand:
@@ -2667,7 +2666,7 @@ class Broker:
             self.hungry.pop(link.name, None)
 
     def owe(self, link, asked):
-        """A node is to answer so many times; it is not asked in vain meanwhile."""
+        """Set how many requested tasks a node still owes; `unasked` has the nodes that owe none."""
         link.asked = asked
         if asked:
             self.unasked.pop(link.name, None)
@@ -2680,12 +2679,12 @@ class Broker:
         link.idle = int(tasks) == link.tasks and sender not in self.silent  # else said before it heard WHO
 
     def ask_around(self):
-        """Ask for as much as the hungry would take: the rich first; if there are none, everybody once."""
+        """Ask for as many tasks as the hungry would take: the rich first; for what is still wanted, everybody once."""
         rich = [link for link in self.rich.values() if link.demand == 0]
         wanted = self.wanted - sum(link.asked for link in rich)
-        if wanted > 0:  # sorted once: to search them for each that is asked kept a broker of 256 workers busy
+        if wanted > 0:  # sorted once: to search them anew for each request kept a broker of 256 workers busy
             rich.sort(key=lambda link: (link.role == b"root", link.items))
-            each = wanted / max(1, sum(link.items for link in rich))  # per item: who has twice as many, gives twice
+            each = wanted / max(1, sum(link.items for link in rich))  # per item: twice as many give twice as much
         while wanted > 0 and rich:
             link = rich.pop()
             count = min(wanted, link.items - 1 - link.asked, math.ceil(link.items * each)) if not link.more else \
@@ -2696,19 +2695,19 @@ class Broker:
         if wanted > 0:
             for link in [link for link in self.unasked.values() if wanted > link.demand]:
                 self.ask(link, 1)
-            # Who gives single tasks is asked for all that is wanted: the root, if it is here; the one above, if its
-            # latest was single, or the last it had (otherwise there is no such link here)
+            # A giver of single tasks is asked for all that is wanted: the root, if it is here; the one above, if its
+            # latest TASK was of one item, or its last (else the root is looked up, which a broker below does not have)
             ample = self.links.get(UP if self.plenty is False else ROOT)
             if ample and wanted > ample.demand + ample.asked:
                 self.ask(ample, wanted - ample.demand - ample.asked)
 
     def lack(self):
-        """For how many workers of this host one more item is wanted, so that each has one beside that which it runs."""
+        """How many items the workers of this host lack until each has one to run and another in reserve."""
         return 2 * self.own_size - sum(link.items for link in self.links.values() if link.role == b"worker")
 
     def ask(self, link, count):
-        """Ask a node for so many tasks. width: as the newest of the hungry said; upwards, how many of our workers lack
-        one."""
+        """Ask a node for so many tasks, as wide as the newest of the hungry said; a single one from above is for as
+        many of our workers as lack an item."""
         self.owe(link, link.asked + count)
         link.since = self.now
         if link.name != UP:
@@ -2720,7 +2719,7 @@ class Broker:
     # -- tasks and results
 
     def on_TASK(self, sender, task_id, avoid, more, lo, hi, *rest):
-        """Pass a task on to one who takes it, and remember who that is."""
+        """Choose a taker for a task, pass it on, and remember who holds it."""
         owner, count = owner_of(task_id), int(hi) - int(lo)
         if count <= 0:
             raise ValueError("a task of nothing")
@@ -2729,7 +2728,7 @@ class Broker:
             self.send(sender, b"CANCEL", task_id)
             raise ValueError("another's task")
         self.lift(task_id)
-        for had in self.silent, self.presumed:  # should it not answer WHO: this it has given away
+        for had in self.silent, self.presumed:  # if it never answers WHO, this at least it does not hold any more
             had.get(sender, {}).pop(task_id, None)
         if self.gone(owner):
             raise ValueError("nobody's task")
@@ -2745,11 +2744,11 @@ class Broker:
         self.send(taker.name, b"TASK", task_id, avoid, more, lo, hi, *rest)
 
     def note_giver(self, giver, more, count):
-        """A node has given a task, and has more, or not; count: how many items it holds less."""
+        """Note that a node has given a task, and has more or not. count: by how many its items have become fewer."""
         if giver.asked:
             self.owe(giver, giver.asked - 1)
         giver.since = self.now
-        if giver.name == UP:  # if it has more, that may be for others only
+        if giver.name == UP:  # not rich, even if it has more: that may be for others only
             self.received, self.plenty = self.received + 1, more and count > 1
             if count > 1:
                 self.want(giver, 0)
@@ -2758,7 +2757,7 @@ class Broker:
             self.add_items(giver, -count)
 
     def note_taker(self, taker, count):
-        """A node gets a task of so many items. It forgets what it was asked for; a worker has some to spare now."""
+        """Note that a node gets a task of so many items. If several, it forgets what it was asked for before."""
         if taker.demand:
             self.want(taker, taker.demand - 1)
         if count > 1 and taker.name != UP:
@@ -2768,7 +2767,7 @@ class Broker:
         taker.tasks += 1
 
     def add_items(self, link, count):
-        """So many items more are held by a node: several make it rich."""
+        """Note that a worker holds so many more items. Several, or a word that there is more, make a node rich."""
         link.items += count if link.role == b"worker" else 0
         if link.more or link.items > 1:
             self.rich[link.name] = link
@@ -2776,7 +2775,8 @@ class Broker:
             self.rich.pop(link.name, None)
 
     def choose(self, giver, avoid):
-        """Who gets a task: the longest hungry; if possible another host than `avoid`, and rather here than above."""
+        """Choose the taker of a task: the longest hungry, if possible not on the host `avoid`, and rather here than
+        above; if nobody is hungry, the least loaded of those here. None: there is no worker."""
         for name, link in self.hungry.items():
             if name not in (giver, UP) and host_of(name) != avoid:
                 return link
@@ -2787,7 +2787,7 @@ class Broker:
                    key=lambda link: (link.name == giver, len(link.held) / link.size, link.items))
 
     def place(self, task_id, link):
-        """Remember who holds a task, unless its owner is on the same side of us: then we hear no more of it."""
+        """Remember who holds a task, unless the same link leads to its owner: then its results do not pass us."""
         owner = owner_of(task_id)
         if self.gone(owner):
             self.send(link.name, b"CANCEL", task_id)
@@ -2810,7 +2810,7 @@ class Broker:
         if int(lo) >= int(hi) or new.partition(b"/")[0] != task_id.partition(b"/")[0] or \
                 self.placed.get(new, sender) != sender:
             raise ValueError("no part of the task")
-        self.place(new, self.links[sender])  # until its TASK comes: if the sender dies before, this is lost too
+        self.place(new, self.links[sender])  # until its TASK comes: if the sender dies before that, this is LOST, too
         self.collect(owner_of(task_id))
 
     def on_RESULT(self, sender, task_id, lo, count, last, *body):
@@ -2819,13 +2819,13 @@ class Broker:
         link.items -= int(count)
         if sender in self.rich and link.items <= 1 and not link.more:
             del self.rich[sender]
-            self.changed = True  # it may still have been asked for some
+            self.changed = True  # others may have to be asked for what it still owes
         if last == b"1":
             self.lift(task_id)
         self.collect(owner_of(task_id))
 
     def on_MANY(self, sender, owner, new, done, body):
-        """Pass on what many holders say to one owner, and note what has moved."""
+        """Pass on what several holders say to one owner; note which tasks are new and which are done."""
         new, done = bytes(new).split(), bytes(done).split()
         if any(owner_of(task_id) != owner or self.placed.get(task_id, sender) != sender for task_id in new + done):
             raise ValueError("another's task")
@@ -2836,14 +2836,14 @@ class Broker:
         self.pass_on(owner)
 
     def on_LOST(self, sender, task_id, *fields):
-        """The owner is to hear that its task is not held any more: a death elsewhere, or it cannot be read."""
+        """Tell the owner that its task is not held any more: a death elsewhere, or (SINGLY) it cannot be unpickled."""
         self.lift(task_id)
         self.pass_on(owner_of(task_id))
 
     on_SINGLY = on_LOST
 
     def on_CANCEL(self, sender, task_id):
-        """Tell the holder of a task that it is not wanted."""
+        """Tell the holder of a task, if there is one, that it is not wanted any more."""
         holder = self.lift(task_id)
         if holder is not None:
             self.send(holder, b"CANCEL", task_id)
@@ -2851,10 +2851,10 @@ class Broker:
     # -- what everybody may ask for, and what they print
 
     def on_CONST(self, sender, name, *body):
-        """Keep a constant for those who come later, and pass it on to everybody. The top decides whose it is."""
+        """Keep a constant for nodes that come later, and pass it on to everybody. The top decides which one holds."""
         if self.below and sender != UP:
             self.pass_on(UP)
-        elif name not in self.consts:  # the first one holds; everybody sees whose it is
+        elif name not in self.consts:  # the first one holds; the message names its setter
             self.consts[name] = body = list(map_builtin(self.keep, body))
             self.tell_all(b"CONST", name, *body)
 
@@ -2874,13 +2874,13 @@ class Broker:
             self.send(name, b"FILE", path, *body)
 
     def on_LOG(self, sender, *fields):
-        """Pass on what a worker says to the root."""
+        """Pass a worker's message on to the root."""
         self.pass_on(ROOT)
 
     on_PROFILE = on_RECORD = on_LOG
 
     def on_STACKS(self, sender):
-        """The workers shall say where they are, here and below."""
+        """Have the stacks of all workers shown: the keeper sees to those of this host, brokers below to theirs."""
         self.out.append((KEEPER, [b"STACKS"]))
         for link in self.takers():
             if link.role == b"broker":
@@ -2899,7 +2899,7 @@ class Broker:
             self.pass_on(host)
 
     def on_COUNT(self, sender, idle):
-        """Count the workers that would take work, but those that asked for it before they were done with theirs."""
+        """Tell the root how many workers are idle: they would take work, and hold none."""
         idle = sum(link.demand * link.width for link in self.hungry.values() if not link.items)
         self.send(sender, b"COUNT", b"%d" % idle)
 
@@ -2936,11 +2936,11 @@ class Switchboard:
         self.sources = {}    # socket or file descriptor -> what reads it
         self.routes = {}     # name -> the socket by which its latest message came
         self.pieces = collections.defaultdict(Pieces)  # name of another broker -> what has come of its latest message
-        self.cut = None      # since when the TCP connection up is gone, if it is all we have
+        self.cut = None      # when the TCP connection up broke, if no remote command tells us of the root's end
         self.prints = collections.defaultdict(dict)  # worker -> file descriptor -> (stream, beginning of a line)
-        self.paused = set()  # those of them that are not read, for the root is slow
-        self.said = []       # messages to be sent, most of them the broker's: (to whom, frames)
-        self.ended = []      # notices of deaths at the end of the pool: what those said last may come after them
+        self.paused = set()  # those of these descriptors that are not read for now, since the root is slow
+        self.said = []       # messages to be sent, most of them the broker's: (receiver, frames)
+        self.ended = []      # DIED notices at the end of the pool: they wait, since last words may come after them
         self.poller = zmq.Poller()
         self.watch(self.notices.fileno(), self.take_notice)
         self.local = self.router(config["address"])
@@ -2950,7 +2950,7 @@ class Switchboard:
             self.let_in(keeper.listener)
 
     def watch(self, source, reader):
-        """Have reader(source) called when something is there."""
+        """Have reader(source) called when there is something to read."""
         self.sources[source] = reader
         self.poller.register(source, zmq.POLLIN)
 
@@ -2958,10 +2958,10 @@ class Switchboard:
         """A ROUTER socket for nodes, or for brokers below."""
         router = self.context.socket(zmq.ROUTER)
         router.linger = 0
-        router.sndhwm = router.rcvhwm = 0  # a ROUTER drops silently at its mark
-        router.router_mandatory = True     # and what it cannot route, unless told to complain
-        router.router_handover = True      # who connects anew goes on under its name
-        router.probe_router = True         # says so to who connects, by an empty message: see Node.fetch
+        router.sndhwm = router.rcvhwm = 0  # no limit, at which a ROUTER drops messages silently
+        router.router_mandatory = True     # as it does with those that it cannot route, unless told to raise an error
+        router.router_handover = True      # a node that connects anew takes its name over from its old connection
+        router.probe_router = True         # greet whoever connects with an empty message: see Node.fetch
         for name, value in options.items():
             setattr(router, name, value)
         router.bind(address)
@@ -2969,7 +2969,7 @@ class Switchboard:
         return router
 
     def run(self):
-        """Take messages and send those to which they lead, until nobody is left."""
+        """Handle what comes, and send the messages to which it leads, until nobody is left."""
         broker, ticked = self.broker, -math.inf
         if broker.below:
             self.connect_up()
@@ -2978,7 +2978,7 @@ class Switchboard:
             pause = self.pause()
             ready = self.poller.poll(pause and pause * 1000)
             for source, _ in ready:
-                if source in self.sources:  # else it has just been read to its end, before a RESULT
+                if source in self.sources:  # else it is a pipe that `take` has just read to its end, before a RESULT
                     self.sources[source](source)
             while self.ended and not ready:
                 self.handle(KEEPER, self.ended.pop(0))
@@ -2998,7 +2998,7 @@ class Switchboard:
         self.context.destroy(linger=0 if self.cut else 1000)
 
     def pause(self):
-        """How many seconds to wait for messages; None if nothing happens without any."""
+        """How many seconds to wait for messages; None: without limit, since nothing else is to be done."""
         broker = self.broker
         if broker.parcels:
             return max(0.0, broker.due - time.monotonic()) + 1e-3  # poll rounds down to milliseconds
@@ -3008,10 +3008,10 @@ class Switchboard:
         return GRACE / 4 if self.cut else None if alone else HEARTBEAT
 
     def take(self, router):
-        """Messages of nodes, or of brokers below: what is there, but not so many that other sources wait long."""
+        """Handle messages of nodes or brokers below: those that are there, up to MESSAGES, since other sources wait."""
         for _ in range(MESSAGES):
             sender, *frames = receive(router)
-            if sender == UP or router is not self.local and b"." in sender:  # by TCP come brokers only
+            if sender == UP or router is not self.local and b"." in sender:  # only brokers come by TCP
                 self.broker.dropped += 1
             else:
                 self.routes[sender] = router
@@ -3023,8 +3023,8 @@ class Switchboard:
                 break
 
     def gather(self, sender, frames):
-        """The messages of another broker that came as one; PIECE, if more is to come. One that we do not know, or not
-        yet, is answered at once, since it waits for that, and its own questions come behind; nothing is kept."""
+        """The messages of another broker that came as one; PIECE, while more pieces are to come. Of a broker without a
+        link none is kept: each counts as a PROBE, to be answered at once, since its own PROBEs come only after them."""
         if sender not in self.broker.links:
             messages = unbundled(frames)
             return [[b"PROBE"]] if messages[0][:1] == [b"PIECE"] else messages
@@ -3037,7 +3037,7 @@ class Switchboard:
             return []
 
     def forget_pieces(self):
-        """What came of messages of those that are gone."""
+        """Drop incomplete messages of brokers that are gone."""
         for name in self.pieces.keys() - self.broker.links.keys():
             del self.pieces[name]
 
@@ -3047,12 +3047,12 @@ class Switchboard:
             self.said += self.broker.handle(sender, frames, time.monotonic())
 
     def deliver(self):
-        """Send what is said. A receiver that is gone is the keeper's matter."""
+        """Send what is in `said`, bundled for each receiver. If one is gone, that is for the keeper to notice."""
         parcels = {}
         for name, frames in self.said:
             parcels.setdefault(name, []).append(frames)
         self.said.clear()
-        if parcels.pop(KEEPER, None):  # STACKS: what it may be told
+        if parcels.pop(KEEPER, None):  # it is told nothing but STACKS
             os.kill(self.keeper, signal.SIGUSR1)
         for name, parcel in parcels.items():
             pieces = [bundled(parcel)]
@@ -3066,7 +3066,7 @@ class Switchboard:
                         transmit(self.routes.get(name, self.local), [name, *piece], NOBLOCK)
 
     def take_notice(self, _):
-        """A notice of the keeper: JSON; with it come the ends of pipes into which a new worker prints."""
+        """Handle a notice of the keeper: JSON; with PRINTS come our ends of the pipes that a new worker prints into."""
         data, ancillary, _, _ = self.notices.recvmsg(NOTICE, socket.CMSG_SPACE(2 * 4))
         try:
             frames = [frame.encode("latin-1") for frame in json.loads(data)]
@@ -3097,7 +3097,7 @@ class Switchboard:
             self.read_prints(worker, descriptor)
 
     def read_prints(self, worker, descriptor):
-        """Send what a worker printed to the root, from elsewhere in whole lines; wait while that does not keep up."""
+        """Send what a worker printed to the root, in whole lines unless `at_once`; pause while the root is slow."""
         stream, rest = self.prints[worker][descriptor]
         last = self.broker.finished  # workers have said BYE then, and no pipe holds more than this
         if self.broker.printing > OUTPUT_AHEAD and not last:
@@ -3127,13 +3127,13 @@ class Switchboard:
     # -- the way in for hosts, and the way up
 
     def let_in(self, listener):
-        """Take connections by TCP from who has a key of this run, encrypted by CURVE (RFC 26)."""
+        """Accept TCP connections, encrypted by CURVE (RFC 26), from those that have the clients' key of this run."""
         guard = self.context.socket(zmq.REP)
         guard.bind("inproc://zeromq.zap.01")  # libzmq asks here, before it lets anybody in (RFC 27)
         self.watch(guard, self.admit)
         self.router(f"tcp://*:{listener.getsockname()[1]}", ipv6=listener.family == socket.AF_INET6,
                     use_fd=os.dup(listener.fileno()), curve_server=True,
-                    handshake_ivl=5000,  # ms in which a stranger may fill our memory
+                    handshake_ivl=5000,  # ms until a stranger is cut off: so long it may fill our memory
                     curve_secretkey=self.config["server_secret"].encode())
 
     def admit(self, guard):
@@ -3163,13 +3163,13 @@ class Switchboard:
         self.broker.facts = json.dumps(facts).encode()
         if not self.up.poll((SILENCE if config["tunnel"] else GRACE / 2) * 1000):
             raise PoolError("the root's broker has stopped answering")
-        receive(self.up)  # the empty message. What is said before may be lost with the connection, which nobody notices
+        receive(self.up)  # the empty message. What is sent before it may be lost with the connection, unnoticed
         self.said.append((UP, [b"HELLO", self.broker.facts]))
         if self.broker.counted:  # we take over: the one above has to find out what was lost
             self.said.append((UP, [b""]))
         self.watch(self.up, self.take_up)
         if not config["tunnel"]:
-            self.cut = time.monotonic()  # until it is told that we are connected: the root may have gone since
+            self.cut = time.monotonic()  # until the monitor says that we are connected: the root may be gone by now
             self.watch(self.up.get_monitor_socket(), self.notice_cut)
 
     def take_up(self, up):
@@ -3186,12 +3186,12 @@ class Switchboard:
         self.cut = time.monotonic() if event == zmq.EVENT_DISCONNECTED else None
 
     def first_answer(self, addresses):
-        """That of some addresses, for ØMQ, at which the root's broker answers: who connects hears from it (see router).
-        None: it does at none."""
+        """Connect to all these addresses; return the first at which the root's broker answers with its empty message
+        (see router), as an endpoint for ØMQ. None: it does at none."""
         config, trials, poller = self.config, {}, zmq.Poller()
         for i, address in enumerate(addresses):
             address = f"tcp://[{address}]:{config['port']}" if ":" in address else f"tcp://{address}:{config['port']}"
-            with contextlib.suppress(zmq.ZMQError, ValueError):  # a name that is none
+            with contextlib.suppress(zmq.ZMQError, ValueError):  # no valid name
                 trial = connect(self.context, address, b"%s?%d" % (self.broker.host, i), config["keys"])
                 poller.register(trial, zmq.POLLIN)
                 trials[trial] = address
@@ -3202,7 +3202,7 @@ class Switchboard:
         return answered[0] if answered else None
 
     def measure(self, way, keys):
-        """Round trip and bandwidth of the way up, on a connection of its own."""
+        """Measure round trip (s) and bandwidth (bytes/s) of the way up, on a connection of its own."""
         trial = connect(self.context, way, self.broker.host + b"?", keys)
 
         def echo(body):
@@ -3223,7 +3223,7 @@ class Switchboard:
 
 def run_broker(*args):
     """The life of a broker process. Arguments: those of a Switchboard."""
-    logger.handlers[:] = []  # its keeper's sends notices to ourselves
+    logger.handlers[:] = []  # the one inherited from the keeper sends notices, whose receiver we are
     configure_logging(logger.level)
     Switchboard(*args).run()
 
@@ -3243,14 +3243,14 @@ def about_this_machine():
 
 
 class Shipment:
-    """A task that this node owns and that another holds: its items, and which of them are still open."""
+    """A task that this node owns and another holds: its items, and which are still open (without a result)."""
 
     __slots__ = ("span", "open", "doubt", "references", "__weakref__")
 
     def __init__(self, span, lo, hi, frames=()):
         self.span, self.open = span, Ranges([(lo, hi)])
-        self.doubt = Ranges()  # those that nobody has HELD since WHO
-        self.references = [frame for frame in frames if reference(frame)]  # that were sent with it
+        self.doubt = Ranges()  # open items that no holder has HELD since the last WHO
+        self.references = [frame for frame in frames if reference(frame)]  # to shared memory, sent with it
         span.job.shipments.add(self)
 
 
@@ -3258,23 +3258,23 @@ OWNERS_BUSINESS = frozenset((b"RESULT", b"SPLIT", b"MANY", b"SINGLY", b"LOST", b
 
 
 class Node:
-    """A process that creates tasks. Base of Root and Worker; see there who runs what.
+    """A process that creates tasks. Base of Root, Worker and Inline; see there who runs what.
 
-    `lock` guards queue, records and socket; no user code runs under it. Messages are handled by one
-    thread at a time, which holds `serving`, in the order in which they came. `attending` is held by the
-    thread that sleeps on the socket; nobody handles messages while holding it."""
+    `lock` guards queue, records and socket; no user code runs under it. Messages are handled in order of
+    arrival, by one thread at a time, which holds `serving`. `attending` is held by the thread that sleeps
+    on the socket; no thread handles messages while holding it."""
 
     executes = False  # whether tasks are run here
     memory = None     # the directory for shared memory
     connections = 0   # made by the socket
-    known = None      # TASKs received when a worker last considered to ask for more
-    seen = None       # id of the newest in the queue when the deputy last looked: does the queue move?
-    watching = 0.0    # s for which the deputy sleeps on the socket, at most; 0: it does not
+    known = None      # `received` of a worker when it last considered asking for more
+    seen = None       # id of the newest queue entry at the deputy's last look: has the queue moved since?
+    watching = 0.0    # s: timeout of the deputy's sleep on the socket; 0: it does not sleep there
     dropped = 0       # messages that made no sense
-    calls = 0         # of `submit`, that were shipped and are done
+    calls = 0         # submitted calls that were shipped and are done
     retried = 0       # calls that were lost and may have begun; they run again
-    inside = False    # the calling thread is in a task, and yet in the process of the script
-    waiting = 0       # threads whose tasks wait for others, which run in other threads
+    inside = False    # the calling thread runs a task, in the script's own process: see Inline
+    waiting = 0       # threads whose tasks wait while other threads run tasks
     idle_workers = 0  # of the whole pool, when the broker was asked last
     forked = False    # this is a child that the program, or a task, has forked; the pool is none of its business
     ended_by = None   # the PoolError by which the pool ended, if it was not just shut down
@@ -3284,54 +3284,54 @@ class Node:
         self.lock, self.serving, self.attending = threading.RLock(), threading.RLock(), threading.Lock()
         self.queue = collections.deque()  # given away from the left, run here from the right
         self.sources = []                 # jobs whose inputs are not all pulled
-        self.in_hand = []                 # jobs of spans that are just being pickled, to be shipped, or unpickled
+        self.in_hand = []                 # jobs of spans that are being pickled (to be shipped) or unpickled
         self.away = {}                    # task id -> Shipment
-        self.calls_away = weakref.WeakSet()  # those of submitted calls
+        self.calls_away = weakref.WeakSet()  # the Shipments of submitted calls
         self.guests = {}                  # task id -> Guest
         self.parked = {}                  # what is waited for -> Events and Strands to be set
         self.consts = {}                  # name -> (who set it, function that returns the value)
         self.wanted = 0                   # tasks that others would take from here
-        self.width = 1                    # workers for whom each of these is, on average
+        self.width = 1                    # workers that each of these is meant for, on average
         self.rich = False                 # the broker believes that we have more
         self.serial = itertools.count()
         self.call_bytes = None            # mean size of a pickled call
         self.inbox = collections.deque()
-        self.due = collections.deque()    # futures that are done, and whose callbacks are to be called
-        self.unanswered = {}              # key -> a message that is sent again at each WHO: an answer is awaited
-        self.round = None                 # of the latest census
+        self.due = collections.deque()    # futures that are done, with callbacks yet to be called
+        self.unanswered = {}              # key -> a message that awaits its answer, sent again at each WHO
+        self.round = None                 # number of the latest census
         self.broken = None                # the PoolError after which nothing works any more
         self.stopped, self.alarm = threading.Event(), threading.Event()
-        self.looks = 0                     # times that somebody looked at the socket
-        self.looked = 0.0                  # when, if that was not the deputy
-        self.alone = None                  # so many after the deputy's latest; the same: nobody else has looked since
+        self.looks = 0                     # how often any thread has looked at the socket
+        self.looked = 0.0                  # when a thread other than the deputy last did
+        self.alone = None                  # `looks` after the deputy's latest; if still equal, no other has looked
         self.outbox, self.sending = collections.deque(), False
         self.context = self.socket = None
 
-    # -- the socket, and who watches it
+    # -- the socket, and the threads that watch it
 
     def open(self):
         """Connect to the broker and say HELLO; start the deputy."""
         self.context = zmq.Context()
         self.socket = connect(self.context, self.address, self.name)
         self.descriptor = self.socket.fd
-        self.wake_read, self.wake_write = os.pipe()  # to wake who sleeps on the socket
+        self.wake_read, self.wake_write = os.pipe()  # to wake the thread that sleeps on the socket
         os.set_blocking(self.wake_read, False)
         os.set_blocking(self.wake_write, False)
         self.send(b"HELLO")
-        zmq.Frame(bytes(OUT_OF_BAND), copy=False)  # pyzmq opens descriptors for the first; later there may be none
+        zmq.Frame(bytes(OUT_OF_BAND), copy=False)  # pyzmq opens descriptors for its first; later, none may be left
         keep_spare()
         threading.Thread(target=self.deputise, name="minscoop deputy", daemon=True).start()
 
     def send(self, *frames):
-        """Send a message, from any thread. Does not block.
+        """Send a message. Does not block; any thread may call it.
 
-        The garbage collector may close a map's iterator, and so call this, amid the frames of another
-        message: they wait in the outbox. Sending can use up the signal by which the socket's descriptor
-        announces what has come, so whoever sleeps on that is told."""
+        The garbage collector may close a map's iterator, and so call this between two frames of another
+        message: hence the outbox. Sending can consume the (edge-triggered) event by which the socket's
+        descriptor announces incoming messages, so the thread that sleeps on it is woken if there are any."""
         self.send_all(frames)
 
     def send_all(self, *messages):
-        """Send messages as one; if there are any."""
+        """Send messages, if there are any, bundled as one."""
         with self.lock:
             if messages:
                 self.outbox.append(messages)
@@ -3367,14 +3367,14 @@ class Node:
             close_all(ends)
 
     def disown(self):
-        """This is a child that was forked: neither socket nor locks are its own, which others may just have held."""
+        """In a forked child: let go of the parent's socket, and of locks that its other threads may have held."""
         self.forked = True
         self.lock, self.serving, self.attending = threading.RLock(), threading.RLock(), threading.Lock()
         self.socket, self.broken = None, PoolError("this pool is of the parent process")
-        self.away, self.guests, self.queue = {}, {}, collections.deque()  # their files are the parent's
+        self.away, self.guests, self.queue = {}, {}, collections.deque()  # their files belong to the parent
 
     def attend(self, timeout):
-        """Sleep until a message comes or somebody calls ``rouse``; not longer than a PATROL. `attending` is held."""
+        """Sleep until a message comes or a thread calls ``rouse``; at most a PATROL. The caller holds `attending`."""
         with self.lock:
             if self.socket is None:
                 return
@@ -3384,10 +3384,10 @@ class Node:
                 os.read(self.wake_read, 4096)
 
     def listen(self, ready, timeout, patience=-1):
-        """Sleep until a message comes, unless ready() is true meanwhile, and serve. Says whether it could.
+        """Sleep until a message comes, unless ready() is true by then; then serve. Returns whether it could serve.
 
-        patience: seconds to wait for another thread that sleeps on the socket; negative: for ever. What to wake for is
-        looked at once more: the deputy may have been quicker, and not have seen us."""
+        patience: seconds to wait while another thread sleeps on the socket; negative: for ever. After that ready() is
+        asked once more: the deputy may have handled what we wait for, without seeing anybody to rouse."""
         if not self.attending.acquire(timeout=patience):
             return False
         try:
@@ -3398,16 +3398,16 @@ class Node:
         return self.serve()
 
     def rouse(self, deputy=False):
-        """Wake the thread that sleeps in ``attend``, if there is one; the deputy in ``watch``, if that is said."""
+        """Wake the thread that sleeps in ``attend``, if there is one. deputy: also the deputy, in ``watch``."""
         if deputy or self.attending.locked():
-            with contextlib.suppress(OSError):  # full: it will wake; closed: nobody sleeps there any more
+            with contextlib.suppress(OSError):  # pipe full: it will wake; closed: nobody sleeps there
                 os.write(self.wake_write, b"!")
 
     def serve(self, as_deputy=False):
-        """Handle what has come. One thread at a time; others return at once. Says whether it could.
+        """Handle all messages that have come. Returns False, at once, if another thread is doing so.
 
-        Results run code of the user (unpickling, callbacks), which may call us again and then goes on with
-        the next message; the deputy of a worker leaves them for who holds the baton."""
+        Results run user code (unpickling, callbacks), which may call this again: that call then goes on with
+        the next message. The deputy of a worker leaves results to the thread that holds the baton."""
         if not self.alarm.is_set():
             self.alarm.set()  # the deputy may be resting, since somebody slept on the socket: that is over
         if not self.serving.acquire(blocking=False):
@@ -3420,32 +3420,32 @@ class Node:
             while len(self.inbox) > left:
                 message = self.inbox.popleft()
                 if as_deputy and self.executes and message[0] in OWNERS_BUSINESS:
-                    self.inbox.append(message)  # at once: a callback of the next may wait for what this says
+                    self.inbox.append(message)  # before the next is handled: a callback of that may wait for this
                     left += 1
                 else:
                     self.handle(message)
             if self.wanted and not as_deputy:
-                self.give()  # what cannot be sent has failed
+                self.give()  # before call_back: what cannot be pickled fails here
             self.call_back()
         finally:
             self.serving.release()
-        if as_deputy or not self.executes:  # who waits until we are done may sleep on the socket
+        if as_deputy or not self.executes:  # a thread that waits for us to be done may sleep on the socket
             self.rouse()
         return True
 
     def handle(self, message):
-        """Handle a message; after all that it says, call who waits for that."""
+        """Handle a message; when all that it says has been noted, call the callbacks that this makes due."""
         self.take_note(message)
         self.call_back()
 
     def call_back(self):
-        """Call who waits for futures that are done."""
+        """Call the callbacks of futures that are done."""
         while self.due:
             with contextlib.suppress(IndexError):  # another thread was quicker
                 self.due.popleft()._call_back()
 
     def take_note(self, message):
-        """Handle a message, but for callbacks. Nonsense is dropped and counted."""
+        """Handle a message, but leave callbacks to ``call_back``. Nonsense is dropped and counted."""
         try:
             getattr(self, check_shape(message))(*message[1:])
         except Exception as error:
@@ -3458,17 +3458,17 @@ class Node:
             while self.socket is not None and readable_now(self.socket):
                 message = receive(self.socket)
                 if message == [b""]:  # the socket has connected
-                    if self.connections:  # not for the first time: messages are lost, and the broker may be new
+                    if self.connections:  # reconnected: messages may be lost, and the broker may be new
                         self.send(b"")
                     self.connections += 1
                 else:
                     self.inbox.extend(unbundled(message))
 
     def deputise(self):
-        """The deputy: waits for messages at which nobody else looks for ATTEND; rests while one sleeps on the socket.
+        """The deputy: stand in if no other thread looks at the socket within ATTEND; rest while one sleeps on it.
 
-        It wakes up for messages only, once in a TICK while others want what we may get to have (in ATTEND if something
-        is there, which may go at the second look), and once in MAX_FLUSH while results wait to be sent."""
+        Besides messages, it wakes once per TICK while others want work that we may come to have (per ATTEND if some is
+        queued, which may go at the second look), per MAX_FLUSH while results wait to be sent, else per PATROL."""
         while not self.stopped.wait(TICK):
             self.alarm.clear()
             if self.attending.locked():
@@ -3482,29 +3482,29 @@ class Node:
                         logger.exception("the deputy of %s", self.name.decode())
 
     def watch(self, timeout):
-        """Sleep until a message is there and nobody else has looked for ATTEND, or for `timeout` seconds; says whether
-        nobody else has looked since. By the deputy only.
+        """Sleep until a message is there and no other thread has looked within ATTEND, at most `timeout` seconds.
+        Returns whether no thread has looked meanwhile. For the deputy only.
 
-        Where no tasks are run and only the deputy has looked lately, as under an event loop, it does so at once."""
+        Where no tasks are run and only the deputy has looked lately, as under an event loop, ATTEND is skipped."""
         with self.lock:
             self.watching = timeout = self.until_flush(timeout)
             ready = self.socket is None or readable_now(self.socket)
-        looks = self.looks  # who looked before has not seen what was announced now, to us
+        looks = self.looks  # later ones only: an earlier look has not seen what wakes us now
         came = ready or readable(timeout, self.wake_read, self.descriptor)
         self.watching = 0.0
         if came:
-            if self.executes or self.looks != self.alone:  # who looked lately will do so again
+            if self.executes or self.looks != self.alone:  # another thread that looked lately will do so again
                 self.stopped.wait(max(0.0, self.looked + ATTEND - time.monotonic()))
             self.hear()
         return self.looks == looks
 
     def until_flush(self, timeout):
-        """Seconds to sleep at most, which are fewer if results wait here to be sent."""
+        """The timeout, but at most MAX_FLUSH if results wait here to be sent."""
         waiting = any([guest.postpones for guest in list(self.guests.values())])
         return min(timeout, MAX_FLUSH) if waiting else timeout
 
     def hear(self):
-        """Take off what ``rouse`` wrote, unless somebody else sleeps now, for whom it may be."""
+        """Drain what ``rouse`` wrote, unless another thread sleeps in ``attend`` by now: it may be meant for that."""
         if self.attending.acquire(blocking=False):
             try:
                 with contextlib.suppress(BlockingIOError):
@@ -3517,11 +3517,11 @@ class Node:
         self.serve(as_deputy=True)
         self.alone = self.looks
         newest = id(self.queue[-1]) if self.queue else None
-        self.give(reserve=0 if newest == self.seen else None)  # who made it is busy: even the last may go
+        self.give(reserve=0 if newest == self.seen else None)  # its maker is busy: even the last may go
         self.seen = newest
 
     def wake(self, what):
-        """Something that threads wait for has changed: let them look."""
+        """Let the threads that wait for `what` look again: it has changed."""
         if self.parked:
             with self.lock:
                 sleepers = self.parked.pop(what, ())
@@ -3530,9 +3530,9 @@ class Node:
         self.rouse()
 
     def wait_for(self, ready, what=None, timeout=None):
-        """Block until ready() is true, at most `timeout` seconds; says whether it is. Any thread.
+        """Block until ready() is true, at most `timeout` seconds; returns whether it is. Any thread may call this.
 
-        what: the object whose ``wake`` announces that it may be."""
+        what: the object passed to ``wake`` when ready() may have become true."""
         deadline = time.monotonic() + (math.inf if timeout is None else timeout)
         while not ready():
             left = deadline - time.monotonic()
@@ -3544,10 +3544,10 @@ class Node:
         return True
 
     def glance(self, pending=True):
-        """Somebody asks whether calls are done, instead of waiting for them. pending: some may not have begun."""
+        """Called when a thread polls for results instead of waiting. pending: some calls may not have begun."""
 
     def sleep(self, ready, what, timeout):
-        """Sleep until `what` changes, for some time at most."""
+        """Sleep until ``wake(what)``, at most `timeout` seconds or a PATROL."""
         sleeper = threading.Event()
         with self.lock:
             self.parked.setdefault(what, []).append(sleeper)
@@ -3556,7 +3556,7 @@ class Node:
         self.unlist(what, sleeper)
 
     def unlist(self, what, sleeper):
-        """Nobody is to wake a sleeper any more; says whether somebody would have."""
+        """Take a sleeper off the list of those to wake; returns whether it was still there."""
         with self.lock:
             sleepers = self.parked.get(what, ())
             if sleeper not in sleepers:
@@ -3576,7 +3576,7 @@ class Node:
         return future
 
     def check_depth(self):
-        """Raise if tasks seem to create tasks without end. Only before one is made: none is left behind."""
+        """Raise RecursionError if tasks seem to create tasks without end. To be called before one is made."""
         if self.waiting >= MAX_WAITING:
             raise RecursionError(f"{self.waiting} threads wait for tasks: does one create another like it, without "
                                  "end?")
@@ -3598,15 +3598,14 @@ class Node:
     def check_open(self):
         """Raise if no more work can be taken."""
         if self.broken is not None:
-            raise self.broken.with_traceback(None)  # else each time it would keep more frames
+            raise self.broken.with_traceback(None)  # else each raise would add frames to it
 
     def feed(self, beyond=False):
-        """Pull inputs of maps; beyond: of those that nobody has begun to read, as far as they go. Says whether there
-        were any."""
+        """Pull inputs of maps; returns whether any came. beyond: only of maps nobody reads yet, past their windows."""
         return any([job.pull(beyond or job.abandoned) for job in list(self.sources) if not job.begun or not beyond])
 
     def forget(self, job):
-        """A job was cancelled: its spans here are stale and go when they are met; recall what was shipped."""
+        """Recall what was shipped of a cancelled job. Its spans here are stale, and are dropped when they are met."""
         with self.lock:
             for task_id, shipment in list(self.away.items()):
                 if shipment.span.job is job:
@@ -3615,11 +3614,11 @@ class Node:
             if job in self.sources:
                 self.sources.remove(job)
             trim(job.spans)
-            self.known = None  # who is about to rest looks once more: there may be nothing left
+            self.known = None  # a worker about to rest looks once more: it may be IDLE now
         self.wake(job)
 
     def recall(self, task_id):
-        """Nobody wants what we shipped: tell who holds it. That may be ourselves, which no broker records."""
+        """Cancel a task that we shipped: tell its holder. That may be this node itself, of which no broker knows."""
         self.send(b"CANCEL", task_id)
         self.on_CANCEL(task_id)
 
@@ -3671,8 +3670,8 @@ class Node:
                     return
                 span = self.spare(self.executes if reserve is None else reserve)
                 if span is None:
-                    # What is still to be unpickled can only go as a whole, and we shall have more to give: not DRY.
-                    # So we may while something is just being pickled or unpickled
+                    # Not DRY if we may soon have more to give: the oldest task is still pickled (it goes as a whole
+                    # or not at all, but in parts once unpickled), or something is being pickled or unpickled
                     if self.rich and not (self.in_hand or self.queue and self.queue[0].several
                                           and self.queue[0].columns is None):
                         self.rich = False
@@ -3694,7 +3693,7 @@ class Node:
         for _ in range(len(queue)):
             if queue[0].stale:
                 queue.popleft()
-            elif queue[0].pinned:  # it is for this process, and goes to the other end, where it is run soon
+            elif queue[0].pinned:  # it can only run here: move it to the other end, where it runs soon
                 queue.rotate(-1)
             else:
                 break
@@ -3706,7 +3705,7 @@ class Node:
         return self.part_of(queue[0], alone)
 
     def part_of(self, span, alone):
-        """A part of a span: its end if we run it ourselves, else its beginning."""
+        """Cut a part off a span: its end if this node runs the rest, else its beginning. None: no part is to spare."""
         count = span.hi - span.lo
         if alone and count == 1:
             return None
@@ -3731,14 +3730,14 @@ class Node:
         return part
 
     def portion(self, count, item_bytes, span=None):
-        """How many of `count` items go to one taker.
+        """How many of `count` items go to one taker. span: the one they are of; None: they are submitted calls.
 
-        A worker keeps as much as it gives to each of those who want some: of 90 items that two want, each gets 30; and
-        if one asks for the 8 workers of a host, half of them. The root runs none, so that each of its workers gets an
-        equal share of a map (span) at once; who is done with it takes some of another's. Of submitted calls, which are
-        less alike, it keeps a third, as it once did of maps: these took twice the messages."""
+        A worker keeps as much as it gives to each taker: of 90 items that two want, each gets 30; one that asks for the
+        8 workers of a host gets half. The root runs none, so each worker gets an equal share of a map at once, and
+        takes from others when it is done. Submitted calls are less alike: of these a taker gets two thirds of an equal
+        share of what is left. Maps were once shared like that, too: it took twice the messages."""
         if item_bytes is None:
-            return 1  # the first one, when it is pickled, tells how large they are
+            return 1  # pickling this first one tells how large they are
         if self.executes:
             share = min(-(-count // 2), -(-count * self.width // (1 + self.width * self.wanted)))
         elif span is None:
@@ -3751,7 +3750,7 @@ class Node:
         return max(1, min(count, share, MAX_BODY // max(1, item_bytes)))
 
     def bundle(self):
-        """The oldest calls of one parent, made a span."""
+        """Make a span of the oldest calls, all with the same parent."""
         queue, first, futures = self.queue, self.queue[0], []
         count = min(self.portion(len(queue), self.call_bytes), 4096)
         while queue and len(futures) < count:
@@ -3765,7 +3764,7 @@ class Node:
         return Span(job, job.columns, 0, 0, len(futures))
 
     def ship(self, span):
-        """Send a span to whoever is hungry; says whether. What cannot be pickled stays here, or fails."""
+        """Send a span to whoever is hungry; returns whether it went. What cannot be pickled stays here, or fails."""
         job, lo, hi = span.job, span.lo, span.hi
         try:
             frames = self.pack(span)
@@ -3785,7 +3784,7 @@ class Node:
             task_id = self.register(span, lo, hi, frames)
             bounds = b"%d" % lo, b"%d" % hi
             news = [(b"SPLIT", job.id, *bounds, task_id)] if isinstance(job, Guest) and task_id != job.id else []
-            self.send_all(*news,  # at once: no CANCEL comes between
+            self.send_all(*news,  # as one: no CANCEL comes between them
                           (b"TASK", task_id, span.avoid, b"%d" % self.rich, *bounds, b"%d" % span.singly, *frames))
         if isinstance(job, Guest) and job.left == 0:
             job.flush(aside=True)
@@ -3805,7 +3804,7 @@ class Node:
         return [recipe, *frames]
 
     def register(self, span, lo, hi, frames):
-        """The id of a span that leaves; the owner keeps a record, another holder tells the owner."""
+        """Note that a span leaves, and return its task id. An owner records a Shipment; a holder updates its Guest."""
         job = span.job
         if not isinstance(job, Guest):
             task_id = b"%s:%d/%d" % (self.name, next(self.serial), lo)
@@ -3820,13 +3819,14 @@ class Node:
         return task_id
 
     def keep(self, span, error):
-        """A span could not be pickled. Find the items to blame; the rest is queued again, one by one."""
+        """Requeue a span that cannot be pickled, item by item, to find those to blame. A single item, or all if a map's
+        callable is to blame, runs here, or fails if this node runs no tasks."""
         job, count = span.job, span.hi - span.lo
         if count > 1 and not (isinstance(error, CannotSend) and job.recipe is not CALLS):
             with self.lock:
                 for i in reversed(range(span.lo, span.hi)):
                     job.requeue(span.cut(i, i + 1))
-            self.rouse()  # if this is the deputy, who holds the baton may have lain down meanwhile
+            self.rouse()  # we may be the deputy, and the holder of the baton may sleep by now
             return
         if self.executes:  # it runs where it was made, which needs no pickling
             span.pinned = True
@@ -3839,7 +3839,7 @@ class Node:
         job.deliver(span.lo, count, [None] * count, dict.fromkeys(range(count), error))
 
     def blame(self, span, error):
-        """CannotSend with the part of the arguments that cannot be pickled."""
+        """A CannotSend that names what cannot be pickled: an argument, or the callable."""
         args, names = [column[span.lo - span.base] for column in span.columns], ()
         if span.job.recipe is CALLS:
             fn, args, kwargs = args[0]
@@ -3865,14 +3865,14 @@ class Node:
             self.take_note(message)
 
     def on_RESULT(self, task_id, lo, count, last, *body):
-        """Results of what we shipped; those that nobody waits for are dropped, and no more wanted."""
+        """Results of a task that we shipped. If we do not wait for them, drop them, and cancel what may follow."""
         lo, count = int(lo), int(count)
         shipment = self.away.get(task_id)
         results = read_results(body, count, shipment.span.job.recipe.op) if shipment and count else ()
-        with self.lock:  # not before: reading runs code of the user, which Ctrl-C may end
+        with self.lock:  # only now: reading runs user code, which Ctrl-C may end
             fresh = task_id in self.away and shipment.open.close(lo, lo + count)
             if fresh and not shipment.open:
-                discard(self.away.pop(task_id).references)  # it could not even unpickle the callable, perhaps
+                discard(self.away.pop(task_id).references)  # unread if its holder failed to unpickle even the callable
         if not fresh:
             discard(body)
             if last == b"0":
@@ -3881,7 +3881,7 @@ class Node:
             shipment.span.job.deliver(lo, count, *results)
 
     def on_SPLIT(self, task_id, lo, hi, new):
-        """What we shipped is now in two hands."""
+        """The holder of a task that we shipped has given a part of it away, as task `new`."""
         lo, hi = int(lo), int(hi)
         with self.lock:
             shipment = self.away.get(task_id)
@@ -3898,13 +3898,13 @@ class Node:
         self.take_back(task_id)
 
     def on_LOST(self, task_id, lo, hi, flags, obituary):
-        """The holder of what we shipped died; one item too many times, and the item fails."""
+        """The holder of a task that we shipped died: queue it again, but fail items that may not run once more."""
         lo, hi, flags = int(lo), int(hi), int(flags)
         shipment = self.away.get(task_id)
         if shipment is None:
             return
         job, obituary = shipment.span.job, bytes(obituary).decode(errors="replace")
-        begun = int(ALL) if flags & BEGUN else hi  # what came before may have run, with results still to be sent
+        begun = int(ALL) if flags & BEGUN else hi  # items before lo may have run, their results unsent
         if self.retries == 0:
             for first, end in shipment.open.cut(0, begun):
                 self.fail_lost(job, first, end, obituary)
@@ -3917,7 +3917,7 @@ class Node:
         self.take_back(task_id, (lo, hi) if flags & BLAME else (0, 0), host_of(obituary.encode().partition(b" ")[0]))
 
     def fail_lost(self, job, lo, hi, *deaths):
-        """Items that are not to be run again fail. deaths: the obituaries of those that ran them."""
+        """Fail items that are not to be run again. deaths: the obituaries of the workers that ran them."""
         killed = "its worker" if len(deaths) == 1 else f"{len(deaths)} workers in a row"
         what = "may have begun before its worker died" if self.retries == 0 else f"killed {killed}"
         advice = "" if "SIGKILL" not in deaths[-1] else \
@@ -3926,7 +3926,7 @@ class Node:
         job.deliver(lo, hi - lo, [None] * (hi - lo), dict.fromkeys(range(hi - lo), error))
 
     def take_back(self, task_id, suspects=(0, math.inf), avoid=b""):
-        """Queue again what is open of a shipment, first of all; item by item if it is suspected."""
+        """Queue the open items of a shipment again, to be given away first; the suspects are to be run one by one."""
         with self.lock:
             shipment = self.away.pop(task_id, None)
             if shipment:
@@ -3974,7 +3974,7 @@ class Node:
             self.send(b"HELLO")
             for name, (setter, _, frames) in self.consts.items():
                 if self.name in (ROOT, owner_of(setter)) or sum(map_builtin(size_of, frames)) < OUT_OF_BAND:
-                    self.send(b"CONST", name.encode(), setter, *frames)  # large ones not from everybody
+                    self.send(b"CONST", name.encode(), setter, *frames)  # large ones only from root and setter
             for message in list(self.unanswered.values()):
                 self.send(*message)
             for guest in list(self.guests.values()):
@@ -3982,7 +3982,7 @@ class Node:
             self.send(b"TOLD", number)
 
     def on_HELD(self, number, task_id, *bounds):
-        """Somebody will answer this; if we do not wait for it, that is news there."""
+        """A holder will answer this task; if we do not wait for it, let the holder know."""
         with self.lock:
             shipment = self.away.get(task_id)
             if shipment is None:
@@ -3991,7 +3991,7 @@ class Node:
                 shipment.doubt.cut(int(lo), int(hi))
 
     def on_TOLD(self, number):
-        """All is said: what nobody holds runs again."""
+        """The census is over: what no node holds runs again; with retries=0 it fails."""
         failed = []
         with self.lock:
             for task_id, shipment in list(self.away.items()) if number == self.round else ():
@@ -4004,7 +4004,7 @@ class Node:
                 if not shipment.open:
                     self.away.pop(task_id, None)
                     discard(shipment.references)
-        for lost in failed:  # callbacks of the user, without the lock
+        for lost in failed:  # without the lock: this may call the user's callbacks
             self.fail_lost(*lost, "it was under way when a broker died")
 
     # -- what the interface is made of
@@ -4033,7 +4033,7 @@ class Node:
             self.wait_for(lambda: name in self.consts or self.broken, "const")
             del self.unanswered[setter]
             self.check_open()
-            # those that another's, which was quicker, or what has come back from another host does not need
+            # our frames are not needed if another's value was quicker, or ours came back from another host, as a copy
             discard([frame for frame in frames if frame not in self.consts[name][2]], even_lasting=True)
             if self.consts[name][0] != setter:
                 raise TypeError(f"the constant {name!r} exists already: constants are set once")
@@ -4050,8 +4050,8 @@ class Node:
 
 @contextlib.contextmanager
 def ctrl_c_waits():
-    """Let Ctrl-C wait while the main thread handles messages, or sends some: one that it ends is lost, and who waits
-    for it hangs. A second one does not wait, since a callback may not end. A handler that is not Python's own stays."""
+    """Defer Ctrl-C while the main thread handles or sends messages: one cut short is lost, and whoever waits for it
+    hangs. A second Ctrl-C is not deferred, since a callback may not end. Handlers but Python's own are left alone."""
     came = []
 
     def note(*args):
@@ -4080,7 +4080,7 @@ class Root(Node):
     def __init__(self, options):
         super().__init__(ROOT, options["total"], options["retries"])
         self.options, self.closing, self.ended = options, False, False
-        self.decoders = {}  # (worker, stream) -> what decodes what it prints
+        self.decoders = {}  # (worker, stream) -> decoder of its output
         self.hosts = {options["host"]: {"state": "ready", "workers": options["size"]},  # number -> facts
                       **{number: {"host": name} for number, name, _ in options["hosts"]}}  # of those to come
         self.directory, self.memory = make_socket_directory(), make_memory_directory()
@@ -4088,7 +4088,7 @@ class Root(Node):
         try:
             self.keeper = self.start_keeper(options)
             with contextlib.suppress(OSError, SyntaxError, ValueError):
-                main.by_value("")  # what travels asks this: now, while the keeper starts and the file is not edited yet
+                main.by_value("")  # parse the script, for pickling: now, while the keeper starts and before an edit
             import_zmq(DESCRIPTORS + 8)
             self.open()
             logger.info("%d worker%s on this machine (root: pid %d, keeper: pid %d), sockets in %s", options["size"],
@@ -4098,12 +4098,12 @@ class Root(Node):
             raise
 
     def start_keeper(self, options):
-        """Start the keeper: a fresh interpreter, since this process may have threads, which no fork survives; or a
-        fork, if it is pristine."""
+        """Start the keeper: as a fork of this process if that is pristine; else as a fresh interpreter, since threads
+        do not survive a fork."""
         config = dict(options, directory=self.directory, address=self.address, memory=self.memory, token=TOKEN.hex())
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until it has its own handler
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until the keeper has its own handler
         try:
-            fork = pristine and None not in (sys.stdin, sys.stdout, sys.stderr)  # else a pipe may have their numbers
+            fork = pristine and None not in (sys.stdin, sys.stdout, sys.stderr)  # else a pipe may get number 0, 1 or 2
             keeper = ForkedKeeper() if fork else subprocess.Popen(self.keepers_command(), stdin=subprocess.PIPE)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
@@ -4119,38 +4119,38 @@ class Root(Node):
         return [sys.executable, *flags, "-c", BOOT, os.path.abspath(__file__), code]
 
     def sleep(self, ready, what, timeout):
-        """One thread of those that wait sleeps on the socket, and serves it; others wait to be woken."""
+        """Of the threads that wait, one sleeps on the socket and serves it; the others wait to be woken."""
         if self.wanted and not self.queue and self.feed():
             return
         if not self.listen(ready, timeout, 0):
-            super().sleep(ready, what, min(timeout, TICK))  # for the other may leave
+            super().sleep(ready, what, min(timeout, TICK))  # briefly: the thread on the socket may leave
         elif not ready():
             self.patrol()
 
     def disown(self):
-        """Nor is the keeper's lifeline: the keeper would not see that the parent is gone."""
+        """As any node; also close the keeper's lifeline, or the keeper would not see that the parent is gone."""
         super().disown()
         self.keeper.stdin.close()
 
-    # As any node; Ctrl-C waits meanwhile: what is in hand would be so for ever, a message sent in part would end all
+    # As any node, but Ctrl-C is deferred: work in hand would stay so for ever, half a message sent would end everything
     serve, give, send_all = map_builtin(ctrl_c_waits(), (Node.serve, Node.give, Node.send_all))
 
     def push(self, unit):
-        """As any node; what comes while others keep all workers busy need not wait until these are done."""
+        """As any node; if other work keeps all workers busy, some of this is given unasked: see ``called_for``."""
         super().push(unit)
-        if len(self.queue) == 1 and self.called_for():  # else the one before it waits, too
+        if len(self.queue) == 1 and self.called_for():  # else an older one still waits
             self.give()
 
     def on_RESULT(self, task_id, *fields):
-        """As any node; more of what goes unasked may follow."""
+        """As any node; then more may be given unasked: see ``called_for``."""
         super().on_RESULT(task_id, *fields)
         if self.called_for():
             self.give()
 
     def called_for(self):
-        """As any node; unasked, parts of the oldest in the queue go, if each worker has something else, until it has
-        some of this, too, which it runs in turns with that; and one more, as the first item of a map goes alone."""
-        if self.wanted > 0 or not self.queue or len(self.away) < self.size:  # a look before the lock: mostly it is so
+        """As any node; but if other jobs keep all workers busy, parts of the oldest in the queue go unasked, one per
+        worker, which runs it in turns with what it has; and one more, as the first item of a map goes alone."""
+        if self.wanted > 0 or not self.queue or len(self.away) < self.size:  # before the lock: mostly it is so
             return self.wanted > 0
         with self.lock:
             job = getattr(self.queue[0], "job", None) if self.queue else None  # a call has none, until it is shipped
@@ -4176,12 +4176,12 @@ class Root(Node):
             raise RuntimeError("cannot schedule new futures after shutdown")
 
     def on_HUNGRY(self, *fields):
-        """At once, and not after all that has come: the results of a large pool never end."""
+        """As any node; then give at once, not when the inbox is empty: the results of a large pool never end."""
         super().on_HUNGRY(*fields)
         self.give()
 
     def quiet(self):
-        """Whether nothing of this process is queued or away, or just being handed over by another thread."""
+        """Whether no work is queued, in hand or away, no unread map has inputs left, and no other thread serves."""
         if not self.serving.acquire(blocking=False):
             return False
         try:
@@ -4192,7 +4192,7 @@ class Root(Node):
             self.serving.release()
 
     def drain(self):
-        """Wait until all that was submitted is done; say so, if that may be for ever."""
+        """Wait until all that was submitted is done; warn if that may take for ever."""
         due = time.monotonic() + PLAIN_PAUSE
         while self.broken is None and not self.quiet():
             try:
@@ -4202,9 +4202,9 @@ class Root(Node):
                     logger.warning("the end waits for a map whose inputs go on, and whose results nobody has read: "
                                    "close the iterator that map returned, if they are not wanted")
             except PoolError as error:
-                if error is not self.broken:  # else it broke while we were in an iterator of the program's
+                if error is not self.broken:  # else the pool broke while the program's iterator ran
                     raise
-                error.__traceback__ = None  # which has not seen it
+                error.__traceback__ = None  # a traceback would mean that the program has seen it
                 return
             self.wait_for(self.quiet, None, 0.001 if moved else PATROL)
 
@@ -4219,7 +4219,7 @@ class Root(Node):
             self.send(b"STOP")
             while not self.ended and self.keeper.poll() is None and self.broken is None:
                 self.wait_for(lambda: self.ended, None, 0.01)
-            if self.broken is None:  # the keeper may have ended, and the last words of others not have been read
+            if self.broken is None:  # the keeper may have ended before the last messages were read
                 self.wait_for(lambda: self.ended, None, GRACE / 4)
         finally:
             self.abort()
@@ -4247,7 +4247,7 @@ class Root(Node):
     # -- messages
 
     def on_WHO(self, number):
-        """Say also that we are at the end, if so."""
+        """As any node; once shutdown has begun, say STOP again, too."""
         super().on_WHO(number)
         if self.closing:
             self.send(b"STOP")
@@ -4261,7 +4261,7 @@ class Root(Node):
         self.ended = True
 
     def on_HOST(self, facts):
-        """A host is there, or not. The first time that it is not, that is said, and how to mend it."""
+        """A host is ready, or not to be had. The latter is reported when it is news, with what can be done about it."""
         facts = json.loads(bytes(facts))
         before = self.hosts.get(facts["number"], {})
         self.hosts[facts["number"]] = {**before, **facts}
@@ -4300,14 +4300,14 @@ class Root(Node):
         if self.options["tag_output"]:
             host = self.hosts.get(host_of(worker).decode(), {}).get("host") or os.uname().nodename
             text = "".join(f"{host} {worker.decode()}: {line}" for line in text.splitlines(True))
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or full: as print, but not to the task
-            encoding = getattr(file, "encoding", None) or "utf-8"  # which may not have all that is printed elsewhere
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or disk full: no task can be told
+            encoding = getattr(file, "encoding", None) or "utf-8"  # may lack characters that are printed elsewhere
             file.write(text.encode(encoding, "backslashreplace").decode(encoding))
             file.flush()
         self.send(b"SHOWN", host_of(worker), b"%d" % len(lines))
 
     def on_RECORD(self, worker, body):
-        """See ``Collector``, which is there if this is wanted."""
+        """Ignored, unless records are wanted: see ``Collector``."""
 
     def on_LOG(self, record):
         """Handle what was logged elsewhere as if it had been logged here."""
@@ -4323,7 +4323,7 @@ class Root(Node):
             stats_of(stats).dump_stats(os.path.join(self.options["profile"], f"worker-{worker.decode()}.prof"))
         self.profile = self.profile or pstats.Stats(stream=sys.stderr)
         stats = tasks_part(stats)
-        if stats:  # else that would be an error
+        if stats:  # pstats refuses an empty one
             self.profile.add(stats_of(stats))
 
     def on_COUNT(self, idle):
@@ -4358,19 +4358,19 @@ def close_all(descriptors):
 
 
 def remove(*directories):
-    """Remove directories with all that is in them; one that is there no more, or that there never was, too."""
+    """Remove directories with all that is in them. None, or one that is gone already, is ignored."""
     for directory in filter(None, directories):
         shutil.rmtree(directory, ignore_errors=True)
 
 
 def label(config, name, pid):
-    """A worker, for messages."""
+    """How messages to the user name a worker."""
     return f"{name.decode()} (host {config['name']}, pid {pid})"
 
 
 def flush_output():
-    """Have what was printed come out. That it cannot, or what a task did to the files, is no error of ours."""
-    for file in sys.stdout, sys.stderr:  # Python 3.8 buffers this, too
+    """Flush stdout and stderr. A failure, for instance since a task has closed them, is no error of ours."""
+    for file in sys.stdout, sys.stderr:  # Python 3.8 buffers stderr, too
         with contextlib.suppress(OSError, ValueError, AttributeError):
             file.flush()
 
@@ -4394,11 +4394,11 @@ class Strand:
 
     def __init__(self, worker):
         self.worker = worker
-        self.gate = threading.Lock()  # opened by who passes the baton to this thread
+        self.gate = threading.Lock()  # released by the thread that passes the baton to this one
         self.gate.acquire()
-        self.stack = [None]  # what it is running, Futures and Slices, the newest last; None at the bottom
+        self.stack = [None]  # the Futures and Slices that it is running, the newest last; None at the bottom
         self.ident = None    # of its thread
-        self.mark = None     # the task of another node at the bottom of its stack
+        self.mark = None     # (id, lo, hi) of the other node's task that it works for; see Slice.mark
 
     @property
     def slices(self):
@@ -4406,14 +4406,14 @@ class Strand:
         return [unit for unit in self.stack if isinstance(unit, Slice)]
 
     def set(self):
-        """What this thread waits for is there: it goes on before any new task is begun."""
+        """What this thread waits for has come: let it resume, before any new task is begun."""
         self.worker.resumable.append(self)
         self.worker.rouse()
 
 
 def start_profile():
-    """Begin a profile of the calling thread, and return it. From Python 3.12 on a Profile is told what all threads do,
-    and takes them for one: so each event is handed to the Profile of its own thread."""
+    """Begin a profile of the calling thread, and return it. From Python 3.12 on a Profile receives the events of all
+    threads, and takes them for one thread's: so each event is handed to the Profile of its own thread."""
     import cProfile
     profile, ident = cProfile.Profile(), threading.get_ident
     with contextlib.suppress(ValueError):  # there is one already; what this one counts is set all the same
@@ -4427,16 +4427,16 @@ def start_profile():
 
 
 def ignore(*_):
-    """What happens in a thread that has no profile."""
+    """Ignore an event of a thread that has no profile."""
 
 
-# Method of a Profile -> the bound ones, by thread, and the events of which they are to be told.
+# Method of a Profile -> ({thread's ident: its Profile's bound method}, *the events for which it is called).
 PROFILED = {"_pystart_callback": ({}, "PY_START", "PY_RESUME", "PY_THROW"), "_ccall_callback": ({}, "CALL"),
             "_pyreturn_callback": ({}, "PY_RETURN", "PY_YIELD", "PY_UNWIND"),
             "_creturn_callback": ({}, "C_RETURN", "C_RAISE")}
 
 
-OUTSIDE = types.SimpleNamespace(_parent=None, mark=None)  # what a thread runs that a task has started: no task
+OUTSIDE = types.SimpleNamespace(_parent=None, mark=None)  # the parent of what a thread without the baton creates
 
 
 class Worker(Node):
@@ -4452,18 +4452,18 @@ class Worker(Node):
         self.resumable = collections.deque()
         self.spare_strands = []
         self.profiles = []
-        self.asked = False     # HUNGRY was said and not answered
-        self.idle = False      # IDLE was said and holds
-        self.received = 0      # TASKs
-        self.begun = 0         # the highest number of one that was begun
+        self.asked = False     # HUNGRY was sent, and no TASK has come since
+        self.idle = False      # IDLE was sent, and is still true
+        self.received = 0      # TASKs; each is numbered by this count
+        self.begun = 0         # the highest number of a TASK that was begun
         self.files = {}        # path -> content; None: there is no such file
-        self.served = 0.0      # when this worker looked for messages between tasks
-        self.latest = None     # id of the span of others of which a slice was taken last
+        self.served = 0.0      # when this worker last looked for messages between tasks
+        self.latest = None     # id() of the guest's Span of which a slice was taken last
 
     # -- the baton
 
     def start(self, me=None):
-        """The life of a thread that gets the baton. The first one joins the pool; all work until told to stop."""
+        """The life of a thread: the first joins the pool, others (me: their Strand) await the baton; then all work."""
         if me is not None:
             me.gate.acquire()
         self.holder.ident = threading.get_ident()
@@ -4476,7 +4476,7 @@ class Worker(Node):
             logger.debug("worker %s is ready", self.label)
         try:
             self.work()
-        except BaseException:  # the baton goes with this thread: better a death, which is noticed
+        except BaseException:  # the baton would be lost with this thread: better to die, which is noticed
             traceback.print_exc()
             flush_output()
             os._exit(1)
@@ -4492,8 +4492,8 @@ class Worker(Node):
                 self.fail("cannot start, since its initializer failed", error)
 
     def fail(self, what, error):
-        """Tell the root why no task can run here, which ends the pool. Stay until then: nobody heeds the words of a
-        worker that is known to have ended."""
+        """Tell the root why no task can run here, which ends the pool. Stay alive until then: messages of a worker that
+        is known to be dead are dropped."""
         text = f"worker {self.label} {what}:\n{traceback_text(error).rstrip()}"
         self.insist("failure", b"FAILED", text.encode(errors="backslashreplace"))
         self.stopped.wait()
@@ -4521,8 +4521,8 @@ class Worker(Node):
             unit = self.take(None, None)
             if unit is not None:
                 self.run(unit)
-                unit = None  # which may be large, and this thread sleep
-            elif not self.feed(beyond=not self.waiting):  # else who waits may be about to read a map
+                unit = None  # it may be large, and this thread may sleep next
+            elif not self.feed(beyond=not self.waiting):  # a waiting task may be about to read the map itself
                 self.rest()
 
     def rest(self):
@@ -4534,7 +4534,7 @@ class Worker(Node):
         self.doze(self.stopped.is_set, PATROL)
 
     def wishes(self):
-        """What to say when there is nothing to run here. Called with the lock held."""
+        """The messages to send when there is nothing to run here. Called with the lock held."""
         said = self.wish()
         if not (self.idle or self.waiting or self.away or self.in_hand or self.queue):
             self.idle = True
@@ -4542,7 +4542,7 @@ class Worker(Node):
         return said
 
     def wishes_if_done(self):
-        """What goes with the last result of a task: if there is nothing else to do, that we would take more."""
+        """The messages that go with a task's last result: if there is nothing else to do, that we would take more."""
         me = self.holder
         trim(self.queue)
         done = len(me.stack) == 2 and me.ident == threading.get_ident() and not (
@@ -4550,20 +4550,20 @@ class Worker(Node):
         return self.wishes() if done else ()
 
     def doze(self, ready, timeout):
-        """Sleep until a message comes, or another thread has work for us; then serve."""
+        """Unless ready(), sleep until a message comes or another thread has work for us; then serve."""
         self.flush()
         if not self.listen(lambda: self.queue or self.resumable or self.received != self.known or ready(),
                            self.until_flush(timeout)):
-            self.stopped.wait(ATTEND / 10)  # for another thread, which handles what is there: it may take long
+            self.stopped.wait(ATTEND / 10)  # another thread is handling messages, maybe for long: do not spin
 
     def flush(self):
-        """Send results that wait for others, if it is time."""
+        """Send the results that were held back to travel together, if they have waited long enough."""
         for guest in list(self.guests.values()):
             if guest.postpones:
                 guest.flush(aside=True)
 
     def wish(self):
-        """That we are HUNGRY, as a list of messages; it is empty if that was said and stays said."""
+        """HUNGRY, as a list of messages; empty if it was sent and still stands, or if too many threads are parked."""
         self.known = self.received
         if self.asked or self.waiting >= MAX_PARKED:
             return []
@@ -4571,7 +4571,7 @@ class Worker(Node):
         return [(b"HUNGRY", b"1")]
 
     def pass_baton(self):
-        """Let another thread go on: one that can resume, else one that takes new work."""
+        """Pass the baton to another thread: to one that can resume, else to a spare one, which takes new work."""
         self.find_strand()
         self.holder = self.resumable.popleft() if self.resumable else self.spare_strands.pop()
         self.holder.gate.release()
@@ -4584,15 +4584,15 @@ class Worker(Node):
             self.spare_strands.append(strand)
 
     def glance(self, pending=True):
-        """A task polls: for what only this worker would run, maybe, so that others go on until the task is done; or for
-        results that lie here."""
+        """A task polls instead of waiting: handle the results that are here. pending: what it polls for may not have
+        begun, and maybe only this worker would run it; so other threads go on until the task is done."""
         if pending:
             self.yield_baton()
         if self.inbox:
             self.serve()
 
     def yield_baton(self):
-        """Let others go on until this task is done: it polls, or its event loop awaits futures without us."""
+        """Let other threads go on until this task is done: it polls, or its event loop awaits futures without us."""
         me = self.holder
         if me.ident == threading.get_ident() and not self.serving._is_owned():
             self.shorten()
@@ -4601,9 +4601,9 @@ class Worker(Node):
             self.pass_baton()
 
     def execute(self, unit, me=None):
-        """Run user code. me: the calling thread's Strand, if that holds the baton; it waits for it if the task has
-        yielded it."""
-        main.context.copy().run(run_apart, unit)  # one of its own: below it on this stack another task may wait
+        """Run user code. me: the calling thread's Strand, if that holds the baton; if the task yields the baton, block
+        at its end until it is back."""
+        main.context.copy().run(run_apart, unit)  # a context of its own: another task may wait below it on this stack
         if self.forked:
             self.end_fork(unit.failures.get(len(unit.values) - 1) if isinstance(unit, Slice) else unit._exception)
         if me is not None and self.holder is not me:
@@ -4613,14 +4613,14 @@ class Worker(Node):
             self.note(me.mark)
 
     def disown(self):
-        """As ever; and the child runs no further item of a map."""
+        """As any node; besides, the child runs no further item of a map."""
         super().disown()
         for piece in self.holder.slices:
             piece.shorten()
 
     def end_fork(self, error):
-        """This is a child that a task has forked, and it has come back from that, maybe by an exception: it ends, as a
-        program does then. All else here is its parent's."""
+        """End a child that a task has forked and that has returned from that task, maybe by an exception: exit as a
+        program would. Everything else in this process belongs to its parent."""
         exits = error is None or isinstance(error, SystemExit) and isinstance(error.code, (int, type(None)))
         if not exits:
             traceback.print_exception(type(error), error, error.__traceback__)
@@ -4628,7 +4628,7 @@ class Worker(Node):
         os._exit(getattr(error, "code", 0) or 0 if exits else 1)
 
     def wait_for(self, ready, what=None, timeout=None):
-        """As ever; while a callback waits, amid a message, other threads handle what comes."""
+        """As any node; if a callback waits, in the middle of a message, other threads may handle messages meanwhile."""
         serving = self.serving._is_owned() and self.serving._release_save()
         try:
             return super().wait_for(ready, what, timeout)
@@ -4637,10 +4637,10 @@ class Worker(Node):
                 self.serving._acquire_restore(serving)
 
     def sleep(self, ready, what, timeout):
-        """Until `what` changes, do other work.
+        """Run something else, or sleep, while the calling task waits for `what` to change.
 
-        First what is waited for, if it is still here; then descendants of the waiting task, newest
-        first; never a stranger on this stack: for those, this thread parks and another goes on."""
+        Run `what` itself, if it is still here; else the newest unit, if it descends from the waiting task.
+        Others never run on top of this stack: for those, this thread parks and another goes on."""
         me = self.holder
         if me.ident != threading.get_ident():
             self.sleep_aside(ready, what, timeout)
@@ -4657,10 +4657,10 @@ class Worker(Node):
             self.doze(ready, timeout)
 
     def sleep_aside(self, ready, what, timeout):
-        """Waiting in a thread that a task made: it never has the baton, but may run what it waits for itself."""
+        """Wait in a thread without the baton, such as one that a task started; it may run what it waits for itself."""
         unit = self.take(what, OUTSIDE)
         if unit is None:
-            if self.inbox:  # the task may be waiting for this thread, and not look at what the deputy left for it
+            if self.inbox:  # the baton's holder may wait for this thread, and not look at what the deputy left it
                 self.serve()
             self.give(reserve=0)
             super().sleep(ready, what, min(timeout, TICK))
@@ -4670,11 +4670,11 @@ class Worker(Node):
                 unit.deliver()
 
     def park(self, me, ready, what, timeout):
-        """Give the baton away until `what` changes or the time is over."""
+        """Pass the baton on, and block until `what` has changed or the time is over, and the baton is back."""
         self.find_strand()
         with self.lock:
             self.parked.setdefault(what, []).append(me)
-            if ready() and self.unlist(what, me):  # it came before we were listed
+            if ready() and self.unlist(what, me):  # it changed before we were listed
                 return
             self.waiting += 1
         self.pass_baton()
@@ -4693,7 +4693,7 @@ class Worker(Node):
         return me.stack[-1] if me.ident == threading.get_ident() else OUTSIDE
 
     def push(self, unit):
-        """Queue a Future or a Span; if others wait, give away what is older, or a part of it."""
+        """Queue a Future or a Span; if others want work, give away something older, or a part of this."""
         if unit._parent is OUTSIDE:
             unit.mark = self.holder.mark
         self.idle = False
@@ -4702,8 +4702,8 @@ class Worker(Node):
             self.rouse()
 
     def take(self, what, task):
-        """Take the next unit off the queue: what is waited for; else the newest, if the task or a descendant of it made
-        it. No task: the newest, whoever made it; but of several tasks that came from elsewhere, slices in turns."""
+        """Take the next unit off the queue, or None: `what`, if it is still here; else the newest, if `task` or one of
+        its descendants made it. Without a task: the newest, whoever made it; but guests take turns, slice by slice."""
         with self.lock:
             if isinstance(what, Future) and what._state == PENDING and what._node is self:
                 what._state = RUNNING
@@ -4716,9 +4716,9 @@ class Worker(Node):
             if piece is not None:
                 return piece
             queue = self.queue
-            while queue and queue[-1].stale:  # also children of the latest, which would hide that it is the latest
+            while queue and queue[-1].stale:  # also stale children of the latest, which would hide it
                 queue.pop()
-            if task is None and queue and id(queue[-1]) == self.latest:  # now it is another's turn, if there is one
+            if task is None and queue and id(queue[-1]) == self.latest:  # now it is another guest's turn, if any
                 queue.rotate(1)
             while queue and queue[-1].stale:
                 queue.pop()
@@ -4748,32 +4748,32 @@ class Worker(Node):
             me.stack.pop()
 
     def begin_guest(self, piece):
-        """Unpickle a task that came from elsewhere, if this is its first slice, and note what will run; says whether
-        it can."""
+        """Unpickle a task that came from another node, if this is its first slice, and note what will run; says
+        whether it can be run."""
         job = piece.job
         self.begun = max(self.begun, job.number)
         whole = (job.id, job.lo, job.hi) if job.body is not None else None
         if whole:
-            self.note(whole)  # all at once is unpickled, which may kill
+            self.note(whole)  # it is unpickled as a whole, which may kill us
             if not self.unpack(piece):
                 return False
             if piece.span.several:
-                self.serve()  # others here are told to be hungry by the same message
+                self.serve()  # HUNGRY from others here may have come with it: now they can get a part
         if piece.mark != whole:
             self.note(piece.mark)
         return True
 
     def run_slice(self, me, piece):
         """Run a slice and deliver its results."""
-        recipe, rest = piece.job.recipe, piece.span.hi - piece.lo  # one short item says little about many
+        recipe, rest = piece.job.recipe, piece.span.hi - piece.lo  # rest <= grain: one item's pace tells little of many
         if not self.asked and len(self.queue) <= 1 and rest <= recipe.grain \
-                and TOO_LATE < rest * (recipe.pace or 0) < ASK_EARLY:  # it is nearly all that there is
+                and TOO_LATE < rest * (recipe.pace or 0) < ASK_EARLY:  # little is left: ask early
             self.send_all(*self.wish())
         self.execute(piece, me)
         piece.deliver()
 
     def unpack(self, piece):
-        """Unpickle a task that is begun. If that fails, have its items sent one by one, or fail the one."""
+        """Unpickle a guest; says whether it could. If not, have its items sent one by one; a single item fails."""
         job, span = piece.job, piece.span
         with self.lock:
             rest = not span.stale
@@ -4793,14 +4793,14 @@ class Worker(Node):
             with self.lock:
                 span.lo = span.hi
             if job.left > 1:
-                self.on_CANCEL(job.id)  # nothing of it is answered
+                self.on_CANCEL(job.id)  # drop it: none of its results will be sent
                 self.send(b"SINGLY", job.id)
             else:
                 failure = CannotSend(f"the callable or an argument cannot be unpickled on worker {self.label}: "
                                      f"{type(error).__name__}: {text_of(error)}")
                 failure.__cause__ = error
                 job.deliver(piece.lo, 1, [None], {0: failure})
-                del failure  # its cause knows this frame: else what was unpickled would stay until a collection
+                del failure  # its cause refers to this frame: else what was unpickled would stay until a collection
             return False
         finally:
             if rest:
@@ -4808,7 +4808,7 @@ class Worker(Node):
                     self.in_hand.remove(job)
 
     def shorten(self):
-        """Give the items behind those that are running back to the queue, and hand over the results before them."""
+        """Give the items of running slices that have not begun back to the queue, and hand over the results so far."""
         for piece in self.holder.slices:
             with self.lock:
                 piece.shorten()
@@ -4828,8 +4828,8 @@ class Worker(Node):
                                                  time.monotonic())
 
     def stand_in(self):
-        """One look by the deputy; results that were to wait for others go, and a slice is shortened if it takes long,
-        or if there is something better to do than the rest of it."""
+        """One look by the deputy, which also sends results that have waited long enough, and shortens the running slice
+        if that takes long (it was seen before) or if there is something better to do than the rest of it."""
         self.flush()
         newest = next(reversed(self.holder.slices), None)
         if newest is not None:
@@ -4837,21 +4837,21 @@ class Worker(Node):
                 self.shorten()
             newest.watched = True
         super().stand_in()
-        # Who holds the baton has more to do, or others want some
+        # The baton's holder has something else to do, or others want work
         if self.inbox or self.resumable or self.wanted or self.guest_waits:
             self.shorten()
-            self.give()  # the last entry may be about to be run, and goes at the next look: see seen
+            self.give()  # a sole entry may be about to be run, and goes at the next look: see seen
 
     @property
     def guest_waits(self):
-        """Whether the task that came last from elsewhere has not been begun, and there is another: they take turns."""
+        """Whether the guest that came last has not been begun, and something else is queued: guests take turns."""
         with self.lock:
             return len(self.queue) > 1 and getattr(self.queue[0], "columns", ()) is None
 
     # -- messages
 
     def on_TASK(self, task_id, avoid, more, lo, hi, singly, *body):
-        """Work has come. First come, first run; the latest is given away first."""
+        """Queue a task of another node. First come, first run; the latest is given away first."""
         lo, hi = int(lo), int(hi)
         guest = self.guests[task_id] = Guest(self, task_id, lo, hi, body)
         with self.lock:
@@ -4867,7 +4867,7 @@ class Worker(Node):
         self.stopped.set()
 
     def on_WHO(self, number):
-        """Ask anew for work, too, and count TASKs anew."""
+        """As any node; besides, ask anew for work, and count TASKs anew."""
         with self.lock:
             super().on_WHO(number)
             self.asked = self.idle = False
@@ -4876,17 +4876,17 @@ class Worker(Node):
     # -- modules that are on the root's machine only
 
     def fetch_file(self, path):
-        """A source file of the root's, or None. Blocks, and runs nothing else meanwhile: imports hold locks."""
+        """A source file of the root's, or None if there is none. Blocks, and runs nothing else: imports hold locks."""
         if path not in self.files:
             self.insist(path, b"FETCH", path.encode(errors="surrogatepass"))
         while path not in self.files:
             if not self.listen(lambda: path in self.files, PATROL, TICK):
-                self.serve()  # what we wait for may have come when we were just handling messages
+                self.serve()  # the answer may be in the inbox, if we are called amid the handling of messages
         self.unanswered.pop(path, None)
         return self.files[path]
 
     def on_FILE(self, path, *body):
-        """What ``fetch_file`` waits for."""
+        """Keep the answer for which ``fetch_file`` waits."""
         path = path.decode(errors="surrogatepass")
         self.files[path] = bytes(body[0]) if body else None
         self.wake(path)
@@ -4922,8 +4922,8 @@ module.__file__ = sys.argv[1]
 with open(sys.argv[2], 'rb') as file:  # the byte code that the root runs: compiling this file anew takes 70 ms
     exec(marshal.load(file), module.__dict__)
 module.Keeper.main()"""
-READY, SEVERAL, LEAVING, RESTING = 1, 2, 3, 4  # first byte of a marker page: ready; has begun several tasks, of which
-#                                                some are parked; leaves as it was told; ready, and has nothing to run
+READY, SEVERAL, LEAVING, RESTING = 1, 2, 3, 4  # first byte of a marker page (0: not ready): ready; has begun several
+#                                                tasks, some of them parked; leaves as told; ready, with nothing to run
 
 
 pristine = _AS_SCRIPT  # nothing of the user's has run in this process
@@ -4932,7 +4932,7 @@ pristine = _AS_SCRIPT  # nothing of the user's has run in this process
 class ForkedKeeper(subprocess.Popen):
     """A keeper that is a fork of this process, which saves 30 ms of imports.
 
-    Only while this process is pristine: of what a program brings along, threads above all do not survive a fork."""
+    Only while this process is pristine: a program may have what does not survive a fork, above all threads."""
 
     def __init__(self):
         self.args, self.returncode = "keeper", None
@@ -4957,23 +4957,23 @@ class ForkedKeeper(subprocess.Popen):
 
 
 def preload(code):
-    """Import, once for all workers, those of Python's own modules that a script imports before it uses any name, or
-    makes a function or a class: they start no threads. What comes later may change what is found, and how: sys.path,
-    os.environ.
+    """Import, once for all workers, the standard library's modules that a script imports before it uses any name or
+    makes a function or a class: these start no threads. What the script does later may change what imports find, and
+    what modules do: sys.path, os.environ.
 
     64 workers of a script that imports a dozen are ready in half the time."""
     import dis
     standard = getattr(sys, "stdlib_module_names", ())  # since Python 3.10
-    own, acts = own_path(), ("LOAD_NAME", "MAKE_FUNCTION")  # the latter is all that is seen of the body of a class
+    own, acts = own_path(), ("LOAD_NAME", "MAKE_FUNCTION")  # the latter is all that shows of a class, whose body runs
     for step in itertools.takewhile(lambda step: step.opname not in acts, dis.get_instructions(code)):
         top = step.argval.partition(".")[0] if step.opname == "IMPORT_NAME" else None
         if top in standard and not importlib.machinery.PathFinder.find_spec(top, own):
-            with contextlib.suppress(Exception):  # workers will say so
+            with contextlib.suppress(Exception):  # workers will report it
                 importlib.import_module(step.argval)
 
 
 def tell(process, data):
-    """Write to a process's stdin; that it has ended is found out elsewhere."""
+    """Write to a process's stdin. If it has ended, that is noticed elsewhere."""
     with contextlib.suppress(BrokenPipeError):
         process.stdin.write(data)
         process.stdin.flush()
@@ -4982,9 +4982,9 @@ def tell(process, data):
 class Keeper:
     """Starts the processes of a host and stays clean itself: one thread, nothing of ØMQ open, no code of the user.
 
-    All that it forks holds the read end of its lifeline. When this process is gone, the kernel kills broker and
-    workers (on macOS a thread of theirs ends them), and launchers end their remote commands first. It is itself told by
-    its stdin, which ends with the root. The root's one starts the launchers of the other hosts, too."""
+    Each process that it forks holds the read end of its lifeline, a pipe. When the keeper is gone, the kernel kills the
+    broker and the workers (on macOS a thread in each does); launchers end their remote commands first. The keeper's own
+    lifeline is its stdin, which closes with the root. The root's keeper also starts the launchers of other hosts."""
 
     def __init__(self, config, stdin):
         self.config, self.stdin = config, stdin
@@ -4993,7 +4993,7 @@ class Keeper:
         self.notices.setblocking(False)
         self.notices.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, NOTICE)  # macOS allows only 2 KB else
         self.backlog = collections.deque()  # notices that the broker is too slow to take
-        self.sending = threading.RLock()    # a launcher has two threads
+        self.sending = threading.RLock()    # a launcher, which uses its copy of this, has two threads
         self.signalled, self.signal_write = os.pipe()
         os.set_blocking(self.signal_write, False)
         self.broker = self.listener = None
@@ -5020,7 +5020,7 @@ class Keeper:
         """Prepare, start and supervise until the end; never returns."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # these go to the whole process group, but
             signal.signal(number, signal.SIG_IGN)                      # are the root's business; we end after it
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])  # see Root.start_keeper; and the program may block any
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])  # Root.start_keeper blocks SIGINT, and the program maybe others
         try:
             self.prepare()
             self.run()
@@ -5040,19 +5040,19 @@ class Keeper:
         sys.path[:], sys.argv = config["sys_path"] or find_modules(config), config["argv"]
         install_names(config["aliases"])
         send_logs(config["log_level"], self.notify, "keeper", config["name"])
-        if config["profile"]:  # a worker cannot import before it is connected
+        if config["profile"]:  # workers need these before they are connected, and so able to import
             importlib.import_module("cProfile")
             importlib.import_module("pstats")
         if config["nice"]:
-            with contextlib.suppress(PermissionError):  # only root may be less nice
+            with contextlib.suppress(PermissionError):  # only the superuser may lower it
                 os.nice(config["nice"])
         global TOKEN
         TOKEN = bytes.fromhex(config["token"])
         for directory in filter(None, (config["directory"], config["memory"])):
-            fcntl.flock(os.open(directory, os.O_RDONLY), fcntl.LOCK_SH)  # while one of us lives, nobody removes it
+            fcntl.flock(os.open(directory, os.O_RDONLY), fcntl.LOCK_SH)  # while one of us lives, no pool removes it
         Main(*config["main"], config["mixed"]).install()
-        if main.path and not (main.name or config["below"]):  # else that runs code of the program, or it is not here
-            with contextlib.suppress(OSError, SyntaxError, ValueError):  # workers will say so
+        if main.path and not (main.name or config["below"]):  # -m: finding it runs the program's code; below: not here
+            with contextlib.suppress(OSError, SyntaxError, ValueError):  # workers will report it
                 main.program = read_main(main.path)
                 preload(main.program[0])
         import_zmq()
@@ -5064,7 +5064,7 @@ class Keeper:
         gc.enable()
 
     def make_keys(self):
-        """A TCP port for hosts, and keys: the server's, and a pair that all its clients have."""
+        """Open a TCP port for other hosts, and make CURVE keys: the server's pair, and one that all clients share."""
         dual = socket.has_dualstack_ipv6()
         self.listener = socket.create_server(("", 0), family=socket.AF_INET6 if dual else socket.AF_INET,
                                              dualstack_ipv6=dual)
@@ -5112,15 +5112,15 @@ class Keeper:
                 self.exit_code = 0
 
     def start_broker(self, heirs=None):
-        """Fork the broker, or one that takes over; it inherits sockets, pipes, and what is known of the workers."""
+        """Fork the broker, which inherits sockets and pipes. heirs, if it takes over: node -> (id, lo, hi) it runs."""
         self.broker = self.fork(run_broker, self, heirs)
 
     def replace_broker(self, code):
-        """A broker has died: another takes over, which asks everybody for what it cannot know."""
+        """The broker has died: start another, which learns by a census what it cannot know; or end this host."""
         text = f"the broker (host {self.config['name']}, pid {self.broker}) ended: {status_text(code)}"
         now = time.monotonic()
         self.broker_deaths = [then for then in self.broker_deaths if now - then < SILENCE] + [now]
-        if self.config["below"] and code in (1, -signal.SIGTERM):  # it has said why; or the node is being drained
+        if self.config["below"] and code in (1, -signal.SIGTERM):  # it has said why; or the host is being drained
             self.exit_code = 1
             return
         if len(self.broker_deaths) > BROKER_DEATHS:
@@ -5134,7 +5134,7 @@ class Keeper:
             self.notify(b"FAILED", self.failure)
 
     def fork(self, target, *args, tied=True):
-        """Run target(*args) in a child process; returns its pid. tied: the kernel kills it when we are gone."""
+        """Run target(*args) in a child process; return its pid. tied: the kernel kills it when the keeper is gone."""
         pid = os.fork()
         if pid:
             return pid
@@ -5145,7 +5145,7 @@ class Keeper:
             signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN, which programs started here inherit
             prints = [end for _, _, *ends in self.workers.values() for end in ends if target is not run_broker]
             late = [end for _, ends in self.backlog for end in ends]
-            self.backlog.clear()  # the keeper sends it
+            self.backlog.clear()  # the keeper itself sends these
             close_all((self.stdin, self.lifeline, self.signalled, self.signal_write, *prints, *late))
             sys.stdin = open(os.devnull)
             if target is not run_broker:
@@ -5163,7 +5163,7 @@ class Keeper:
             os._exit(1)
 
     def start_worker(self):
-        """Fork one worker. It writes what it is running to a page of memory that we share."""
+        """Fork one worker. It writes what it is running to its marker, a page of memory that we share."""
         name, marker = f"{self.config['host']}.{next(self.numbers)}".encode(), mmap.mmap(-1, 4096)
         pipes = [os.pipe(), os.pipe()] if self.config["piped"] else []
         ends, theirs = [end for end, _ in pipes], [end for _, end in pipes]
@@ -5183,7 +5183,7 @@ class Keeper:
         self.launchers[self.fork(launcher.run, tied=False)] = number
 
     def log_in_again(self, number):
-        """A host has ended because it did not hear from us, who were stopped, or asleep: have it under a new number."""
+        """A host has ended because we, stopped or asleep, were not heard: launch it anew, under another number."""
         hosts = self.config["hosts"]
         _, name, size = hosts[int(number) - 1]
         if sum(host[1] == name for host in hosts) <= RETURNS:
@@ -5191,7 +5191,7 @@ class Keeper:
             self.start_launcher(*hosts[-1], pause=SILENCE)
 
     def reap(self):
-        """Take note of the children that have ended."""
+        """Reap the children that have ended, and act on each death."""
         while self.exit_code is None:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
@@ -5216,7 +5216,7 @@ class Keeper:
         marker.close()
         close_all(ends)
         obituary = f"{label(self.config, name, pid)} {status_text(code)}"
-        by_itself = code != -signal.SIGTERM  # that is somebody's order, or a batch system's
+        by_itself = code != -signal.SIGTERM  # sent on purpose, by somebody or a batch system
         flags = b"%d" % (BLAME * by_itself | BEGUN * (ready == SEVERAL))
         self.notify(b"DIED", name, task_id or b"-", lo, hi, flags, begun, obituary.encode())
         if ready == LEAVING:
@@ -5235,8 +5235,8 @@ class Keeper:
             self.give_up_if_alone(why)
 
     def tell_stacks(self):
-        """Let every worker write its stacks to a file, by a signal: see ``dump_when_asked``. Send them to the root, as
-        if they had been printed, with what each is running since when. All else waits meanwhile."""
+        """Have every worker dump its stacks to a file, by SIGUSR1: see ``dump_when_asked``. Send them to the root as if
+        printed, with what each worker is running and for how long. Blocks for ANSWER seconds."""
         for pid in self.workers:
             os.kill(pid, signal.SIGUSR1)
         time.sleep(ANSWER)
@@ -5249,7 +5249,7 @@ class Keeper:
             self.notify(b"OUTPUT", name, b"err", f"{text.rstrip()}\n\n".encode())
 
     def give_up_if_alone(self, reason):
-        """Without any worker, or a host that may bring some, the pool ends; a host ends for itself."""
+        """If no worker is left, nor a host that may bring some, end the pool; on another host, raise PoolError."""
         if self.workers or self.launchers or self.config["listen"] or self.config["check"]:
             return
         if self.config["below"]:
@@ -5258,14 +5258,14 @@ class Keeper:
         self.notify(b"FAILED", self.failure)
 
     def notify(self, *frames, descriptors=()):
-        """Send a notice to the broker: JSON in a datagram, and file descriptors with it."""
+        """Send a notice to the broker: JSON in a datagram, and file descriptors with it. Does not block."""
         data = json.dumps([frame.decode("latin-1") for frame in frames]).encode()
-        ends = [os.dup(descriptor) for descriptor in descriptors]  # since it may wait, and they be closed meanwhile
+        ends = [os.dup(descriptor) for descriptor in descriptors]  # it may wait, and these be closed meanwhile
         self.backlog.append((data, ends))
         self.send_notices()
 
     def send_notices(self):
-        """Send those that the broker has room for; we must not wait for it, or see neither deaths nor the end."""
+        """Send the notices for which there is room. If we waited for the broker, we would miss deaths and the end."""
         with self.sending:
             while self.backlog:
                 data, ends = self.backlog.popleft()
@@ -5276,7 +5276,7 @@ class Keeper:
                     if error.errno in (errno.EAGAIN, errno.ENOBUFS):  # there is no room now
                         self.backlog.appendleft((data, ends))
                         return
-                    logger.debug("keeper: a notice of %d bytes is lost: %s", len(data), error)  # a notice, too, maybe
+                    logger.debug("keeper: a notice of %d bytes is lost: %s", len(data), error)  # maybe a notice, too
                 close_all(ends)
 
     def clean_up(self):
@@ -5291,15 +5291,15 @@ class Keeper:
 
 
 def running(marker):
-    """What a worker has written to its page: (its state, how many tasks it has begun, id, lo, hi of what it is
-    running)."""
+    """What a worker has written to its marker page: (its state, the highest number of a TASK that it has begun; id, lo
+    and hi of what it is running). All but the state as bytes."""
     state, begun, length = struct.unpack(">BQH", marker[:11])
     task_id, lo, hi = struct.unpack_from(f">{min(length, 4000)}sQQ", marker, 11)
     return state, b"%d" % begun, task_id, b"%d" % lo, b"%d" % hi
 
 
 def doing(marker):
-    """What a worker is running since when, by its page, in words; None if nothing."""
+    """What a worker is running and for how long, in words, by its marker page; None if it runs nothing."""
     state, _, task_id, *bounds = running(marker)
     if not task_id or state == RESTING:
         return None
@@ -5310,7 +5310,7 @@ def doing(marker):
 
 
 NOTICE = 1 << 18         # bytes in a notice, at most
-STACKS_LENGTH = 1 << 15  # characters of a worker's stacks: what a notice takes, whatever they are
+STACKS_LENGTH = 1 << 15  # characters of a worker's stacks, at most: they fit into a notice, whatever they are
 
 
 def stacks_path(config, name):
@@ -5319,7 +5319,7 @@ def stacks_path(config, name):
 
 
 def of_tasks(stacks):
-    """Of a worker's stacks those of tasks, without our frames around them. None: it may be stuck in our code; all."""
+    """Of a worker's stacks, those of tasks, without our frames around them; all if there are none: we may be stuck."""
     tasks, ours = [], re.compile(
         f'"{re.escape(__file__)}"|"<(string|frozen runpy)>"|/(threading|garbage|runpy).py"').search
     for stack in stacks.split("\n\n"):
@@ -5332,8 +5332,8 @@ def of_tasks(stacks):
 
 
 def run_worker(name, config, marker, pipes):
-    """The life of a worker process. pipes: to print into, if it is not to print where the root does; UTF-8, whatever
-    the encoding is here."""
+    """The life of a worker process. pipes: for its stdout and stderr, if it is not to print where the root does; in
+    UTF-8, whatever the encoding is here."""
     for descriptor, stream, end in zip((1, 2), ("stdout", "stderr"), pipes):
         os.dup2(end, descriptor)
         os.close(end)
@@ -5351,21 +5351,21 @@ def run_worker(name, config, marker, pipes):
 
 
 def dump_when_asked(file, further):
-    """On SIGUSR1, write the stack of the main thread, also if it is deep in code in C; then call a handler in Python,
-    which may look at other threads: these must not run meanwhile, so it needs the interpreter's lock."""
+    """On SIGUSR1, write the main thread's stack to a file at once, even if that thread is deep in C code; then call
+    `further`, in Python, which may look at other threads: it holds the interpreter's lock, so they stand still."""
     signal.signal(signal.SIGUSR1, further)
     faulthandler.register(signal.SIGUSR1, file, all_threads=False, chain=True)
     os.register_at_fork(after_in_child=dump_no_more)
 
 
 def dump_no_more():
-    """What the program, or a task, forks is not asked."""
+    """Give SIGUSR1 back its usual meaning in a child that the program, or a task, forks: it is not asked."""
     if faulthandler.unregister(signal.SIGUSR1):
         signal.signal(signal.SIGUSR1, signal.SIG_DFL)
 
 
 def refuse_breakpoint(*_, **__):
-    """What breakpoint() does in a worker, which has no terminal."""
+    """Take the place of ``breakpoint`` in a worker, which has no terminal: raise RuntimeError."""
     raise RuntimeError("breakpoint() works in tasks with -n 0, where they run in your own process (or set "
                        "PYTHONBREAKPOINT to a debugger that needs no terminal)")
 
@@ -5373,8 +5373,8 @@ def refuse_breakpoint(*_, **__):
 def tie_to(lifeline):
     """Have this process killed when the other end of a pipe is closed.
 
-    On Linux the kernel itself sends SIGKILL then, also to a process that never releases the
-    interpreter's lock; the owner of such a signal is set per open file, hence a fresh one."""
+    On Linux the kernel itself sends SIGKILL then, also to a process that never releases the interpreter's
+    lock. Which process gets it is set per open file, not per descriptor: hence the pipe is opened anew."""
     if hasattr(fcntl, "F_SETSIG") and os.path.exists(f"/proc/self/fd/{lifeline}"):
         own = os.open(f"/proc/self/fd/{lifeline}", os.O_RDONLY)
         fcntl.fcntl(own, fcntl.F_SETOWN, os.getpid())
@@ -5392,12 +5392,12 @@ def tie_to(lifeline):
 # A launcher, one per host, runs the remote command. Its life, step by step, with what travels:
 #
 #   login     →  a few lines for `sh`, which find Python and hand over to it   (no quoting: they go by stdin)
-#             ←  after whatever login files print: a token, and facts of that Python
+#             ←  after whatever login files print: a token, and facts about that Python
 #   hand over →  this file, the configuration with the keys, pyzmq if it is missing
 #   carry     ↔  blocks of bytes between the broker there and the one here, if TCP does not work
 #
-# On the other side the same process becomes the agent: it forks a keeper, like the root here, and carries
-# the blocks. When the remote command ends, by whatever, the agent's stdin is at its end; it then closes the keeper's,
+# On the other side that Python process becomes the agent: it forks a keeper, as the root does here, and carries the
+# blocks. However the remote command ends, the agent then reads the end of its stdin and closes the keeper's stdin,
 # which ends everything there.
 
 
@@ -5405,7 +5405,7 @@ class HostError(MinscoopError):
     """A host cannot take part; the text says why, and what to do."""
 
 
-SILENT = 3  # exit code of the launcher of a host that has ended in good order, for it has not heard from us
+SILENT = 3  # a launcher's exit code if its host ended in good order, as it does when it no longer hears from us
 
 
 SSH_OPTIONS = [
@@ -5413,14 +5413,14 @@ SSH_OPTIONS = [
     "-x",                            # nothing to show: do not wait for X11
     "-oBatchMode=yes",               # ask nothing: nobody would answer
     "-oConnectTimeout=10",           # s
-    "-oServerAliveInterval=4",       # s between questions whether the host is there;
-    "-oServerAliveCountMax=3",       # so many unanswered, and it is lost: see SILENCE
+    "-oServerAliveInterval=4",       # s between keepalives;
+    "-oServerAliveCountMax=3",       # with this many unanswered, the connection is lost: see SILENCE
     "-oControlMaster=no",            # use a connection that is shared already, but leave none behind
     "-oClearAllForwardings=yes",     # the user's forwarded ports are taken, maybe by the user's own login
-    "-oLogLevel=INFO",               # what it says is read by the table below
+    "-oLogLevel=INFO",               # the table below looks for its messages
 ]
 
-# By what ssh says: why a host cannot be reached, and what to do.
+# What ssh says (a regular expression), why the host cannot be reached, what to do. The first that matches counts.
 SSH_SAYS = [  # causes before their consequences
     ("host identification has changed", "its host key has changed",
      "if you know why, run 'ssh-keygen -R {name}' and then 'ssh {host}' once"),
@@ -5484,22 +5484,22 @@ module.run_agent(config, library)
 
 
 class Launcher:
-    """Brings one host into the pool, and keeps it there. A process of its own beside the root's keeper."""
+    """Brings one host into the pool, and keeps it there. Runs in a process of its own, forked by the root's keeper."""
 
     def __init__(self, keeper, config, pause=0):
         self.keeper, self.config, self.host = keeper, config, config["name"]
-        self.pause = pause                              # s before the login, since it is not the first
-        self.process, self.seen = None, b""             # the remote command, and what it has said before Python does
-        self.complaints = collections.deque(maxlen=50)  # what the remote command has said on stderr
-        self.passed_on = ""                             # the line of it that the user has seen last
+        self.pause = pause                              # s before the login, if it is not the first
+        self.process, self.seen = None, b""             # the remote command, and its stdout until Python answers
+        self.complaints = collections.deque(maxlen=50)  # the last lines of its stderr
+        self.passed_on = ""                             # the last of these lines that the user was shown
         self.up = None                                  # when the program was handed over
 
     def run(self):
-        """From login to the end. However it ends, the root is told; unless the keeper has ended, and so do we."""
+        """Serve the host from login to the end, and tell the root why it ended. Ends at once when the keeper does."""
         try:
             threading.Thread(target=lambda: (os.read(self.keeper.lifeline_read, 1), self.end()), daemon=True).start()
             if self.pause:
-                time.sleep(min(GRACE, self.pause / 2))  # should the pool just come to its end, it will have then
+                time.sleep(min(GRACE, self.pause / 2))  # if the pool is ending, so do we, before any warning
                 logger.warning("host %s: to be logged in to again in %.0f s", self.host, self.pause)
                 time.sleep(self.pause)
                 logger.warning("host %s: logging in again", self.host)
@@ -5522,7 +5522,7 @@ class Launcher:
         self.end(SILENT if self.up and self.process.poll() == 0 else 0)
 
     def start(self):
-        """Run the remote command, with a thread that reads what it complains about."""
+        """Start the remote command, and a thread that reads its stderr."""
         command = remote_command(self.config["rsh"], self.host)
         try:
             self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -5534,23 +5534,23 @@ class Launcher:
         self.ears.start()
 
     def listen(self):
-        """Read stderr, always, lest the other side blocks; once the host is in the pool, pass it on."""
+        """Read stderr all the time, lest the remote command block; log it once the host is in the pool."""
         for line in iter(lambda: self.process.stderr.readline(1000), b""):
             text = line.decode(errors="replace").rstrip()
             self.complaints.append(text)
-            if text and self.up and time.monotonic() > self.up + GRACE:  # before that, it is told in one line
+            if text and self.up and time.monotonic() > self.up + GRACE:  # before that, see ``diagnose``
                 logger.warning("host %s: %s", self.host, text)
                 self.passed_on = text.strip()
                 self.flush()
 
     def flush(self):
-        """Send what the broker had no room for, as the keeper does in its loop."""
+        """Retry until the broker has taken all notices, as the keeper does in its loop. Blocks."""
         while self.keeper.backlog:
             time.sleep(TICK)
             self.keeper.send_notices()
 
     def log_in(self):
-        """Have a Python run there; returns the facts that it tells. Raises HostError."""
+        """Start Python on the host, and return the facts that it reports. Raises HostError."""
         token = "minscoop-" + os.urandom(8).hex()  # tells our line from what login files print
         config, quote = self.config, shlex.quote
         prolog = config["prolog"] and os.path.join(".", config["prolog"])  # without a slash, `.` looks in PATH only
@@ -5571,7 +5571,7 @@ class Launcher:
                 raise HostError(self.diagnose("the remote command ended before Python ran"))
 
     def check(self, answer):
-        """The facts, if they are fit; else HostError."""
+        """Return the facts in Python's answer. Raises HostError if there are none, or this Python does not fit."""
         config = self.config
         try:
             there = {**dict.fromkeys(("executable", "pyzmq", "platform", "machine")), "python": [0],
@@ -5604,7 +5604,7 @@ class Launcher:
         with open(__file__, "rb") as file:
             program = file.read()
         settings = json.dumps(self.config).encode()
-        patience = threading.Timer(LOGIN_PATIENCE, self.process.kill)  # it may also stop reading what we send
+        patience = threading.Timer(LOGIN_PATIENCE, self.process.kill)  # the host may also stop reading what we send
         patience.start()
         parts = program, settings, library
         tell(self.process, b"%d %d %d\n" % tuple(map_builtin(len, parts)) + b"".join(parts))
@@ -5614,24 +5614,24 @@ class Launcher:
         patience.cancel()
 
     def diagnose(self, otherwise):
-        """Why the remote command has failed, in one line, with what to do."""
+        """Say in one line why the remote command failed, and what to do. otherwise: why, if no known message tells."""
         with contextlib.suppress(subprocess.TimeoutExpired):  # its last words may still be on their way
             self.process.wait(1)
         self.ears.join(1)
-        noise = b"" if self.up else self.seen[-1000:]  # what nologin says goes to stdout
+        noise = b"" if self.up else self.seen[-1000:]  # nologin complains on stdout
         said = [*noise.decode(errors="replace").splitlines(), *self.complaints]
         for pattern, reason, remedy in SSH_SAYS if not self.up else ():
             found = re.search(f".*({pattern}).*", "\n".join(said), re.IGNORECASE)
             if found:
                 return f"{reason}: " + remedy.format(host=self.host, name=self.host.rpartition("@")[2], line=found[0])
         last = next(filter(str.strip, reversed(said)), "").strip()
-        if last == self.passed_on:  # it stands on the line above
+        if last == self.passed_on:  # the user has just been shown it
             last = ""
         code = self.process.poll()
         return otherwise + (f" ({status_text(code)})" if code else "") + (f": {last.rstrip('.')}" if last else "")
 
     def open_connection(self):
-        """A connection to the broker here, for the bytes of the one there."""
+        """Connect to the broker here, on behalf of the one there. Blocks for SILENCE at most; raises OSError."""
         deadline = time.monotonic() + SILENCE
         while True:
             connection = socket.socket(socket.AF_UNIX)
@@ -5645,14 +5645,14 @@ class Launcher:
                 time.sleep(TICK)
 
     def end(self, code=0):
-        """End the remote command: it may end by itself at the end of its input, but not for long. Then us."""
+        """End the remote command, then this process. At the end of its stdin it should exit; if not, kill it."""
         if self.process is not None:
             with contextlib.suppress(OSError):
                 os.close(self.process.stdin.fileno())
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(GRACE / 4)
-            with contextlib.suppress(PermissionError):  # as with sudo
-                self.process.terminate()  # srun then cancels its step, which it cannot when it is killed
+            with contextlib.suppress(PermissionError):  # it may be another user's, as with sudo
+                self.process.terminate()  # on SIGTERM srun cancels its step; on SIGKILL it cannot
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(GRACE / 4)
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -5661,9 +5661,9 @@ class Launcher:
 
 
 def remote_command(rsh, host):
-    """The words of the command that runs `sh` on a host. {host} stands for it, or it comes last.
+    """Return the words of the command that runs `sh` on a host: `rsh` with the host's name for {host}, or at its end.
 
-    Raises ValueError if they are no command."""
+    Raises ValueError if `rsh` is empty, or its quotes do not match."""
     try:
         words = shlex.split(rsh or "")
         if not words:
@@ -5674,19 +5674,19 @@ def remote_command(rsh, host):
         words.append("{host}")
     if os.path.basename(words[0]) == "ssh":
         at = next((i for i, word in enumerate(words) if re.fullmatch(r"(.*@)?\{host\}", word)), 1)
-        words[at:at] = SSH_OPTIONS  # behind the user's own: of two, ssh takes the first
+        words[at:at] = SSH_OPTIONS  # after the user's: of an option given twice, ssh takes the first
     return [*(word.replace("{host}", host) for word in words), "sh"]
 
 
 class Tunnel:
-    """Carries the bytes of one local connection at a time through a pair of pipes: blocks, with a serial
-    number of the connection and their length in front. An empty block: that connection was closed."""
+    """Carries the bytes of one local connection at a time through a pair of pipes, in blocks. Each begins with the
+    connection's serial number and its own length; an empty one says that the connection was closed."""
 
     BLOCK = 1 << 16  # bytes in one, at most
 
     def __init__(self, source, sink, connect=None):
         self.source, self.sink, self.connect = source, sink, connect
-        self.current = 0, socket.socket(socket.AF_UNIX)  # number and connection; with nobody, as yet
+        self.current = 0, socket.socket(socket.AF_UNIX)  # serial number and connection; none as yet
         self.writing = threading.Lock()
 
     def write(self, serial, data):
@@ -5697,7 +5697,7 @@ class Tunnel:
                 view = view[os.write(self.sink, view):]
 
     def drain(self, serial, connection):
-        """From a connection into the pipe, until one of them is closed."""
+        """Copy from a connection into the pipe, until either is closed."""
         with contextlib.suppress(OSError):
             for data in iter(lambda: connection.recv(self.BLOCK), b""):
                 self.write(serial, data)
@@ -5705,7 +5705,7 @@ class Tunnel:
             self.write(serial, b"")
 
     def accept(self, path):
-        """On the side of the broker below: take its connections, one after the other. Never returns."""
+        """On the lower side: accept the connections of the broker there, and serve one after the other, for ever."""
         server = socket.socket(socket.AF_UNIX)
         try:
             server.bind(path)
@@ -5718,9 +5718,8 @@ class Tunnel:
             self.current[1].close()
 
     def pour(self):
-        """From the pipe into the connection, until the pipe ends. On the upper side, a new number opens a new one.
-
-        Raises HostError for what is no block."""
+        """Copy from the pipe into the current connection, until the pipe ends. On the upper side, a block with a new
+        serial number opens a new connection. Raises HostError for what is no block."""
         while True:
             head = self.source.read(8)
             if len(head) < 8:
@@ -5729,7 +5728,7 @@ class Tunnel:
             if size > self.BLOCK or self.connect and serial > self.current[0] + 1:
                 raise HostError(f"something else than minscoop writes there, as it seems, {head!r}")
             data = self.source.read(size)
-            current, connection = self.current  # read at once, since ``accept`` may replace it
+            current, connection = self.current  # both in one read: ``accept`` may replace the pair
             if serial > current and self.connect:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
@@ -5744,12 +5743,12 @@ class Tunnel:
 
 
 def run_agent(config, library=b""):
-    """The life of the first process on another host: a keeper's parent, as the root is at home.
+    """Live as the agent, the first process on another host and the parent of its keeper, as the root is at home.
 
-    It ends with its keeper; and that with our stdin, unless there is none (--join). Never returns."""
+    It ends when its keeper does, and the keeper when our stdin ends, unless there is none (--join). Never returns."""
     if config["tunnel"]:
         source, sink = os.dup(0), os.dup(1)
-        os.dup2(2, 1)  # nothing but blocks goes where these went
+        os.dup2(2, 1)  # what is printed goes to stderr, so that only blocks go to the old stdout
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     directory, memory = config["directory"], config["memory"] = make_socket_directory(), make_memory_directory()
     config.update(address=f"ipc://{directory}/broker", tunnel=config["tunnel"] and f"ipc://{directory}/up")
@@ -5759,7 +5758,7 @@ def run_agent(config, library=b""):
     tell(keeper, json.dumps(config).encode() + b"\n")
     if config["tunnel"]:
         tunnel = Tunnel(open(source, "rb"), sink)
-        tunnel.write(0, b"")  # the program has come
+        tunnel.write(0, b"")  # tells the launcher that the program runs
         threading.Thread(target=tunnel.accept, args=(f"{directory}/up",), daemon=True).start()
         threading.Thread(target=pour_until_end, args=(tunnel, keeper), daemon=True).start()
     try:
@@ -5772,7 +5771,7 @@ def run_agent(config, library=b""):
 
 
 def pour_until_end(tunnel, keeper):
-    """A thread's job: carry what comes; then end the keeper."""
+    """Carry what comes through the pipe, in a thread; when that ends, end the keeper by closing its stdin."""
     with keeper.stdin:
         tunnel.pour()
 
@@ -5791,7 +5790,7 @@ def pack_pyzmq():
 
 
 def unpack_pyzmq(library, directory):
-    """Make the pyzmq that was sent importable, until the directory goes."""
+    """Unpack the pyzmq that was sent into the directory, and let this process and its children import it."""
     import zipfile
     with zipfile.ZipFile(io.BytesIO(library)) as archive:
         archive.extractall(f"{directory}/library")
@@ -5799,11 +5798,11 @@ def unpack_pyzmq(library, directory):
 
 
 def own_addresses(config):
-    """Host names and addresses by which other hosts may reach this one. What works is tried from there."""
+    """Host names and addresses by which other hosts may reach this one; they try which of these work."""
     if config["external_hostname"]:
-        return [config["external_hostname"].strip("[]")]  # of an IPv6 address, as in a URL
+        return [config["external_hostname"].strip("[]")]  # the brackets of an IPv6 address, as in a URL
     addresses = [os.uname().nodename]
-    for name in ["192.0.2.1", *(name.rpartition("@")[2] for _, name, _ in config["hosts"][:8])]:  # may take 10 s each
+    for name in ["192.0.2.1", *(name.rpartition("@")[2] for _, name, _ in config["hosts"][:8])]:  # up to 10 s each
         with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((name, 9))  # sends nothing: only asks which address of ours leads there
             addresses.append(probe.getsockname()[0])
@@ -5811,7 +5810,8 @@ def own_addresses(config):
 
 
 def find_modules(config):
-    """On another host: set the working directory; return the sys.path on which the root's modules come first."""
+    """On another host: set the working directory, and return a sys.path on which --pythonpath comes first, then the
+    root's own directories, which RootFinder serves. Raises PoolError."""
     path = config["path"] or config["cwd"]
     try:
         os.chdir(path)
@@ -5825,9 +5825,9 @@ def find_modules(config):
 
 
 class RootFinder(importlib.machinery.FileFinder):
-    """Finds modules that are beside the program on the root's machine, for one entry of sys.path (PEP 302).
+    """Finds modules beside the program on the root's machine, in one directory of sys.path or of a package (PEP 302).
 
-    The root's file comes before one of the same name here: the same program runs everywhere."""
+    The root's file takes precedence over one of the same name here, so that the same program runs everywhere."""
 
     def __init__(self, tops, entry):
         if installed(entry) or not any((entry + "/").startswith(top.rstrip("/") + "/") for top in tops):
@@ -5838,7 +5838,7 @@ class RootFinder(importlib.machinery.FileFinder):
     @staticmethod
     @functools.lru_cache(None)
     def listing(path):
-        """The names in a directory of the root's."""
+        """The modules (name.py) and directories (name/) in a directory on the root's machine."""
         return frozenset(json.loads(this_worker.fetch_file(path + "/") or "[]"))
 
     def find_spec(self, fullname, target=None):
@@ -5859,19 +5859,19 @@ class RootFinder(importlib.machinery.FileFinder):
 
 
 class RootLoader(importlib.machinery.SourceFileLoader):
-    """Loads a module from source that the root sends; shows its lines in tracebacks, too."""
+    """Loads a module from source that the root sends. Tracebacks get its lines from here, too."""
 
     def get_data(self, path):
         """The bytes of a file."""
         return read_source(path)
 
     def path_stats(self, path):
-        """Nothing is known that would let bytecode be kept."""
+        """Raise OSError, so that importlib neither reads nor writes cached bytecode."""
         raise OSError
 
 
 def write_private(path, text):
-    """Write a file that only its owner may read, at once as a whole."""
+    """Write a file that only its owner may read, atomically."""
     descriptor, temporary = tempfile.mkstemp(prefix=".minscoop-", dir=os.path.dirname(path))
     with open(descriptor, "w") as file:
         file.write(text)
@@ -5879,7 +5879,7 @@ def write_private(path, text):
 
 
 def checksum(config):
-    """A number that tells two versions of this file apart, and shows whether a configuration is whole."""
+    """CRC-32 of this file and a configuration, by which --join detects another version or a damaged file."""
     with open(__file__, "rb") as file:
         return zlib.crc32(json.dumps(config, sort_keys=True).encode(), zlib.crc32(file.read()))
 
@@ -5914,21 +5914,21 @@ def join(path, size):
 # ---------------------------------------------------------------------------------------------------
 # 13  Lists of hosts
 
-MAX_HOSTS = 100_000  # in one list: a bracket form can name more than there are
-MAX_TEXT = 1 << 26   # characters of a file of hosts: it may be no such file, and have no end
-MAX_WORKERS = 2000   # of one host in a list; a larger number is a port
-MARKS = r"""\s,:@\[\]={}();*"'\x00-\x1f\x7f\ud800-\udfff"""  # are in no name, nor are bytes that are no UTF-8
-WORD = rf"(?![0-9]+/)[^{MARKS}-][^{MARKS}]*"  # no '-' first: an option; nor 8/name, as GNU parallel says 8 workers
+MAX_HOSTS = 100_000  # in one list: a mistyped bracket form may stand for more than memory can hold
+MAX_TEXT = 1 << 26   # characters of a file of hosts: a wrong path may lead to one without an end, such as /dev/zero
+MAX_WORKERS = 2000   # of one host in a list; a larger number must be a port, and is refused
+MARKS = r"""\s,:@\[\]={}();*"'\x00-\x1f\x7f\ud800-\udfff"""  # in no name; surrogates: bytes that are not UTF-8
+WORD = rf"(?![0-9]+/)[^{MARKS}-][^{MARKS}]*"  # no option (-x), nor 8/name, GNU parallel's way to say 8 workers
 NAME = rf"(?!.{{300}})(?:{WORD}@)?(?:{WORD}|%s)"  # of less than 300 characters; %s: how an IPv6 address is written
 IPV6 = r"[0-9a-fA-F:.]*:[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(?:%\w+)?"
 HOST = "(" + NAME % rf"\[{IPV6}\]" + r")(?:(?::|\s+(?:slots=)?)([0-9]{1,9}))?(?:\s+max[-_]slots=[0-9]+)?"
-ITEM = r"(?:\[[^\[\]]*\]|[^,%s])+"  # of a list: up to a comma that is not in brackets, or what else ends it
+ITEM = r"(?:\[[^\[\]]*\]|[^,%s])+"  # of a list: up to a comma outside brackets, or another separator (%s)
 HOW_TO_SAY = "write name, user@name, name:4 (or 'name 4', 'name slots=4' on a line) for 4 workers, [::1]:4 or " \
              "node[01-16]:8; a port belongs into ~/.ssh/config, or -e 'ssh -p 2222'"
 
 
 def expand(text):
-    """The names for which a bracket form stands, as Slurm writes them: n[1,5-9], a[1-2]b[03-04]."""
+    """The names for which a bracket form stands, as Slurm writes it: n[1,5-9], a[1-2]b[03-04]. Raises ValueError."""
     choices, total = [], 1
     for i, piece in enumerate(re.split(r"\[([^\[\]:]*)\]", text)):  # every second one was in brackets
         choices.append(list(itertools.islice(numbers_of(piece, text), MAX_HOSTS + 1)) if i % 2 else [piece])
@@ -5939,7 +5939,7 @@ def expand(text):
 
 
 def numbers_of(bracket, text):
-    """Those that a bracket holds, such as 1,05-09, with their zeros. text: what it is from, for messages."""
+    """Yield the numbers in a bracket such as 1,05-09, as strings with their zeros. text: the whole form, for errors."""
     for part in bracket.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,18})(?:-([0-9]{1,18}))?\s*", part)
         lo, hi = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
@@ -5950,8 +5950,8 @@ def numbers_of(bracket, text):
 
 
 def parse_item(item):
-    """(name, workers or None) of each host of name, name:4, user@name:4, node[01-16]:8, [IPv6]:4, name 4, or of several
-    of these with commas between."""
+    """Yield (name, workers or None) of each host in an item: name, name:4, user@name:4, node[01-16]:8, [IPv6]:4 or
+    name 4, or several of these separated by commas. Raises ValueError."""
     for text in filter(None, map_builtin(str.strip, re.findall(ITEM % "", item))):
         for form in expand(text):
             match = re.fullmatch(HOST, form)
@@ -5961,7 +5961,7 @@ def parse_item(item):
 
 
 def parse_items(items, path=None):
-    """The hosts of items, one after the other; pairs stay as they are. path: of the file whose lines they are."""
+    """Yield the hosts of items that are strings, and other items as they are. path: the file whose lines they are."""
     for number, item in enumerate(items, 1):
         try:
             yield from parse_item(item) if isinstance(item, str) else [item]
@@ -5970,7 +5970,7 @@ def parse_items(items, path=None):
 
 
 def read_text(path):
-    """The text of a file of hosts, which may be no such file. Raises OSError, ValueError."""
+    """Read a file whose path may be wrong. Raises OSError; ValueError from MAX_TEXT characters on."""
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         text = file.read(MAX_TEXT)
     if len(text) == MAX_TEXT:
@@ -5979,8 +5979,8 @@ def read_text(path):
 
 
 def add_up(pairs):
-    """Each host once, in the order in which they first occur; a name without a number counts as one worker if it
-    occurs again. Raises ValueError for what cannot be a host."""
+    """Merge the entries of each host, in the order in which hosts first occur, and add up their workers: an entry
+    without a number counts as one, unless it is the only one. Raises ValueError for what cannot be a host."""
     numbers = {}
     for entry, pair in enumerate(pairs):
         name, workers = pair if isinstance(pair, (tuple, list)) and len(pair) == 2 else (pair, None)
@@ -5995,10 +5995,10 @@ def add_up(pairs):
 
 
 def parse_hosts(source):
-    """[(name, workers)] of a file (its path), a list in a string, a mapping, or a sequence of items or pairs.
+    """[(name, workers)] from the path of a file, a list in a string, a mapping, or a sequence of items or pairs.
 
-    workers: None for one per core. A name that occurs again and again adds up, one worker each time if no
-    number is given. Raises ValueError, with the line of a file."""
+    workers: None for one per core. The workers of a name that occurs repeatedly add up, one each time if no
+    number is given. Raises ValueError, with the line number if it is a file."""
     path, items = None, source
     if isinstance(source, collections.abc.Mapping):
         items = source.items()
@@ -6018,8 +6018,8 @@ def parse_hosts(source):
 
 
 def deal(hosts, total):
-    """The hosts with `total` workers in all, as SCOOP deals them: hosts are filled in their order; what is
-    more than they have is dealt in turns. A host without a number counts as one worker; one with 0 gets none."""
+    """Distribute `total` workers over hosts as SCOOP does: fill the hosts in order, then deal the rest round robin.
+    A host without a number has room for one worker; one with 0 gets none. Hosts without workers are left out."""
     dealt, left = [], total
     for name, workers in filter(lambda pair: pair[1] != 0, hosts):
         dealt.append([name, min(left, 1 if workers is None else workers)])
@@ -6032,15 +6032,15 @@ def deal(hosts, total):
 def is_local(name):
     """Whether a name means this machine. Asks no name server."""
     node, env = os.uname().nodename, os.environ
-    of_sge = env.get("PE_HOSTFILE") and env.get("HOSTNAME")  # a full name there, where `node` may be short
+    of_sge = env.get("PE_HOSTFILE") and env.get("HOSTNAME")  # in SGE, fully qualified where `node` may be short
     return name in ("localhost", "127.0.0.1", "::1", node, env.get("SLURMD_NODENAME"), of_sge) \
         or "." not in name and name == node.partition(".")[0]
 
 
-# What batch systems tell. Each reader gets the environment and the value of the variable by which it is known.
+# Readers for batch systems. Each gets the environment, and the value of the variable beside it in BATCH_SYSTEMS.
 
 def slurm_hosts(env, nodes):
-    """Tasks per node, or CPUs per node where there is not more than one task per node."""
+    """Each node with as many workers as it has tasks or, if no node has more than one task, CPUs."""
     if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         raise ValueError(f"srun has started this program {env['SLURM_STEP_NUM_TASKS']} times; start it once, without")
     names = [name for name, _ in add_up(parse_items([nodes]))]
@@ -6064,7 +6064,7 @@ def slurm_counts(text):
 
 
 def hosts_of_lines(env, path):
-    """A file with a line per worker, as PBS, Torque and OAR write it."""
+    """Read a file with a line per worker, as PBS, Torque and OAR write it."""
     hosts = add_up((name, 1) for name in read_text(path).split())
     if all(workers == 1 for _, workers in hosts) and env.get("NCPUS", "").isdecimal():
         return [(name, int(env["NCPUS"])) for name, _ in hosts]  # PBS: select=2:ncpus=8 has one line per chunk
@@ -6072,7 +6072,7 @@ def hosts_of_lines(env, path):
 
 
 def in_pairs(words):
-    """Hosts of words that are names and counts in turns."""
+    """Pair up words that are alternately names and counts."""
     if len(words) % 2 or not all(count.isdecimal() for count in words[1::2]):
         raise ValueError(f"{' '.join(words)[:80]!r} is not a name and a count")
     return zip(words[::2], map_builtin(int, words[1::2]))
@@ -6081,15 +6081,15 @@ def in_pairs(words):
 SRUN = ("env -u SRUN_CPUS_PER_TASK -u SLURM_LABELIO -u SLURM_EXCLUSIVE "  # would narrow the step, or label its bytes
         "srun --nodes=1 --ntasks=1 --nodelist={host} "
         "--overlap --mem=0 --cpu-bind=none "        # share CPUs and memory of the job with all its other steps
-        "--unbuffered --input=all --output=all "    # bytes at once and as they are, whatever SLURM_STD... say
+        "--unbuffered --input=all --output=all "    # bytes at once and unchanged, whatever SLURM_STD... say
         "--mpi=none --export=ALL --chdir=/")        # no MPI that waits for its ranks; our environment
 
-BATCH_SYSTEMS = [  # name, a variable that tells it is there, a reader, the remote command
+BATCH_SYSTEMS = [  # name, a variable that is set in its jobs, a reader of that, the remote command
     ("Slurm", "SLURM_JOB_NODELIST", slurm_hosts, SRUN),
     ("PBS", "PBS_NODEFILE", hosts_of_lines, "ssh"),
     ("SGE", "PE_HOSTFILE", lambda env, path: itertools.chain.from_iterable(
         in_pairs(line.split()[:2]) for line in read_text(path).splitlines()), "ssh"),
-    ("SGE", "NSLOTS", lambda env, slots: in_pairs(["localhost", slots]), "ssh"),  # no parallel environment
+    ("SGE", "NSLOTS", lambda env, slots: in_pairs(["localhost", slots]), "ssh"),  # a job without a parallel environment
     ("LSF", "LSB_MCPU_HOSTS", lambda env, words: in_pairs(words.split()), "ssh"),
     ("LSF", "LSB_HOSTS", lambda env, names: [(name, 1) for name in names.split()], "ssh"),
     ("OAR", "OAR_NODEFILE", hosts_of_lines, "ssh"),
@@ -6138,7 +6138,7 @@ class Inline(Node):
 
     @property
     def inside(self):
-        """Whether the calling thread is in a task: what that maps is not the script's."""
+        """Whether the calling thread is running a task: a map made there is the task's, not the script's."""
         return getattr(self.depth, "tasks", 0) > 0
 
     def push(self, unit):
@@ -6150,7 +6150,7 @@ class Inline(Node):
             self.run(unit)
 
     def run(self, unit):
-        """Run a call or a slice on top of this thread's stack, or on a fresh one where that grows deep."""
+        """Run a call or a slice on top of this thread's stack; where that has grown deep, in a fresh thread."""
         depth = getattr(self.depth, "tasks", 0)
         if depth >= MAX_INLINE:
             thread = threading.Thread(target=self.run, args=(unit,))
@@ -6172,7 +6172,7 @@ class Inline(Node):
         run_apart(unit)
 
     def sleep(self, ready, what, timeout):
-        """Run a slice of what is waited for, or else leave it to other threads."""
+        """Run a slice of the map that is waited for; if there is none to run, wait for other threads."""
         with self.lock:
             piece = what.claim() if isinstance(what, Job) else None
         if piece is None:
@@ -6203,15 +6203,16 @@ class Inline(Node):
 
 
 class Interface(concurrent.futures.Executor):
-    """What an Executor can do, and the module itself: its functions are these methods (see section 15). Both have a
-    method ``_pool``: the node that does it. It raises RuntimeError after shutdown."""
+    """The methods that ``Executor`` shares with ``Here``, whose methods are the module's functions (section 15).
+    Both define ``_pool``, which returns the node that does the work, or raises RuntimeError after shutdown."""
 
     def submit(self, fn, /, *args, **kwargs):  # a SyntaxError here: this Python is older than 3.8, which is needed
-        """Schedule fn(*args, **kwargs) to run once, somewhere in the pool; return its Future. Does not block.
+        """Schedule the call fn(*args, **kwargs) in the pool and return its Future.
 
-        In a task, the new task is queued where it was made until another worker is hungry, and costs a
-        few microseconds if it is awaited before. Any thread may call it. Raises RuntimeError after
-        shutdown, PoolError when the pool is broken; what cannot be sent fails its future.
+        Does not block (without worker processes, it runs the call at once); any thread may call it. A task submitted
+        by a task stays queued on its worker until another worker is idle; if awaited before then, it runs on the
+        spot, at a cost of a few microseconds. A call that cannot be sent fails its future with CannotSend. Raises
+        TypeError if fn is not callable, RuntimeError after shutdown, PoolError if the pool is broken.
 
         >>> submit(pow, 2, 10).result()
         1024
@@ -6221,18 +6222,18 @@ class Interface(concurrent.futures.Executor):
         return self._pool().submit(fn, args, kwargs)
 
     def map(self, fn, *iterables, timeout=None, chunksize=None, buffersize=None, progress=None, **kwargs):
-        """An iterator over fn(*row, **kwargs) for the rows of zip(*iterables), results in order.
+        """Return an iterator over fn(*row, **kwargs) for each row of zip(*iterables), in the order of the rows.
 
-        The work starts now, and is done even if the results are never read. The iterables may be endless:
-        those without a length are pulled as needed, a little ahead of the reader. An iterator that was
-        begun and is then closed or dropped cancels what has not started; of an endless map that is the only end.
+        The work starts now (without worker processes: when it is read), and is done even if nobody reads it. Iterables
+        may be endless: those without a length are pulled a little ahead of the reader. Once reading has begun, closing
+        or dropping the iterator, or an exception from it, cancels the calls not yet started: so end an endless map.
 
         timeout: seconds from this call after which reading raises TimeoutError; None for no limit.
-        chunksize: accepted and unused, since the size of slices is measured.
-        buffersize: inputs pulled ahead of the reader at most, also for iterables that have a length.
-        progress: True, or a label: a line on stderr says how far it is; False: none does, under the launcher either.
-            Not passed on to fn; in tasks, ignored.
-        Raises, when read, what a call raised; TypeError or ValueError at once for bad arguments.
+        chunksize: accepted but ignored, since slices are sized by measurement.
+        buffersize: number of inputs to pull ahead of the reader at most, even from iterables that have a length.
+        progress: True or a label shows on stderr how far the map is; False does not, even under the launcher; None
+            does if the launcher shows progress. Not passed on to fn; ignored in tasks.
+        Raises TypeError or ValueError for bad arguments, and as ``submit``; reading raises what a call raised.
 
         >>> list(map(pow, [2, 3], [5, 2]))
         [32, 9]
@@ -6245,7 +6246,7 @@ class Interface(concurrent.futures.Executor):
         return self._pool().map(fn, iterables, kwargs, timeout, buffersize, progress)
 
     def map_as_completed(self, fn, *iterables, timeout=None, progress=None, **kwargs):
-        """As ``map``, but results come in the order in which they are made.
+        """Like ``map``, but yield the results in the order in which they arrive.
 
         >>> sorted(map_as_completed(abs, [-1, 2, -3]))
         [1, 2, 3]
@@ -6253,10 +6254,10 @@ class Interface(concurrent.futures.Executor):
         return self._pool().map(fn, iterables, kwargs, timeout, progress=progress, ordered=False)
 
     def map_reduce(self, map_fn, reduce_fn, *iterables, **kwargs):
-        """The reduction of map_fn(*row, **kwargs) over the rows, by any associative function. Blocks.
+        """Return the reduction by reduce_fn of map_fn(*row, **kwargs) over the rows of zip(*iterables). Blocks.
 
-        Reduced where the results are made, neighbours with neighbours, so that reduce_fn need not be
-        commutative. The iterables have to end. Raises TypeError when they are empty, as functools.reduce.
+        reduce_fn must be associative, but need not be commutative: workers reduce adjacent results, the caller the
+        rest. The iterables have to end. Raises what a call raised, or TypeError if there are no rows.
 
         >>> map_reduce(len, operator.add, ["to", "be", "or"])
         6
@@ -6264,9 +6265,9 @@ class Interface(concurrent.futures.Executor):
         return functools.reduce(reduce_fn, self._pool().map(map_fn, iterables, kwargs, op=reduce_fn))
 
     def map_scan(self, map_fn, reduce_fn, *iterables, **kwargs):
-        """An iterator over the running reductions of map_fn(*row, **kwargs), as itertools.accumulate gives.
+        """Return an iterator over the running reductions of map_fn(*row, **kwargs), as itertools.accumulate does.
 
-        The calls of map_fn run in the pool, those of reduce_fn in the reader, which blocks until a result is there.
+        map_fn runs in the pool; reduce_fn runs in the thread that reads, which blocks until the next result is in.
 
         >>> list(map_scan(len, operator.add, ["to", "be", "or"]))
         [2, 4, 6]
@@ -6274,10 +6275,10 @@ class Interface(concurrent.futures.Executor):
         return itertools.accumulate(self._pool().map(map_fn, iterables, kwargs), reduce_fn)
 
     def set_const(self, **constants):
-        """Set constants for the whole pool, once. Blocks until the broker has taken them.
+        """Share constants with the whole pool; each name can be set only once. Blocks until the broker has them.
 
-        Anything that can be sent, functions and lambdas included. Raises TypeError for a name that is
-        set already, CannotSend for a value that cannot be pickled.
+        Values may be anything that can be sent, including functions and lambdas; what a task changes in one, only its
+        worker sees. Raises TypeError if a name is already set, CannotSend if a value cannot be pickled.
 
         >>> with Executor(2) as executor:
         ...     executor.set_const(rate=1.25, rounded=lambda value: round(value, 1))
@@ -6287,7 +6288,7 @@ class Interface(concurrent.futures.Executor):
         self._pool().set_const(constants)
 
     def get_const(self, name, timeout=0.1):
-        """A shared constant, from anywhere in the pool; None if it is not set within `timeout` seconds.
+        """Return a shared constant, waiting until somebody sets it; None if nobody does within `timeout` seconds.
 
         >>> get_const("discount", timeout=0) is None
         True
@@ -6300,30 +6301,29 @@ class Executor(Interface):
 
     max_workers: number of worker processes in all; None for one per usable core, or as the hosts say; 0 to
         run everything inline in the calling thread (for debuggers).
-    retries: a task over which this many workers have died fails with WorkerLost; with 0, so does
-        all that may have begun in a worker that died.
-    nice: niceness added to the workers' (see nice(1)).
-    initializer, initargs: initializer(*initargs) runs in every worker before its first task, also in one that
-        replaces another. If it raises, the pool is broken: PoolError at everything.
-    profile: True: at the end a table on stderr says in which functions the workers have spent their time; the name
-        of a directory: that, and a file for ``pstats`` is written there for every worker.
-    hosts: where to run them: the name of a file, "a,b:4,user@c,node[01-16]:8,localhost", a sequence of such
-        items or of (name, workers) pairs, or a mapping {name: workers}. None for this machine only. See also
-        ``allocation``.
-    listen: a file to be written (mode 0600) with which `python minscoop.py --join FILE` adds further hosts.
-    summary: at the end, print what each host did, and what the program was limited by, to stderr.
-    report: a file to be written at the end: a page (HTML) with what each worker ran when.
+    retries: a call fails with WorkerLost when this many workers have died running it; with 0, so does every call
+        that may have begun in a worker that died.
+    nice: niceness added to that of the workers (see nice(1)).
+    initializer, initargs: initializer(*initargs) runs in every worker before its first task, including workers that
+        replace dead ones. If it raises there, the pool is broken and everything fails with PoolError.
+    profile: True prints to stderr, at the end, a table of the functions in which the workers spent their time; the
+        name of a directory does so too, and writes a file for ``pstats`` there for every worker.
+    hosts: where to run the workers: the name of a file, a list such as "a,b:4,user@c,node[01-16]:8,localhost", a
+        sequence of such items or of (name, workers) pairs, or a mapping {name: workers}. None for this machine
+        only. See also ``allocation``.
+    listen: a file to write (mode 0600); further hosts join the pool with `python minscoop.py --join FILE`.
+    summary: at the end, print to stderr what each host did and what limited the program.
+    report: a file to write at the end: a page (HTML) that shows what each worker ran when.
     trace: the same in Chrome's trace event format (JSON), for Perfetto or chrome://tracing.
     **options: how to reach hosts, named as on the command line, with its defaults: rsh, python, prolog,
         pythonpath, path, transport, external_hostname, mixed, all_hosts, tag_output.
 
-    Starts at once and does not wait for the workers. Raises ValueError for bad arguments, PoolError if
-    the pool cannot start. While it lives, the module's functions use it (the one made last). Its
-    methods may be called from any thread; inside tasks, use the module's functions.
+    Starts at once and does not wait for the workers. Raises TypeError or ValueError for bad arguments, CannotSend
+    if the initializer cannot be sent, PoolError if the pool cannot start. While it lives, the module's functions use
+    it (of several, the one made last). Its methods may be called from any thread; tasks use the module's functions.
 
-    Leaving the ``with`` block waits for what was submitted. After an exception nothing new is
-    started, and the futures of calls that were sent to workers are cancelled, begun or not. KeyboardInterrupt ends the
-    workers at once.
+    Leaving the ``with`` block waits for all that was submitted. If an exception ends it, nothing more is started and
+    all unfinished futures are cancelled, even of running calls; KeyboardInterrupt also ends the workers at once.
 
     >>> with Executor(2) as executor:
     ...     list(executor.map(abs, [-1, 2, -3]))
@@ -6384,17 +6384,17 @@ class Executor(Interface):
         raise TypeError("an Executor cannot be sent to another process: in tasks, use minscoop.map and minscoop.submit")
 
     def shutdown(self, wait=True, *, cancel_futures=False):
-        """End the pool when what was submitted is done.
+        """End the pool once all that was submitted is done. May be called more than once.
 
-        cancel_futures: drop what is still here; calls that were sent to a worker are done, also those that it has not
-        begun. wait: block until then; else the waiting is left to a thread. May be called again."""
+        wait: block until then; if false, a thread waits in the background. cancel_futures: cancel the calls that have
+        not been sent to a worker, and what has not started of maps; calls already sent are run to their end."""
         if self._node.forked:
             return
         if cancel_futures:
             self._node.drop()
         if self._ender:
             callback = threading.current_thread() is self._ender or self._node.serving._is_owned()
-            if wait and not callback:  # which cannot wait for what waits for it
+            if wait and not callback:  # a callback would wait for the thread that waits for it
                 self._ended.wait()
         elif wait:
             self._finish()
@@ -6410,7 +6410,7 @@ class Executor(Interface):
             with contextlib.suppress(ValueError):
                 executors.remove(self)
             if executors and this_worker is None:
-                executors[-1]._main.adopt()  # this one may have been of a script that another ran as `__main__`
+                executors[-1]._main.adopt()  # ours may have been a script that another program ran as `__main__`
             error = self._node.ended_by
             self._unnoticed = error is not None and not (error.told or error.__traceback__)
             if self._unnoticed:
@@ -6438,8 +6438,8 @@ def packed(initializer, initargs):
 
 
 def writable(path, beside=False):
-    """A file that will be written, as an absolute path behind links; beside: at once, by another that takes its place.
-    Raises ValueError if that cannot be, and for what nobody wants to replace: /dev/null, or a program."""
+    """The absolute path, links resolved, of a file to be written later; beside: by moving a new file into its place.
+    Raises ValueError if it cannot be written, or is nothing to overwrite: a device such as /dev/null, or a program."""
     path = os.path.realpath(path)
     try:
         if os.path.exists(path) and (path.endswith(".py") or not os.path.isfile(path)):
@@ -6456,13 +6456,13 @@ ARGUMENTS = ["max_workers", *Executor.__init__.__kwdefaults__, *OPTIONS]
 
 
 def did_you_mean(word, words):
-    """A hint, if a word that is unknown looks like one of those that are not."""
+    """A hint for an error text, if an unknown word resembles one of the known `words`; else an empty string."""
     import difflib
     return "".join(f" (did you mean {close}?)" for close in difflib.get_close_matches(word, words, 1))
 
 
 def plan(size, hosts, listen, options, check):
-    """The configuration of a pool: what its keeper, and the keepers of other hosts, have to know."""
+    """Check an Executor's arguments; return the configuration of its pool, which the keepers of all hosts get."""
     for name in options.keys() - OPTIONS.keys():
         raise TypeError(f"Executor has no option {name}{did_you_mean(name, ARGUMENTS)}; it has {', '.join(ARGUMENTS)}")
     options = {**OPTIONS, **options}
@@ -6493,7 +6493,7 @@ def plan(size, hosts, listen, options, check):
         aliases=[name for name, module in list(sys.modules.items()) if module is this])
 
 
-executors = []       # those of this process that live; the module's functions use the last
+executors = []       # the live Executors of this process; the module's functions use the last one
 this_worker = None   # in a worker process, its Worker
 
 
@@ -6507,9 +6507,9 @@ def shut_down_all():
 
 
 def forget_pools():
-    """A child that the program, or a task, forks has no pool as yet, and shows no progress."""
+    """In a child that the program or a task has forked: disown the parent's pools, and show no progress."""
     global this_worker, birth
-    birth, Main.lock = threading.RLock(), threading.RLock()  # another thread may just have held them
+    birth, Main.lock = threading.RLock(), threading.RLock()  # other threads may have held the old ones at the fork
     for executor in executors:
         executor._node.disown()
     if this_worker is not None:
@@ -6523,7 +6523,7 @@ os.register_at_fork(after_in_child=forget_pools)
 
 
 def refuse_in_import():
-    """Raise the error of a script without a guard."""
+    """Raise RuntimeError while a worker imports the script: then the call is not under a ``__name__`` guard."""
     if main.importing:
         raise RuntimeError(
             "minscoop was called while a worker imported the script. Workers import it to find its functions; "
@@ -6535,9 +6535,9 @@ def refuse_in_import():
 
 
 class Here(Interface):
-    """The pool that this code runs in: a worker's in a task, else the Executor made last, else none."""
+    """The module's functions: in a task they use its worker's pool, else that of the Executor made last, else none."""
 
-    inline = None  # runs what is called without a pool, once that was warned of
+    inline = None  # the Inline that runs calls made without a pool; the first such call makes it, with a warning
 
     def _pool(self):
         refuse_in_import()
@@ -6552,7 +6552,7 @@ class Here(Interface):
         return self.inline
 
     def shutdown(self, wait=True, **kwargs):
-        """End the pool that the module's functions use, as ``Executor.shutdown``. In a task: RuntimeError."""
+        """End the pool that the module's functions use, as ``Executor.shutdown``. Raises RuntimeError in a task."""
         if this_worker is not None:
             raise RuntimeError("a task cannot shut the pool down")
         if executors:
@@ -6569,7 +6569,7 @@ set_const, get_const = here.set_const, here.get_const
 
 
 def wait(fs, timeout=None, return_when=ALL_COMPLETED):
-    """Wait for futures; returns (done, not_done), as ``concurrent.futures.wait``.
+    """Wait for futures and return (done, not_done), like ``concurrent.futures.wait``.
 
     timeout: seconds; None, or -1 as in SCOOP, for no limit. return_when: ALL_COMPLETED, FIRST_COMPLETED
     or FIRST_EXCEPTION. Blocks; any thread may call it. In a task, other tasks run meanwhile.
@@ -6582,7 +6582,7 @@ def wait(fs, timeout=None, return_when=ALL_COMPLETED):
 
 
 def as_completed(fs, timeout=None):
-    """An iterator over futures as they complete, as ``concurrent.futures.as_completed``. Reading it blocks.
+    """Return an iterator over futures as they complete, like ``concurrent.futures.as_completed``. Reading it blocks.
 
     >>> sorted(future.result() for future in as_completed([submit(abs, -1), submit(abs, 2)]))
     [1, 2]
@@ -6593,7 +6593,7 @@ def as_completed(fs, timeout=None):
 # ---------------------------------------------------------------------------------------------------
 # 16  SCOOP's names
 #
-# `from minscoop import futures, shared`, and the same from `scoop`, while a program runs under minscoop.
+# `from minscoop import futures, shared` always works; the same from `scoop`, in programs that the launcher runs.
 
 mapReduce, setConst, getConst = map_reduce, set_const, get_const
 SCOOP_NAMES = ("scoop", "scoop.futures", "scoop.shared", "minscoop.futures", "minscoop.shared")
@@ -6611,7 +6611,7 @@ def __dir__():
 
 
 def __getattr__(name):
-    """Names of SCOOP whose value depends on where and when one asks."""
+    """SCOOP's module attributes whose values depend on the process and the moment in which they are read."""
     pool, this = this_worker or (executors[-1]._node if executors else None), sys.modules[__name__]
     values = {"IS_RUNNING": pool is not None, "IS_ORIGIN": this_worker is None, "SIZE": pool.size if pool else 0,
               "DEBUG": logger.isEnabledFor(logging.DEBUG), "BROKER": getattr(pool, "address", None),
@@ -6622,7 +6622,7 @@ def __getattr__(name):
 
 
 def install_names(names):
-    """Let these names of modules mean this one."""
+    """Make these module names, such as ``scoop.futures``, aliases of this module."""
     this = sys.modules["minscoop"]
     this.__path__ = []  # makes `import minscoop.futures` look into sys.modules
     sys.modules.update(dict.fromkeys(names, this))
@@ -6633,40 +6633,40 @@ def install_names(names):
 #
 # What the user sees and does meanwhile. The progress line stands on the terminal's last line until somebody prints:
 # then it is wiped, and drawn again below. To notice that, all that the program prints goes through ``Screen``; under
-# the launcher, what workers print goes through pipes and the root. Nothing is drawn while a line of others is not
-# complete. What other processes log goes through the root's handlers.
+# the launcher, what workers print goes through pipes and the root. Nothing is drawn while anybody else's line is
+# unfinished. What other processes log goes through the root's handlers.
 
 
 class Progress:
     """The progress line of this process, drawn by a thread.
 
-    wanted: True, all that the program does is shown; None, the maps that ask for it; False, nothing."""
+    wanted: True, show all that the program does; None, only the maps that ask for it; False, nothing."""
 
     def __init__(self, wanted=None):
         self.wanted, self.lock, self.thread = wanted, threading.RLock(), None
-        self.tallies = {}              # label -> [items of maps, those done, maps whose inputs go on]
-        self.nodes = weakref.WeakKeyDictionary()  # -> calls that were done when none was under way
-        self.began = self.since = 0.0  # when there was nothing last; when the first of the tallies began
+        self.tallies = {}              # label -> [known items of its maps, items done, maps with inputs still to come]
+        self.nodes = weakref.WeakKeyDictionary()  # -> its ``calls`` when none was under way: these are not counted
+        self.began = self.since = 0.0  # when nothing was last under way; when the current counts began
         self.said = -PLAIN_PAUSE       # when a plain line was written
         self.drawn = 0                 # columns of the line on the screen
-        self.hidden = False            # somebody has written a part of a line
-        self.asking = False            # somebody waits for input
+        self.hidden = False            # the line stays away: somebody has printed an unfinished line
+        self.asking = False            # the program waits for input
         self.calling = False           # calls were under way at the last look
 
     def find_tally(self, node, label):
-        """Where a map of this node is counted; None if it is not. label: of ``map``, or None."""
+        """The tally in which to count a map of this node, or None. label: the map's ``progress`` argument."""
         if label is False or node.inside or not (self.wanted or label and self.wanted is not False):
             return None
         self.watch(node)
         with self.lock:
-            if not (self.calling or self.live()):  # what was under way is done, and not counted any more
+            if not (self.calling or self.live()):  # all earlier work is done: count anew
                 self.tallies.clear()
                 self.since = time.monotonic()
                 self.nodes.update({node: node.calls for node in list(self.nodes)})
             return self.tallies.setdefault("" if label in (None, True) else " ".join(str(label).split()), [0, 0, 0])
 
     def live(self):
-        """Whether a map goes on."""
+        """Whether a counted map is unfinished."""
         return any(made < known or growing for known, made, growing in list(self.tallies.values()))
 
     def watch(self, node):
@@ -6680,16 +6680,16 @@ class Progress:
                 self.thread.start()
 
     def run(self):
-        """A thread's job: look, and draw, as long as there may be something to be seen."""
+        """The progress thread: look and draw every LOOK seconds, for as long as there may be something to show."""
         while self.wanted is not False:
             time.sleep(LOOK)
             nodes = list(self.nodes)
             for node in nodes if self.calling or self.live() else ():
-                node.send(b"COUNT", b"0")  # without our lock: who has that of a node may want ours
+                node.send(b"COUNT", b"0")  # without our lock: a thread that holds the node's may want ours
             left = {node: calls_left(node) if self.wanted else 0 for node in nodes}
             with self.lock:
                 now = time.monotonic()
-                if not (self.calling or self.live()):  # what was under way is done: calls that came since begin anew
+                if not (self.calling or self.live()):  # all earlier work is done: count anew, from the last look on
                     self.tallies = {label: tally for label, tally in self.tallies.items() if not tally[0]}
                     self.since = now - LOOK
                 counts, self.calling = self.look(left), any(left.values())
@@ -6697,7 +6697,7 @@ class Progress:
                     self.wipe()
                     self.began = self.since = now
                     if not self.wanted:
-                        self.thread = None  # under the lock: who comes now starts another
+                        self.thread = None  # under the lock: from here on, ``watch`` starts another
                         return
                     continue
                 if now - self.began > PROGRESS_DELAY:
@@ -6705,8 +6705,8 @@ class Progress:
                         self.draw(progress_text(counts, now - self.since, nodes))
 
     def look(self, left):
-        """What is going on: {label: (known, made, whether there may be more)}; empty if nothing is. left: the calls of
-        each node that are not done."""
+        """What to show: {label: (known, made, maps with inputs still to come)}; empty if nothing is under way.
+        left: node -> its calls that are not done."""
         counts, live = {label: tuple(tally) for label, tally in self.tallies.items()}, self.live() or any(left.values())
         for node, calls in left.items():
             done = node.calls - self.nodes[node]
@@ -6718,7 +6718,7 @@ class Progress:
         return counts if live else {}
 
     def draw(self, text):
-        """Show it: on a terminal by drawing the line anew, else by a line from time to time."""
+        """Show a text: on a terminal by redrawing the line, elsewhere as a plain line, one in PLAIN_PAUSE seconds."""
         if not on_terminal():
             if time.monotonic() - self.said > PLAIN_PAUSE:
                 self.said = time.monotonic()
@@ -6729,15 +6729,15 @@ class Progress:
             os.write(2, text.encode(getattr(sys.stderr, "encoding", None) or "ascii", "replace"))
 
     def wipe(self):
-        """Remove the line; a terminal that has become narrower shows it in several rows."""
+        """Erase the line, in all the rows that it takes if the terminal has become narrower."""
         if self.drawn:
-            with contextlib.suppress(OSError):  # the terminal may be gone, and the program go on
+            with contextlib.suppress(OSError):  # the terminal may be gone while the program goes on
                 rows = (self.drawn - 1) // (os.get_terminal_size(2).columns or 80)
                 os.write(2, b"\r\33[K" + b"\33[A\33[K" * rows)
             self.drawn = 0
 
     def make_room(self, hidden):
-        """Let somebody else have the screen; hidden: the line stays away."""
+        """Erase the line so that somebody else can print; hidden: keep it away until the next call."""
         with self.lock:
             self.wipe()
             self.hidden = hidden
@@ -6752,7 +6752,7 @@ progress = Progress()
 
 
 class Screen(io.FileIO):
-    """What sys.stdout and sys.stderr write to, if that is a terminal: makes room for it."""
+    """The raw file below sys.stdout or sys.stderr on a terminal: erases the progress line before it writes."""
 
     def write(self, data):
         """As FileIO does, with the progress line wiped before."""
@@ -6767,16 +6767,16 @@ def on_terminal():
 
 
 def in_foreground():
-    """Whether the terminal is ours now, as far as one can know: a pager or an editor takes what is typed at once."""
+    """Whether the terminal is ours now, as far as can be told: a pager or an editor reads single keys, not lines."""
     try:
-        lines = termios.ICANON | termios.ECHO  # without the latter, a password is asked for
+        lines = termios.ICANON | termios.ECHO  # ECHO is off while a password is typed
         return os.tcgetpgrp(2) == os.getpgrp() and termios.tcgetattr(2)[3] & lines == lines
-    except (OSError, termios.error):  # it is no session's
+    except (OSError, termios.error):  # it is not the controlling terminal of our session
         return True
 
 
 def install_screens():
-    """Let what this program prints to the terminal, and what it asks there, make room for itself."""
+    """On a terminal, replace sys.stdout, sys.stderr and ``input`` so that they wipe the progress line first."""
     for descriptor, name in enumerate(("stdout", "stderr"), 1):
         file = getattr(sys, name)
         if on_terminal() and os.isatty(descriptor) and file is getattr(sys, f"__{name}__") and file is not None:
@@ -6801,7 +6801,7 @@ def ask(*args, original=input):
 
 
 def calls_left(node):
-    """How many calls of ``submit`` are queued or away; of very many, about."""
+    """How many submitted calls are queued or away; an estimate if the queue is very long."""
     with node.lock:
         queued = len(node.queue) if len(node.queue) > 10_000 else \
             sum(isinstance(unit, Future) and not unit.stale for unit in node.queue)
@@ -6823,7 +6823,7 @@ def progress_text(counts, seconds, nodes):
     for root in nodes:
         if isinstance(root, Root) and not root.broken:
             there = [facts["workers"] for facts in list(root.hosts.values()) if facts.get("state") == "ready"]
-            size, hosts = min(root.size, sum(there)), sum(workers > 0 for workers in there)  # others are to come
+            size, hosts = min(root.size, sum(there)), sum(workers > 0 for workers in there)  # not those yet to come
             parts.append((f"{max(0, size - root.idle_workers)} of {size} workers" if size else "no workers as yet") +
                          (f" on {hosts} hosts" if hosts > 1 else ""))
             parts += [f"{root.retried} {'retry' if root.retried == 1 else 'retries'}"] * (root.retried > 0)
@@ -6831,8 +6831,8 @@ def progress_text(counts, seconds, nodes):
 
 
 def fitting(text, columns):
-    """The beginning of a text that takes so many columns of a terminal at most, and how many it takes: Chinese has two
-    a character, what combines with the one before it none."""
+    """The longest beginning of a text that fits into so many columns of a terminal, and the columns that it takes: two
+    for a wide character, such as a Chinese one, and none for a combining one."""
     import unicodedata
     widths = ((unicodedata.category(character) not in ("Mn", "Me", "Cf")) *
               (2 if unicodedata.east_asian_width(character) in "WF" else 1) for character in text)
@@ -6841,14 +6841,14 @@ def fitting(text, columns):
 
 
 def stats_of(stats):
-    """A ``pstats.Stats`` of what is in another."""
+    """A ``pstats.Stats`` made from the ``stats`` dictionary of another."""
     import pstats
     return pstats.Stats(types.SimpleNamespace(create_stats=lambda: None, stats=stats))
 
 
 def tasks_part(stats):
-    """Of a profile what the tasks did: without our functions, and what these have called of Python's built-in ones but
-    for tasks. Those of a map are called from within `list.extend`, and have no lines of their own."""
+    """The tasks' share of a profile: without our functions, and without the built-in functions that ours called, unless
+    as tasks. Those that a map calls run inside `list.extend`, without entries of their own: its time is theirs."""
     ours, rest = {key for key in stats if key[0] == os.path.abspath(__file__)}, {}
     codes = [run.__code__ for run in (Future.run, CALLS.fn, Slice.run)]
     *submits, maps = [(os.path.abspath(__file__), code.co_firstlineno, code.co_name) for code in codes]
@@ -6866,15 +6866,15 @@ def tasks_part(stats):
 
 
 def prompt(namespace, node):
-    """An interactive prompt, as `python -i` has one, until the end of its input; the pool is up meanwhile."""
+    """Run an interactive prompt, like that of `python -i`, until its input ends; the pool stays up meanwhile."""
     import code
     if hasattr(sys, "__interactivehook__") and sys.stdin.isatty():
-        sys.__interactivehook__()  # names are completed, lines are kept
+        sys.__interactivehook__()  # completion of names, and a history
     main.known, console = dict(namespace), code.InteractiveConsole(namespace)
 
     def show_error():
         error = sys.exc_info()[1]
-        if isinstance(error, Terminated):  # not the line's own
+        if isinstance(error, Terminated):  # by a signal: not an error of the line that was typed
             raise error
         show(error, error.__traceback__.tb_next)
     console.showtraceback = show_error
@@ -6887,21 +6887,21 @@ def prompt(namespace, node):
         if error.code:
             raise
     maps = [job for job in node.pending()[1] if isinstance(job, Mapping)]
-    more = not all(job.exhausted or job.begun for job in maps)  # inputs are pulled until the end
+    more = not all(job.exhausted or job.begun for job in maps)  # the end pulls all inputs of unread maps
     left = calls_left(node) + sum(job.pulled - job.made for job in maps) or int(more)
     if left:
         logger.warning("waiting for %d call%s%s; Ctrl-C ends at once", left, "s" * (left != 1), " or more" * more)
 
 
 def answer_with_stacks(node):
-    """Let SIGUSR1 print the stacks of the program's threads, here and on workers, unless it means something else."""
+    """Let SIGUSR1 print the stacks of the program's threads and of the workers, unless it is handled already."""
     def ask_workers(*_):
         frames, text = sys._current_frames(), ""
-        for ident, thread in list(threading._active.items())[1:]:  # enumerate() has a lock, which may just be held
+        for ident, thread in list(threading._active.items())[1:]:  # enumerate() takes a lock that may be held now
             if ident in frames and not re.match("minscoop|.*Garbage", thread.name + type(thread).__name__):
                 stack = "".join(traceback.format_stack(frames[ident]))
                 text += f"Thread {thread.name} (most recent call last):\n{stack}"
-        with contextlib.suppress(OSError):  # print may just be interrupted in the middle of a line of its own
+        with contextlib.suppress(OSError):  # no print: the signal may have interrupted one
             os.write(2, f"{text}the above is the root, pid {os.getpid()}; workers follow\n\n".encode())
         node.send(b"STACKS")
     if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
@@ -6914,13 +6914,13 @@ def is_ours(record):
 
 
 class Formatter(logging.Formatter):
-    """Says whose words these are, and from which process they come, if that is another and it is asked for."""
+    """Puts `minscoop:` before our records and, with -v, the host and worker from which they come."""
 
     def format(self, record):
-        """As in `--tag-output`; records of others as ever."""
+        """Format a record, with its origin as in `--tag-output`; those of other loggers as usual."""
         if not is_ours(record):
             return super().format(record)
-        worker, host = (getattr(record, key, place[key]) for key in ("worker", "host"))  # the program may make records
+        worker, host = (getattr(record, key, place[key]) for key in ("worker", "host"))  # handmade ones may lack them
         where = "" if worker in ("root", "keeper") or logger.level > logging.INFO else f"{host} {worker}: "
         return f"minscoop: {where}{super().format(record)}"
 
@@ -6930,7 +6930,7 @@ if logging.lastResort:  # Python's handler where the program has set up no loggi
 
 
 def configure_logging(level):
-    """Messages of the logger ``minscoop`` go to stderr, unless the program has set up something else."""
+    """Send messages of the logger ``minscoop`` to stderr, unless the program has given it handlers."""
     logger.setLevel(level)
     if level and not logger.handlers:
         handler = logging.StreamHandler()
@@ -6938,18 +6938,18 @@ def configure_logging(level):
         logger.handlers[:], logger.propagate = [handler], False
 
 
-place = {"worker": "root", "host": os.uname().nodename}  # where this process is
+place = {"worker": "root", "host": os.uname().nodename}  # of this process, for log records
 
 
 def located(*args, make=logging.getLogRecordFactory(), **kwargs):
-    """A record; with the name of its worker and host, if it is ours."""
+    """Make a log record; if it is ours, with the names of this worker and host."""
     record = make(*args, **kwargs)
     if is_ours(record):
         record.__dict__.update(place)
     return record
 
 
-logging.setLogRecordFactory(located)  # since a filter of our logger is not asked about those of loggers below it
+logging.setLogRecordFactory(located)  # not a filter of our logger, which records of loggers below it do not pass
 
 
 class Records(logging.Handler):
@@ -6980,23 +6980,23 @@ def send_logs(level, send, worker, host):
 # ---------------------------------------------------------------------------------------------------
 # 18  Report
 #
-# What ran where and when. It is recorded only if that is wanted (`record` in the configuration: 1 for totals, 2 for
-# each task too), by classes that take the place of Worker, Root and Inline, so that else nothing is done or tested.
+# What ran where and when. It is recorded only on request (`record` in the configuration: 1 for totals, 2 for each task
+# too), by subclasses that replace Worker, Root and Inline, so that other runs spend no time on it, not even for a test.
 #
-# Totals are exact: each RECORD has those of its worker so far, so that the next one makes up for one that is lost. An
-# event is one call, or a slice of a map or of short calls. Where there are too many, neighbours are merged (see thin).
-# Times are those of the worker's monotonic clock; within a host these agree. To those of another host the smallest
-# difference between a RECORD's arrival here and its sending there is added: they are late by as long as it was under
-# way, some milliseconds.
+# Totals are exact: each RECORD has all of its worker's totals so far, so the next one makes up for one that is lost.
+# An event is one call, or a slice of a map or of short calls. If there are too many, neighbours are merged (see thin).
+# Times are read from the worker's monotonic clock; within a host these clocks agree. Times of another host are
+# converted by adding the smallest difference seen between a RECORD's arrival here and its sending there: they are late
+# by as long as that RECORD travelled, some milliseconds.
 
-# Of an event: its worker; its function; when it began and ended; seconds in its own code, without waiting; calls; its
-# name; its parent's, or, if that is on another worker, the task that it is of; its arguments; whether it ran again,
-# since a worker died; calls that raised an exception.
+# Fields of an event: its worker; its function; its start and end; seconds in its own code, waiting excluded; its calls;
+# its name; its parent's name, or, if the parent ran on another worker, the shipment ("owner:serial") it came with; its
+# arguments; whether it ran again because a worker had died running it; how many of its calls raised an exception.
 WORKER, FN, START, END, OWN, COUNT, EVENT, PARENT, TEXT, AGAIN, FAILED = range(11)
 
 
 def short(value, depth=2):
-    """A value in a few characters, for who reads a report. Runs no code of the user, and never takes long."""
+    """A value in a few characters, for the reader of a report. Runs no user code, and never takes long."""
     kind = type(value)
     if kind in (str, bytes):
         return repr(value[:30]) + "…" * (len(value) > 30)
@@ -7015,7 +7015,7 @@ BRACKETS = {list: "[%s]", tuple: "(%s)", set: "{%s}", frozenset: "{%s}", dict: "
 
 
 def name_of(fn):
-    """The name of a callable, for totals: the same in every process. Passes by what a class does to its attributes."""
+    """The name of a callable, for totals: the same in every process. Bypasses the class's __getattribute__."""
     while type(fn) in (functools.partial, types.MethodType):
         fn = fn.func if type(fn) is functools.partial else fn.__func__
     name = None
@@ -7033,8 +7033,8 @@ def first_call(unit):
 
 
 def thin(events, cap):
-    """Merge neighbours of one worker and function, first those that are shortest together, until there are at most
-    `cap` events. Counts and times stay exact, texts go. If that does not do, of any function."""
+    """Merge neighbouring events of one worker and function, in place, shortest pairs first, until at most `cap` are
+    left; if that is not enough, then those of any function. Counts and times stay exact, arguments are dropped."""
     for fields in (WORKER, FN), (WORKER,):
         kind = operator.itemgetter(*fields)
         while len(events) > cap:
@@ -7059,9 +7059,9 @@ def merged(a, b):
 
 
 def no_totals():
-    """The totals of a worker that has not run anything: when it ran the first and the last; events begun, and ended;
-    bytes of all messages, also if they lie in shared memory; seconds in each function; calls by function and log2 of
-    seconds."""
+    """The totals of a worker that has not run anything: start of its first event, end of its last; events begun, and
+    ended; bytes of its messages, including those in shared memory; seconds it has lived; seconds in each function;
+    calls by (function, log2 of seconds)."""
     return dict(first=math.inf, last=0.0, begun=0, runs=0, received=0, sent=0, life=0.0,
                 seconds=collections.Counter(), calls=collections.Counter())
 
@@ -7079,7 +7079,7 @@ class Recording:
 
     @contextlib.contextmanager
     def instead(self, event):
-        """While the block runs, this thread works on that event, or waits (None): no time of the outer one's own."""
+        """While the block runs, this thread works on `event`, or waits (None): not on the outer event."""
         outer, begun = getattr(self.local, "event", None), time.monotonic()
         self.local.event = event
         try:
@@ -7090,7 +7090,7 @@ class Recording:
                 outer[OWN] -= time.monotonic() - begun
 
     def execute(self, unit, me=None):
-        """Run user code, and note when."""
+        """Run user code, and record it as an event."""
         event = unit.event = self.begin(unit)
         try:
             with self.instead(event):
@@ -7103,17 +7103,17 @@ class Recording:
             self.end(event, unit)
 
     def wait_for(self, ready, what=None, timeout=None):
-        """As ever; who waits does not run."""
+        """As ever; the time spent waiting is not the event's own."""
         with self.instead(None):
             return super().wait_for(ready, what, timeout)
 
     def begin(self, unit):
-        """The event of what is about to be run."""
+        """A new event, for a Future or Slice that is about to be run."""
         self.totals["begun"] += 1
         parent, name = getattr(unit._parent, "event", None), self.name.decode()
         task = parent[EVENT] if parent else getattr(getattr(unit, "job", None), "id", b"").decode().partition("/")[0]
         event = [name, "?", 0.0, 0.0, 0.0, 1, f"{name}#{self.totals['begun']}", task, None,
-                 isinstance(unit, Slice) and unit.span.singly and unit.span.avoid != b"", 0]  # singly: it was running
+                 isinstance(unit, Slice) and unit.span.singly and unit.span.avoid != b"", 0]  # a worker died over it
         with contextlib.suppress(Exception):
             fn, args, kwargs = first_call(unit)
             event[FN] = name_of(fn)
@@ -7125,7 +7125,7 @@ class Recording:
         return event
 
     def end(self, event, unit):
-        """Count what was run; of short calls of several functions, each is taken to last as long as the others."""
+        """Add a finished event to the totals. The calls of one slice are taken to have lasted equally long."""
         self.totals["runs"] += 1
         event[COUNT] = unit.hi - unit.lo if isinstance(unit, Slice) else 1
         names, mean, totals = {event[FN]: event[COUNT]}, event[OWN] / event[COUNT], self.totals
@@ -7143,17 +7143,17 @@ class Recording:
                 thin(self.events, self.cap)
 
     def handle(self, message):
-        """Count it, and handle it."""
+        """Count the bytes of a message, and handle it."""
         self.totals["received"] += sum(map_builtin(size_of, message))
         super().handle(message)
 
     def send_all(self, *messages):
-        """Count them, and send them."""
+        """Count the bytes of messages, and send them."""
         self.totals["sent"] += sum(map_builtin(size_of, itertools.chain(*messages)))
         super().send_all(*messages)
 
     def register(self, span, lo, hi, frames):
-        """Remember whose child leaves, so that its event elsewhere can say so."""
+        """As ever; note the parent event of what is shipped: its holder knows only the task id."""
         task_id, parent = super().register(span, lo, hi, frames), getattr(span._parent, "event", None)
         if parent and self.level > 1 and len(self.parents) < self.cap:
             self.parents[task_id.partition(b"/")[0].decode()] = parent[EVENT]
@@ -7169,14 +7169,14 @@ class Recording:
             self.fresh = True
 
     def queued(self):
-        """Items that wait here to be run; a long queue is not looked through."""
+        """Number of items queued here; beyond 1000 entries, each counts as one."""
         with self.lock:
             units = [unit for unit in itertools.islice(self.queue, 1000) if not unit.stale]
             return max(0, len(self.queue) - 1000) + sum(
                 unit.hi - unit.lo if isinstance(unit, Span) else 1 for unit in units)
 
     def news(self):
-        """What a RECORD says: totals, so that the next makes up for one that is lost, and what is new."""
+        """The content of a RECORD: totals so far, and the events, losses and parents since the previous one."""
         self.recorded, self.fresh = time.monotonic(), False
         said = dict(self.totals, now=self.recorded, life=self.recorded - self.born, host=place["host"],
                     queued=self.queued(), events=self.events, losses=self.losses, parents=self.parents)
@@ -7188,7 +7188,7 @@ class RecordingWorker(Recording, Worker):
     """A worker that says what it runs, a few times per second and at its end."""
 
     def __init__(self, name, config, mark):
-        share = MAX_EVENTS // 12 // max(1, config["total"])  # 0: all are to join
+        share = MAX_EVENTS // 12 // max(1, config["total"])  # 0 if all workers are yet to join
         super().__init__(name, config, mark, level=config["record"], cap=max(8, share))
 
     @property
@@ -7197,35 +7197,35 @@ class RecordingWorker(Recording, Worker):
         return RECORDS + self.size * 1e-3
 
     def yield_baton(self):
-        """As ever; from here on this task's event loop waits, or it runs beside others."""
+        """As ever; from here on the task shares its worker with others, so only its CPU time is its own."""
         event = getattr(self.local, "event", None)
         if event is not None and not event[END]:
             event[END], self.local.used = time.monotonic(), time.thread_time()
         super().yield_baton()
 
     def initialise(self):
-        """As ever; and say that we are there, since the first task may never end."""
+        """As ever; then send a RECORD, since the first task may never end."""
         super().initialise()
         self.tell(at_once=True)
 
     def attend(self, timeout):
-        """As ever; but first, if it is time, say what was run."""
+        """As ever; but first send a RECORD, if one is due."""
         self.tell()
         super().attend(min(timeout, self.pause) if self.fresh else timeout)
 
     def end(self, event, unit):
-        """The same between tasks."""
+        """As ever; then send a RECORD, if one is due: a busy worker never sleeps in ``attend``."""
         super().end(event, unit)
         self.tell()
 
     def tell(self, at_once=False):
-        """Send a RECORD; not at once: if there is something new, and the last one is old enough."""
+        """Send a RECORD: `at_once`, or only if there is news and the last one is older than ``pause``."""
         if at_once or self.fresh and time.monotonic() - self.recorded > self.pause:
             thin(self.events, self.cap)
             self.send(b"RECORD", self.name, pickle.dumps(self.news(), 5))
 
     def leave(self):
-        """Say the last, and leave."""
+        """Send the last RECORD, and leave."""
         self.tell(at_once=True)
         super().leave()
 
@@ -7242,12 +7242,12 @@ class Collector(Recording):
         super().__init__(options, level=options["record"])
 
     def push(self, unit):
-        """As ever; note when that was first done."""
+        """As ever; note when the script first did so."""
         self.asked = self.asked or time.monotonic()
         super().push(unit)
 
     def on_RECORD(self, worker, body):
-        """Keep what a worker has run; of events only so many."""
+        """Keep a worker's latest totals, and its new events; these are thinned if they become too many."""
         news, host, here, now = unpickle(bytes(body)), host_of(worker), host_of(self.name), time.monotonic()
         events, late = news.pop("events"), now - news["now"]
         self.offsets[host.decode()] = 0.0 if host == here else min(self.offsets.get(host.decode(), math.inf), late)
@@ -7264,7 +7264,7 @@ class Collector(Recording):
             self.queues = self.queues[::2] if len(self.queues) > 4000 else self.queues
 
     def abort(self):
-        """The same, and then publish, however the end came; a pool that never started has nothing to say."""
+        """As ever; then publish, once, however the pool ended. A pool that never started has nothing to publish."""
         self.interrupted = self.interrupted or not self.closing
         super().abort()
         if self.published or self.context is None and not isinstance(self, Inline):
@@ -7272,11 +7272,11 @@ class Collector(Recording):
         self.published = True
         try:
             self.publish()
-        except Exception as error:  # stderr is closed, a record made no sense: no harm to the program
+        except Exception as error:  # stderr is closed, or a record is malformed: the program goes on
             logger.error("what was recorded cannot be shown: %s", error)
 
     def publish(self):
-        """Write what was asked for."""
+        """Write whichever of report, trace and summary were asked for."""
         if isinstance(self, Inline):
             self.on_RECORD(self.name, pickle.dumps(self.news(), 5))
         run = digest(self)
@@ -7288,7 +7288,7 @@ class Collector(Recording):
                 if self.options[key]:
                     with open(self.options[key], "w", encoding="utf-8") as file:
                         file.write(content)
-            except OSError as error:  # the disk is full, the directory is gone: no harm to the others
+            except OSError as error:  # the disk is full, the directory is gone: write the other
                 logger.error("the %s could not be written to %s: %s", key, self.options[key], error.strerror)
         if self.options["summary"]:
             print(f"minscoop: {run['tasks']} tasks in {run['seconds']:.2f} s" +
@@ -7312,11 +7312,11 @@ def digest(root):
     thin(root.events, MAX_EVENTS)
     for event in {id(event): event for event in root.events + root.slowest}.values():
         event[START], event[END] = since(event[WORKER], event[START]), since(event[WORKER], event[END])
-        parent = event[PARENT]  # what is still a number of a shipment is one of the script's
+        parent = event[PARENT]  # a shipment that stays unresolved is the script's, or its RECORD is lost
         event[PARENT] = root.parents.get(parent, None if parent and ":" in parent else parent)
     losses, seconds = {}, time.monotonic() - root.born
     hosts = {worker.partition(".")[0]: news["host"] for worker, news in root.records.items()}
-    for owner, moment, obituary, again in root.losses:  # the owners of what it held tell of the same death
+    for owner, moment, obituary, again in root.losses:  # each owner of what it held reports the same death
         name = re.match(r"\w+\.\d+ |", obituary)[0].strip() or "?"
         losses.setdefault(obituary, [name, since(owner, moment), obituary, 0])[3] += again
         root.records.setdefault(name, dict(no_totals(), host=hosts.get(name.partition(".")[0], "(a lost host)")))
@@ -7338,8 +7338,8 @@ def digest(root):
 
 
 def sums(records):
-    """What all workers did: {host: its figures}, {function: [calls, seconds, {log2 of seconds: calls}]}, all calls, and
-    the host of each worker."""
+    """Sums over all workers: hosts, {host: its figures}; functions, {name: [calls, seconds, {log2 of seconds: calls}]};
+    tasks, the number of calls; runs, that of events; workers, {worker: its host}."""
     hosts, functions, keys = {}, {}, ("workers", "tasks", "code", "life", "received", "sent", "again")
     for news in records.values():
         hosts.setdefault(news["host"], collections.Counter()).update({key: news[key] for key in keys})
@@ -7367,9 +7367,9 @@ def verdict(run):
         return "No task was run."
     ready, end = min(news["came"] for news in records), max(news["last"] for news in records)
     first = min(news["first"] for news in records if news["last"])
-    first = min(first, max(ready, run["asked"]))  # from then on it was under way, in large arguments perhaps
+    first = min(first, max(ready, run["asked"]))  # by then it was on its way; large arguments take time
     there = [(max(news["came"], first), min(news["gone"], end)) for news in records]
-    whole = sum(max(gone - came, 1e-9) for came, gone in there)  # what they could have done while they were there
+    whole = sum(max(gone - came, 1e-9) for came, gone in there)  # worker-seconds available in all
     code, tail = sum(news["code"] for news in records), sum(
         max(0.0, gone - max(news["last"], came)) for news, (came, gone) in zip(records, there))
     short_ones, size = code / run["runs"] < 1e-3, run["moved"] / run["tasks"]  # slices of a map take longer than that
@@ -7415,8 +7415,8 @@ def host_table(hosts):
 
 
 def lanes(events):
-    """(event, lane), by worker and beginning: in a lane of a worker none overlap."""
-    ends = {}  # (worker, lane) -> when the last one there ended
+    """Yield (event, lane), by worker and start; no two events in one lane of a worker overlap."""
+    ends = {}  # (worker, lane) -> when its last event ended
     for event in sorted(events, key=operator.itemgetter(WORKER, START)):
         lane = next(lane for lane in itertools.count() if ends.get((event[WORKER], lane), 0.0) <= event[START])
         ends[event[WORKER], lane] = event[END]
@@ -7424,8 +7424,8 @@ def lanes(events):
 
 
 def trace_entries(run):
-    """The run in Chrome's trace event format: hosts are processes, workers threads; of what overlaps in a worker, such
-    as a task and its children, the inner ones are in further threads. The page draws the same."""
+    """Yield the run in Chrome's trace event format: hosts are processes, workers threads. Where events of a worker
+    overlap, as a task and its children do, the inner ones go to further threads. The page draws the same."""
     hosts, numbers = [*run["hosts"]], {name: i for i, name in enumerate(run["workers"], 1)}
 
     def entry(ph, title, worker, moment=0.0, lane=0, **args):
@@ -7449,7 +7449,7 @@ def trace_entries(run):
         yield dict(entry("i", "worker lost", name, moment, why=obituary, again=again), s="t")
 
 
-# The page: one file, which asks nothing of any network. It draws the trace, which stands in place of @DATA@.
+# The report page: one file that loads nothing from the network. It draws the trace, which replaces @DATA@.
 PAGE = r"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>minscoop</title>
 <meta http-equiv="Content-Security-Policy"
@@ -7689,7 +7689,7 @@ def make_parser():
         description="Run a Python program with a pool of worker processes behind its map and submit.",
         epilog=USAGE_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     program = parser.add_argument_group("program (everything after it belongs to the program)")
-    # For the help only: split_words takes these three off
+    # The next three are for the help only: split_words removes them
     program.add_argument("script.py", nargs="?", help="a Python file; or a directory or a zip file with a __main__.py")
     program.add_argument("-m", metavar="module", help="a module or package, as with python -m")
     program.add_argument("-c", metavar="code", help="Python code, as with python -c")
@@ -7751,7 +7751,7 @@ def add_host_options(parser):
     reach.add_argument("--tunnel", dest="transport", action="store_const", const="stdio",
                        help="the same as --transport stdio")
     reach.add_argument("--external-hostname", metavar="ADDRESS", help="this machine's address, for other hosts")
-    parser.set_defaults(**dict.fromkeys(OPTIONS))  # what is not given is the Executor's to decide
+    parser.set_defaults(**dict.fromkeys(OPTIONS))  # None: the Executor's own default
 
 
 def parse_options(parser):
@@ -7780,7 +7780,7 @@ def command_line():
     if not options.program:
         options.interactive = options.interactive or sys.stdin is not None and sys.stdin.isatty()
     progress.wanted = False if options.quiet else options.progress
-    if progress.wanted:  # before anybody keeps what sys.stderr is
+    if progress.wanted:  # before any handler keeps a reference to sys.stderr
         install_screens()
     configure_logging(logging.ERROR if options.quiet else max(logging.DEBUG, logging.WARNING - 10 * options.verbose))
     try:
@@ -7827,11 +7827,11 @@ def split_words(parser, words):
 
 
 def pool_options(options):
-    """The arguments of the Executor that the command line describes. Raises ValueError."""
+    """The Executor's arguments, by command line and batch job. Raises ValueError if hosts make no sense."""
     found = {name: value for name, value in vars(options).items() if name in ARGUMENTS and value is not None}
     found["summary"] = options.verbose > 0 and not (options.quiet or options.check)
     vain = ", ".join("--" + name.replace("_", "-") for name in OPTIONS if name in found
-                     and name not in ("tag_output", "mixed"))  # these have one
+                     and name not in ("tag_output", "mixed"))  # these two work without other hosts, too
     if options.hosts:
         found["hosts"] = [pair for source in options.hosts for pair in parse_hosts(source)]
     elif not options.join and options.max_workers != 0:
@@ -7843,7 +7843,7 @@ def pool_options(options):
 
 def check_hosts(options):
     """Try every host and print a table; returns the exit code: 0 only if all are fit."""
-    with Executor(_check=True, **options) as executor:  # it tries its hosts, and starts no worker
+    with Executor(_check=True, **options) as executor:  # it logs in to its hosts, and starts no worker
         root = executor._node
         root.wait_for(lambda: root.broken or all("state" in facts for facts in root.hosts.values()), "hosts")
         if root.broken:
@@ -7865,14 +7865,14 @@ def check_hosts(options):
 
 
 def aligned(rows):
-    """The lines of a table; a row of two has free text in the second column."""
+    """The lines of a table, its columns aligned; a row of only two cells has free text in the second."""
     widths = [max(len(row[i]) for row in rows if len(row) > 2 or i == 0) for i in range(len(rows[0]))]
     return ["  ".join(word.ljust(width) for word, width in zip(row, widths)).rstrip() if len(row) > 2 else
             f"{row[0].ljust(widths[0])}  {row[1]}" for row in rows]
 
 
 def first_line(error):
-    """An error in one line; that of syntax as Python shows it, with the place."""
+    """An error in one line; but a SyntaxError as Python shows it, with the place."""
     if isinstance(error, SyntaxError):
         return "\n" + "".join(traceback.format_exception_only(type(error), error)).rstrip()
     if isinstance(error, OSError):
@@ -7885,7 +7885,7 @@ def prepare_program(options):
     module = types.ModuleType("__main__")
     module.__builtins__ = __builtins__
     name, *rest = options.program or [""]
-    front = [""] if getattr(sys.flags, "safe_path", False) else sys.path  # python -P has put nothing before the others
+    front = [""] if getattr(sys.flags, "safe_path", False) else sys.path  # python -P: no entry to replace
     if options.kind == "-c":
         code, argv0, front[0] = compile(name, "<string>", "exec"), "-c", ""
     elif options.kind == "-m":
@@ -7897,7 +7897,7 @@ def prepare_program(options):
         text = "" if options.interactive and not name or sys.stdin is None else sys.stdin.read()
         code, argv0, front[0] = compile(text, "<stdin>", "exec"), name, ""
         if options.interactive and not name:
-            module.map = map  # a script has its own, or Python's
+            module.map = map  # a script has Python's, unless it imports ours
     else:
         argv0, path = name, name if sys.version_info < (3, 9) else os.path.join(os.getcwd(), name)
         spec = importlib.machinery.PathFinder.find_spec("__main__", [path])
@@ -7910,14 +7910,14 @@ def prepare_program(options):
             raise IsADirectoryError(21, "is a directory without __main__.py; for a package use -m", name)
         else:
             (code, _), module.__file__ = read_main(name), path
-            front[0] = os.path.dirname(os.path.realpath(name))  # behind links, as Python does
+            front[0] = os.path.dirname(os.path.realpath(name))  # links resolved, as Python does
     sys.argv = [argv0, *rest]
     sys.modules["__main__"] = sys.modules["__mp_main__"] = module
     return code
 
 
 def run_program(code, pool, interactive):
-    """Execute the program with an Executor around it. pool: its arguments. interactive: a prompt follows."""
+    """Execute the program with an Executor around it. pool: the Executor's arguments. interactive: a prompt follows."""
     for number in ENDS:
         if signal.getsignal(number) is signal.SIG_DFL:  # else it is ignored, as with nohup
             signal.signal(number, terminate)
@@ -7929,7 +7929,7 @@ def run_program(code, pool, interactive):
         sys.exit(f"minscoop: {error}")
     global pristine
     pristine = False
-    gc.freeze()  # nor is it looked through at the end, which takes 10 ms
+    gc.freeze()  # what exists now stays: looking through it at exit takes 10 ms
     gc.enable()
     interruptible()
     try:
@@ -7939,11 +7939,11 @@ def run_program(code, pool, interactive):
                 progress.watch(executor._node)
             execute(code, executor, interactive)
     except SystemExit as error:
-        if error.code not in (None, 0):  # else it is as good as the end: sys.exit(main())
+        if error.code not in (None, 0):  # else it is a normal end: sys.exit(main())
             raise
     except Terminated as error:
         sys.exit(128 + error.args[0])
-    except KeyboardInterrupt:  # maybe at the end of the pool, where it says nothing of the program
+    except KeyboardInterrupt:  # maybe raised as the pool ends: a traceback would show only our frames
         sys.excepthook = lambda *_: None
         raise
     if executor._unnoticed:
@@ -7967,14 +7967,14 @@ def execute(code, executor, interactive):
         if interactive or not isinstance(error, SystemExit):
             show(error, error.__traceback__)
         if not interactive:
-            sys.excepthook = lambda *_: None  # Python does the rest: exit handlers, and the exit code or SIGINT
+            sys.excepthook = lambda *_: None  # shown already; Python does the rest: exit handlers, exit code or SIGINT
             raise
     finally:
         flush_output()
     if interactive:
         ours = dict(submit=submit, futures=sys.modules["minscoop"], executor=executor)
-        namespace.update({**ours, **namespace})  # what the script has goes first
-        prompt(namespace, executor._node)  # which the script may have shut down
+        namespace.update({**ours, **namespace})  # the script's own names take precedence
+        prompt(namespace, executor._node)  # not its _pool(): the script may have shut it down
 
 
 ENDS = signal.SIGTERM, signal.SIGHUP
@@ -7982,19 +7982,19 @@ masks = threading.local()
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGHUP came: raised in the main thread of a program that the command line runs. Not a SystemExit,
-    which may be the fault of an object that is just being pickled."""
+    """SIGTERM or SIGHUP came: raised in the main thread of a program that the command line runs. Not a SystemExit:
+    while an object is pickled, that is taken for a fault of the object (see FAULTS)."""
 
 
 def terminate(number, _):
-    """Handler of SIGTERM and SIGHUP: end with the exit code 128 + number, as shells tell it. A second is ignored."""
+    """Handler of SIGTERM and SIGHUP: end with exit code 128 + number, as in shells. Ignores a second of its kind."""
     signal.signal(number, signal.SIG_IGN)
     raise Terminated(number)
 
 
 def forget_handlers():
-    """What the program forks, by multiprocessing for instance, ends by SIGTERM at once: a handler in Python waits until
-    a blocking call returns, if the signal comes just before that."""
+    """In a child that the program forks, by multiprocessing for instance: let SIGTERM and SIGHUP end it at once. If one
+    came just before a blocking call, a handler in Python would not run until that call returns."""
     for number in ENDS:
         if signal.getsignal(number) is terminate:
             signal.signal(number, signal.SIG_DFL)
@@ -8002,24 +8002,24 @@ def forget_handlers():
 
 
 def put_off():
-    """Before a fork: what comes to the child until it has forgotten our handlers would be lost; it waits."""
+    """Before a fork: block these signals, since one that reached the child before ``forget_handlers`` would be lost."""
     masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
 
 
 def let_come():
-    """After it, in both processes."""
+    """After the fork, in parent and child: restore the signal mask; blocked signals arrive now."""
     signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
 
 
 def show(error, tb):
-    """Print a traceback of the program, without our frames around it; a failing pool in one message."""
+    """Print an error of the program with its traceback, without our frames; a PoolError as its message only."""
     if isinstance(error, PoolError):
         print(f"minscoop: {error}", file=sys.stderr)
         return
     tb = without_ours(tb)
     sys.last_type, sys.last_value, sys.last_traceback, last = type(error), error, tb, tb  # for pdb.pm() at a prompt
     sys.last_exc = error  # the same from Python 3.12 on
-    while isinstance(error, KeyboardInterrupt) and last is not None:  # nor of where we waited
+    while isinstance(error, KeyboardInterrupt) and last is not None:  # nor, at its end, those where we waited
         if last.tb_next is not None and last.tb_next.tb_frame.f_code.co_filename == __file__:
             last.tb_next = None
         last = last.tb_next
