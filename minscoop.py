@@ -1825,7 +1825,7 @@ class Guest(Job):
         self.outcomes = []            # (lo, count, values, failures) not yet sent
         self.ended = False            # the last results are being sent
         self.flushed, self.flushes = time.monotonic(), 0  # when results were sent last, and how often
-        self.flushing = threading.RLock()  # one thread sends at a time, so that the last message goes last
+        self.flushing = threading.Lock()  # one thread sends at a time, so that the last message goes last
 
     def unpack(self):
         """Unpickle callable and arguments; return the columns. Raises whatever unpickling raises."""
@@ -1857,28 +1857,34 @@ class Guest(Job):
             if self.postpones:  # the next item may take long: the sleeper on the socket is to reckon its timeout anew
                 self.node.rouse(deputy=self.node.watching > MAX_FLUSH)
             return
-        if not self.flushing.acquire(blocking=not self.left):
-            return  # another thread is sending
+        while self.flushing.acquire(blocking=False):  # else a thread is sending, which looks again at the end. We do
+            try:                                      # not wait for it: its operation may wait for us
+                self.send_outcomes(aside)
+            finally:
+                self.flushing.release()
+            if self.left or self.ended or self.cancelled:
+                return
+
+    def send_outcomes(self, aside):
+        """Send what was collected by now, for ``flush``."""
+        with self.node.lock:
+            last = self.left == 0
+            if self.cancelled or self.ended or not (last or self.postpones):
+                return
+            self.ended = last
+            outcomes, self.outcomes, self.flushed = self.outcomes, [], time.monotonic()
+            self.flushes += not last and self.recipe is not CALLS
+        unsent = outcomes
         try:
-            with self.node.lock:
-                last = self.left == 0
-                if self.cancelled or self.ended or not (last or self.postpones):
-                    return
-                self.ended = last
-                outcomes, self.outcomes, self.flushed = self.outcomes, [], time.monotonic()
-                self.flushes += not last and self.recipe is not CALLS
             joined = outcomes if aside and self.recipe.op else self.join(outcomes)
             unsent = joined or [(self.hi, 0, [], {})]  # all else was sent before, or given away
-            try:
-                while unsent:
-                    self.send(*unsent[0], last and len(unsent) == 1)
-                    del unsent[0]
-            except BaseException:  # no memory is left: they are still to be sent
-                with self.node.lock:
-                    self.outcomes[:0], self.ended = unsent, False
-                raise
-        finally:
-            self.flushing.release()
+            while unsent:
+                self.send(*unsent[0], last and len(unsent) == 1)
+                del unsent[0]
+        except BaseException:  # no memory is left: they are still to be sent
+            with self.node.lock:
+                self.outcomes[:0], self.ended = unsent, False
+            raise
 
     @property
     def pause(self):
@@ -1905,17 +1911,23 @@ class Guest(Job):
 
     def join(self, outcomes):
         """Merge adjacent outcomes, by concatenation or by the operation of the reduction."""
-        joined = []
-        for lo, count, values, failures in sorted(outcomes, key=operator.itemgetter(0)):
-            if joined and sum(joined[-1][:2]) == lo:
-                lo, before, head, failed = joined.pop()
-                failures = {**failed, **{len(head) + i: error for i, error in failures.items()}}
-                head += values
-                count, values = before + count, head
-                if self.recipe.op:
-                    values, failures = reduced(self.recipe.op, values, failures)
-            joined.append((lo, count, values, failures))
-        return joined
+        runs = []
+        for outcome in sorted(outcomes, key=operator.itemgetter(0)):
+            if runs and sum(runs[-1][-1][:2]) == outcome[0]:
+                runs[-1].append(outcome)
+            else:
+                runs.append([outcome])
+        return [self.merge(run) if len(run) > 1 else run[0] for run in runs]
+
+    def merge(self, run):
+        """One outcome for a run of adjacent ones."""
+        values, failures = [], {}
+        for _, _, some, failed in run:
+            failures.update((len(values) + i, error) for i, error in failed.items())
+            values += some
+        if self.recipe.op:
+            values, failures = reduced(self.recipe.op, values, failures)
+        return run[0][0], sum(count for _, count, _, _ in run), values, failures
 
     def send(self, lo, count, values, failures, last):
         """Send one RESULT."""

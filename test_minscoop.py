@@ -2558,6 +2558,53 @@ def test_the_deputy_runs_no_operation_when_parts_of_a_reduction_are_to_go():
     assert [message[2:5] for message in parts] == [(b"0", b"1", b"0"), (b"1", b"1", b"0"), (b"2", b"1", b"1")]
 
 
+@pytest.mark.parametrize("who", ["the operation", "another thread"])
+def test_the_last_message_goes_last_when_the_rest_is_done_while_the_operation_runs(who):
+    """It may submit tasks: then what is left may be given away, or run by another thread, which does not wait for it."""
+    node = HandNode(b"0.1")
+    guest = node.guests[b"0.root:0/0"] = minscoop.Guest(node, b"0.root:0/0", 0, 3, None)
+
+    def finish_the_rest():
+        if who == "another thread":
+            guest.deliver(2, 1, [3], {})
+        else:  # as `ship` does
+            guest.open.cut(2, 3)
+            guest.left = 0
+            guest.flush(aside=True)
+
+    def add(a, b):
+        if guest.left and who == "another thread":
+            with concurrent.futures.ThreadPoolExecutor(1) as other:
+                other.submit(finish_the_rest).result(WAIT)
+        elif guest.left:
+            finish_the_rest()
+        return a + b
+    guest.recipe, guest.flushed = minscoop.Recipe(identity, add), math.inf
+    guest.deliver(0, 1, [1], {})
+    guest.deliver(1, 1, [2], {})
+    guest.flushed = -math.inf
+    guest.flush()
+    rest = (b"2", b"1") if who == "another thread" else (b"3", b"0")
+    assert [message[2:5] for message in node.sent] == [(b"0", b"2", b"0"), (*rest, b"1")] and not node.guests
+
+
+def test_results_are_kept_when_there_is_no_memory_to_join_them():
+    """Those that could not be sent go the next time, all of them."""
+    node = HandNode(b"0.1")
+    guest = node.guests[b"0.root:0/0"] = minscoop.Guest(node, b"0.root:0/0", 0, 3, None)
+    guest.recipe, guest.flushed = minscoop.Recipe(identity), math.inf
+    guest.deliver(0, 1, [1], {})
+    guest.deliver(1, 1, [2], {})
+    for step in "merge", "send":
+        with mock.patch.object(guest, step, side_effect=MemoryError), pytest.raises(MemoryError):
+            guest.left = 0
+            guest.flush()
+        guest.left = 1
+    guest.deliver(2, 1, [3], {})
+    (message,) = node.sent
+    assert message[2:5] == (b"0", b"3", b"1") and minscoop.read_results(message[5:], 3, None)[0] == [1, 2, 3]
+
+
 def test_a_recipe_is_opened_once_when_its_pickle_comes_again():
     """Many tasks of one map share the callable, and what was learnt about it."""
     frame = minscoop.Recipe(identity, operator.add).encode()
