@@ -1447,7 +1447,7 @@ class Future(concurrent.futures.Future):
             except KeyboardInterrupt:
                 raise
             except BaseException:  # its result() raises what the call raised, even asyncio's CancelledError
-                logger.exception("a callback of %r", self)
+                logger.exception("exception in a callback of %r", self)
 
 
 def run_apart(unit):
@@ -1644,6 +1644,8 @@ class Slice:
             self.source = iter(columns[0])
             results = map_builtin(recipe.fn, self.source, *columns[1:])
         except BaseException as error:  # the arguments' own slicing or iteration raises
+            if interrupts(error, self.job.node):
+                raise
             self.failures = dict.fromkeys(range(count), error)
             values += [None] * count
         while len(values) < self.hi - self.lo:
@@ -1652,7 +1654,7 @@ class Slice:
                 with self.job.node.lock:  # shorten may be changing hi
                     if len(values) < self.hi - self.lo:
                         raise StopIteration from RuntimeError(  # it was the callable's; `map` took it for its own end
-                            "where this was raised is lost: was next() asked of an iterator that had ended?")
+                            "its traceback is lost: was next() called on an iterator that had ended?")
             except BaseException as error:
                 if interrupts(error, self.job.node):
                     raise
@@ -1837,9 +1839,9 @@ class Guest(Job):
         finally:
             discard(data)  # frees shared memory that was not read; reading frees the rest
         if not self.columns or any(len(column) != self.hi - self.lo for column in self.columns):
-            raise ValueError("it has not as many items as it should have")
+            raise ValueError("its number of items is not the announced one")
         if self.recipe is CALLS and not all(isinstance(call, tuple) and len(call) == 3 for call in self.columns[0]):
-            raise ValueError("it has items that are no calls")
+            raise ValueError("some of its items are not calls")
         return self.columns
 
     def deliver(self, lo, count, values, failures):
@@ -1987,12 +1989,13 @@ class Mapping(Job):
         """Queue more inputs, if the reader is close behind; beyond: even if it is not. Return whether there were any.
 
         Runs the user's iterators: call it without the node's lock, from a thread of the user."""
-        ahead = self.pulled - self.read
-        if self.exhausted or self.cancelled or (ahead > self.window // 2 and not beyond) \
-                or not self.pulling.acquire(blocking=False):
+        if self.exhausted or not self.pulling.acquire(blocking=False):
             return False
         rows = []
         try:
+            ahead = self.pulled - self.read  # only now that no other thread pulls
+            if self.exhausted or self.cancelled or ahead > self.window // 2 and not beyond:
+                return False
             try:
                 ended = self.take_rows(rows, max(self.window - ahead, READ_AHEAD * max(1, self.node.size) * beyond))
             finally:
@@ -2024,7 +2027,7 @@ class Mapping(Job):
         except BaseException as error:  # Ctrl-C, in the thread that pulls: it ends a generator
             self.interrupted = error
             raise
-        if self.interrupted is not None and not rows and want > 0:  # Ctrl-C did end a generator: tell the reader
+        if self.interrupted is not None and not rows:  # Ctrl-C did end a generator: tell the reader
             self.inputs_error = self.inputs_error or self.interrupted
         self.interrupted = None
         return len(rows) < want
@@ -2074,7 +2077,7 @@ class Mapping(Job):
         """(values, failures) to be read next, or None at the end. Blocks."""
         while not self.available():
             if not (self.pull() or self.node.wait_for(self.available, self, deadline - time.monotonic())):
-                raise TimeoutError("a result of map is not there in time")
+                raise TimeoutError("the next result of map did not arrive within the timeout")
         if self.read in self.chunks:
             count, values, failures = self.chunks.pop(self.read)
             self.widen(count)
@@ -2126,7 +2129,7 @@ class Mapping(Job):
     def tell_of_inputs(self):
         """Log the exception by which the inputs ended, if there is one and nobody can read it any more."""
         if self.abandoned and self.inputs_error is not None:
-            logger.error("the inputs of a map that nobody reads ended by an exception", exc_info=self.inputs_error)
+            logger.error("the inputs of a map that nobody reads raised an exception", exc_info=self.inputs_error)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -2828,7 +2831,7 @@ class Broker:
     def on_RESULT(self, sender, task_id, lo, count, last, *body):
         """Pass results on to the owner."""
         link = self.links[sender]
-        link.items -= int(count)
+        link.items -= int(count) if link.role == b"worker" else 0
         if sender in self.rich and link.items <= 1 and not link.more:
             del self.rich[sender]
             self.changed = True  # others may have to be asked for what it still owes
@@ -2910,7 +2913,7 @@ class Broker:
         else:
             self.pass_on(host)
 
-    def on_COUNT(self, sender, idle):
+    def on_COUNT(self, sender, _):
         """Tell the root how many workers are idle: they would take work, and hold none."""
         idle = sum(link.demand * link.width for link in self.hungry.values() if not link.items)
         self.send(sender, b"COUNT", b"%d" % idle)
@@ -3382,7 +3385,7 @@ class Node:
         """In a forked child: let go of the parent's socket, and of locks that its other threads may have held."""
         self.forked = True
         self.lock, self.serving, self.attending = threading.RLock(), threading.RLock(), threading.Lock()
-        self.socket, self.broken = None, PoolError("this pool is of the parent process")
+        self.socket, self.broken = None, PoolError("this pool belongs to the parent process")
         self.away, self.guests, self.queue = {}, {}, collections.deque()  # their files belong to the parent
 
     def attend(self, timeout):
@@ -3392,7 +3395,7 @@ class Node:
                 return
             ready = self.inbox or readable_now(self.socket)
         if not ready and self.wake_read in readable(min(timeout, PATROL), self.wake_read, self.descriptor):
-            with contextlib.suppress(BlockingIOError):
+            with contextlib.suppress(OSError):  # another thread was quicker, or has closed it
                 os.read(self.wake_read, 4096)
 
     def listen(self, ready, timeout, patience=-1):
@@ -3931,7 +3934,7 @@ class Node:
     def fail_lost(self, job, lo, hi, *deaths):
         """Fail items that are not to be run again. deaths: the obituaries of the workers that ran them."""
         killed = "its worker" if len(deaths) == 1 else f"{len(deaths)} workers in a row"
-        what = "may have begun before its worker died" if self.retries == 0 else f"killed {killed}"
+        what = "may have begun before it was lost" if self.retries == 0 else f"killed {killed}"
         advice = "" if "SIGKILL" not in deaths[-1] else \
             ". SIGKILL often means that memory ran out: see the kernel's log (dmesg), or run fewer workers (-n)"
         error = WorkerLost(f"{job.title(lo)} {what} (retries={self.retries}): {'; '.join(deaths)}{advice}")
@@ -3965,7 +3968,7 @@ class Node:
                 discard(guest.body or ())
 
     def on_CONST(self, name, setter, *frames):
-        """A shared constant; unpickled, once, when it is first asked for."""
+        """A shared constant; unpickled when it is first asked for, and then kept."""
         value = functools.lru_cache(None)(lambda: loads(frames))
         self.consts.setdefault(name.decode(), (setter, value, frames))
         self.wake("const")
@@ -4012,12 +4015,13 @@ class Node:
                     if self.retries == 0:
                         failed.append((shipment.span.job, lo, hi))
                     else:
+                        self.retried += hi - lo
                         self.requeue(shipment, lo, hi)
                 if not shipment.open:
                     self.away.pop(task_id, None)
                     discard(shipment.references)
         for lost in failed:  # without the lock: this may call the user's callbacks
-            self.fail_lost(*lost, "it was under way when a broker died")
+            self.fail_lost(*lost, "messages about it were lost, with a broker or a connection")
 
     # -- what the interface is made of
 
@@ -4042,8 +4046,10 @@ class Node:
                 raise CannotSend(reason_of(error, (value, f"the constant {name!r}"))) from error
             setter = b"%s:%d" % (self.name, next(self.serial))
             self.insist(setter, b"CONST", name.encode(), setter, *frames)
-            self.wait_for(lambda: name in self.consts or self.broken, "const")
-            del self.unanswered[setter]
+            try:
+                self.wait_for(lambda: name in self.consts or self.broken, "const")
+            finally:
+                del self.unanswered[setter]
             self.check_open()
             # our frames are not needed if another's value was quicker, or ours came back from another host, as a copy
             discard([frame for frame in frames if frame not in self.consts[name][2]], even_lasting=True)
@@ -4162,7 +4168,7 @@ class Root(Node):
     def called_for(self):
         """As any node; but if other jobs keep all workers busy, parts of the oldest in the queue go unasked, one per
         worker, which runs it in turns with what it has; and one more, as the first item of a map goes alone."""
-        if self.wanted > 0 or not self.queue or len(self.away) < self.size:  # before the lock: mostly it is so
+        if self.wanted > 0 or not self.queue or not 0 < self.size <= len(self.away):  # before the lock: mostly it is so
             return self.wanted > 0
         with self.lock:
             job = getattr(self.queue[0], "job", None) if self.queue else None  # a call has none, until it is shipped
@@ -4211,8 +4217,8 @@ class Root(Node):
                 moved = self.feed(beyond=True)
                 if moved and time.monotonic() > due:
                     due = math.inf
-                    logger.warning("the end waits for a map whose inputs go on, and whose results nobody has read: "
-                                   "close the iterator that map returned, if they are not wanted")
+                    logger.warning("waiting for a map whose inputs go on, and whose results nobody reads: close "
+                                   "the iterator that map returned, if they are not wanted")
             except PoolError as error:
                 if error is not self.broken:  # else the pool broke while the program's iterator ran
                     raise
@@ -4226,7 +4232,7 @@ class Root(Node):
             self.drain()
             for facts in list(self.hosts.values()):
                 if "state" not in facts and self.broken is None:
-                    logger.info("host %s was not there yet when all was done", facts["host"])
+                    logger.info("host %s was not ready before all was done", facts["host"])
             self.closing = True
             self.send(b"STOP")
             while not self.ended and self.keeper.poll() is None and self.broken is None:
@@ -4286,7 +4292,7 @@ class Root(Node):
             lost = "lost: " if before.get("state") == "ready" else ""
             text = f"host {facts['host']}: {lost}{facts['reason']}"
             if self.options["all_hosts"]:
-                self.break_off(PoolError(f"{text}; and all hosts were asked for"))
+                self.break_off(PoolError(f"{text}; the pool ends, since all hosts are required"))
             elif not self.options["check"]:
                 logger.warning("%s; going on without it", text)
         self.wake("hosts")
@@ -4311,7 +4317,7 @@ class Root(Node):
         file, text = sys.stdout if stream == b"out" else sys.stderr, decoder.decode(bytes(lines))
         if self.options["tag_output"]:
             host = self.hosts.get(host_of(worker).decode(), {}).get("host") or os.uname().nodename
-            text = "".join(f"{host} {worker.decode()}: {line}" for line in text.splitlines(True))
+            text = "".join(f"{host} {worker.decode()}: {line}" for line in io.StringIO(text))  # by "\n" only
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or disk full: no task can be told
             encoding = getattr(file, "encoding", None) or "utf-8"  # may lack characters that are printed elsewhere
             file.write(text.encode(encoding, "backslashreplace").decode(encoding))
@@ -4359,8 +4365,8 @@ def make_socket_directory():
     for parent in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
         if len(os.fsencode(parent)) < 70 and os.access(parent, os.W_OK | os.X_OK):
             return make_directory(parent)
-    raise PoolError(f"no directory for sockets: {tempfile.gettempdir()} and /tmp are too long or not writable; "
-                    "set TMPDIR to a writable directory with a short path")
+    raise PoolError(f"no directory for sockets: {tempfile.gettempdir()}, /tmp and /var/tmp are too long or not "
+                    "writable; set TMPDIR to a writable directory with a short path")
 
 
 def close_all(descriptors):
@@ -6389,7 +6395,7 @@ class Executor(Interface):
         if self._ender:
             raise RuntimeError("cannot schedule new futures after shutdown")
         if self._node.forked:
-            raise RuntimeError("this Executor is of the parent process: make another one here")
+            raise RuntimeError("this Executor belongs to the parent process: make another one here")
         return self._node
 
     def __reduce__(self):

@@ -2467,6 +2467,21 @@ def test_every_item_runs_once_when_slices_are_shortened_at_random(seed):
     assert {x for x, value in job.got.items() if value == x} == {x for x in range(count) if x % 17 != 3}
 
 
+def test_no_more_is_pulled_than_the_buffer_takes_when_two_threads_pull():
+    """What another has pulled just before counts."""
+    node = HandNode(b"0.1")
+    job = minscoop.Mapping(node, minscoop.Recipe(identity), [itertools.count()], buffersize=4)
+    job.read, pulling = 4, job.pulling
+
+    class Late:
+        def acquire(self, blocking):
+            job.pulling = pulling
+            return job.pull() and pulling.acquire(blocking=blocking)
+    job.pulling = Late()
+    job.pull()
+    assert job.pulled - job.read == 4 and not pulling.locked()
+
+
 @pytest.mark.parametrize("what", ["list", "iterator", "closed"])
 def test_inputs_are_released_when_a_map_was_read(pool, what):
     """At once, and not when the garbage collector comes by; a generator is closed."""
@@ -2750,6 +2765,17 @@ def test_only_who_has_nothing_is_counted_when_the_root_asks_who_is_idle():
     assert desk("0.root COUNT 0") == ["0.root COUNT 0"]
     desk("0.1 RESULT 0.root:0/0 0 2 1 x")
     assert desk("0.root COUNT 0") == ["0.root COUNT 1"]
+
+
+def test_another_host_is_counted_when_results_have_come_from_it():
+    """What its workers hold is for its own broker to count."""
+    desk = Desk(0)
+    desk.say(b"4", b"HELLO", host_facts("4"))
+    desk("4 HUNGRY 1 2")
+    desk("0.root TASK 0.root:0/0 - 0 0 9 0 x")
+    desk("4 RESULT 0.root:0/0 0 3 0 x")
+    desk("4 HUNGRY 1 2")
+    assert desk("0.root COUNT 0") == ["0.root COUNT 2"]
 
 
 def test_a_task_goes_to_who_holds_least_when_nobody_is_hungry():
@@ -3870,7 +3896,7 @@ def test_others_hear_of_their_results_when_a_callback_raises_what_its_task_did(c
     (task_id, _, _, lo, hi, *_), = node.named(b"TASK")
     node.on_RESULT(task_id, lo, hi, b"1", *results([None, *range(1, int(hi))], {0: error}))
     assert int(hi) > 1 and heard == futures[:1] and all(future.done() for future in futures[:int(hi)])
-    assert "a callback of" in caplog.text
+    assert "exception in a callback of" in caplog.text
 
 
 class Interrupting:
@@ -4097,6 +4123,41 @@ def test_a_constant_keeps_its_file_when_another_part_of_it_comes_back_uncopied(t
         Large(frame) if len(frame) > 1000 else frame for frame in message[3:]))
     node.set_const({"table": (b"x" * minscoop.OUT_OF_BAND, pickle.PickleBuffer(bytearray(minscoop.SHARED)))})
     assert len(os.listdir(tmp_path)) == 1 and len(node.get_const("table", 0)[1]) == minscoop.SHARED
+
+
+def test_a_constant_is_not_said_again_when_ctrl_c_ends_the_wait_for_it():
+    """Nobody awaits its answer any more."""
+    node = HandNode()
+    with mock.patch.object(node, "wait_for", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        node.set_const({"a": 1})
+    assert node.sent and not node.unanswered
+
+
+def test_what_was_lost_with_a_broker_is_counted_when_it_runs_again():
+    """As what was lost with a worker."""
+    node = HandNode()
+    span = HandJob(identity, range(9)).span
+    node.away[b"0.root:0/0"] = shipment = minscoop.Shipment(span, 0, 9)
+    node.on_WHO(b"1")
+    node.on_HELD(b"1", b"0.root:0/0", b"0", b"4")
+    node.on_TOLD(b"1")
+    assert node.retried == 5 and shipment.open == [(0, 4)]
+
+
+def test_nothing_goes_unasked_when_there_are_no_workers_yet():
+    """As with --listen, before a host has joined: it would come back at once, again and again."""
+    root = VirtualRoot(mock.Mock())
+    root.size = 0
+    root.submit(abs, (1,), {})
+    assert not root.called_for() and not root.away and len(root.queue) == 1
+
+
+def test_a_line_is_tagged_once_when_it_has_other_marks_in_it(capsys):
+    """A carriage return, as of progress bars, or a form feed ends no line."""
+    root = VirtualRoot(mock.Mock())
+    root.options["tag_output"], root.decoders = True, {}
+    root.on_OUTPUT(b"0.1", b"out", "1 %\r2 %\f3 %\u2028\n\n4 %".encode())
+    assert capsys.readouterr().out == "".join(f"{NODE} 0.1: {line}" for line in ("1 %\r2 %\f3 %\u2028\n", "\n", "4 %"))
 
 
 # -- A pool of several hosts in virtual time: real brokers and nodes, a network and a clock of our own
@@ -5872,7 +5933,7 @@ def test_a_host_that_was_not_there_yet_is_named_when_all_is_done(ssh, option, to
     """With -v: a short program may end before one that cannot be reached is given up."""
     done = launch(option, "--hosts", "mute,localhost:1", "-c", "import minscoop; print(*minscoop.map(abs, [-7]))")
     assert (done.returncode, done.stdout) == (0, "7\n")
-    assert ("host mute was not there yet" in done.stderr) == told, done.stderr
+    assert ("host mute was not ready before all was done" in done.stderr) == told, done.stderr
 
 
 def test_a_host_is_given_up_when_it_says_nothing(ssh, script, tmp_path):
@@ -7864,7 +7925,7 @@ def test_it_is_logged_when_the_end_waits_for_inputs_of_a_map_that_nobody_reads(c
     monkeypatch.setattr(minscoop, "PLAIN_PAUSE", 0)
     with minscoop.Executor(1) as executor:
         executor.map(identity, iter(range(1000)))
-    assert caplog.text.count("the end waits for a map") == 1
+    assert caplog.text.count("waiting for a map whose inputs go on") == 1
 
 
 @pytest.mark.parametrize("workers", [0, 1])
