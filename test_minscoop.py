@@ -2575,7 +2575,7 @@ def test_the_deputy_runs_no_operation_when_parts_of_a_reduction_are_to_go():
 
 @pytest.mark.parametrize("who", ["the operation", "another thread"])
 def test_the_last_message_goes_last_when_the_rest_is_done_while_the_operation_runs(who):
-    """It may submit tasks: then what is left may be given away, or run by another thread, which does not wait for it."""
+    """It may submit tasks: then the rest may be given away, or run by another thread, which does not wait for it."""
     node = HandNode(b"0.1")
     guest = node.guests[b"0.root:0/0"] = minscoop.Guest(node, b"0.root:0/0", 0, 3, None)
 
