@@ -112,7 +112,7 @@ from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
 # A file named like one of these modules (glob.py, say) beside the script or this file is imported in its place.
 for _path in [getattr(module, "__file__", None) or "" for module in list(globals().values())]:
     if _path and os.path.dirname(_path) in {*sys.path[:1], os.path.dirname(__file__)} - {os.path.dirname(os.__file__)}:
-        raise ImportError(f"{_path} hides a module of Python's own: rename it")
+        raise ImportError(f"{_path} has the name of a standard module and is imported in its place: rename it")
 
 sys.modules["minscoop"] = sys.modules["__main__" if _AS_SCRIPT else __name__]
 if sys.modules["minscoop"].__dict__ is not globals():  # python -m cProfile runs programs in a bare namespace
@@ -519,7 +519,8 @@ def import_zmq(descriptors=DESCRIPTORS):
             for _ in range(descriptors):
                 stack.enter_context(socket.socket(socket.AF_UNIX))
     except OSError as error:
-        raise PoolError(f"{descriptors} free file descriptors are needed ({error}): see ulimit -n") from None
+        raise PoolError(f"cannot open {descriptors} more file descriptors ({error}): raise the limit with "
+                        "ulimit -n") from None
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -682,9 +683,9 @@ def make_directory(parent):
     """Make a directory of mode 0700, which the pool's keeper will lock. Removes those of pools killed as a whole."""
     directory = tempfile.mkdtemp(".pool", "minscoop-", parent)
     for path in glob.glob(f"{glob.escape(parent)}/minscoop-*.pool"):
-        with contextlib.suppress(OSError):  # it is another user's, or locked
-            if os.stat(directory).st_mtime - os.stat(path).st_mtime > 60:  # a newer one may not be locked yet
-                descriptor = os.open(path, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # it is another user's, locked, or no directory: one cannot open a pipe
+            if os.stat(directory).st_mtime - os.lstat(path).st_mtime > 60:  # a newer one may not be locked yet
+                descriptor = os.open(path, os.O_DIRECTORY | os.O_NOFOLLOW)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(path)
@@ -739,14 +740,20 @@ REDUCERS = {  # types met inside functions and classes, whose instances pickle d
 }
 
 OF_TYPING = {  # type name -> how to rebuild an object that pickle would send by its name only
-    "TypeVar": lambda var: (functools.partial(type(var), var.__name__, bound=var.__bound__, covariant=var.__covariant__,
-                                              contravariant=var.__contravariant__), var.__constraints__),
-    "ParamSpec": lambda var: (type(var), (var.__name__,)),
-    "TypeVarTuple": lambda var: (type(var), (var.__name__,)),
+    **dict.fromkeys(("TypeVar", "ParamSpec", "TypeVarTuple"), lambda var: reduce_variable(var)),
     "NewType": lambda new: (type(new), (new.__name__, new.__supertype__)),
     "TypeAliasType": lambda alias: (functools.partial(type(alias), type_params=alias.__type_params__),
                                     (alias.__name__, alias.__value__)),
 }
+
+OF_VARIABLES = ["bound", "covariant", "contravariant", *["infer_variance"] * (sys.version_info >= (3, 12)),
+                *["default"] * (sys.version_info >= (3, 13))]  # keywords, and attributes with underscores
+
+
+def reduce_variable(var):
+    """Pickle a TypeVar, ParamSpec or TypeVarTuple by value."""
+    options = {name: getattr(var, f"__{name}__") for name in OF_VARIABLES if hasattr(var, f"__{name}__")}
+    return functools.partial(type(var), var.__name__, **options), getattr(var, "__constraints__", ())
 
 
 def found_by_name(obj):
@@ -1037,7 +1044,7 @@ def text_of(thing, words=str):
     try:
         return words(thing)
     except FAULTS:
-        return f"<{type(thing).__name__} without a text>"
+        return f"<{type(thing).__name__} whose str() or repr() failed>"
 
 
 # Results travel as one pickle of (values, parts, failures): `values` if all are PLAIN, else `parts`, the frames of
@@ -1078,7 +1085,7 @@ def read_results(frames, count, op=None):
             values = decode_parts(parts, iter(frames[1:]), failures)
         if not (0 < len(values) <= count if op else len(values) == count) or \
                 not all(offset in range(count) for offset in failures):
-            raise ValueError("they are not as many as they should be")
+            raise ValueError("the number of results is wrong")
         return values, failures
     except FAULTS as error:
         count = 1 if op else count
@@ -1155,7 +1162,7 @@ def hint_for_global(error):
     with contextlib.suppress(OSError, SyntaxError, ValueError):  # the script is not there any more, or being edited
         if missing and this_worker is None and main.path and missing[1] in main.guarded[0]:
             return f"(the script binds {missing[1]} under if __name__ == '__main__', which workers do not run: bind " \
-                   "it above that, pass it as an argument, or use set_const)\n"
+                   "it at the top level, pass it as an argument, or use set_const)\n"
     return ""
 
 
@@ -1224,19 +1231,23 @@ class Main:
                 value, (type, types.FunctionType, types.BuiltinFunctionType)) and value.__module__ != "__main__"
             if not imported:  # else it most likely is the same object again
                 logger.warning("%s uses the global %s, which is bound again under if __name__ == '__main__': workers "
-                               "do not run that, and have the value from the top level. Pass it as an argument, or "
-                               "use set_const or initializer=", describe(fn), name)
+                               "do not run that block, so they see the value bound at the top level. Pass it as an "
+                               "argument, or use set_const or initializer=", describe(fn), name)
 
     @functools.cached_property
     def guarded(self):
         """(names that only ``if __name__ == "__main__"`` binds, names that it binds again)."""
         import ast
-        body = ast.parse(read_source(self.path), self.path).body
-        guards = [node for node in body if isinstance(node, ast.If) and "__name__" in ast.dump(node.test)]
-        others = [node for node in body if node not in guards]
+        skipped, run = [], []  # by workers
+        for node in ast.parse(read_source(self.path), self.path).body:
+            guard = isinstance(node, ast.If) and "__name__" in ast.dump(node.test)
+            unequal = guard and isinstance(getattr(node.test, "ops", [None])[0], ast.NotEq)
+            branches = (node.body, node.orelse) if guard else ([], [node])
+            skipped += branches[unequal]
+            run += branches[not unequal]
         inside, outside = (operands(compile(ast.Module(nodes, []), self.path, "exec", dont_inherit=True),
                                     "STORE_NAME", "STORE_GLOBAL")  # the latter if a function declares the name global
-                           for nodes in (guards, others))
+                           for nodes in (skipped, run))
         return inside - outside, inside & outside
 
     def load(self):
@@ -4339,7 +4350,7 @@ class Root(Node):
         stats = unpickle(bytes(stats))
         if self.options["profile"] is not True:
             stats_of(stats).dump_stats(os.path.join(self.options["profile"], f"worker-{worker.decode()}.prof"))
-        self.profile = self.profile or pstats.Stats(stream=sys.stderr)
+        self.profile = self.profile or pstats.Stats(stream=sys.stderr or io.StringIO())  # None would be stdout
         stats = tasks_part(stats)
         if stats:  # pstats refuses an empty one
             self.profile.add(stats_of(stats))
@@ -5044,7 +5055,7 @@ class Keeper:
             self.run()
         except (PoolError, OSError) as error:  # such as no permission to write a file
             if self.config["below"] or self.broker or isinstance(error, OSError):  # else the root says it, too
-                print(f"minscoop: {error}", file=sys.stderr)
+                say(f"minscoop: {error}")
         except Exception:
             traceback.print_exc()
         finally:
@@ -5173,7 +5184,7 @@ class Keeper:
             target(*args)
             os._exit(0)
         except PoolError as error:
-            print(f"minscoop: {error}", file=sys.stderr)
+            say(f"minscoop: {error}")
         except BaseException:
             traceback.print_exc()
         finally:
@@ -6028,7 +6039,7 @@ def parse_hosts(source):
             path = os.fspath(source)
             items = [line.partition("#")[0] for line in read_text(path).splitlines()]
         except (OSError, ValueError) as error:
-            raise ValueError(f"cannot read the hosts file {path!r}: {first_line(error)}") from None
+            raise ValueError(f"cannot read the hosts file {path!r}: {first_line(error, path)}") from None
     found = add_up(parse_items(items, path))
     if not found:
         raise ValueError(f"no hosts in {path or source!r}: {HOW_TO_SAY}")
@@ -6701,7 +6712,8 @@ class Progress:
         """The progress thread: look and draw every LOOK seconds, for as long as there may be something to show."""
         while self.wanted is not False:
             time.sleep(LOOK)
-            nodes = list(self.nodes)
+            with self.lock:  # ``watch`` adds to them
+                nodes = list(self.nodes)
             for node in nodes if self.calling or self.live() else ():
                 node.send(b"COUNT", b"0")  # without our lock: a thread that holds the node's may want ours
             left = {node: calls_left(node) if self.wanted else 0 for node in nodes}
@@ -6719,7 +6731,7 @@ class Progress:
                         return
                     continue
                 if now - self.began > PROGRESS_DELAY:
-                    with contextlib.suppress(OSError):
+                    with contextlib.suppress(OSError, ValueError):  # stderr is full, or closed
                         self.draw(progress_text(counts, now - self.since, nodes))
 
     def look(self, left):
@@ -6740,7 +6752,7 @@ class Progress:
         if not on_terminal():
             if time.monotonic() - self.said > PLAIN_PAUSE:
                 self.said = time.monotonic()
-                print(text, file=sys.stderr, flush=True)
+                say(text)
         elif not (self.hidden or self.asking) and in_foreground():
             self.wipe()
             text, self.drawn = fitting(text, (os.get_terminal_size(2).columns or 80) - 1)
@@ -6775,8 +6787,15 @@ class Screen(io.FileIO):
     def write(self, data):
         """As FileIO does, with the progress line wiped before."""
         with progress.lock:
-            progress.make_room(hidden=bytes(data[-1:]) != b"\n")
+            if len(data):  # print(line, end="") writes an empty text, too
+                progress.make_room(hidden=bytes(data[-1:]) != b"\n")
             return super().write(data)
+
+
+def say(*lines):
+    """Print lines on stderr, if the program has one: else `print` would take stdout."""
+    if sys.stderr is not None:
+        print(*lines, sep="\n", file=sys.stderr, flush=True)
 
 
 def on_terminal():
@@ -6876,7 +6895,8 @@ def tasks_part(stats):
             calls, _, seconds, _ = callers[maps]
             rest["~", 0, "<built-in functions that maps call>"] = calls, calls, seconds, seconds, {}
         for caller in ours & callers.keys() - {*submits} if key[0] == "~" else ():
-            figures = map_builtin(operator.sub, figures, callers[caller])
+            every, primitive, *seconds = callers[caller]  # in `figures` the primitive calls come first
+            figures = map_builtin(operator.sub, figures, (primitive, every, *seconds))
         calls, *figures = figures
         if calls > 0:
             rest[key] = calls, *figures, {caller: callers[caller] for caller in callers.keys() - ours}
@@ -6899,8 +6919,8 @@ def prompt(namespace, node):
     try:
         console.interact(
             f"minscoop {__version__} on Python {sys.version.partition(' ')[0]}, {node.size} "
-            f"worker{'s' * (node.size != 1)}: "
-            f"{'map' if namespace.get('map') is map else 'futures.map'}, submit, futures, executor. Ctrl-D ends.", "")
+            f"worker{'s' * (node.size != 1)}: {'map' if namespace.get('map') is map else 'futures.map'}, submit, "
+            "futures, executor. Ctrl-D to exit.", "")
     except SystemExit as error:  # exit()
         if error.code:
             raise
@@ -6908,7 +6928,8 @@ def prompt(namespace, node):
     more = not all(job.exhausted or job.begun for job in maps)  # the end pulls all inputs of unread maps
     left = calls_left(node) + sum(job.pulled - job.made for job in maps) or int(more)
     if left:
-        logger.warning("waiting for %d call%s%s; Ctrl-C ends at once", left, "s" * (left != 1), " or more" * more)
+        logger.warning("waiting for %d call%s%s; press Ctrl-C to end at once", left, "s" * (left != 1),
+                       " or more" * more)
 
 
 def answer_with_stacks(node):
@@ -6920,7 +6941,8 @@ def answer_with_stacks(node):
                 stack = "".join(traceback.format_stack(frames[ident]))
                 text += f"Thread {thread.name} (most recent call last):\n{stack}"
         with contextlib.suppress(OSError):  # no print: the signal may have interrupted one
-            os.write(2, f"{text}the above is the root, pid {os.getpid()}; workers follow\n\n".encode())
+            follows = "; workers follow" * (node.size > 0)
+            os.write(2, f"{text}the above is the root, pid {os.getpid()}{follows}\n\n".encode())
         node.send(b"STACKS")
     if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
         dump_when_asked(2, ask_workers)
@@ -6939,7 +6961,8 @@ class Formatter(logging.Formatter):
         if not is_ours(record):
             return super().format(record)
         worker, host = (getattr(record, key, place[key]) for key in ("worker", "host"))  # handmade ones may lack them
-        where = "" if worker in ("root", "keeper") or logger.level > logging.INFO else f"{host} {worker}: "
+        shown = worker not in ("root", "keeper") and logger.getEffectiveLevel() <= logging.INFO
+        where = f"{host} {worker}: " if shown else ""
         return f"minscoop: {where}{super().format(record)}"
 
 
@@ -7077,19 +7100,21 @@ def merged(a, b):
 
 
 def no_totals():
-    """The totals of a worker that has not run anything: start of its first event, end of its last; events begun, and
-    ended; bytes of its messages, including those in shared memory; seconds it has lived; seconds in each function;
-    calls by (function, log2 of seconds)."""
-    return dict(first=math.inf, last=0.0, begun=0, runs=0, received=0, sent=0, life=0.0,
+    """The totals of a worker that has not run anything: start of its first event, end of its last; events ended; bytes
+    of its messages, including those in shared memory; seconds it has lived; seconds in each function; calls by
+    (function, log2 of seconds)."""
+    return dict(first=math.inf, last=0.0, runs=0, received=0, sent=0, life=0.0,
                 seconds=collections.Counter(), calls=collections.Counter())
 
 
 class Recording:
-    """Mixed into a node: it counts what travels and what is lost, and times what it runs."""
+    """Mixed into a node: it counts what travels and what is lost, and times what it runs.
+
+    What is recorded is read and written with `lock` held: threads that tasks start run tasks, too."""
 
     def __init__(self, *args, level, cap=MAX_EVENTS):
         self.level, self.cap, self.local = level, cap, threading.local()
-        self.totals = no_totals()
+        self.totals, self.numbers = no_totals(), itertools.count(1)  # these are in the names of events
         self.events, self.losses, self.parents = [], [], {}  # since the last RECORD
         self.born = self.recorded = time.monotonic()
         self.fresh = False                                   # whether there is anything new
@@ -7098,14 +7123,15 @@ class Recording:
     @contextlib.contextmanager
     def instead(self, event):
         """While the block runs, this thread works on `event`, or waits (None): not on the outer event."""
-        outer, begun = getattr(self.local, "event", None), time.monotonic()
-        self.local.event = event
+        outer = getattr(self.local, "event", None)
+        clock = time.thread_time if outer is not None and outer[END] else time.monotonic  # see ``yield_baton``
+        self.local.event, begun = event, clock()
         try:
             yield
         finally:
             self.local.event = outer
-            if outer is not None and not outer[END]:
-                outer[OWN] -= time.monotonic() - begun
+            if outer is not None:
+                outer[OWN] -= clock() - begun
 
     def execute(self, unit, me=None):
         """Run user code, and record it as an event."""
@@ -7115,7 +7141,7 @@ class Recording:
                 super().execute(unit, me)
         finally:
             now = time.monotonic()
-            own = (event[END] or now) - event[START] + (time.thread_time() - self.local.used if event[END] else 0.0)
+            own = (event[END] or now) - event[START] + (time.thread_time() if event[END] else 0.0)
             event[OWN], event[END] = max(0.0, event[OWN] + own), now
             event[FAILED] = len(unit.failures) if isinstance(unit, Slice) else int(unit._exception is not None)
             self.end(event, unit)
@@ -7127,10 +7153,9 @@ class Recording:
 
     def begin(self, unit):
         """A new event, for a Future or Slice that is about to be run."""
-        self.totals["begun"] += 1
         parent, name = getattr(unit._parent, "event", None), self.name.decode()
         task = parent[EVENT] if parent else getattr(getattr(unit, "job", None), "id", b"").decode().partition("/")[0]
-        event = [name, "?", 0.0, 0.0, 0.0, 1, f"{name}#{self.totals['begun']}", task, None,
+        event = [name, "?", 0.0, 0.0, 0.0, 1, f"{name}#{next(self.numbers)}", task, None,
                  isinstance(unit, Slice) and unit.span.singly and unit.span.avoid != b"", 0]  # a worker died over it
         with contextlib.suppress(Exception):
             fn, args, kwargs = first_call(unit)
@@ -7144,21 +7169,21 @@ class Recording:
 
     def end(self, event, unit):
         """Add a finished event to the totals. The calls of one slice are taken to have lasted equally long."""
-        self.totals["runs"] += 1
         event[COUNT] = unit.hi - unit.lo if isinstance(unit, Slice) else 1
         names, mean, totals = {event[FN]: event[COUNT]}, event[OWN] / event[COUNT], self.totals
         if event[COUNT] > 1 and unit.job.recipe is CALLS:
             names = collections.Counter(name_of(call[0]) for call in unit.span.items(unit.lo, unit.hi)[0])
-        for name, count in names.items():
-            name = name if name in totals["seconds"] or len(totals["seconds"]) < 300 else "(others)"
-            totals["seconds"][name] += mean * count
-            totals["calls"][name, math.frexp(max(mean, 1e-7))[1]] += count
-        totals.update(first=min(totals["first"], event[START]), last=event[END])
-        self.fresh = True
-        if self.level > 1:
-            self.events.append(event)
-            if len(self.events) > 2 * self.cap:
-                thin(self.events, self.cap)
+        with self.lock:
+            for name, count in names.items():
+                name = name if name in totals["seconds"] or len(totals["seconds"]) < 300 else "(others)"
+                totals["seconds"][name] += mean * count
+                totals["calls"][name, math.frexp(max(mean, 1e-7))[1]] += count
+            totals.update(first=min(totals["first"], event[START]), last=event[END], runs=totals["runs"] + 1)
+            self.fresh = True
+            if self.level > 1:
+                self.events.append(event)
+                if len(self.events) > 2 * self.cap:
+                    thin(self.events, self.cap)
 
     def handle(self, message):
         """Count the bytes of a message, and handle it."""
@@ -7167,7 +7192,9 @@ class Recording:
 
     def send_all(self, *messages):
         """Count the bytes of messages, and send them."""
-        self.totals["sent"] += sum(map_builtin(size_of, itertools.chain(*messages)))
+        size = sum(map_builtin(size_of, itertools.chain(*messages)))
+        with self.lock:
+            self.totals["sent"] += size
         super().send_all(*messages)
 
     def register(self, span, lo, hi, frames):
@@ -7182,9 +7209,10 @@ class Recording:
         known, before = task_id in self.away, self.retried
         super().on_LOST(task_id, lo, hi, flags, obituary)
         if known and obituary:
-            self.losses.append([self.name.decode(), time.monotonic(), bytes(obituary).decode(errors="replace"),
-                                self.retried - before])
-            self.fresh = True
+            with self.lock:
+                self.losses.append([self.name.decode(), time.monotonic(), bytes(obituary).decode(errors="replace"),
+                                    self.retried - before])
+                self.fresh = True
 
     def queued(self):
         """Number of items queued here; beyond 1000 entries, each counts as one."""
@@ -7218,7 +7246,8 @@ class RecordingWorker(Recording, Worker):
         """As ever; from here on the task shares its worker with others, so only its CPU time is its own."""
         event = getattr(self.local, "event", None)
         if event is not None and not event[END]:
-            event[END], self.local.used = time.monotonic(), time.thread_time()
+            event[END] = time.monotonic()
+            event[OWN] -= time.thread_time()  # ``execute`` adds what it is by then
         super().yield_baton()
 
     def initialise(self):
@@ -7238,9 +7267,10 @@ class RecordingWorker(Recording, Worker):
 
     def tell(self, at_once=False):
         """Send a RECORD: `at_once`, or only if there is news and the last one is older than ``pause``."""
-        if at_once or self.fresh and time.monotonic() - self.recorded > self.pause:
-            thin(self.events, self.cap)
-            self.send(b"RECORD", self.name, pickle.dumps(self.news(), 5))
+        with self.lock:
+            if at_once or self.fresh and time.monotonic() - self.recorded > self.pause:
+                thin(self.events, self.cap)
+                self.send(b"RECORD", self.name, pickle.dumps(self.news(), 5))
 
     def leave(self):
         """Send the last RECORD, and leave."""
@@ -7254,10 +7284,11 @@ class Collector(Recording):
     def __init__(self, options):
         self.records, self.offsets = {}, {}   # worker -> its latest RECORD; host -> what to add to its times
         self.slowest, self.queues = [], []    # events; [time, items that wait]
-        self.interrupted = self.published = False
+        self.interrupted, self.published = False, True
         self.used = time.process_time()
         self.asked = None                     # when the script first asked for something
         super().__init__(options, level=options["record"])
+        self.published = False                # a pool that cannot start has nothing to publish
 
     def push(self, unit):
         """As ever; note when the script first did so."""
@@ -7282,16 +7313,16 @@ class Collector(Recording):
             self.queues = self.queues[::2] if len(self.queues) > 4000 else self.queues
 
     def abort(self):
-        """As ever; then publish, once, however the pool ended. A pool that never started has nothing to publish."""
+        """As ever; then publish, once, however the pool ended."""
         self.interrupted = self.interrupted or not self.closing
         super().abort()
-        if self.published or self.context is None and not isinstance(self, Inline):
+        if self.published:
             return
         self.published = True
         try:
             self.publish()
         except Exception as error:  # stderr is closed, or a record is malformed: the program goes on
-            logger.error("what was recorded cannot be shown: %s", error)
+            logger.error("cannot write the report, trace or summary: %s", error)
 
     def publish(self):
         """Write whichever of report, trace and summary were asked for."""
@@ -7309,9 +7340,9 @@ class Collector(Recording):
             except OSError as error:  # the disk is full, the directory is gone: write the other
                 logger.error("the %s could not be written to %s: %s", key, self.options[key], error.strerror)
         if self.options["summary"]:
-            print(f"minscoop: {run['tasks']} tasks in {run['seconds']:.2f} s" +
-                  ", not counting what lost workers did last" * bool(run["losses"]), *aligned(run["table"]),
-                  f"minscoop: {run['verdict']}", sep="\n", file=sys.stderr, flush=True)
+            say(f"minscoop: {run['tasks']} tasks in {run['seconds']:.2f} s" +
+                ", without what lost workers ran after their last record" * bool(run["losses"]),
+                *aligned(run["table"]), f"minscoop: {run['verdict']}")
 
 
 class RecordingRoot(Collector, Root):
@@ -7397,7 +7428,7 @@ def verdict(run):
     return next(text for holds, text in (
         (run["tasks"] < len(records), f"Limited by too few tasks: {run['tasks']} for {len(records)} workers."),
         (ready > seconds / 2 and seconds > 1,
-         f"Limited by the start: the first worker was there after {ready:.1f} of {seconds:.1f} s."),
+         f"Limited by the start: the first worker was ready only after {ready:.1f} of {seconds:.1f} s."),
         (idle > (seconds - ready) * (0.2 if code > 0.8 * whole else 0.5) and seconds - ready > 2,
          f"Limited by the root: the script gave the pool nothing to do for {idle:.1f} of {seconds - ready:.1f} s. Move "
          "that work into tasks, or submit earlier."),
@@ -7406,8 +7437,8 @@ def verdict(run):
          f"Limited by too-short tasks: {scaled(code / run['tasks'], 's')} each on average; workers ran them {busy}. "
          "Let each do more, or use map, which runs many at a time."),
         (run["moved"] > 5e7 * (end - first) and tail < (whole - code) / 2,
-         f"Limited by the network, or by packing what goes through it: {network}. Send less: constants, map_reduce, "
-         "files' names."),
+         f"Limited by the network, or by pickling what crosses it: {network}. Send less: constants, map_reduce, "
+         "file names."),
         (tail > (whole - code) / 2,
          f"Limited by imbalance: workers waited {tail / whole:.0%} of the time for the last tasks. Make tasks smaller, "
          "or submit the longest first."),
@@ -7531,7 +7562,7 @@ function table(id, head, ...rows) {  // a cell may be a function that fills it
 // -- what stands around the picture
 $("title").append(document.title = `minscoop: ${D.title}`), $("verdict").append(D.verdict)
 $("facts").append(`ended ${D.ended} after ${time(D.seconds)} · ${whole(D.tasks)} calls${
-  D.losses.length ? ", not counting what lost workers did last" : ""} · `,
+  D.losses.length ? ", without what lost workers ran after their last record" : ""} · `,
   `${whole(workers.length)} workers · the root's process was busy ${Math.round(100 * D.cpu)} % of the time`)
 $("losses").hidden = !D.losses.length
 $("merged").append(tasks.length >= D.runs ? "" : `${whole(tasks.length)} bars stand for ${whole(D.runs)} calls and
@@ -7689,7 +7720,7 @@ examples:
   python minscoop.py -n 2 -c 'from minscoop import futures; print(list(futures.map(abs, [-1, 2])))'
   python minscoop.py -n 0 script.py               everything in this process: for pdb, and for teaching
   python minscoop.py --hosts a,b:4,localhost script.py       on three machines: those of ssh, and this one
-  python minscoop.py --check --hosts hosts.txt               are they fit for it?
+  python minscoop.py --check --hosts hosts.txt               test whether these hosts can be used
   srun, qsub, bsub: in a batch job, 'python minscoop.py script.py' uses what was allocated
 
 In the program:
@@ -7719,24 +7750,25 @@ def make_parser():
                       help=f"workers in all (default: usable cores, here {usable_cores()}, or as the hosts say); "
                            "0: run inline")
     pool.add_argument("--retries", type=int, default=3, metavar="N",
-                      help="deaths of workers over one task after which it fails (default: %(default)s)")
+                      help="fail a task after N workers died running it; 0: never run again what may have begun "
+                           "(default: %(default)s)")
     pool.add_argument("--nice", type=int, default=0, metavar="N", help="niceness of the workers (default: 0)")
     add_host_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument("-v", "--verbose", action="count", default=0,
-                        help="say what happens, and at the end what each host did and what was the limit; -vv: "
-                             "everything")
+                        help="log what happens and, at the end, what each host did and what limited the run; -vv: "
+                             "debug messages, too")
     output.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
     output.add_argument("--progress", action="store_true", default=on_terminal() or None,
                         help="a line that says how far the run is (the default on terminals; where there is none, "
                              "one every 10 s)")
-    output.add_argument("--no-progress", dest="progress", action="store_false", help="no such line")
+    output.add_argument("--no-progress", dest="progress", action="store_false", help="no progress line")
     output.add_argument("--tag-output", action="store_true", help="host and worker before each line that tasks print")
     output.add_argument("--report", metavar="FILE", help="write a page (HTML) with what each worker ran when")
     output.add_argument("--trace", metavar="FILE", help="the same as JSON, for Perfetto or chrome://tracing")
     output.add_argument("--profile", metavar="DIR", nargs="?", const=True, type=lambda name: name or True,
-                        help="at the end, a table of the time spent in functions, on all workers; with DIR (that is no "
-                             "file), also a file per worker there, for pstats")
+                        help="at the end, a table of the time spent in functions, on all workers; with DIR (a "
+                             "directory, created if need be), also a file per worker there, for pstats")
     output.add_argument("--version", action="version", version=f"minscoop {__version__}")
     return parser
 
@@ -7746,8 +7778,10 @@ def add_host_options(parser):
     where = parser.add_argument_group("hosts (default: those of the batch job, if this is one; else this machine)")
     where.add_argument("--hosts", "--host", "--hostfile", metavar="HOSTS", action="append",
                        help="a file with lines 'name [workers]', or a list: a,b:4,user@c,node[01-16]:8,localhost")
-    where.add_argument("--all-hosts", action="store_true", help="a host that cannot be had is an error, no warning")
-    where.add_argument("--check", action="store_true", help="say of each host whether it is fit, and run nothing")
+    where.add_argument("--all-hosts", action="store_true",
+                       help="fail if any host cannot be used (default: warn and go on without it)")
+    where.add_argument("--check", action="store_true",
+                       help="test every host, report whether it can be used, and run nothing")
     where.add_argument("--listen", metavar="FILE", help="write FILE, with which --join adds hosts to this run")
     where.add_argument("--join", metavar="FILE", help="add this machine's workers (or -n N) to the run that wrote FILE")
     reach = parser.add_argument_group("how hosts are reached")
@@ -7813,8 +7847,11 @@ def command_line():
         code = prepare_program(options)
     except (OSError, ImportError, SyntaxError, ValueError) as error:
         name = "the code" if options.kind == "-c" else (options.program or ["-"])[0]
-        parser.exit(2, f"minscoop.py: cannot run {name}: {first_line(error)}\n")
-    run_program(code, pool, options.interactive)
+        parser.exit(2, f"minscoop.py: cannot run {name}: {first_line(error, name)}\n")
+    try:
+        run_program(code, pool, options.interactive)
+    except Terminated as error:
+        sys.exit(128 + error.args[0])
 
 
 def split_words(parser, words):
@@ -7889,12 +7926,13 @@ def aligned(rows):
             f"{row[0].ljust(widths[0])}  {row[1]}" for row in rows]
 
 
-def first_line(error):
-    """An error in one line; but a SyntaxError as Python shows it, with the place."""
+def first_line(error, known=None):
+    """An error in one line, with its file if that is not `known`; but a SyntaxError as Python shows it, with the place.
+    """
     if isinstance(error, SyntaxError):
         return "\n" + "".join(traceback.format_exception_only(type(error), error)).rstrip()
-    if isinstance(error, OSError):
-        return error.strerror
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename in (None, known) else f"{error.strerror}: {error.filename}"
     return str(error).partition("\n")[0]
 
 
@@ -7959,8 +7997,6 @@ def run_program(code, pool, interactive):
     except SystemExit as error:
         if error.code not in (None, 0):  # else it is a normal end: sys.exit(main())
             raise
-    except Terminated as error:
-        sys.exit(128 + error.args[0])
     except KeyboardInterrupt:  # maybe raised as the pool ends: a traceback would show only our frames
         sys.excepthook = lambda *_: None
         raise
@@ -8003,11 +8039,15 @@ class Terminated(BaseException):
     """SIGTERM or SIGHUP came: raised in the main thread of a program that the command line runs. Not a SystemExit:
     while an object is pickled, that is taken for a fault of the object (see FAULTS)."""
 
+    raised = False
+
 
 def terminate(number, _):
-    """Handler of SIGTERM and SIGHUP: end with exit code 128 + number, as in shells. Ignores a second of its kind."""
-    signal.signal(number, signal.SIG_IGN)
-    raise Terminated(number)
+    """Handler of SIGTERM and SIGHUP: end with exit code 128 + number, as in shells. Only once, so that the clean-up is
+    not interrupted: systemd and closing terminals send both."""
+    if not Terminated.raised:
+        Terminated.raised = True
+        raise Terminated(number)
 
 
 def forget_handlers():
@@ -8032,7 +8072,7 @@ def let_come():
 def show(error, tb):
     """Print an error of the program with its traceback, without our frames; a PoolError as its message only."""
     if isinstance(error, PoolError):
-        print(f"minscoop: {error}", file=sys.stderr)
+        say(f"minscoop: {error}")
         return
     tb = without_ours(tb)
     sys.last_type, sys.last_value, sys.last_traceback, last = type(error), error, tb, tb  # for pdb.pm() at a prompt

@@ -1384,6 +1384,18 @@ def test_what_a_killed_pool_left_is_removed_when_another_begins(guard, script):
             assert all(map(os.path.isdir, mine))
 
 
+def test_a_pool_starts_when_another_user_has_put_something_under_the_name_of_a_pool(tmp_path):
+    """In /tmp everybody may: a named pipe that nobody writes to, which would be waited for, or a link."""
+    (tmp_path / "own").mkdir()
+    os.mkfifo(tmp_path / "minscoop-a.pool")
+    os.symlink("own", tmp_path / "minscoop-b.pool")
+    for name in "minscoop-a.pool", "minscoop-b.pool", "own":
+        os.utime(tmp_path / name, (0, 0), follow_symlinks=False)
+    before = set(os.listdir(tmp_path))
+    directory = minscoop.make_directory(str(tmp_path))
+    assert {*os.listdir(tmp_path)} - before == {os.path.basename(directory)} and before <= {*os.listdir(tmp_path)}
+
+
 @linux_only
 @pytest.mark.parametrize("kind", ["bytes", "bytearray"])
 def test_a_large_thing_is_there_twice_at_most_when_it_arrives(script, kind):
@@ -1627,7 +1639,7 @@ def test_an_exception_has_no_other_text_when_its_class_puts_words_around_it():
 
 GUARDED = """
 import os
-both = here = told = 0
+both = here = told = other = 0
 def top(): local = 1
 def tell(): global told
 if __name__ == "__main__":
@@ -1643,17 +1655,35 @@ if __name__ == "__main__":
     a, (b, *c) = 1, (2, 3)
     total: int = 0
 else:
-    elsewhere = 1
-if here: other = 1
+    elsewhere = other = 1
+if here: conditional = 1
+if __name__ != "__main__": elsewhere = 2
+else: reverse = 1
 """
+
+
+@pytest.mark.parametrize("kind, options, since", [
+    ("TypeVar", dict(bound=int, covariant=True), (3, 8)), ("TypeVar", dict(infer_variance=True), (3, 12)),
+    ("TypeVar", dict(default=None), (3, 13)), ("ParamSpec", dict(bound=int, contravariant=True), (3, 10)),
+    ("ParamSpec", dict(default=[int]), (3, 13)), ("TypeVarTuple", {}, (3, 11)),
+    ("TypeVarTuple", dict(default=typing.Tuple[int]), (3, 13))], ids=str)
+def test_a_type_variable_has_all_that_it_was_made_with_when_it_goes_by_value(kind, options, since):
+    """Whatever its Python knows of."""
+    if sys.version_info < since:
+        pytest.skip("it has not got that")
+    var = getattr(typing, kind)("Nameless", **options)
+    copy = minscoop.loads(minscoop.dumps(var))
+    looks = [f"__{name}__" for name in minscoop.OF_VARIABLES]
+    assert copy is not var and type(copy) is type(var) and copy.__name__ == "Nameless"
+    assert [getattr(copy, look, None) for look in looks] == [getattr(var, look, None) for look in looks]
 
 
 def test_names_travel_by_value_when_only_the_guard_binds_them(script):
     """What stands under `if __name__ == "__main__"` is unknown to workers, everything else is not."""
     only, again = minscoop.Main(str(script(GUARDED))).guarded
     assert {"json", "p", "cosine", "sin", "inside", "Inner", "loop", "handle", "a", "b", "c", "total",
-            "count"} <= only
-    assert not {"os", "both", "here", "top", "other", "local", "hidden", "attribute"} & only
+            "count", "reverse"} <= only
+    assert not {"os", "both", "here", "top", "conditional", "local", "hidden", "attribute", "elsewhere"} & only
     assert again == {"both", "told"}
 
 
@@ -4111,8 +4141,8 @@ def test_an_error_without_words_is_told_when_nothing_else_explains_it():
         return At(pickling=lambda: next(moods, int)())
     job = HandJob(identity, [moody()])
     given(job)
-    assert isinstance(job.got[0], CannotSend) and "Wordless without a text" in str(job.got[0])
-    with pytest.raises(CannotSend, match="Wordless without a text"):
+    assert isinstance(job.got[0], CannotSend) and "Wordless whose str" in str(job.got[0])
+    with pytest.raises(CannotSend, match="Wordless whose str"):
         job.node.set_const({"moody": moody()})
 
 
@@ -5565,6 +5595,23 @@ def test_nothing_is_left_when_another_signal_ends_a_program(guard, script, tmp_p
     assert eventually(lambda: not os.listdir(guard), two_seconds())
 
 
+@pytest.mark.parametrize("first, then", [("SIGTERM", "SIGHUP"), ("SIGHUP", "SIGTERM"), ("SIGTERM", "SIGTERM")])
+def test_a_program_cleans_up_when_another_signal_follows_the_first(script, tmp_path, first, then):
+    """As systemd and closing terminals send them; the report is written, and the exit code is that of the first."""
+    done = launch("-n", 1, "--report", tmp_path / "run.html", script(f"""
+        import os, signal, time
+        if __name__ == "__main__":
+            try:
+                os.kill(os.getpid(), signal.{first})
+                time.sleep(40)
+            finally:
+                os.kill(os.getpid(), signal.{then})
+                print("cleaned up")
+    """))
+    assert (done.returncode, done.stdout, done.stderr) == (128 + getattr(signal, first), "cleaned up\n", "")
+    assert (tmp_path / "run.html").read_text()
+
+
 def test_nothing_is_lost_when_the_terminal_goes_under_nohup(script, tmp_path):
     """SIGHUP, which then comes to the whole process group, is ignored by all of us as it is by the program."""
     path = script("""
@@ -6577,7 +6624,7 @@ def test_a_program_has_hosts_when_it_makes_an_executor(guard, ssh, script, tmp_p
 
 
 def test_hosts_are_checked_when_asked(ssh):
-    """--check: a line per host with what it has, or why it cannot be had; exit code 0 only if all are fit."""
+    """--check: a line per host with what it has, or why it cannot be used; exit code 0 only if all are fit."""
     for hosts, code in (("good", 0), ("good,refused,nokey", 1)):
         done = launch("--check", "--hosts", hosts)
         assert done.returncode == code and done.stderr == "", done
@@ -8027,7 +8074,8 @@ def test_the_file_to_be_renamed_is_named_when_a_program_hides_a_module_of_python
     path = script("import minscoop\nif __name__ == '__main__':\n    print(list(minscoop.map(abs, [-1])))\n", "glob.py")
     shutil.copy(MINSCOOP, tmp_path)
     done = python(*how, cwd=tmp_path)
-    assert done.returncode == 1 and done.stderr.endswith(f"{path} hides a module of Python's own: rename it\n")
+    assert done.returncode == 1 and done.stderr.endswith(
+        f"{path} has the name of a standard module and is imported in its place: rename it\n")
 
 
 @pytest.mark.parametrize("name", ["scoop", "minscoop"])
@@ -8325,6 +8373,23 @@ def test_a_map_has_its_line_when_its_input_is_slow_to_copy(monkeypatch):
     thread.join(WAIT)
 
 
+def test_the_line_goes_on_when_a_pool_is_made_while_the_pools_are_listed(monkeypatch):
+    """Else the thread that draws ended with an error, and no line came any more."""
+    class Nodes(weakref.WeakKeyDictionary):
+        def __iter__(self):
+            listed.append(progress.lock._is_owned())
+            return super().__iter__()
+    listed, progress = [], minscoop.Progress(True)
+    progress.nodes = Nodes()
+    for name, value in dict(LOOK=0.01, install_screens=lambda: None).items():
+        monkeypatch.setattr(minscoop, name, value)
+    progress.watch(HandNode())
+    assert eventually(lambda: len(listed) > 1)
+    thread, progress.wanted = progress.thread, False
+    thread.join(WAIT)
+    assert all(listed)
+
+
 def test_the_program_goes_on_when_its_terminal_is_gone(monkeypatch):
     """It may be closed; or the program sends descriptor 2 elsewhere for a moment, to silence a library in C."""
     def no_terminal(*_):
@@ -8348,6 +8413,17 @@ def test_calls_are_counted_by_themselves_when_a_map_was_done_before(monkeypatch)
     assert eventually(lambda: [line for line in lines if line.startswith("minscoop: 0 of 8 (0 %), 0/s")], 5)
     thread, progress.wanted = progress.thread, False
     thread.join(WAIT)
+
+
+@pytest.mark.parametrize("words, hidden", [(["line\n"], False), (["li", "ne\n"], False), (["line\n", "li"], True)])
+def test_the_line_comes_back_when_a_whole_line_was_printed_without_an_end(monkeypatch, words, hidden):
+    """With python -u, print(line, end="") writes an empty text after it."""
+    monkeypatch.setattr(minscoop, "progress", minscoop.Progress(True))
+    with open(os.devnull, "w") as null:
+        screen = io.TextIOWrapper(minscoop.Screen(null.fileno(), "w", closefd=False), write_through=True)
+        for word in words:
+            print(word, end="", file=screen)
+    assert minscoop.progress.hidden == hidden
 
 
 def test_the_line_goes_at_once_when_the_last_map_is_done():
@@ -8392,6 +8468,26 @@ def test_the_line_is_drawn_when_stderr_has_no_encoding(monkeypatch):
         patch.setattr(sys, "stderr", types.SimpleNamespace())
         minscoop.Progress(True).draw("50 %")
     assert drawn == [b"50 %"]
+
+
+@pytest.mark.parametrize("stderr", [None, io.StringIO()])
+def test_progress_goes_nowhere_when_stderr_is_closed(monkeypatch, capsys, stderr):
+    """Not to stdout, and the thread goes on: the program may open another stderr."""
+    if stderr:
+        stderr.close()
+    drawn, node, progress = [], HandNode(), minscoop.Progress(True)
+    for name, value in dict(LOOK=0.01, PROGRESS_DELAY=0, PLAIN_PAUSE=0, install_screens=lambda: None,
+                            on_terminal=lambda: False, calls_left=lambda node: 1,
+                            progress_text=lambda *_: drawn.append(1) or "50 %").items():
+        monkeypatch.setattr(minscoop, name, value)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stderr)
+        progress.said = -math.inf
+        progress.watch(node)
+        assert eventually(lambda: len(drawn) > 2, 5)
+        thread, progress.wanted = progress.thread, False
+        thread.join(WAIT)
+    assert capsys.readouterr().out == ""
 
 
 def test_the_line_stays_away_when_a_password_is_asked_for(monkeypatch):
@@ -8510,6 +8606,13 @@ def test_a_table_says_where_time_went_when_it_was_asked_for(script, tmp_path, wh
     assert len(files) == workers and sum(calls) == 1000 * bool(workers)
 
 
+def test_a_recursive_builtin_keeps_its_calls_when_we_call_it_too():
+    """A profile has (primitive calls, calls) of a function, but (calls, primitive calls) of those by each caller."""
+    theirs, ours, builtin = ("user.py", 1, "f"), (str(MINSCOOP), 1, "g"), ("~", 0, "<built-in method next>")
+    stats = {ours: (1, 1, 0.5, 2.0, {}), builtin: (6, 10, 3.0, 4.0, {theirs: (5, 3, 2.0, 2.5), ours: (5, 3, 1.0, 1.5)})}
+    assert minscoop.tasks_part(stats) == {builtin: (3, 5, 2.0, 2.5, {theirs: (5, 3, 2.0, 2.5)})}
+
+
 def test_a_profile_has_the_time_of_a_call_when_other_threads_wake_meanwhile(capsys):
     """From Python 3.12 on a profile sees all threads of a process, the deputy's too."""
     with minscoop.Executor(1, profile=True) as executor:
@@ -8592,6 +8695,19 @@ def test_what_a_task_logs_is_on_stderr_when_the_launcher_ran_it(script, options,
     assert ("not to be seen" in said) == bool(options)
 
 
+@pytest.mark.parametrize("level, tag", [("NOTSET", ""), ("INFO", f"{os.uname().nodename} 0.1: ")])
+def test_what_a_task_logs_is_tagged_when_the_program_logs_what_v_would(script, level, tag):
+    """And not merely since a program without the launcher sets no level."""
+    done = python(script(f"""
+        import minscoop
+        def log(): minscoop.logger.warning("careful")
+        if __name__ == "__main__":
+            minscoop.logger.setLevel("{level}")
+            with minscoop.Executor(1) as executor: executor.submit(log).result()
+    """), env=dict(os.environ, PYTHONPATH=str(HERE)))
+    assert done.returncode == 0 and f"minscoop: {tag}careful\n" in done.stderr, done
+
+
 def test_calls_that_are_done_stay_counted_while_a_map_goes_on():
     """The line does not go back; what comes when all is done is counted anew."""
     shown, node = minscoop.Progress(), minscoop.Inline()
@@ -8661,7 +8777,7 @@ def test_it_is_said_what_is_waited_for_when_the_prompt_ends(guard, tmp_path, wor
     terminal.await_text("mapped\r\n>>> ")  # what is typed before the prompt is another mode's
     terminal.type(end)
     if not quiet:
-        terminal.await_text(f"minscoop: waiting for {5 + workers} calls; Ctrl-C ends at once")
+        terminal.await_text(f"minscoop: waiting for {5 + workers} calls; press Ctrl-C to end at once")
     touch(tmp_path / "go")
     assert terminal.end() == 0 and terminal.seen.count(b"waiting for") == (not quiet)
 
@@ -8673,7 +8789,7 @@ def test_it_is_said_that_it_is_waited_for_when_inputs_are_still_to_come(tmp_path
     terminal.type("results = futures.map(time.sleep, itertools.repeat(0.01)); time.sleep(1); print('map' + 'ped')\n")
     terminal.await_text("mapped\r\n>>> ")
     terminal.type("\4")
-    terminal.await_text(" or more; Ctrl-C ends at once")
+    terminal.await_text(" or more; press Ctrl-C to end at once")
     terminal.process.send_signal(signal.SIGINT)
     assert terminal.end() == -signal.SIGINT
 
@@ -8967,6 +9083,42 @@ def test_totals_are_those_of_the_last_record_when_others_are_lost(collector):
     assert sum(collector.records["0.1"]["calls"].values()) == 30 and len(collector.events) == 20
 
 
+def test_everything_is_recorded_when_several_threads_of_a_worker_run_tasks():
+    """As those do that a task has started, and that wait for tasks; events are merged and sent meanwhile."""
+    worker, before = RecordingWorker(), sys.getswitchinterval()
+    worker.cap = 50  # then neighbours are merged
+
+    def work():
+        for i in range(500):
+            worker.execute(minscoop.Future(worker, (identity, (i,), {}), None))
+        worker.tell(at_once=True)
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(WAIT)
+    finally:
+        sys.setswitchinterval(before)
+    said = [minscoop.unpickle(body) for _, _, body in worker.sent]
+    assert said[-1]["runs"] == sum(said[-1]["calls"].values()) == 2000
+    assert sum(event[minscoop.COUNT] for news in said for event in news["events"]) == 2000
+
+
+def test_a_task_has_only_its_own_time_when_it_polls_and_then_runs_another(monkeypatch):
+    """From then on the processor's time counts, of which each call of `use` takes some seconds here."""
+    worker, used = RecordingWorker(), [0.0]
+    monkeypatch.setattr(minscoop, "time", types.SimpleNamespace(**{**vars(time), "thread_time": lambda: used[0]}))
+    monkeypatch.setattr(minscoop.Worker, "yield_baton", lambda self: None)
+
+    def use(seconds): used[0] += seconds
+    def run(*steps): worker.execute(minscoop.Future(worker, (lambda: [step() for step in steps], (), {}), None))
+    ten, poll = functools.partial(use, 10), worker.yield_baton
+    run(poll, functools.partial(use, 30), functools.partial(run, ten), functools.partial(run, ten, poll, ten))
+    assert [round(event[minscoop.OWN], -1) for event in worker.events] == [0, 10, 30]
+
+
 def test_a_record_is_dropped_when_it_is_nonsense(collector):
     """It is counted, and does no harm to the report."""
     for body in b"", b"x", pickle.dumps(1, 5), pickle.dumps({}, 5), pickle.dumps({"now": 1, "events": 3}, 5):
@@ -9133,6 +9285,14 @@ def test_the_report_is_written_when_the_program_ends_badly(script, tmp_path):
         data = data_of(tmp_path / f"run{i}.html")
         assert data["tasks"] >= 30, done
         assert ("interrupted" in data["verdict"]) == (done.returncode in (-signal.SIGINT, 128 + signal.SIGTERM)), done
+
+
+def test_nothing_is_published_when_the_pool_cannot_start(monkeypatch, tmp_path, capfd):
+    """Here at the end of `open`: it was said that the run had been interrupted."""
+    monkeypatch.setattr(minscoop, "keep_spare", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        minscoop.Executor(1, summary=True, report=tmp_path / "run.html")
+    assert (tmp_path / "run.html").read_text() == capfd.readouterr().err == ""
 
 
 def test_a_worker_is_in_the_report_when_its_first_task_never_ends(script, tmp_path):
@@ -9371,6 +9531,21 @@ def test_the_exit_code_is_the_programs_when_it_ends(guard, script, end, code, st
     assert not list(pathlib.Path(guard).glob("tmp*"))
 
 
+@pytest.mark.parametrize("args, why", [
+    (["none.py"], "No such file or directory"), (["sub"], "is a directory without __main__.py; for a package use -m"),
+    (["-m", "sub.reads"], "No such file or directory: settings.txt"), (["-m", "sub.mute"], "in its own words")],
+    ids=["no file", "a directory", "it reads a file", "it has words only"])
+def test_it_is_said_why_when_a_program_cannot_be_run(script, tmp_path, args, why):
+    """With the file that is to blame, if it is not the program itself; an OSError need not have a number."""
+    script("", "sub/__init__.py")
+    script("open('settings.txt')", "sub/reads/__init__.py")
+    script("raise OSError('in its own words')", "sub/mute/__init__.py")
+    for name in "reads", "mute":
+        script("", f"sub/{name}/__main__.py")
+    done = launch("-n", 1, *args, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, f"minscoop.py: cannot run {args[-1]}: {why}\n")
+
+
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, -2)])
 def test_the_program_ends_when_a_signal_comes_while_a_task_runs_inline(script, tmp_path, number, code):
     """It is the program's own, not the task's: no further task is run."""
@@ -9560,6 +9735,15 @@ def test_the_work_is_done_when_the_programs_files_are_closed_or_full(guard, scri
     assert (tmp_path / "out").read_text().split() == [said] * 3 + ["4950"]
 
 
+def test_the_summary_is_not_on_stdout_when_stderr_is_closed():
+    """There is where the program's results go."""
+    done = finish(subprocess.Popen(
+        ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, MINSCOOP, "-v", "-n", "1", "--profile", "-c",
+         "import minscoop; print(minscoop.submit(abs, -1).result())"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True))
+    assert (done.returncode, done.stdout) == (0, "1\n")
+
+
 def test_no_handler_of_ours_is_left_when_the_program_forks(script):
     """It would wait for the end of a blocking call, if the signal came just before that."""
     assert output_of("-n", 1, script("""
@@ -9572,17 +9756,18 @@ def test_no_handler_of_ours_is_left_when_the_program_forks(script):
     """), env={**os.environ, "PYTHONWARNINGS": "ignore"}) == "1\n"  # newer ones warn of threads
 
 
-def test_nothing_is_said_when_ctrl_c_comes_during_the_start(script, tmp_path):
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 128 + signal.SIGTERM)])
+def test_nothing_is_said_when_a_signal_comes_during_the_start(script, tmp_path, number, code):
     """Until the program runs it is not the program's; a shell sees what it was. Here it comes amid an import."""
-    script("""
+    script(f"""
         import os, signal, time
         if os.getppid() == int(os.environ["STARTER"]):
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), {int(number)})
         time.sleep(1)
         raise ImportError("gone")
     """, "zmq.py")
     done = launch("-n", 1, "-c", "print(1)", env=dict(os.environ, PYTHONPATH=str(tmp_path), STARTER=str(os.getpid())))
-    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
 
 
 @linux_only
