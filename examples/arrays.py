@@ -10,7 +10,7 @@ SIZE, PARTS = 600, 4
 
 
 def multiply(rows):
-    """These rows of A, times B. B is large and always the same: a constant, once in each host's memory."""
+    """These rows of A, times B. B is large and the same in all calls: a constant, once in each host's memory."""
     return rows @ minscoop.get_const("B")
 
 

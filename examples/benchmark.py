@@ -1,10 +1,10 @@
 """python examples/benchmark.py --html benchmark.html
 
-Less: --systems minscoop,Pool,SCOOP --only noop,submit --rounds 3.
-
 The same work on minscoop and on every peer that can be imported, with the limits of the machine beside them: a table
-of medians, of ratios to minscoop, and of what it has to reach. Each measurement is a fresh process, and the
+of medians, of ratios to minscoop, and of the goals that it has to reach. Each measurement has a fresh process, and the
 systems take turns: absolute times mean little on a shared machine, ratios within one run mean more.
+
+For less: --systems minscoop,Pool,SCOOP --only noop,submit --rounds 3.
 """
 import argparse
 import collections
@@ -28,9 +28,9 @@ import types
 HERE = pathlib.Path(__file__).resolve().parent
 SMAPS = pathlib.Path("/proc/self/smaps_rollup")
 START = float(os.environ.get("BENCHMARK_START", 0))  # of a measurement, by the clock of all processes
-LIMIT = 60    # s for one measurement. Smaller: slow starters show 'failed'; larger: what hangs costs that much
-GRACE = 3     # s for what a measurement leaves, to end by itself before it is killed. Smaller: files may stay behind
-ENOUGH = 0.5  # s of work, after which a slow system is not asked for ten times as much
+LIMIT = 60    # s for one measurement. Smaller: slow starters show 'failed'; larger: a hang costs that much
+GRACE = 3     # s that processes left by a measurement have to end by themselves. Smaller: files may stay behind
+ENOUGH = 0.5  # s of work after which a slow system does not get ten times as much
 shrink = 1    # sizes are divided by it: --quick
 
 
@@ -41,11 +41,11 @@ def some(count):
 
 # -- Tasks
 #
-# The length of a task is CPU time of its own thread. By wall time a task would get on while somebody else has its core,
-# and a system that starts too many processes would look good. A counted loop takes longer while the other core is busy
-# (caches, clock rate, hyperthreads), so that the times from which the best schedule is computed would not be true.
-# With CPU time the work is the same for all, and what a system adds is seen: waiting for a core, for the interpreter's
-# lock, for messages. Other people's load adds to it too; therefore two bare processes do the same work in the same run.
+# The length of a task is CPU time of its own thread. By wall time, a task would get on while another process has its
+# core, and a system that starts too many processes would look good. A counted loop takes longer while the other core is
+# busy (caches, clock rate, hyperthreads), so the times from which the best schedule is computed would be wrong. With
+# CPU time the work is the same for all systems, and what a system adds shows: waiting for a core, for the interpreter's
+# lock, for messages. So does the load of others; therefore two bare processes do the same work in the same run.
 
 
 def spin(seconds):
@@ -64,13 +64,13 @@ def who(_):
 
 
 def look(constant, seconds):
-    """When a constant was there, and this process's part of the memory once all workers have it."""
+    """When a constant had arrived, and this process's share of memory (PSS) once all workers have it."""
     value = constant() if callable(constant) else constant
-    sum(memoryview(value).cast("B")[::4096])  # a byte of each page: what is only mapped takes no memory yet
+    sum(memoryview(value).cast("B")[::4096])  # a byte of each page: a page that is only mapped takes no memory yet
     now = time.monotonic()  # a clock that all processes of a machine share
     time.sleep(seconds)  # keeps the worker busy, so that each gets one of these
     size = SMAPS.exists() and 1024 * int(SMAPS.read_text().partition("\nPss:")[2].split()[0])
-    time.sleep(seconds)  # the others look, too, before this one lets go
+    time.sleep(seconds)  # the others measure, too, before this one frees it
     return now, size
 
 
@@ -82,7 +82,7 @@ def begin(seconds):
 
 
 def tree(count, submit):
-    """So many tasks: two, with half of the others below each."""
+    """Submit so many tasks, as a binary tree: two here, with half of the others below each."""
     for future in [submit(tree, below, submit) for below in ((count - 1) // 2, (count - 2) // 2) if below >= 0]:
         future.result()
 
@@ -97,9 +97,9 @@ def nest(count, submit):
 
 
 class System:
-    """Any executor as in concurrent.futures; those below redefine what they have instead. All end with the interpreter.
+    """Any executor as in concurrent.futures; subclasses redefine what is different. All end with the interpreter.
 
-    name: what makes it. can: the kinds of work it can do. command: what a script runs under."""
+    name: the callable that makes it. can: the kinds of work it can do. command: the launcher of a script."""
 
     def __init__(self, name, can, command="{python}"):
         self.module, _, self.name = name.rpartition(".")
@@ -122,7 +122,7 @@ class System:
         return self.pool.submit(fn, *args)
 
     def map(self, fn, items):
-        """In chunks of 1, the default, if they are few; many would take minutes then, and get such as Pool makes."""
+        """Few items go in chunks of 1, the default; many, which would take minutes, in chunks like those of Pool."""
         return list(self.pool.map(fn, items, chunksize=len(items) // (self.workers * 4) if len(items) >= 1000 else 1))
 
     def reduce(self, fn, op, items):
@@ -141,7 +141,7 @@ class Pool(System):
 
 
 class Scoop(System):
-    """SCOOP, and minscoop, which has its names: a launcher starts the pool. Neither heeds a chunksize."""
+    """SCOOP, and minscoop, which has its names: a launcher starts the pool. Both ignore chunksize."""
 
     def start(self):
         self.pool = importlib.import_module(f"{self.module}.futures")
@@ -152,14 +152,14 @@ class Scoop(System):
         return sys.modules[f"{module}.futures"].submit(fn, *args)  # SCOOP's own cannot be pickled
 
     def settle(self):
-        """With hosts it is SIZE that says how many there are; one that is still being reached counts as one."""
+        """With hosts, SIZE says how many workers there are; a host that is still being reached counts as one."""
         super().settle()
         while self.workers != sys.modules[self.module].SIZE:
             self.workers = sys.modules[self.module].SIZE
             super().settle()
 
     def share(self, value):
-        """What tasks are given to have a constant."""
+        """Share a constant; return what tasks are given to get it."""
         shared, name = importlib.import_module(f"{self.module}.shared"), f"value{time.monotonic_ns()}"  # set once
         shared.setConst(**{name: value})
         return functools.partial(shared.getConst, name, timeout=LIMIT)
@@ -170,13 +170,13 @@ class Dask(System):
         import distributed
         client = distributed.Client(n_workers=self.workers, threads_per_worker=1, dashboard_address=None)
         self.share = functools.partial(client.scatter, broadcast=True)
-        self.pool = client.get_executor(pure=False)  # else equal calls run once
+        self.pool = client.get_executor(pure=False)  # otherwise equal calls run only once
 
     @staticmethod
     def inside(fn, *args):
         import distributed
         with contextlib.suppress(KeyError):  # the second time
-            distributed.secede()  # else the only thread of the worker would wait for itself
+            distributed.secede()  # otherwise the only thread of the worker would wait for itself
         return distributed.get_client().submit(fn, *args, pure=False)
 
 
@@ -210,11 +210,11 @@ class Ipyparallel(System):
         self.submit = self.pool.apply_async
 
 
-# -- Limits: the same without a library
+# -- Limits of the machine: the same work without a library
 
 
 class Loop(System):
-    """A loop in this process. What goes there and back is copied twice: the bandwidth of the memory."""
+    """A loop in this process. Its echo copies each payload twice, which measures the bandwidth of memory."""
 
     def start(self):
         self.workers = 1
@@ -227,7 +227,7 @@ class Loop(System):
 
 
 class Processes(Pool):
-    """Bare processes: each is told at once all that the best greedy schedule gives it."""
+    """Bare processes: each gets at once everything that the greedy schedule gives it."""
 
     def map(self, fn, times):
         shares = [(None, fn, share) for share in schedule(times, self.workers)]
@@ -280,7 +280,7 @@ class Pyzmq(System):
         return [value.buffer for _, _, value in sorted(answers, key=lambda answer: answer[1].bytes)]
 
     def map(self, fn, items):
-        """Nobody calls fn. In slices: a message for each item would be slower."""
+        """Send the items there and back in slices, since a message per item would be slower. fn is not called."""
         slices = [pickle.dumps(list(items[i:i + 10_000]), 5) for i in range(0, len(items), 10_000)]
         return [value for answer in self.echo(slices) for value in pickle.loads(answer)]
 
@@ -325,7 +325,7 @@ def rate(call, full):
 
 
 def schedule(times, workers):
-    """The times that each worker gets by the greedy schedule: one after the other, to who is free first."""
+    """The times that each worker gets by the greedy schedule: each goes to the worker that is free first."""
     ends, shares = [0] * workers, [[] for _ in range(workers)]
     for seconds in times:
         number = ends.index(min(ends))
@@ -335,7 +335,7 @@ def schedule(times, workers):
 
 
 def efficiency(pool, fn, times):
-    """What the greedy schedule takes by computation, as a share of what it took."""
+    """The computed length of the greedy schedule, as a share of the time that the map took."""
     return max(map(sum, schedule(times, pool.workers))) / timed(pool.map, fn, times)
 
 
@@ -344,32 +344,32 @@ def array(size, value):
 
 
 def echo(pool, values):
-    """MB per second."""
+    """MB of payload per second."""
     return sum(memoryview(value).nbytes for value in values) / 1e6 / timed(pool.echo, values)
 
 
 def have(pool, constant, seconds=0.5):
-    """When the last worker had a constant, and the memory of all of them then."""
+    """When the last worker had a constant, and the memory of all workers then."""
     futures = [pool.submit(look, constant, seconds / shrink) for _ in range(pool.workers)]
     times, sizes = zip(*(future.result() for future in futures))
     return max(times), sum(sizes)
 
 
 def begun(pool):
-    """When the last worker was at work."""
+    """When the last worker began to work."""
     futures = [pool.submit(begin, 1 / shrink) for _ in range(pool.workers)]
     return max(future.result() for future in futures)
 
 
 def share(pool, value):
-    """Seconds until all workers have a constant; its copies in their memory, to a tenth, as they need a little more."""
+    """Seconds until all workers have a constant; copies of it in their memory, rounded: other memory grows a little."""
     (_, before), start = have(pool, value[:1]), time.monotonic()  # with all that its type needs
     last, after = have(pool, pool.share(value))
     return last - start, round((after - before) / memoryview(value).nbytes, 1)
 
 
 def hello(pool, as_module=False):
-    """Not a pool but a command line, of the same program; as a module, of which Python keeps the byte code."""
+    """Seconds for a command line that runs hello.py; as_module: by -m, so that Python caches the bytecode."""
     script = pathlib.Path(os.environ["TMPDIR"], "hello.py")
     script.write_text((HERE / "hello.py").read_text().replace("from minscoop", f"from {pool.module}"))
     python, *words = pool.launcher(pool.workers)
@@ -378,8 +378,8 @@ def hello(pool, as_module=False):
     return timed(subprocess.check_output, [python, *words, str(script)])
 
 
-# needs: what a system has to be able to do. goals: what minscoop has to reach, as factors of the figures of others, or
-# with None in the unit itself
+# needs: kinds of work, of which a system has to be able to do one. goals: what minscoop has to reach, as factors of
+# other systems' figures, or, for None, in the unit itself
 Work = collections.namedtuple("Work", "title unit needs goals measure workers", defaults=[None])
 FROM_START = "hello", "module", "first", "ready"  # measured from the start of a process
 RISING = "calls/s", "tasks/s", "MB/s", "efficiency"
@@ -427,7 +427,7 @@ WORK = {
 }
 
 
-# -- Measuring: in fresh processes, of which nothing stays
+# -- Measuring: in fresh processes, of which nothing is left
 
 
 def run(system, names, options):
@@ -443,7 +443,7 @@ def run(system, names, options):
 
 
 def marked(directory):
-    """Ids of the living processes of a measurement, in whatever session: they inherit its environment."""
+    """Ids of the living processes of a measurement, in any session: they inherit its environment."""
     for entry in pathlib.Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if f"TMPDIR={directory}".encode() in (entry / "environ").read_bytes().split(b"\0"):
@@ -451,7 +451,7 @@ def marked(directory):
 
 
 def clear(directory):
-    """Let what is left of a measurement end by itself, which removes its files; then ask it to, then kill it."""
+    """Let processes left by a measurement end by themselves, removing their files; then terminate, then kill them."""
     for number in 0, signal.SIGTERM, signal.SIGKILL:
         for pid in marked(directory):
             with contextlib.suppress(ProcessLookupError):
@@ -462,7 +462,7 @@ def clear(directory):
 
 
 def measure(system, names, options):
-    """Figures by name, from a fresh process; in place of each a text if it failed."""
+    """Figures by name, from a fresh process; if it failed, a text in place of each."""
     directory = tempfile.mkdtemp(prefix="bench")  # short: paths of sockets are limited
     log, workers = pathlib.Path(directory, "log"), not options.quick and WORK[names[0]].workers or options.workers
     launcher = [sys.executable] if WORK[names[0]].needs == "hello" else SYSTEMS[system].launcher(workers, options.hosts)
@@ -485,9 +485,9 @@ def measure(system, names, options):
 
 
 def measure_all(figures, systems, options):
-    """Fill in {work: {system: [figure of each round]}}; in place of the list a text where it failed."""
+    """Fill in {work: {system: [figure of each round]}}; where it failed, a text in place of the list."""
     warm = [name for name in figures if name not in FROM_START]
-    groups = [warm] if options.quick and warm else [[name] for name in warm]  # what shares a process
+    groups = [warm] if options.quick and warm else [[name] for name in warm]  # each shares a process
     groups += [[name] for name in figures if name in FROM_START]
     for turn in range(options.rounds):
         for group in groups:
@@ -503,7 +503,7 @@ def measure_all(figures, systems, options):
 
 
 def brief(number):
-    """Three digits, or all before the point."""
+    """Three significant digits, or all before the point."""
     return "-" if number is None else f"{number:.3g}" if number < 1000 else f"{number:,.0f}"
 
 
@@ -514,7 +514,7 @@ def ratio(known, system):
 
 
 def goals(work, known):
-    """What has to be reached, and what is."""
+    """Each goal as a text: what has to be reached, and what is."""
     bound = "at least" if work.unit in RISING else "at most"
     for system, factor in work.goals.items():
         reached = ratio(known, system)
@@ -523,7 +523,7 @@ def goals(work, known):
 
 
 def table(medians, systems):
-    """Text with two lines for each work: figures, then how many times as good minscoop is, and its goals."""
+    """Text with two lines for each work: figures and goals, then how many times as good minscoop is."""
     rows = [["", "", *systems, "goals"]]
     for work, known in ((WORK[name], known) for name, known in medians.items()):
         better = [ratio(known, system) for system in systems]
@@ -534,7 +534,7 @@ def table(medians, systems):
 
 
 def picture(medians):
-    """SVG: for each work a bar for each system, the longer the better."""
+    """SVG: for each work, a bar per system; longer is better."""
     lines, y = [], 0
     for name, known in medians.items():
         unit, y = WORK[name].unit, y + 30
@@ -566,7 +566,7 @@ def report(figures, systems, options, facts):
 
 
 def parse():
-    """The options of the command line."""
+    """Read the options of the command line."""
     peers = ",".join(name for name in SYSTEMS if name not in OURS)
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[1])
     parser.add_argument("--systems", default=peers, metavar="NAME,...", help="if installed (default: %(default)s)")
@@ -577,7 +577,7 @@ def parse():
     parser.add_argument("--html", metavar="FILE", help="write a page with a picture")
     parser.add_argument("--json", metavar="FILE", help="write all figures, and the reasons of what has failed")
     parser.add_argument("--quick", action="store_true", help="small sizes, one round: to see that everything works")
-    parser.add_argument("--run", help=argparse.SUPPRESS)  # what the fresh processes do
+    parser.add_argument("--run", help=argparse.SUPPRESS)  # for the fresh processes
     options = parser.parse_args()
     options.systems, options.only = options.systems.split(","), options.only.split(",")
     unknown = {*options.systems, *options.only}.difference(SYSTEMS, WORK)
@@ -596,7 +596,7 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that it cleans up, as after Ctrl-C
     os.environ["PATH"] += os.pathsep + os.path.dirname(sys.executable)  # where mpiexec may be
     for name in "OMPI_MCA_rmaps_base_oversubscribe", "OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM":
-        os.environ.setdefault(name, "1")  # Open MPI: one process more than cores, and in containers
+        os.environ.setdefault(name, "1")  # Open MPI: one process more than cores, and root, as in containers
     systems = [name for name, known in SYSTEMS.items() if known.can != ["hosts"] or options.hosts if name in OURS or
                name in options.systems and importlib.util.find_spec(known.module.partition(".")[0])]
     figures = {name: {} for name in options.only}
@@ -604,7 +604,7 @@ def main():
              f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {sys.version.split()[0]}, {sys.platform}")
     try:
         measure_all(figures, systems, options)
-    finally:  # what there is, if it was interrupted
+    finally:  # if interrupted, report what has been measured
         report(figures, systems, options, facts)
 
 

@@ -1,12 +1,12 @@
 """python minscoop.py -n 2 examples/constants.py
 
-Shared constants: set once, by anyone, and read by name in every task. A function may be one.
+Shared constants: set once, by the program or by a task, and read by name in every task. Functions can be shared, too.
 """
 import minscoop
 
 
 def convert(amount):
-    """An amount in another currency. Neither the rate nor the rule is an argument."""
+    """An amount in another currency. Neither the rate nor the rounding rule is an argument."""
     rate = minscoop.get_const("rate")
     rounded = minscoop.get_const("rounded")
     return rounded(amount * rate)

@@ -1,6 +1,6 @@
 """python minscoop.py -q -n 2 examples/errors.py
 
-What goes wrong in a task comes out where its result is asked for; a worker's death costs only time. (Without -q, a
+An exception in a task is raised where its result is asked for; a worker's death costs only time. (Without -q, a
 message says which worker died, and how.)
 """
 import os
@@ -15,7 +15,7 @@ def divide(dividend, divisor):
 
 
 def die_once(path):
-    """Kill the worker that runs this first."""
+    """Kill the first worker that runs this; the second returns."""
     if not os.path.exists(path):
         open(path, "w").close()
         os._exit(9)
@@ -27,16 +27,16 @@ if __name__ == "__main__":
         futures.submit(divide, 1, 0).result()
     except ZeroDivisionError as error:
         print("raised here, too:", error)
-        print(error.__cause__)  # the traceback of the worker
+        print(error.__cause__)  # the traceback in the worker
     print("as a value:", repr(futures.submit(divide, 2, 0).exception()))
 
-    with tempfile.TemporaryDirectory() as directory:  # another worker runs it again
-        print(futures.submit(die_once, os.path.join(directory, "mark")).result())
+    with tempfile.TemporaryDirectory() as directory:
+        print(futures.submit(die_once, os.path.join(directory, "mark")).result())  # the call runs again elsewhere
     try:
         futures.submit(sys.exit, 3).result()  # ends the task, not the worker
     except SystemExit as error:
         print("exit code", error.code)
     try:
         futures.submit(os._exit, 9).result()
-    except WorkerLost as error:  # three died over it: --retries
+    except WorkerLost as error:  # the call killed three workers: see --retries
         print(str(error).partition(":")[0])

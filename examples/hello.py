@@ -1,6 +1,6 @@
 """python minscoop.py -n 2 examples/hello.py
 
-The smallest program: `map` runs a function on the workers and gives the results in order.
+The smallest program: `map` runs a function on the workers and returns the results in order.
 """
 from minscoop import futures
 

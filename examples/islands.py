@@ -1,6 +1,6 @@
 """python minscoop.py -n 2 examples/islands.py
 
-DEAP's islands: populations evolve apart, each in a task; now and then the best of each move on to the next, in a ring.
+DEAP's islands: populations evolve apart, each in a task; after each round, the best migrate around a ring.
 """
 import random
 
@@ -13,7 +13,7 @@ ISLANDS, ROUNDS, MIGRANTS = 4, 5, 2
 
 
 def live(rows, seed):
-    """Some generations on one island. With a seed of its own, its result does not depend on the pool."""
+    """Six generations on one island. It has a seed of its own, so that the result does not depend on the pool."""
     random.seed(seed)
     return evolve(rows, 6, map)
 
@@ -22,7 +22,8 @@ if __name__ == "__main__":
     random.seed(1)
     islands = [make_rows(15) for _ in range(ISLANDS)]
     for number in range(ROUNDS):
-        islands = list(futures.map(live, islands, range(number * ISLANDS, (number + 1) * ISLANDS)))
+        seeds = range(number * ISLANDS, (number + 1) * ISLANDS)
+        islands = list(futures.map(live, islands, seeds))
         tools.migRing(islands, MIGRANTS, tools.selBest)
         print(f"round {number}: the best have", *(max(map(sum, rows)) for rows in islands), "ones")
     assert max(map(sum, sum(islands, []))) == BITS

@@ -1,6 +1,6 @@
 """python minscoop.py -n 2 examples/mandelbrot.py
 
-Work of uneven size: one call per row of a picture. Nobody chooses chunks; rows go to whoever is free.
+Work of uneven size: one call per row of a picture. No chunk size has to be chosen: rows go to whichever worker is free.
 """
 import struct
 import sys
@@ -13,7 +13,7 @@ LEFT, TOP, STEP = -2.25, 1.0, 2.0 / HEIGHT
 
 
 def shade(point):
-    """The grey of a point: black inside the set, brighter the longer a point outside takes to escape."""
+    """The grey of a point: black inside the set; outside, the brighter the longer the point takes to escape."""
     z = 0j
     for steps in range(LIMIT):
         z = z * z + point
@@ -32,8 +32,8 @@ def write_png(path, width, height, rows):
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)  # 8 bits of grey, nothing interlaced
-    pixels = b"".join(b"\0" + row for row in rows)                  # 0: a row without a filter
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)  # 8 bits of grey, not interlaced
+    pixels = b"".join(b"\0" + line for line in rows)                # 0: no filter for this row
     with open(path, "wb") as file:
         file.write(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
                    + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b""))

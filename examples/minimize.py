@@ -1,6 +1,7 @@
 """python minscoop.py -n 2 examples/minimize.py
 
-SciPy: what takes `workers=` takes our `map`. Each generation of differential evolution is evaluated in the pool.
+SciPy: functions with a `workers=` parameter accept our `map`. Here, each generation of differential evolution is
+evaluated in the pool.
 """
 from scipy.optimize import differential_evolution
 
@@ -8,7 +9,7 @@ from minscoop import futures
 
 
 def valley(point):
-    """Rosenbrock's, whose lowest place is at (1, 1). It stands for something slow."""
+    """Rosenbrock's function, whose minimum is at (1, 1). It stands in for something slow."""
     x, y = point
     return (1 - x) ** 2 + 100 * (y - x * x) ** 2
 

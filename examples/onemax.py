@@ -1,6 +1,6 @@
 """python minscoop.py -n 2 examples/onemax.py
 
-DEAP: with our `map` registered, its algorithms evaluate in the pool. Rows of bits evolve until all are ones.
+DEAP: with our `map` registered, its algorithms evaluate in the pool. Rows of bits evolve towards all ones.
 """
 import random
 
@@ -16,7 +16,7 @@ class Fitness(base.Fitness):
 
 
 class Row(list):
-    """Bits. It stands here, not under the guard below, since workers need it, too; DEAP's `creator` would do."""
+    """Bits. Defined here, not under the guard below, since workers need it, too; DEAP's `creator` would also do."""
 
     def __init__(self, bits):
         super().__init__(bits)
@@ -32,7 +32,7 @@ def make_rows(number):
 
 
 def evolve(rows, generations, mapping):
-    """So many generations of DEAP's simplest algorithm; `mapping` is where it evaluates."""
+    """Run DEAP's simplest algorithm for so many generations; `mapping` is the map by which it evaluates rows."""
     toolbox = base.Toolbox()
     toolbox.register("map", mapping)
     toolbox.register("evaluate", ones)

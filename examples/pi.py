@@ -1,6 +1,6 @@
 """python minscoop.py -n 2 examples/pi.py
 
-Monte Carlo: independent tasks, each with a random generator and a seed of its own.
+Monte Carlo: independent tasks, each with its own random generator and seed.
 """
 import random
 import sys
@@ -12,13 +12,13 @@ TASKS = 64
 
 
 def hits(seed, tries):
-    """How many of so many random points of the unit square lie in the quarter circle."""
+    """How many of `tries` random points in the unit square lie in the quarter circle."""
     rng = random.Random(seed)
     return sum(rng.random() ** 2 + rng.random() ** 2 < 1 for _ in range(tries))
 
 
 def estimate(tries):
-    """Pi, from so many tries in all. The seeds are fixed, so the result does not depend on the pool."""
+    """Estimate pi from `tries` points in all. The seeds are fixed, so the result does not depend on the pool."""
     each = max(1, tries // TASKS)
     return 4 * sum(futures.map(hits, range(TASKS), repeat(each))) / (TASKS * each)
 

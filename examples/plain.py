@@ -1,6 +1,6 @@
 """PYTHONPATH=. python examples/plain.py
 
-An Executor in a plain program, without the launcher: what knows `concurrent.futures` knows this.
+An Executor in a plain program, without the launcher, used like any executor of `concurrent.futures`.
 """
 from concurrent.futures import as_completed
 from itertools import repeat
@@ -9,7 +9,7 @@ import minscoop
 
 
 def collatz(start):
-    """The number of steps from a number down to 1."""
+    """The number of Collatz steps from a number down to 1."""
     steps = 0
     while start != 1:
         start = start // 2 if start % 2 == 0 else 3 * start + 1

@@ -1,6 +1,6 @@
 """python minscoop.py -n 2 examples/progress.py
 
-tqdm: a bar around `map`, `map_as_completed` or `as_completed`, as around any other iterator.
+tqdm: a progress bar around `map`, `map_as_completed` or `as_completed`, as around any other iterator.
 """
 import sys
 import time

@@ -4,12 +4,12 @@ More: --hosts 10 100 1000 --kinds map heavy tree --seconds 0.01 0.1 1 10 --svg s
 
 How far one pool goes: the real Broker, Root and Worker of minscoop on hundreds of virtual hosts, in virtual time.
 
-What decides is the code itself; virtual are the clock, the network and the tasks: a task of ten seconds takes no
-time. Each process handles one message after another, at the costs below, so one that has too much to do is late.
-A task that runs holds its worker; messages that come meanwhile are answered by its deputy after ATTEND. Tasks of a
-tree create others and do not wait for them: that would need a thread for each. Everybody is there and hungry when
-the clock starts. The ideal is all work shared evenly, or the longest task if that is more; for a tree the best
-schedule there is.
+The code that decides is real; the clock, the network and the tasks are virtual: a task of ten seconds takes no time.
+Each process handles one message after another, at the costs below, so one that has too much to do falls behind. A
+running task occupies its worker; messages that arrive meanwhile are answered by its deputy after ATTEND. Tasks of a
+tree create others and do not wait for them: that would need a thread for each. When the clock starts, all processes
+are connected, and all workers hungry. The ideal is all work shared evenly, or the longest task if that is longer; for
+a tree, the best possible schedule.
 """
 import argparse
 import gc
@@ -29,9 +29,9 @@ import tracemalloc
 
 import minscoop
 
-# Seconds, measured on one core of 2.5 GHz; in the report the handlers' own times are those of this run. ROOT and SHIP
-# are twice what `--costs` measures, a flood of one kind of message, since caches will not hold everything at once;
-# RESULT is what it takes amid a simulation of 1000 hosts, where they do not.
+# Seconds, measured on one core of 2.5 GHz; the handlers' own times in the report are those of this run. ROOT and SHIP
+# are twice what `--costs` measures: that floods the root with one kind of message, but caches will not hold everything
+# at once. RESULT was measured within a simulation of 1000 hosts, where they do not.
 BROKER = 25e-6   # of a broker for a message: 20 us to receive and send six frames, 5 us in handle()
 ROOT = 15e-6     # of the root for a message
 SHIP = 30e-6     # of the root for a TASK that it pickles
@@ -46,7 +46,7 @@ RealSlice = minscoop.Slice
 
 
 class Pause(BaseException):
-    """Raised where a task would run: its worker comes back to it when it has ended."""
+    """Raised where a task would run: its worker runs it when its time is over."""
 
 
 class Slice(minscoop.Slice):
@@ -55,7 +55,7 @@ class Slice(minscoop.Slice):
     begun = False
 
     def run(self):
-        """Not now; the second time, when it has ended, yes."""
+        """Pause the first time; run the second time, when the slice has ended."""
         if not self.begun:
             self.begun = True
             raise Pause
@@ -92,7 +92,7 @@ class Root(minscoop.Root):
         self.flush()
 
     def send_all(self, *messages):
-        """What is said goes out when the message at hand is done."""
+        """Keep messages until the one at hand is handled: see ``flush``."""
         self.out += messages
 
     def arrive(self, sender, frames):
@@ -108,7 +108,7 @@ class Root(minscoop.Root):
         self.flush()
 
     def flush(self):
-        """Send what was said."""
+        """Send the messages that were kept."""
         self.news, out, self.out = 0, self.out, []
         for frames in out:
             self.pool.post(self.name, b"0", frames, self.free)
@@ -135,23 +135,23 @@ class Worker(minscoop.Worker):
         self.step()
 
     def send_all(self, *messages):
-        """To this host's broker."""
+        """Send to this host's broker."""
         for frames in messages:
             self.pool.post(self.name, self.host, frames, self.pool.now)
 
     def arrive(self, sender, frames):
-        """A message: it wakes an idle worker, or the deputy, who sleeps on the socket while a task runs."""
+        """A message arrives: it wakes an idle worker, or the deputy, which watches the socket while a task runs."""
         self.inbox.append(frames)
         self.look_soon()
 
     def look_soon(self):
-        """Have somebody look at the socket, and give away what is wanted."""
+        """Schedule a look at the socket, at which wanted work is given away."""
         if not self.looking:
             self.looking = True
             self.pool.at(self.pool.now + WORKER + (minscoop.ATTEND if self.unit else 0), self.look)
 
     def look(self):
-        """Somebody looks at the socket; the deputy does as in ``stand_in``."""
+        """Look at the socket: an idle worker itself, else the deputy, as in ``stand_in``."""
         self.looking = False
         if self.unit is None:
             self.step()
@@ -171,10 +171,10 @@ class Worker(minscoop.Worker):
             self.run(unit)
 
     def doze(self, ready, timeout):
-        """The next message continues us."""
+        """Do nothing: the next message calls ``step``."""
 
     def run(self, unit):
-        """Begin a task, and come back when it has ended."""
+        """Begin a task; ``end`` is called when its time is over."""
         if isinstance(unit, Slice):
             try:
                 super().run(unit)
@@ -190,7 +190,7 @@ class Worker(minscoop.Worker):
             self.look_soon()
 
     def end(self):
-        """A task has run: now it does what it does, in the time that it took."""
+        """The time of a task is over: run its code now, with the clock set back to its beginning."""
         unit, self.unit, pool = self.unit, None, self.pool
         pool.now, pool.active = self.began, self
         if isinstance(unit, Slice):
@@ -205,7 +205,7 @@ class Worker(minscoop.Worker):
 
 
 class Host:
-    """A broker, which handles one message after another."""
+    """A host's broker, which handles one message after another."""
 
     def __init__(self, pool, name, size):
         self.pool, self.name, self.free, self.cost, self.messages = pool, name, 0.0, 0.0, 0
@@ -217,7 +217,7 @@ class Host:
         self.act(self.broker.handle, minscoop.UP if sender == b"0" else sender, frames)
 
     def act(self, method, *args):
-        """Have the broker do something, and send what it says to that."""
+        """Call a method of the broker, and send the messages that it returns."""
         start, began = max(self.pool.now, self.free), time.process_time()
         out = method(*args, start)
         self.cost += time.process_time() - began
@@ -233,18 +233,18 @@ class Host:
             self.pool.at(self.free + minscoop.PATIENCE, self.lose_patience)
 
     def flush(self):
-        """What the broker has collected is due."""
+        """Send what the broker has collected, if it is due."""
         if self.broker.parcels and self.pool.now >= self.broker.due:
             self.act(self.broker.flush)
 
     def lose_patience(self):
-        """Somebody who has more, as the broker believes, does not answer."""
+        """A node that the broker believes to have more work has not answered in time."""
         self.patient = False
         if self.broker.waiting:
             self.act(self.broker.tick)
 
     def tick(self):
-        """Once in a HEARTBEAT."""
+        """Call the broker's ``tick`` once per HEARTBEAT."""
         self.act(self.broker.tick)
         self.pool.at(self.pool.now + minscoop.HEARTBEAT, self.tick)
 
@@ -284,23 +284,23 @@ class Pool:
     perf_counter = monotonic
 
     def at(self, when, action, *args):
-        """Have something done at a time."""
+        """Schedule an action."""
         self.serial += 1
         heapq.heappush(self.events, (when, self.serial, action, args))
 
     def post(self, sender, receiver, frames, when):
-        """Send a message: within a host by ipc, else over the link of one of both."""
+        """Send a message: within a host by ipc, else over the link of the host that is not the top."""
         one, other = sender.partition(b".")[0], receiver.partition(b".")[0]
         self.messages += 1
         self.at(when + (IPC if one == other else self.links[other if one == b"0" else one]), self.arrive, receiver,
                 sender, [bytes(frame) for frame in frames])
 
     def arrive(self, receiver, sender, frames):
-        """A message is there."""
+        """Deliver a message."""
         self.places[receiver].arrive(sender, frames)
 
     def go(self, ready):
-        """Let time pass until something is so, or nothing happens any more."""
+        """Let time pass until ready() is true, or nothing is left to happen."""
         while self.events and not ready():
             self.now, _, action, args = heapq.heappop(self.events)
             action(*args)
@@ -321,7 +321,7 @@ class Pool:
         return self.report(tasks, tasks * seconds, seconds * self.rounds(levels, children), self.finished)
 
     def rounds(self, levels, children):
-        """Tasks one after another in the best schedule of a tree: whoever is nearest to its root first."""
+        """The length of a tree's best schedule, in tasks one after another: those nearest to its root run first."""
         ready, rounds = [1] + [0] * levels, 0
         while any(ready[:levels]):
             rounds, free = rounds + 1, self.workers
@@ -333,7 +333,7 @@ class Pool:
         return rounds
 
     def report(self, tasks, total, longest, end):
-        """What came out. longest: the time that it takes with as many workers as one likes, or better than that."""
+        """The figures of a run. longest: a lower bound of its seconds."""
         span, top = max(end, self.finished) - self.began, self.places[b"0"]
         assert self.done == tasks, f"{self.done} of {tasks} tasks have run"
         return dict(hosts=self.hosts, tasks=tasks, seconds=span, efficiency=max(total / self.workers, longest) / span,
@@ -348,7 +348,7 @@ def pareto(count, mean, seed=0):
 
 
 def simulate(hosts, kind, seconds, per_worker=10):
-    """One line of the table."""
+    """Simulate one line of the table; return its figures."""
     gc.disable()  # millions of objects, and no garbage in cycles
     try:
         pool = Pool(hosts)
@@ -362,9 +362,9 @@ def simulate(hosts, kind, seconds, per_worker=10):
 
 
 def memory(hosts=1563, tasks=40):
-    """(bytes for each task in flight, bytes of all bookkeeping) of the brokers of a pool of 64 workers a host."""
+    """(bytes per task in flight, bytes of all bookkeeping) of the brokers of a pool of 64 workers per host."""
     for name in minscoop.FIELDS:
-        minscoop.shape_of(name.encode())  # made when first asked for
+        minscoop.shape_of(name.encode())  # made at the first call, which is not to be measured
     tracemalloc.start()
     top, below = minscoop.Broker(), minscoop.Broker(b"1", SIZE, below=True)
     top.on_SIZE = lambda *_: None
@@ -401,11 +401,11 @@ class Flooded(minscoop.Node):
         name = router.recv_multipart()[0]
         for _ in range(count):
             minscoop.transmit(router, [name, *minscoop.bundled([frames])])
-        time.sleep(1)  # until all is there
+        time.sleep(1)  # until all messages have arrived
         self.flood = router, directory, count
 
     def take_all(self):
-        """Handle everything; returns the seconds for one message."""
+        """Handle all messages; return the seconds per message."""
         start = time.thread_time()
         self.serve()
         (router, directory, count), seconds = self.flood, time.thread_time() - start
@@ -417,7 +417,7 @@ class Flooded(minscoop.Node):
 
 
 def costs(count=20000):
-    """Seconds of the root for a MANY without content, for a TASK that it gives, for a RESULT amid a MANY."""
+    """Seconds of the root for an empty MANY, for a TASK that it gives, for a RESULT within a MANY."""
     message = Flooded(count, b"MANY", minscoop.ROOT, bytes(64), bytes(64), pickle.dumps([], 5)).take_all()
     giver = Flooded(count, b"HUNGRY", b"1", b"1")
     minscoop.Mapping(giver, minscoop.Recipe(work), [[float(i) for i in range(16 * count)]])
@@ -437,7 +437,7 @@ COLUMNS = ["hosts", "kind", "task, s", "tasks", "took, s", "efficiency", "messag
 
 
 def line_of(row):
-    """One line of the table, as texts."""
+    """The cells of one line of the table, as texts."""
     return [f"{row['hosts']}", row["kind"], f"{row['length']:g}", f"{row['tasks']}", f"{row['seconds']:.2f}",
             f"{row['efficiency']:.3f}", f"{row['messages']:.2f}", f"{row['top']:.3f}", f"{row['broker']:.3f}",
             f"{row['modelled']:.3f}", f"{row['root']:.3f}"]
@@ -467,7 +467,7 @@ def curve(rows, key, title, top):
 
 
 def legend(rows):
-    """Which colour is which kind of work, and which dashes are which length of a task."""
+    """The legend: colours are kinds of work, dashes are lengths of tasks."""
     lengths = sorted({row["length"] for row in rows})
     entries = [(kind, KINDS[kind], "") for kind in sorted({row["kind"] for row in rows})]
     entries += [(f"{length:g} s", "currentColor", DASHES[i - len(lengths)]) for i, length in enumerate(lengths)]
@@ -494,7 +494,7 @@ def page(rows):
 
 
 def sweep(options):
-    """The rows of the table, as they are simulated: the large pools last, since they take longest."""
+    """Simulate the rows of the table and yield each: the large pools last, since they take longest."""
     for hosts, kind, length in itertools.product(options.hosts, options.kinds, options.seconds):
         yield dict(simulate(hosts, kind, length, options.per_worker), kind=kind, length=length)
 

@@ -1,8 +1,8 @@
 #!/bin/bash
 # qsub examples/sge.sh
 #
-# For Grid Engine: the hosts come from the file that PE_HOSTFILE names. "orte" is a parallel environment of this
-# site's: see qconf -spl.
+# For Grid Engine: the hosts come from the file that PE_HOSTFILE names. "orte" stands for a parallel
+# environment of your site: qconf -spl lists them.
 # Where ssh between nodes is not allowed, add --rsh 'qrsh -inherit {host}'.
 #$ -N minscoop
 #$ -pe orte 8

@@ -1,8 +1,8 @@
 #!/bin/bash
 # sbatch examples/slurm.sh
 #
-# Nothing is said about hosts below: minscoop reads what Slurm allocated, and reaches the other nodes by srun.
-# As many workers per node as tasks; or, with one task per node, as it has CPUs in this job.
+# No hosts are named below: minscoop reads what Slurm allocated, and reaches the other nodes by srun. Each node gets as
+# many workers as it has tasks; or, with one task per node, as many as it has CPUs in this job.
 #SBATCH --job-name=minscoop
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=4

@@ -1,7 +1,7 @@
 """PYTHONPATH=. python examples/switch.py
 
-A program that is given an executor runs on any: its caller says which in one line. Say processes, dask or mpi behind
-the command to see it.
+A program that is given an executor runs on any: its caller chooses one in one line. Add processes, dask or mpi to the
+command to try the others.
 """
 import importlib
 import sys
@@ -16,12 +16,12 @@ EXECUTORS = {
 
 
 def count_primes(start, stop):
-    """How many there are from `start` up to `stop`, which itself is not one of them."""
+    """The number of primes from `start` up to, but not including, `stop`."""
     return sum(all(n % divisor for divisor in range(2, int(n ** 0.5) + 1)) for n in range(max(2, start), stop))
 
 
 def program(executor):
-    """All that it knows of the pool is what concurrent.futures says about executors."""
+    """Uses nothing but what concurrent.futures defines for all executors."""
     print("by thousands:", *executor.map(count_primes, range(0, 10000, 1000), range(1000, 11000, 1000)))
     futures = [executor.submit(count_primes, 10 ** digits // 10, 10 ** digits) for digits in (4, 3, 2, 1)]
     print("in all:", sum(future.result() for future in as_completed(futures)))

@@ -1,7 +1,7 @@
 """python minscoop.py -n 2 examples/where.py
 
-Where tasks run: how many each host and each worker took. Made for `--hosts` and batch jobs (hosts.txt, slurm.sh,
-pbs.sh, sge.sh); a task takes a tenth of a second.
+Where tasks run: how many each host and each worker ran. Meant for `--hosts` and batch jobs (hosts.txt, slurm.sh,
+pbs.sh, sge.sh); each task takes a tenth of a second.
 """
 import collections
 import os

@@ -1,7 +1,7 @@
 """python minscoop.py -n 2 examples/wordcount.py
 
-`map_reduce` over real text: the words in the sources of Python's standard library, counted in the pool
-and, to compare, serially.
+`map_reduce` over real text: the words in the sources of Python's standard library, counted in the pool and, for
+comparison, serially.
 """
 import re
 import sysconfig
@@ -13,19 +13,19 @@ from minscoop import futures
 
 
 def count(path):
-    """The words of one file, in lower case, with how often each occurs."""
+    """How often each word occurs in a file, in lower case."""
     text = path.read_text(encoding="utf-8", errors="replace")
     return Counter(re.findall(r"[a-z]+", text.lower()))
 
 
 def add(total, more):
-    """Add the second count to the first, which nobody else uses."""
+    """Add the second count to the first: in place, since nothing else uses it."""
     total.update(more)
     return total
 
 
 def count_serially(paths):
-    """The words of all files, counted in this process."""
+    """How often each word occurs in all files, counted in this process."""
     total = Counter()
     for path in paths:
         add(total, count(path))
@@ -33,7 +33,7 @@ def count_serially(paths):
 
 
 def timed(fn, *args):
-    """(result, seconds) of a call."""
+    """The result of a call, and the seconds that it took."""
     start = time.perf_counter()
     return fn(*args), time.perf_counter() - start
 
@@ -43,7 +43,7 @@ if __name__ == "__main__":
     paths = sorted(path for pattern in ("*.py", "*/*.py") for path in library.glob(pattern)
                    if path.parent.name != "site-packages")
     serial, serial_seconds = timed(count_serially, paths)
-    pooled, pooled_seconds = timed(futures.map_reduce, count, add, paths)  # added up where they are made
+    pooled, pooled_seconds = timed(futures.map_reduce, count, add, paths)  # workers add up their counts
     assert pooled == serial
     print(f"{sum(pooled.values())} words in {len(paths)} files")
     print(f"serial {serial_seconds:.2f} s, pool {pooled_seconds:.2f} s")
