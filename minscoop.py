@@ -499,10 +499,11 @@ def readable(timeout, *descriptors):
     return [descriptor for descriptor, _ in poll.poll(None if timeout is None else timeout * 1000)]
 
 
-def import_zmq(descriptors=DESCRIPTORS):
+def import_zmq(descriptors=DESCRIPTORS, encrypts=False):
     """Import the module's global ``zmq``: not at the top of the file, but while the keeper starts.
 
-    descriptors: how many have to be free. More in the root: if its keeper fails, silently, the root is to fail, too."""
+    descriptors: how many have to be free. More in the root: if its keeper fails, silently, the root is to fail, too.
+    encrypts: whether other hosts are to be let in by TCP."""
     global zmq
     try:
         import zmq
@@ -513,6 +514,9 @@ def import_zmq(descriptors=DESCRIPTORS):
     if zmq.pyzmq_version_info() < (22,):
         raise PoolError(f"pyzmq 22 or newer is needed, found {zmq.__version__}: "
                         f"run '{sys.executable} -m pip install --upgrade pyzmq'")
+    if encrypts and not zmq.has("curve"):
+        raise PoolError("this pyzmq was built without CURVE, the encryption that TCP links between hosts need: "
+                        "reinstall it from PyPI, or use --transport stdio")
     importlib.import_module("zmq.utils.garbage")  # else pyzmq does at the first large frame, when it may ask the root
     try:
         with contextlib.ExitStack() as stack:
@@ -2314,7 +2318,7 @@ class Broker:
             if link.role == b"above":
                 self.finished = self.finished or self.now - link.heard > SILENCE
             elif link.role == b"broker" and self.now - link.heard > SILENCE:
-                reason = f"not heard of for {SILENCE:.0f} s"
+                reason = f"not heard from for {SILENCE:.0f} s"
                 self.on_HOST(KEEPER, json.dumps({**link.facts, "state": "lost", "reason": reason}).encode())
                 self.on_DIED(KEEPER, link.name, b"", b"0", ALL, b"0", b"0",
                              f"host {link.facts['host']} was {reason}".encode())
@@ -2478,7 +2482,7 @@ class Broker:
         if sender == UP:
             self.finished = True
         elif self.links[sender].held:  # it should hold nothing
-            self.on_DIED(KEEPER, sender, b"", b"0", ALL, b"0", b"0", sender + b" has left")
+            self.on_DIED(KEEPER, sender, b"", b"0", ALL, b"0", b"0", sender + b" ended while it still held tasks")
         else:
             self.remove(sender)
 
@@ -3177,8 +3181,9 @@ class Switchboard:
             addresses = [*caller, *addresses]
         address = self.first_answer(addresses)
         if address is None and (config["transport"] == "tcp" or not config["tunnel"]):
-            raise PoolError(f"the root's broker does not answer by TCP at {' or '.join(addresses)}: a firewall, or "
-                            f"an address that means nothing here; see --external-hostname, --transport stdio")
+            raise PoolError(f"cannot reach the root's broker by TCP at {' or '.join(addresses)}: a firewall is in the "
+                            "way, or this host cannot resolve or route to that address; see --external-hostname, "
+                            "--transport stdio")
         way, keys = address or config["tunnel"], address and config["keys"]
         figures = self.measure(way, keys) if config["check"] else {}
         self.up = connect(self.context, way, self.broker.host, keys,
@@ -3232,10 +3237,10 @@ class Switchboard:
         trial = connect(self.context, way, self.broker.host + b"?", keys)
 
         def echo(body):
-            start = time.perf_counter()
+            start, pieces = time.perf_counter(), Pieces()
             trial.send_multipart([b"PROBE", body])
             while trial.poll(SILENCE * 1000):
-                if receive(trial) != [b""]:  # that only said that the socket has connected
+                if pieces.add(receive(trial)) not in (None, [b""]):  # [b""] only said that the socket has connected
                     return time.perf_counter() - start
             raise PoolError("the root's broker has stopped answering")
         round_trip = min(echo(b"") for _ in range(5))
@@ -4039,7 +4044,7 @@ class Node:
     def map(self, fn, iterables, kwargs, timeout=None, buffersize=None, progress=None, ordered=True, op=None):
         """See ``Interface.map``. op: that of a reduction; the results are then those of its parts, in order."""
         if not callable(fn):
-            raise TypeError(f"map needs a callable first, not {fn!r}")
+            raise TypeError(f"map needs a callable as its first argument, not {fn!r}")
         self.check_depth()
         deadline = time.monotonic() + (math.inf if timeout is None else timeout)
         fn = functools.partial(fn, **kwargs) if kwargs else fn
@@ -4118,7 +4123,7 @@ class Root(Node):
             self.keeper = self.start_keeper(options)
             with contextlib.suppress(OSError, SyntaxError, ValueError):
                 main.by_value("")  # parse the script, for pickling: now, while the keeper starts and before an edit
-            import_zmq(DESCRIPTORS + 8)
+            import_zmq(DESCRIPTORS + 8, options["listens"])
             self.open()
             logger.info("%d worker%s on this machine (root: pid %d, keeper: pid %d), sockets in %s", options["size"],
                         "s" * (options["size"] != 1), os.getpid(), self.keeper.pid, self.directory)
@@ -5003,7 +5008,7 @@ def preload(code):
 
 def tell(process, data):
     """Write to a process's stdin. If it has ended, that is noticed elsewhere."""
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):
         process.stdin.write(data)
         process.stdin.flush()
 
@@ -5084,7 +5089,7 @@ class Keeper:
             with contextlib.suppress(OSError, SyntaxError, ValueError):  # workers will report it
                 main.program = read_main(main.path)
                 preload(main.program[0])
-        import_zmq()
+        import_zmq(encrypts=config["listens"])
         if config["size"] is None:
             config["size"] = usable_cores()
         if config["listens"]:
@@ -5098,9 +5103,6 @@ class Keeper:
         self.listener = socket.create_server(("", 0), family=socket.AF_INET6 if dual else socket.AF_INET,
                                              dualstack_ipv6=dual)
         config, config["port"] = self.config, self.listener.getsockname()[1]
-        if not zmq.has("curve"):
-            raise PoolError("this pyzmq has no CURVE, without which nothing goes over the network: reinstall it "
-                            "from PyPI, or use --transport stdio")
         public, config["server_secret"], *clients = [
             key.decode() for key in (*zmq.curve_keypair(), *zmq.curve_keypair())]
         config["keys"] = [public, *clients]
@@ -5154,7 +5156,7 @@ class Keeper:
             return
         if len(self.broker_deaths) > BROKER_DEATHS:
             raise PoolError(text)
-        logger.warning("%s; another takes over", text)
+        logger.warning("%s; a new broker takes over", text)
         heirs = {name: running(marker)[2:] for name, marker, *_ in self.workers.values()}
         if not self.config["below"]:
             heirs.update(dict.fromkeys([ROOT, *map_builtin(str.encode, self.launchers.values())], (b"", b"0", b"0")))
@@ -5197,14 +5199,14 @@ class Keeper:
         pipes = [os.pipe(), os.pipe()] if self.config["piped"] else []
         ends, theirs = [end for end, _ in pipes], [end for _, end in pipes]
         try:
-            self.workers[self.fork(run_worker, name, self.config, marker, theirs)] = name, marker, *ends
+            if pipes:  # before the fork: it needs descriptors, and may fail
+                self.notify(b"PRINTS", name, descriptors=ends)
+            self.workers[self.fork(run_worker, name, self.config, marker, pipes)] = name, marker, *ends
         except OSError:
             close_all(ends)
             raise
         finally:
             close_all(theirs)
-        if pipes:
-            self.notify(b"PRINTS", name, descriptors=ends)
 
     def start_launcher(self, number, name, size, pause=0):
         """Fork the launcher of another host."""
@@ -5253,13 +5255,15 @@ class Keeper:
         self.startup_deaths = 0 if ready else self.startup_deaths + 1
         if self.startup_deaths >= STARTUP_DEATHS:
             logger.warning("worker %s", obituary)
-            self.give_up_if_alone(f"no worker can start; the last one: {obituary}")
+            self.give_up_if_alone(f"{STARTUP_DEATHS} workers in a row died before they were ready; the last one: "
+                                  f"{obituary}")
             return
         logger.warning("worker %s; another takes its place", obituary)
         try:
             self.start_worker()
         except OSError as error:  # such as no memory, or too many processes; those that are there go on
-            why = f"no worker can start; {error.strerror}: see ulimit -u, and free memory"
+            why = f"cannot start another worker ({error.strerror}): free memory, or raise the limits on processes " \
+                  "(ulimit -u) and open files (ulimit -n)"
             logger.warning(why)
             self.give_up_if_alone(why)
 
@@ -5357,15 +5361,15 @@ def of_tasks(stacks):
             lines.pop()
         frames = itertools.dropwhile(lambda line: f'"{__file__}"' in line, lines)
         tasks += ["\n".join([head, *frames])] if lines else []
-    return "\n\n".join(tasks) or stacks or "it has not answered"
+    return "\n\n".join(tasks) or stacks or f"(it wrote no stacks within {ANSWER} s)"
 
 
 def run_worker(name, config, marker, pipes):
     """The life of a worker process. pipes: for its stdout and stderr, if it is not to print where the root does; in
     UTF-8, whatever the encoding is here."""
-    for descriptor, stream, end in zip((1, 2), ("stdout", "stderr"), pipes):
-        os.dup2(end, descriptor)
-        os.close(end)
+    for descriptor, stream, pipe in zip((1, 2), ("stdout", "stderr"), pipes):
+        os.dup2(pipe[1], descriptor)
+        close_all(pipe)
         setattr(sys, stream, open(descriptor, "w", 1, "utf-8", "backslashreplace", closefd=False))
     with contextlib.suppress(AttributeError, ValueError):  # what a task prints appears at once
         sys.stdout.reconfigure(line_buffering=True)
@@ -5464,14 +5468,14 @@ SSH_SAYS = [  # causes before their consequences
     ("no matching", "ssh here and there have no method in common", "allow in ~/.ssh/config what it offers"),
     ("temporary failure in name", "names cannot be looked up now", "is the network, or the VPN, up?"),
     ("could not resolve hostname", "unknown name",
-     "check the spelling (also if you meant a hosts file), or add it to ~/.ssh/config"),
+     "check the spelling (if you meant a hosts file: there is no such file here), or add it to ~/.ssh/config"),
     ("stdio forwarding failed|unknown port 65535", "the jump host cannot reach it", "try 'ssh {host}' by hand"),
     ("connection refused", "connection refused", "is sshd running there, and on that port?"),
     ("no route to host|network is unreachable", "no route to it", "is it switched on, and the network up?"),
     ("timed out", "no answer in time", "is it switched on? is a VPN or a jump host needed? does a firewall drop ssh?"),
     ("kex_exchange|ssh_exchange", "it hung up before the login",
      "too many logins at a time (MaxStartups), or it blocks this machine: try again"),
-    ("no active jobs", "it lets only those log in who have a job there", "allocate it first (salloc, sbatch)"),
+    ("no active jobs", "only users with a job there may log in", "allocate it first (salloc, sbatch)"),
     ("(account|password) .*(expired|not available)|not permitted to log in", "your account may not log in there",
      "ask its administrators"),
     ("request failed|open failed", "it started no process for you", "too many sessions or processes there"),
@@ -5521,7 +5525,7 @@ class Launcher:
         self.process, self.seen = None, b""             # the remote command, and its stdout until Python answers
         self.complaints = collections.deque(maxlen=50)  # the last lines of its stderr
         self.passed_on = ""                             # the last of these lines that the user was shown
-        self.up = None                                  # when the program was handed over
+        self.up = None                                  # since when the program is being handed over
 
     def run(self):
         """Serve the host from login to the end, and tell the root why it ended. Ends at once when the keeper does."""
@@ -5529,7 +5533,7 @@ class Launcher:
             threading.Thread(target=lambda: (os.read(self.keeper.lifeline_read, 1), self.end()), daemon=True).start()
             if self.pause:
                 time.sleep(min(GRACE, self.pause / 2))  # if the pool is ending, so do we, before any warning
-                logger.warning("host %s: to be logged in to again in %.0f s", self.host, self.pause)
+                logger.warning("host %s: will log in again in %.0f s", self.host, self.pause)
                 time.sleep(self.pause)
                 logger.warning("host %s: logging in again", self.host)
             os.read(self.keeper.tokens[0], 1)
@@ -5617,8 +5621,9 @@ class Launcher:
         if version < (3, 8):
             raise HostError(f"has {found}, and 3.8 is the oldest that works: name another with --python")
         if version[:2] != here and not config["mixed"]:
-            raise HostError(f"has {found}, and this is {here[0]}.{here[1]}: functions travel by value only between "
-                            "equal ones. Name another with --python, or use --mixed, if your program needs none of it")
+            raise HostError(f"has {found}, but this machine runs {here[0]}.{here[1]}: functions can be sent by value "
+                            "only between equal versions. Name another with --python, or use --mixed if your program "
+                            "sends no function by value")
         return there
 
     def hand_over(self, there):
@@ -5627,20 +5632,19 @@ class Launcher:
         if there["pyzmq"] is None:
             here = [*sys.version_info[:2], sys.platform, os.uname().machine]
             if [*there["python"][:2], there["platform"], there["machine"]] != here:
-                raise HostError(f"pyzmq is missing there, and the one of here does not fit {there['platform']} "
+                raise HostError(f"pyzmq is missing there, and this machine's build does not fit {there['platform']} "
                                 f"{there['machine']}: run '{there['executable']} -m pip install pyzmq' there")
             library = pack_pyzmq()
         with open(__file__, "rb") as file:
             program = file.read()
         settings = json.dumps(self.config).encode()
-        patience = threading.Timer(LOGIN_PATIENCE, self.process.kill)  # the host may also stop reading what we send
-        patience.start()
         parts = program, settings, library
-        tell(self.process, b"%d %d %d\n" % tuple(map_builtin(len, parts)) + b"".join(parts))
+        data = b"%d %d %d\n" % tuple(map_builtin(len, parts)) + b"".join(parts)
+        threading.Thread(target=tell, args=(self.process, data), daemon=True).start()  # the host may not read it
         self.up = time.monotonic()
-        if not self.process.stdout.peek(1):
-            raise HostError(self.diagnose(f"it has logged in, but not started ({LOGIN_PATIENCE:.0f} s are allowed)"))
-        patience.cancel()
+        if not readable(LOGIN_PATIENCE, self.process.stdout) or not self.process.stdout.peek(1):
+            raise HostError(self.diagnose(
+                f"logged in, but the program did not start there ({LOGIN_PATIENCE:.0f} s are allowed)"))
 
     def diagnose(self, otherwise):
         """Say in one line why the remote command failed, and what to do. otherwise: why, if no known message tells."""
@@ -5660,7 +5664,7 @@ class Launcher:
         return otherwise + (f" ({status_text(code)})" if code else "") + (f": {last.rstrip('.')}" if last else "")
 
     def open_connection(self):
-        """Connect to the broker here, on behalf of the one there. Blocks for SILENCE at most; raises OSError."""
+        """Connect to the broker here, on behalf of the one there. Blocks for SILENCE at most; raises HostError."""
         deadline = time.monotonic() + SILENCE
         while True:
             connection = socket.socket(socket.AF_UNIX)
@@ -5670,7 +5674,7 @@ class Launcher:
             except OSError:  # a broker that takes over is not there yet
                 connection.close()
                 if time.monotonic() > deadline:
-                    raise
+                    raise HostError(f"this machine's broker has not answered it for {SILENCE:.0f} s") from None
                 time.sleep(TICK)
 
     def end(self, code=0):
@@ -5755,7 +5759,8 @@ class Tunnel:
                 return
             serial, size = struct.unpack(">II", head)
             if size > self.BLOCK or self.connect and serial > self.current[0] + 1:
-                raise HostError(f"something else than minscoop writes there, as it seems, {head!r}")
+                raise HostError(f"unexpected bytes from the remote command: {head!r} (something on that host prints "
+                                "to its stdout)")
             data = self.source.read(size)
             current, connection = self.current  # both in one read: ``accept`` may replace the pair
             if serial > current and self.connect:
@@ -5832,8 +5837,8 @@ def own_addresses(config):
         return [config["external_hostname"].strip("[]")]  # the brackets of an IPv6 address, as in a URL
     addresses = [os.uname().nodename]
     for name in ["192.0.2.1", *(name.rpartition("@")[2] for _, name, _ in config["hosts"][:8])]:  # up to 10 s each
-        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((name, 9))  # sends nothing: only asks which address of ours leads there
+        with contextlib.suppress(OSError, TypeError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((name, 9))  # sends nothing: only asks which address of ours leads there; TypeError: no name
             addresses.append(probe.getsockname()[0])
     return list(dict.fromkeys(address for address in addresses if not address.startswith("127.")))
 
@@ -5850,7 +5855,7 @@ def find_modules(config):
         os.chdir(config["directory"])
     sys.path_hooks.insert(0, functools.partial(RootFinder, tuple(config["own_path"])))
     sys.path_importer_cache.clear()
-    return [*filter(None, config["pythonpath"].split(os.pathsep)), *config["own_path"], *sys.path]
+    return [*filter(None, (config["pythonpath"] or "").split(os.pathsep)), *config["own_path"], *sys.path]
 
 
 class RootFinder(importlib.machinery.FileFinder):
@@ -5901,10 +5906,11 @@ class RootLoader(importlib.machinery.SourceFileLoader):
 
 def write_private(path, text):
     """Write a file that only its owner may read, atomically."""
-    descriptor, temporary = tempfile.mkstemp(prefix=".minscoop-", dir=os.path.dirname(path))
-    with open(descriptor, "w") as file:
-        file.write(text)
-    os.replace(temporary, path)
+    with tempfile.TemporaryDirectory(prefix=".minscoop-", dir=os.path.dirname(path)) as directory:
+        descriptor, temporary = tempfile.mkstemp(dir=directory)
+        with open(descriptor, "w") as file:
+            file.write(text)
+        os.replace(temporary, path)
 
 
 def checksum(config):
@@ -5953,7 +5959,7 @@ IPV6 = r"[0-9a-fA-F:.]*:[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(?:%\w+)?"
 HOST = "(" + NAME % rf"\[{IPV6}\]" + r")(?:(?::|\s+(?:slots=)?)([0-9]{1,9}))?(?:\s+max[-_]slots=[0-9]+)?"
 ITEM = r"(?:\[[^\[\]]*\]|[^,%s])+"  # of a list: up to a comma outside brackets, or another separator (%s)
 HOW_TO_SAY = "write name, user@name, name:4 (or 'name 4', 'name slots=4' on a line) for 4 workers, [::1]:4 or " \
-             "node[01-16]:8; a port belongs into ~/.ssh/config, or -e 'ssh -p 2222'"
+             "node[01-16]:8; a port belongs in ~/.ssh/config, or -e 'ssh -p 2222'"
 
 
 def expand(text):
@@ -6015,7 +6021,7 @@ def add_up(pairs):
         name, workers = pair if isinstance(pair, (tuple, list)) and len(pair) == 2 else (pair, None)
         if not (isinstance(name, str) and re.fullmatch(NAME % IPV6, name)) \
                 or not (workers is None or isinstance(workers, int) and workers >= 0):
-            raise ValueError(f"{pair!r} is not a host: it takes a name, or a pair of a name and a number of workers")
+            raise ValueError(f"{pair!r} is not a host: expected a name, or a pair of a name and a number of workers")
         numbers.setdefault(name, []).append(workers)
         if len(numbers) > MAX_HOSTS or entry > 10 * MAX_HOSTS:
             raise ValueError(f"more than {MAX_HOSTS} hosts, or {10 * MAX_HOSTS} entries")
@@ -6071,13 +6077,13 @@ def is_local(name):
 def slurm_hosts(env, nodes):
     """Each node with as many workers as it has tasks or, if no node has more than one task, CPUs."""
     if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        raise ValueError(f"srun has started this program {env['SLURM_STEP_NUM_TASKS']} times; start it once, without")
+        raise ValueError(f"srun started this program {env['SLURM_STEP_NUM_TASKS']} times; start it once, without srun")
     names = [name for name, _ in add_up(parse_items([nodes]))]
     tasks, cpus = (slurm_counts(env.get(variable) or f"1(x{len(names)})")
                    for variable in ("SLURM_TASKS_PER_NODE", "SLURM_JOB_CPUS_PER_NODE"))
     if not len(tasks) == len(cpus) == len(names):
         raise ValueError(f"{len(names)} nodes, but counts of tasks for {len(tasks)} and of CPUs for {len(cpus)}: if "
-                         "srun has started this program, start it without")
+                         "srun started this program, start it without srun")
     return zip(names, tasks if max(tasks, default=1) > 1 else cpus)
 
 
@@ -6143,7 +6149,7 @@ def allocation(env=os.environ):
                 if not found:
                     raise ValueError("it names no host")
             except (OSError, ValueError) as error:
-                raise ValueError(f"the hosts of this {system} job cannot be told from {variable}={env[variable]!r}: "
+                raise ValueError(f"cannot read the hosts of this {system} job from {variable}={env[variable]!r}: "
                                  f"{error}; name them with --hosts") from None
             logger.info("%s job, by %s: %s", system, variable, ", ".join(f"{host}:{count}" for host, count in found))
             return {"hosts": found, "rsh": rsh}
@@ -6247,7 +6253,7 @@ class Interface(concurrent.futures.Executor):
         1024
         """
         if not callable(fn):
-            raise TypeError(f"submit needs a callable first, not {fn!r}")
+            raise TypeError(f"submit needs a callable as its first argument, not {fn!r}")
         return self._pool().submit(fn, args, kwargs)
 
     def map(self, fn, *iterables, timeout=None, chunksize=None, buffersize=None, progress=None, **kwargs):
@@ -6365,13 +6371,14 @@ class Executor(Interface):
 
     def __init__(self, max_workers=None, *, retries=3, nice=0, initializer=None, initargs=(), profile=None,
                  hosts=None, listen=None, summary=False, report=None, trace=None, **options):
-        if not isinstance(max_workers, int) and hasattr(max_workers, "__index__"):
-            max_workers = operator.index(max_workers)  # of NumPy's integers
+        max_workers, retries, nice = (
+            number if isinstance(number, int) or not hasattr(number, "__index__") else operator.index(number)
+            for number in (max_workers, retries, nice))  # NumPy has integers of its own
         for name, number in ("max_workers", 0 if max_workers is None else max_workers), ("retries", retries):
             if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-                raise ValueError(f"{name} must be a number from 0 on, not {number!r}")
+                raise ValueError(f"{name} must be an integer >= 0, not {number!r}")
         if isinstance(nice, bool) or not isinstance(nice, int) or abs(nice) > 100:
-            raise ValueError(f"nice must be a number such as 10, not {nice!r}")
+            raise ValueError(f"nice must be an integer from -100 to 100, not {nice!r}")
         refuse_in_import()
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, not {initializer!r}")
@@ -6380,10 +6387,10 @@ class Executor(Interface):
         wishes = {"summary": summary, "report": report and writable(report), "trace": trace and writable(trace),
                   "record": 2 if report or trace else int(summary)}
         if report and trace and wishes["report"] == wishes["trace"]:
-            raise ValueError(f"report and trace are to be files of their own, not both {report}")
+            raise ValueError(f"report and trace must be two different files, not both {report}")
         if max_workers == 0 and (profile or hosts or listen):
-            logger.warning("without effect, since everything runs in this process: %s", ", ".join(itertools.compress(
-                ("profile", "hosts", "listen"), (profile, hosts, listen))))
+            logger.warning("no effect with max_workers=0, which runs everything in this process: %s", ", ".join(
+                itertools.compress(("profile", "hosts", "listen"), (profile, hosts, listen))))
         if profile and profile is not True:
             profile = os.path.abspath(profile)
             os.makedirs(profile, exist_ok=True)
@@ -6421,15 +6428,15 @@ class Executor(Interface):
             return
         if cancel_futures:
             self._node.drop()
-        if self._ender:
+        ender = threading.Thread(target=self._finish, name="minscoop shutdown")
+        if vars(self).setdefault("_ender", ender) is not ender:  # check and set in one, as several threads may be here
             callback = threading.current_thread() is self._ender or self._node.serving._is_owned()
             if wait and not callback:  # a callback would wait for the thread that waits for it
                 self._ended.wait()
         elif wait:
             self._finish()
         else:
-            self._ender = threading.Thread(target=self._finish, name="minscoop shutdown")
-            self._ender.start()
+            ender.start()
 
     def _finish(self, end="finish"):
         self._ender = threading.current_thread()
@@ -6472,7 +6479,8 @@ def writable(path, beside=False):
     path = os.path.realpath(path)
     try:
         if os.path.exists(path) and (path.endswith(".py") or not os.path.isfile(path)):
-            raise OSError(errno.EINVAL, f"it is {'a program' if os.path.isfile(path) else 'no file'}")
+            raise OSError(errno.EINVAL, "a Python program, which will not be overwritten" if os.path.isfile(path)
+                          else "not a regular file")
         with tempfile.TemporaryFile(dir=os.path.dirname(path)) if beside else open(path, "a"):
             return path
     except OSError as error:
@@ -6507,7 +6515,7 @@ def plan(size, hosts, listen, options, check):
     if hosts is not None and size:
         pairs = deal(pairs, size)
     if hosts is not None and not (listen or check or any(workers != 0 for _, workers in pairs)):
-        raise ValueError("no worker would work: each of the hosts has 0")
+        raise ValueError("no workers: every host in the list has 0")
     here = [usable_cores() if workers is None else workers for name, workers in pairs if is_local(name)]
     others = [(name, workers) for name, workers in pairs if not is_local(name)]
     this = sys.modules["minscoop"]
@@ -6544,7 +6552,8 @@ def forget_pools():
     if this_worker is not None:
         this_worker.disown()
     executors.clear()
-    here.inline = this_worker = None
+    vars(here).clear()
+    this_worker = None
     progress.__init__(False)
 
 
@@ -6575,9 +6584,9 @@ class Here(Interface):
         if executors:
             return executors[-1]._pool()
         if self.inline is None:
-            self.inline = Inline()
-            warnings.warn("minscoop works serially, for there is no pool. Run 'python minscoop.py script.py', or "
-                          "use 'with minscoop.Executor():'", RuntimeWarning, stacklevel=3)
+            vars(self).setdefault("inline", Inline())  # check and set in one, as several threads may be here
+            warnings.warn("minscoop runs everything serially: there is no pool. Run 'python minscoop.py script.py', "
+                          "or use 'with minscoop.Executor():'", RuntimeWarning, stacklevel=3)
         return self.inline
 
     def shutdown(self, wait=True, **kwargs):
@@ -7817,7 +7826,7 @@ def parse_options(parser):
         parser.error("no program: -m needs a module, -c needs code")
     for name, value in ("-n", options.max_workers), ("--retries", options.retries):
         if value is not None and value < 0:
-            parser.error(f"argument {name}: a number from 0 on, not {value}")
+            parser.error(f"argument {name}: must be 0 or more, not {value}")
     for name in ("hosts", "check", "listen", "join", "profile") if options.max_workers == 0 else ():
         if getattr(options, name):
             parser.error(f"-n 0 runs everything in this process, and does not go with --{name}" +

@@ -3512,6 +3512,29 @@ def test_a_host_is_answered_when_we_take_over_amid_its_large_message():
     assert not board.pieces
 
 
+class Echo(collections.deque):
+    """A socket whose other end is a broker that echoes PROBEs, in pieces if they are large."""
+
+    def send_multipart(self, frames):
+        assert self in (collections.deque(), collections.deque([[b""]]))  # nothing of the answer before is left
+        self.extend(minscoop.in_pieces(frames))
+
+    def poll(self, timeout):
+        return len(self)
+
+    def close(self):
+        assert not self
+
+
+def test_all_of_an_answer_has_come_when_the_bandwidth_is_measured(monkeypatch):
+    """Else the next answer seems to come at once: the rest of this one."""
+    board, echo = object.__new__(minscoop.Switchboard), Echo([[b""]])
+    board.context, board.broker = None, minscoop.Broker(b"1", below=True)
+    monkeypatch.setattr(minscoop, "connect", lambda *_: echo)
+    monkeypatch.setattr(minscoop, "receive", Echo.popleft)
+    assert set(board.measure("", None)) == {"round_trip", "bandwidth"}
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_no_message_is_made_of_the_pieces_of_two_when_some_are_lost(monkeypatch, seed):
     """A connection may break at any time, in several messages: those of which all came arrive, others do not."""
@@ -5697,6 +5720,21 @@ def test_no_limit_is_met_when_many_workers_print_into_pipes(script):
     assert (done.returncode, done.stdout, done.stderr) == (0, "{48}\n", "")
 
 
+def ends_of_stdout():
+    """The descriptors of this process for either end of the pipe into which it prints."""
+    def is_end(descriptor):
+        with contextlib.suppress(OSError):  # that by which the list was read
+            return os.path.sameopenfile(descriptor, 1)
+    return list(filter(is_end, map(int, os.listdir("/dev/fd"))))
+
+
+@linux_only
+def test_a_worker_has_no_end_to_read_when_it_prints_into_pipes(guard):
+    """A child that a task leaves behind gets SIGPIPE then when it prints, instead of waiting for ever."""
+    with minscoop.Executor(2, tag_output=True) as executor:
+        assert [executor.submit(ends_of_stdout).result(WAIT) for _ in range(4)] == [[1]] * 4
+
+
 @linux_only
 def test_a_pool_starts_when_there_is_no_proc(guard):
     """Nor the list of descriptors in /dev/fd, which leads there."""
@@ -5933,6 +5971,15 @@ def test_the_root_is_told_when_a_launcher_fails_of_something_unforeseen(where):
         os.close(end)
 
 
+def test_a_host_is_not_blamed_when_the_broker_here_does_not_answer(guard, monkeypatch):
+    """The reason is in words, and not an error number."""
+    monkeypatch.setattr(minscoop, "SILENCE", 0)
+    launcher = HandLauncher()
+    launcher.config["address"] = f"ipc://{guard}/broker"
+    with pytest.raises(minscoop.HostError, match="this machine's broker"):
+        launcher.open_connection()
+
+
 def test_pyzmq_is_packed_when_its_files_are_of_1970(tmp_path, monkeypatch):
     """As some package managers leave them; a zip file knows no time before 1980."""
     path = tmp_path / "zmq" / "__init__.py"
@@ -5947,7 +5994,7 @@ def test_pyzmq_is_packed_when_its_files_are_of_1970(tmp_path, monkeypatch):
 @pytest.mark.parametrize("args, text", [
     (["--hosts", "refused,good:1", "--all-hosts"], "refused"), (["--hosts", "refused,nokey"], "no host is left"),
     (["--hosts", "refused:1,localhost:0"], "no host is left"),
-    (["--hosts", "a:0,localhost:0"], "each of the hosts has 0"),
+    (["--hosts", "a:0,localhost:0"], "every host in the list has 0"),
     (["--hosts", "good", "--python", "/no/python"], "/no/python"),
     (["--hosts", "good", "--prolog", "/no/prolog"], "/no/prolog"),
     (["--hosts", "good", "--path", "/no/path"], "/no/path"),
@@ -5964,6 +6011,16 @@ def test_the_run_fails_with_one_message_when_no_host_is_left_or_one_must_not_fai
     done = launch(*args, script(SQUARES), "good")
     assert done.returncode == 1 and text in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert done.stdout == "" and done.stderr.count("\n") <= 3, done.stderr
+
+
+@pytest.mark.parametrize("option", ["--listen", "--hosts"])
+def test_the_run_fails_with_one_message_when_pyzmq_cannot_encrypt(ssh, tmp_path, option):
+    """Some builds have no CURVE. Hosts that take the way through ssh need none."""
+    copy = patched(tmp_path, "import zmq; zmq.has = lambda feature: False")
+    done = python(copy, option, "good", "-c", "print('begun')", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "") and re.fullmatch("minscoop: .*CURVE.*stdio\n", done.stderr), done
+    assert python(copy, "--transport", "stdio", "--hosts", "good:1", "-c",
+                  "import minscoop; print(*minscoop.map(abs, [-7]))").stdout == "7\n"
 
 
 @pytest.mark.parametrize("host", ["noisy", "tcsh", "fish", "bash"])
@@ -5983,11 +6040,15 @@ def test_a_host_that_was_not_there_yet_is_named_when_all_is_done(ssh, option, to
     assert ("host mute was not ready before all was done" in done.stderr) == told, done.stderr
 
 
-def test_a_host_is_given_up_when_it_says_nothing(ssh, script, tmp_path):
-    """A login that hangs, and a connection that stalls behind it, have an end; the run goes on without them."""
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_host_is_given_up_when_it_says_nothing(ssh, script, tmp_path, wrapped):
+    """A login that hangs, and a connection that stalls behind it, have an end; the run goes on without them. So it is
+    if ssh is the child of the remote command."""
+    wrapper = script('#!/bin/sh\nssh "$@"\nexit $?\n', "wrapper")
+    wrapper.chmod(0o755)
     with open(tmp_path / "stderr", "w") as stderr:
         process = start(patched(tmp_path, "LOGIN_PATIENCE = 1.0"), "--hosts", "mute,stalls,localhost:1",
-                        script(SQUARES), NODE, tmp_path / "go", stderr=stderr)
+                        *(["-e", wrapper] if wrapped else []), script(SQUARES), NODE, tmp_path / "go", stderr=stderr)
         done = finish_after(process, tmp_path / "go", lambda: lines_in(tmp_path / "stderr") >= 2)
     lines = sorted((tmp_path / "stderr").read_text().splitlines())
     assert (done.returncode, done.stdout, len(lines)) == (0, names_of(NODE), 2) and "Traceback" not in lines[0]
@@ -6026,7 +6087,7 @@ def test_a_host_comes_back_when_the_root_was_stopped_for_long(ssh, script, tmp_p
     os.unlink(tmp_path / "back")
     done = finish(process)
     assert (done.returncode, done.stdout) == (0, "good again\n")
-    for told in "lost: ", "to be logged in to again in 2 s\n", "logging in again\n":
+    for told in "lost: ", "will log in again in 2 s\n", "logging in again\n":
         assert f"host good: {told}" in done.stderr
     assert lines_in(ssh / "log") >= 2
 
@@ -6105,6 +6166,12 @@ def test_a_host_works_as_told_when_there_are_options(ssh, script, tmp_path):
         def facts(x): return os.getcwd(), extra.where, os.environ["FROM_PROLOG"], os.environ["WRAPPED"]
         if __name__ == "__main__": print(extra.where, *futures.submit(facts, 1).result())
     """)) == f"here {tmp_path / 'work'} there 1 1\n"
+
+
+def test_a_host_works_when_no_pythonpath_is_given(ssh):
+    """None, as for other options."""
+    with minscoop.Executor(hosts="good:1", pythonpath=None) as executor:
+        assert executor.submit(os.getenv, "FATE").result(WAIT) == "good"
 
 
 FAKE_PYTHON = """#!/bin/sh
@@ -6469,7 +6536,7 @@ def test_a_host_is_lost_in_words_when_something_else_writes_to_its_pipe(guard, s
     time.sleep(0.5)
     touch(tmp_path / "go")
     done = finish_after(process, tmp_path / "end", lambda: not on_fake_host("h"))
-    assert done.returncode == 0 and re.fullmatch("minscoop: host h: .*something else .*\n", done.stderr), done
+    assert done.returncode == 0 and re.fullmatch("minscoop: host h: .*unexpected bytes .*\n", done.stderr), done
 
 
 def test_hosts_join_when_they_have_the_file(guard, script, tmp_path):
@@ -6575,9 +6642,17 @@ def test_a_host_joins_when_its_stdin_is_closed(guard, script, tmp_path):
     assert finish(joined).returncode == 0
 
 
+def test_nothing_is_left_when_the_file_to_join_cannot_be_written(tmp_path):
+    """As when the disk is full: a part of it has keys, too."""
+    (tmp_path / "pool.json").mkdir()
+    with pytest.raises(OSError):
+        minscoop.write_private(str(tmp_path / "pool.json"), "secret")
+    assert os.listdir(tmp_path) == ["pool.json"]
+
+
 @pytest.mark.parametrize("content, text", [
     ("", "is not a connection file"), ("nonsense", "is not a connection file"), ("[1]", "is not a connection file"),
-    ("{}", "is not a connection file"), ({}, "not answer"), ({"program": 1}, "another version of minscoop"),
+    ("{}", "is not a connection file"), ({}, "cannot reach"), ({"program": 1}, "another version of minscoop"),
     ({"host": 1}, "damaged"),
     ({"main_python": [3, 1]}, "Python 3.1.*--mixed")])
 def test_a_clear_message_is_given_when_a_file_to_join_is_no_good(guard, tmp_path, content, text):
@@ -6596,6 +6671,13 @@ def test_a_clear_message_is_given_when_a_file_to_join_is_no_good(guard, tmp_path
 def test_brackets_go_when_an_external_address_has_them():
     """As IPv6 addresses have in URLs; where a port follows, they are put around them anew."""
     assert minscoop.own_addresses({"external_hostname": "[::1]"}) == ["::1"]
+
+
+@pytest.mark.parametrize("name", ["\xe4..b", "me@" + "\xe4" * 64], ids=["empty label", "long label"])
+def test_a_host_is_left_out_when_its_name_cannot_be_looked_up(name):
+    """IDNA refuses some names that are not ASCII. The other hosts have to find us all the same."""
+    config = {"external_hostname": None, "hosts": [("1", name, 1)]}
+    assert minscoop.own_addresses(config) == minscoop.own_addresses(dict(config, hosts=[]))
 
 
 def where(x=0):
@@ -7431,7 +7513,7 @@ def test_the_variable_is_named_when_a_batch_job_makes_no_sense(tmp_path, job):
 @pytest.mark.parametrize("counts", ["SLURM_TASKS_PER_NODE=2(x3)", "SLURM_JOB_CPUS_PER_NODE=8"])
 def test_the_advice_is_to_start_without_srun_when_the_counts_of_a_slurm_job_do_not_fit(tmp_path, counts):
     """They are then those of a step, which has fewer nodes than the job."""
-    with pytest.raises(ValueError, match="if srun has started this program, start it without"):
+    with pytest.raises(ValueError, match="if srun started this program, start it without srun"):
         minscoop.allocation(job_environment(tmp_path, f"SLURM_JOB_NODELIST=n[1-4] {counts}"))
 
 
@@ -7543,6 +7625,44 @@ def test_the_end_is_left_to_a_thread_when_shutdown_does_not_wait(guard, tmp_path
     assert not future.done()
     touch(tmp_path / "go")
     assert future.result(WAIT) == 5
+
+
+def test_a_pool_is_ended_once_when_two_threads_do_it_at_the_same_time(guard):
+    """The second comes while the first is about to begin."""
+    executor, calls = minscoop.Executor(0), []
+
+    def finish(finish=executor._finish):
+        calls.append(1)
+        if len(calls) == 1:
+            ended = threading.Thread(target=executor.shutdown, args=[False])
+            ended.start()
+            ended.join()
+            for thread in threading.enumerate():
+                if thread.name == "minscoop shutdown":
+                    thread.join()
+        finish()
+    executor._finish = finish
+    executor.shutdown()
+    assert calls == [1]
+
+
+def test_threads_share_what_runs_their_calls_when_they_make_the_first_ones_without_a_pool(monkeypatch):
+    """Else the constants of one would be unknown to the other, and its unread maps would not run at the end."""
+    nodes, Inline = [], minscoop.Inline
+
+    def make():
+        if not nodes:
+            nodes.append(None)
+            other = threading.Thread(target=lambda: nodes.append(minscoop.here._pool()))
+            other.start()
+            other.join()
+        return Inline()
+    monkeypatch.setattr(minscoop, "Inline", make)
+    monkeypatch.setattr(minscoop, "executors", [])
+    monkeypatch.delitem(vars(minscoop.here), "inline", raising=False)
+    with pytest.warns(RuntimeWarning, match="there is no pool"):
+        assert minscoop.here._pool() is nodes[1]
+    del minscoop.here.inline
 
 
 @pytest.mark.parametrize("wait", [False, True])
@@ -7930,6 +8050,13 @@ def test_arguments_do_as_with_the_standard_librarys_when_they_are_unusual(pool, 
     numpy = pytest.importorskip("numpy")
     with minscoop.Executor(numpy.int64(0)) as inline:
         assert call(inline, numpy) and call(pool, numpy)
+
+
+def test_a_pool_starts_when_its_numbers_are_numpys():
+    """In the keeper's configuration, too, which is JSON."""
+    numpy = pytest.importorskip("numpy")
+    with minscoop.Executor(numpy.int64(1), retries=numpy.int32(2), nice=numpy.uint8(1)) as executor:
+        assert executor.submit(os.nice, 0).result(WAIT) == os.nice(0) + 1
 
 
 def test_a_map_has_the_numbers_that_an_array_had_when_it_was_called():
@@ -9794,6 +9921,22 @@ def test_no_notice_is_lost_when_the_broker_is_slow():
     assert set(os.listdir("/dev/fd")) == before
 
 
+@linux_only
+def test_no_worker_is_forked_when_there_are_no_descriptors_for_its_broker(monkeypatch):
+    """Else it would live, print into pipes that nobody reads, and be taken for one that cannot start."""
+    before = set(os.listdir("/dev/fd"))
+    keeper = minscoop.Keeper({"host": "0", "piped": True}, None)
+    monkeypatch.setattr(keeper, "fork", lambda *_: pytest.fail("forked"))
+    monkeypatch.setattr(os, "dup", mock.Mock(side_effect=OSError("Too many open files")))
+    with pytest.raises(OSError, match="Too many"):
+        keeper.start_worker()
+    for end in (keeper.lifeline_read, keeper.lifeline, keeper.signalled, keeper.signal_write):
+        os.close(end)
+    keeper.notices.close()
+    keeper.notices_read.close()
+    assert not keeper.workers and set(os.listdir("/dev/fd")) == before
+
+
 def test_there_is_one_root_when_it_dies_as_its_keeper_begins(monkeypatch):
     """The keeper reads nothing then; a fork that went on would run the program once more."""
     monkeypatch.setattr(minscoop.Keeper, "main", lambda: None)
@@ -9806,7 +9949,7 @@ def test_a_program_is_not_replaced_when_it_is_named_by_mistake(script):
     """`--report script.py`, where the name of the page was forgotten."""
     path = script("print(1)")
     done = python(MINSCOOP, "-n", 1, "--report", path)
-    assert done.returncode and "it is a program" in done.stderr
+    assert done.returncode and "a Python program, which will not be overwritten" in done.stderr
     with open(path) as file:
         assert "print(1)" in file.read()
 
@@ -9882,7 +10025,7 @@ def test_nothing_is_replaced_when_it_is_no_file(tmp_path, option):
     """Else root would turn /dev/null into a file; a link stays one."""
     os.mkfifo(tmp_path / "fifo")
     done = python(MINSCOOP, "-n", 1, option, tmp_path / "fifo", "-c", "pass")
-    assert done.returncode and "it is no file" in done.stderr and str(tmp_path / "fifo") in done.stderr
+    assert done.returncode and "not a regular file" in done.stderr and str(tmp_path / "fifo") in done.stderr
     assert (tmp_path / "fifo").is_fifo()
 
 
@@ -11463,8 +11606,8 @@ class Simulation(Scheduler):
         self.coup = 0.0                 # when a broker died
         self.weights, self.busy = random.Random(f"heavy {seed}"), 0.0  # until when a link is
         self.config = {"total": sum(self.sizes), "retries": self.retries, "address": "", "profile": None,
-                       "initializer": None, "listen": None, "check": False, "all_hosts": False, "host": "0",
-                       "size": self.sizes[0],
+                       "initializer": None, "listen": None, "listens": False, "check": False, "all_hosts": False,
+                       "host": "0", "size": self.sizes[0],
                        "hosts": [(str(i), f"host{i}", size) for i, size in enumerate(self.sizes) if i]}
 
     def log(self, *event):
@@ -12198,7 +12341,7 @@ if __name__ == "__main__":  # round by round, until a file is there
         assert futures.map_reduce(count, operator.add, [3] * 4, range(0, 256, 64)) == list(range(256))
         print("right", flush=True)
 """
-SAID = re.compile(r"(\w+: )?minscoop: the broker .* ended: .*; another takes over|"
+SAID = re.compile(r"(\w+: )?minscoop: the broker .* ended: .*; a new broker takes over|"
                   r"(\w+: )?minscoop: worker .* killed by signal 9 .*|"
                   r"minscoop: host \w+: lost: .*|\w+: Timeout, server [\d.]+ not responding\.")
 
