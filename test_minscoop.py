@@ -6,9 +6,9 @@ Nothing here measures time: timeouts only end what hangs. A test that hangs for 
 process print its stacks, and fails; the run ends if that does not end it. A test that leaves a process, a
 thread, a socket directory or shared memory behind fails.
 
-The tests of hosts make hosts, which needs root on Linux, sshd, ip and nft, or Slurm and munge; others download
-something, or need chromium. Set CI to make them fail, not skip, where that is not possible. Set
-MINSCOOP_MEGABYTES=3000 to try with so much what is done with 50 else.
+The tests of hosts set up hosts of their own, which needs root on Linux with sshd, ip and nft, or with Slurm and
+munge; others download something, or need chromium. Where that is impossible they are skipped, or fail if CI is set.
+Set MINSCOOP_MEGABYTES=3000 to have large objects of 3000 MB instead of 50.
 """
 import _thread
 import abc
@@ -73,7 +73,7 @@ from minscoop import CannotSend, MinscoopError, PoolError, TaskError, WorkerLost
 
 
 class Unmarked:
-    """What stands for pytest's marks and fixtures in workers: they run functions of this file, but no tests."""
+    """Stands in for pytest's marks and fixtures in workers, which run functions of this file, but no tests."""
 
     def __getattr__(self, name):
         return self
@@ -83,7 +83,7 @@ class Unmarked:
 
 
 numpy = None
-if minscoop.this_worker is not None:  # each that is killed has a successor, which begins the quicker without these
+if minscoop.this_worker is not None:  # tests kill many workers, whose successors start sooner without these imports
     pytest = types.SimpleNamespace(mark=Unmarked(), fixture=Unmarked())
 else:
     import pytest
@@ -92,7 +92,7 @@ else:
 
 HERE = pathlib.Path(__file__).resolve().parent
 MINSCOOP = HERE / "minscoop.py"
-MEGABYTES = int(os.environ.get("MINSCOOP_MEGABYTES", 50))  # of what is large; 3000 needs 20 GB of memory
+MEGABYTES = int(os.environ.get("MINSCOOP_MEGABYTES", 50))  # size of large objects; 3000 needs 20 GB of memory
 BOUND = 60 + MEGABYTES // 10  # s that one test may take
 WAIT = 40      # s that one result may take, or the end of one process
 LINUX = sys.platform.startswith("linux")
@@ -110,7 +110,7 @@ def stat_of(pid):
 
 
 def read_proc(pid, name):
-    """A small file in /proc/PID, empty if that process is gone. Not by pathlib: each test reads it of all processes."""
+    """The content of a small file in /proc/PID, or b"". Not by pathlib, which is slow: tests read one per process."""
     try:
         descriptor = os.open(f"/proc/{pid}/{name}", os.O_RDONLY)
     except OSError:
@@ -152,7 +152,7 @@ def kill_all(pids):
 
 
 def abort_all(pids):
-    """Have Python processes print their stacks, and die; workers before the keeper, which takes them along."""
+    """Have Python processes print their stacks, and die; the youngest first, since workers die with their keeper."""
     for pid in sorted(pids, reverse=True):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGABRT)
@@ -244,14 +244,14 @@ def shared_pool():
 @pytest.fixture(scope="session")
 def terminal(request, tmp_path_factory):
     """The descriptor of the real stderr, which pytest captures."""
-    tmp_path_factory.getbasetemp()  # now, while the temporary directory is nobody's own
+    tmp_path_factory.getbasetemp()  # now, before a test redirects temporary files to its own directory
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         return os.dup(2)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled():
-    """Both files are compiled once, and not by each worker: Python may have been told not to write down what it is."""
+    """Compile both files once, rather than in each worker, even if this Python has been told not to write bytecode."""
     with contextlib.suppress(OSError):
         for path in MINSCOOP, HERE / "test_minscoop.py":
             py_compile.compile(str(path))
@@ -390,20 +390,20 @@ def launch_together(commands, timeout=WAIT, **kwargs):
 
 
 def in_groups(names, size):
-    """A mark: a test takes so many of these names at a time, since what it starts for them mostly waits."""
+    """A mark: the test takes `size` names at a time and runs their programs together, since these mostly wait."""
     names = list(names)
     return pytest.mark.parametrize("names", [names[i:i + size] for i in range(0, len(names), size)], ids=", ".join)
 
 
 def output_of(*args, **kwargs):
-    """What a program prints under minscoop that has to end well and to say nothing on stderr."""
+    """The stdout of a program run under minscoop, which must exit with 0 and print nothing to stderr."""
     done = launch(*args, **kwargs)
     assert (done.returncode, done.stderr) == (0, ""), done
     return done.stdout
 
 
 def skip_or_fail(reason):
-    """What this machine has not got is a reason to skip a test, but not where .ci/run has seen to it."""
+    """Skip a test that this machine cannot run; with CI set, fail it, since .ci/run installs what tests need."""
     (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
 
 
@@ -418,8 +418,8 @@ def script(tmp_path):
     return write
 
 
-# Functions for tasks. They find each other through files, since a task has nothing else in common
-# with the test.
+# Functions for tasks. They signal to each other and to the test through files, since they have nothing else in
+# common with the test.
 
 def identity(value):
     return value
@@ -447,7 +447,7 @@ def touch(path, value=None):
 
 
 def await_file(path, value=None, then=None):
-    """Block until another process makes this file, and make one in turn; returns `value`."""
+    """Make the file `then`, if given, and block until another process makes `path`; returns `value`."""
     if then is not None:
         touch(then)
     if not eventually(lambda: os.path.exists(path)):
@@ -543,14 +543,14 @@ ERRORS = [CannotSend, TaskError, WorkerLost, PoolError]
 
 @pytest.mark.parametrize("error", ERRORS)
 def test_an_error_keeps_type_and_text_when_it_travels(error):
-    """minscoop's own errors have one base, say when they are raised, and can be pickled."""
+    """minscoop's own errors must have its common base class and a docstring, and survive pickling."""
     assert issubclass(error, MinscoopError) and error.__doc__
     copy = pickle.loads(pickle.dumps(error("why")))
     assert type(copy) is error and str(copy) == "why"
 
 
 def test_the_wall_clock_may_jump_when_nothing_looks_at_it():
-    """All time is monotonic."""
+    """The module must take every time from a monotonic clock."""
     assert not re.search(r"\btime\.time\b|datetime|\.timedwait", MINSCOOP.read_text())
 
 
@@ -579,7 +579,7 @@ def message_table():
 
 
 def test_every_message_has_its_handlers_when_the_table_is_read():
-    """A message that the table has is handled by whom it goes to, and no handler is without an entry."""
+    """Brokers and nodes must have a handler for each message that the table sends them, and for no other."""
     table = message_table()
     broker, nodes = ({name[3:] for cls in classes for name in dir(cls) if name.startswith("on_")}
                      for classes in ([minscoop.Broker], [minscoop.Root, minscoop.Worker]))
@@ -636,7 +636,7 @@ def doubled(fn):
 
 @doubled
 def decorated(value):
-    """Sends under its own name."""
+    """Travels by name, since that name leads to the decorated function."""
     return value + 1
 
 
@@ -796,7 +796,7 @@ def make_generic():
 
 
 def make_typed():
-    """A function with what typing makes, which has no name either."""
+    """A function with a local TypeVar, NewType and generic class, which no name leads to either."""
     U, UserId = typing.TypeVar("U", bound=int), typing.NewType("UserId", int)
 
     class Pair(typing.Generic[U]):
@@ -818,7 +818,7 @@ def make_dataclass(**options):
 
 def make_table():
     class Table:
-        """Its methods are found by its name, while it is still being unpickled; Pydantic keeps validators so."""
+        """Its attribute holds its own methods, looked up while it is being unpickled; Pydantic keeps validators so."""
 
         def own(self):
             return 1
@@ -837,7 +837,7 @@ def make_table():
 
 
 def make_key():
-    """Instances are keys where its methods and attributes see them."""
+    """A class whose instances are elements of a set that a method uses, and keys of a dict that is an attribute."""
     @dataclasses.dataclass(frozen=True)
     class Cell:
         x: int
@@ -933,7 +933,7 @@ CALLABLES = {  # name -> (callable, argument, result)
     "function with local typed dicts": (functools.partial(make_typed_dict(), {"a": 1}), 3, {"a": 1, "stars": 3}),
 }
 
-if sys.version_info >= (3, 9):  # what cannot be told of a cache before
+if sys.version_info >= (3, 9):  # before, an lru_cache does not reveal its parameters
     CALLABLES["cached partial"] = functools.lru_cache(None)(functools.partial(pow, 2)), 3, 8
 
 if sys.version_info >= (3, 12):
@@ -950,7 +950,7 @@ def call_with(fn, argument):
 
 @pytest.mark.parametrize("name", CALLABLES)
 def test_a_callable_does_the_same_when_it_was_sent(pool, name):
-    """Whatever can be called can be sent, by value where its name leads nowhere; also from a task."""
+    """Any callable can be sent, by value if no name leads to it, and must return there what it returns here."""
     fn, argument, expected = CALLABLES[name]
     here, there = call_with(there_and_back(fn), argument), pool.submit(call_with, fn, argument).result(WAIT)
     if expected is not None:
@@ -959,7 +959,7 @@ def test_a_callable_does_the_same_when_it_was_sent(pool, name):
 
 
 def test_a_function_keeps_its_looks_when_it_travels_by_value():
-    """Name, text, defaults, annotations and attributes belong to a function."""
+    """The copy must have the function's names, docstring, defaults, annotations and attributes."""
     list_of, counter_of = collections.abc.Sequence, collections.Counter
     if sys.version_info >= (3, 9):
         list_of, counter_of = list_of[int], counter_of[str]
@@ -974,7 +974,7 @@ def test_a_function_keeps_its_looks_when_it_travels_by_value():
 
 
 class Proxy:
-    """Stands for something else in every way but its type, as those of wrapt and others."""
+    """Stands for its target in every way but its type, as the proxies of wrapt and others do."""
 
     def __init__(self, target):
         self.target = target
@@ -990,7 +990,7 @@ class Proxy:
 
 @pytest.mark.parametrize("target", [lambda: 1, make_error()], ids=["function", "class"])
 def test_a_proxy_stays_one_when_its_class_says_that_it_is_its_target(monkeypatch, target):
-    """An object is sent as what it is, whatever it says."""
+    """Pickling must go by an object's type, not by its __class__, which may lie."""
     frames = minscoop.dumps(Proxy(target))
     monkeypatch.setattr(minscoop, "CLASSES", {})  # as in another process
     copy = minscoop.loads(frames)
@@ -998,7 +998,7 @@ def test_a_proxy_stays_one_when_its_class_says_that_it_is_its_target(monkeypatch
 
 
 def test_the_roots_globals_stay_when_a_function_comes_back(monkeypatch):
-    """What it refers to travels along: a worker takes that, the root only what it has not got."""
+    """A function brings its globals along. A worker takes them all; the root, whose own are newer, those it lacks."""
     module = types.ModuleType("__main__")
     exec("number = 1\ndef read(): return number", module.__dict__)
     monkeypatch.setitem(sys.modules, "__main__", module)
@@ -1014,7 +1014,7 @@ def test_the_roots_globals_stay_when_a_function_comes_back(monkeypatch):
 
 
 def test_a_submodule_is_loaded_when_a_function_uses_it():
-    """`import xml.dom.minidom` binds xml, which workers import without what is below it."""
+    """`import xml.dom.minidom` binds only xml, and a worker that imports just that would lack xml.dom.minidom."""
     assert output_of("-n", 1, "-c", """
 import xml.dom.minidom
 from minscoop import futures
@@ -1023,7 +1023,7 @@ print(futures.submit(lambda: xml.dom.minidom.parseString("<a/>").documentElement
 
 
 def test_a_shared_variable_stays_shared_when_two_closures_travel_together():
-    """Two functions over one variable still have one between them."""
+    """Two closures over the same variable must share one in their copies, too."""
     def pair():
         value = 0
 
@@ -1059,13 +1059,13 @@ def test_a_local_class_is_itself_when_it_returns(pool, make):
 
 
 def grown(cls):
-    """It, changed."""
+    """The class, with an attribute changed."""
     cls.size = 99
     return cls
 
 
 def test_a_local_class_is_as_it_was_when_a_task_has_changed_its_own(pool):
-    """What the program has is newer."""
+    """A class that comes back must not overwrite the attributes that it has in the root, which are newer."""
     cls = type(make_singleton().one)
     cls.size = 2
     assert pool.submit(grown, cls).result(WAIT) is cls and cls.size == 2
@@ -1084,7 +1084,7 @@ def make_singleton():
 
 
 def make_registered():
-    """A class that its base class knows, and its metaclass, too."""
+    """A class that registers itself with its base class and with its metaclass."""
     class Meta(type):
         made = {}
 
@@ -1115,7 +1115,7 @@ def make_constant():
 
 
 def make_with_arguments(name, how):
-    """An instance that its class keeps; pickle has arguments for its ``__new__``, which does not do without."""
+    """An instance kept by its class, whose ``__new__`` needs an argument: pickle gets it from the method `name`."""
     class Sized:
         def __new__(cls, size):
             self = super().__new__(cls)
@@ -1126,7 +1126,7 @@ def make_with_arguments(name, how):
     return Sized.one
 
 
-ARGUMENTS = {  # methods by which pickle has them
+ARGUMENTS = {  # methods from which pickle gets the arguments of __new__
     "__getnewargs__": lambda self: (self.size,), "__getnewargs_ex__": lambda self: ((), {"size": self.size}),
     "__reduce__": lambda self: (type(self), (self.size,)),
     "__reduce_ex__": lambda self, protocol: (type(self), (self.size,)),
@@ -1165,7 +1165,7 @@ if sys.version_info >= (3, 10):
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_an_instance_has_its_class_when_it_returns(pool, name):
-    """isinstance, ==, and is mean the same after a journey, and on the other side."""
+    """``isinstance``, ``==`` and ``is`` must hold on the worker as well as here, after the return."""
     make, check = MEMBERS[name]
     obj = make()
     copy, works = pool.submit(lambda obj: (obj, check(obj)), obj).result(WAIT)
@@ -1181,7 +1181,7 @@ class LargeBytes(bytearray):
 
 
 def test_large_memory_travels_in_frames_of_its_own_when_pickled():
-    """Buffers from OUT_OF_BAND bytes on are not copied into the pickle, and are a snapshot of the moment."""
+    """A buffer of OUT_OF_BAND bytes or more has a frame of its own: a snapshot that later writes do not alter."""
     data = LargeBytes(b"a" * minscoop.OUT_OF_BAND)
     pickled, buffer = minscoop.dumps([data])
     data[0] = 0
@@ -1203,7 +1203,7 @@ LARGE = minscoop.SHARED
 
 
 def test_a_large_frame_is_a_file_when_there_is_shared_memory(tmp_path):
-    """A reference travels in its place. Who reads it removes the name; who writes to it harms nobody."""
+    """A reference travels in its place. Reading removes the file unless it is lasting; writes stay the reader's own."""
     data = os.urandom(LARGE)
     once, lasting = (minscoop.frame_of([data[:9], data[9:]], tmp_path, lasting) for lasting in (False, True))
     assert minscoop.frame_of([data[1:]], tmp_path) == data[1:] and minscoop.frame_of([data]) == data  # small; nowhere
@@ -1223,18 +1223,18 @@ def test_a_large_frame_is_a_file_when_there_is_shared_memory(tmp_path):
 
 
 def test_a_large_frame_is_read_when_there_are_few_descriptors(tmp_path, monkeypatch):
-    """Each mapping needs one as long as it lives. Beyond a number of them, or when none is left, it is a copy."""
+    """A mapping occupies one: from MAPPINGS on, a frame is read instead. If no file can be made, the data travels."""
     frame, data = minscoop.frame_of([bytes(LARGE)], tmp_path, lasting=True), bytes(LARGE)
     assert isinstance(minscoop.content(frame).obj, mmap.mmap)
     monkeypatch.setattr(minscoop, "MAPPINGS", 0)
     assert isinstance(minscoop.content(frame).obj, bytearray) and minscoop.content(frame) == data
     monkeypatch.setattr(minscoop, "SHARED", 1)
-    monkeypatch.setattr(minscoop.os, "getpid", lambda: "no/such/directory")  # as if it were full
+    monkeypatch.setattr(minscoop.os, "getpid", lambda: "no/such/directory")  # as if /dev/shm were full
     assert minscoop.frame_of([data], tmp_path) == data
 
 
 def test_mappings_are_few_when_many_large_frames_are_kept(tmp_path, monkeypatch):
-    """Their descriptors are counted, although one is kept free, whose number is low."""
+    """Mappings must count towards MAPPINGS, although a read first frees the spare descriptor, whose number is low."""
     monkeypatch.setattr(minscoop, "MAPPINGS", 20 + max(map(int, os.listdir("/dev/fd"))))
     minscoop.keep_spare()
     kept = [minscoop.content(minscoop.frame_of([bytes(LARGE)], tmp_path)) for _ in range(minscoop.MAPPINGS + 10)]
@@ -1243,14 +1243,14 @@ def test_mappings_are_few_when_many_large_frames_are_kept(tmp_path, monkeypatch)
 
 
 def test_another_file_stays_when_it_has_the_name_of_a_new_one(tmp_path, monkeypatch):
-    """It is of a worker that died, and whose pid somebody has again."""
+    """A dead worker whose pid was reused may have left it: it must not be overwritten; the data itself travels."""
     monkeypatch.setattr(minscoop, "file_numbers", itertools.repeat(0))
     frame = minscoop.frame_of([bytes(LARGE)], tmp_path)
     assert minscoop.frame_of([b"x" * LARGE], tmp_path) == b"x" * LARGE and minscoop.content(frame) == bytes(LARGE)
 
 
 def test_no_file_is_left_when_pickling_fails_midway(tmp_path):
-    """What was stored before the culprit was met is removed."""
+    """Files made before pickle met the culprit must be removed."""
     with pytest.raises(TypeError):
         minscoop.dumps([LargeBytes(LARGE), LOCK], tmp_path)
     assert not os.listdir(tmp_path)
@@ -1260,7 +1260,7 @@ def test_no_file_is_left_when_pickling_fails_midway(tmp_path):
 
 
 def shared_files(executor):
-    """What is in the shared memory of a pool."""
+    """Names of the files in a pool's shared memory."""
     return os.listdir(executor._node.memory)
 
 
@@ -1275,7 +1275,7 @@ def die_once(path, data):
 @linux_only
 @pytest.mark.parametrize("what", ["read", "dead", "unread", "cancelled", "unpicklable", "unwanted"])
 def test_no_large_data_is_left_in_shared_memory_when_it_was(guard, tmp_path, what):
-    """Whatever becomes of a task and of its result."""
+    """Whatever becomes of a task and of its result, the files of their data must be removed while the pool goes on."""
     with minscoop.Executor(2) as executor:
         items = [LargeBytes(LARGE)] * 6
         if what == "read":
@@ -1314,7 +1314,7 @@ class Window:
 
 
 def look_at_constant(name):
-    """This process, and the file that its constant is mapped from."""
+    """This worker's pid, the files in shared memory that it has mapped, and the constant's first bytes."""
     start = bytes(minscoop.get_const(name, 20).memory[:3])
     with open("/proc/self/maps") as maps:
         files = {line.split()[4] for line in maps if "/dev/shm/minscoop-" in line}
@@ -1324,7 +1324,7 @@ def look_at_constant(name):
 
 @linux_only
 def test_a_large_constant_is_there_once_when_all_workers_use_it(guard):
-    """All map the same memory; it is there until the pool ends."""
+    """All workers must map the same file. An attempt to set the constant again must fail, and leave no file."""
     with minscoop.Executor(3) as executor:
         executor.set_const(large=Window(b"abc" + bytes(LARGE)))
         looks = list(executor.map(look_at_constant, ["large"] * 60, timeout=WAIT))
@@ -1357,7 +1357,7 @@ def pick(data, i):
 
 @linux_only
 def test_what_a_killed_pool_left_is_removed_when_another_begins(guard, script):
-    """When all its processes are killed at the same moment, nobody is left to do it."""
+    """If all processes of a pool die at once, the next pool must remove its old directories, but no live pool's."""
     process = start(MINSCOOP, "-n", "2", script("""
         import time
         import minscoop
@@ -1385,7 +1385,7 @@ def test_what_a_killed_pool_left_is_removed_when_another_begins(guard, script):
 
 
 def test_a_pool_starts_when_another_user_has_put_something_under_the_name_of_a_pool(tmp_path):
-    """In /tmp everybody may: a named pipe that nobody writes to, which would be waited for, or a link."""
+    """In /tmp everybody may: opening a named pipe would block for ever, and a link must not be followed."""
     (tmp_path / "own").mkdir()
     os.mkfifo(tmp_path / "minscoop-a.pool")
     os.symlink("own", tmp_path / "minscoop-b.pool")
@@ -1399,7 +1399,7 @@ def test_a_pool_starts_when_another_user_has_put_something_under_the_name_of_a_p
 @linux_only
 @pytest.mark.parametrize("kind", ["bytes", "bytearray"])
 def test_a_large_thing_is_there_twice_at_most_when_it_arrives(script, kind):
-    """As a message, and as the object: 2 of them besides what the process had before, and not 3.
+    """Once as a message and once as the object: a process may grow by twice its size, not by three times.
 
     ru_maxrss would not do: it begins with the peak of the process that executed this Python, which is pytest."""
     grown = output_of("-n", 1, script("""
@@ -1482,7 +1482,7 @@ def test_nothing_is_explained_when_an_object_can_be_sent():
 
 
 class Moody:
-    """Cannot be pickled the first time, as what another thread is just changing."""
+    """Cannot be pickled at the first attempt, like something that another thread is just changing."""
 
     asked = 0
 
@@ -1497,13 +1497,13 @@ class Moody:
 
 
 def test_the_first_complaint_is_told_when_there_is_none_any_more():
-    """An error is not without a reason because its reason has gone."""
+    """If pickling succeeds when the culprit is looked for, the text must still have the first error's reason."""
     with pytest.raises(CannotSend, match="cannot be sent to a worker: changed size"):
         minscoop.Recipe(Moody()).encode()
 
 
 def test_an_object_that_contains_itself_is_explained_when_it_cannot_be_sent():
-    """The search for the culprit ends also in a circle."""
+    """The search for the culprit must end although the object is cyclic."""
     circle = [LOCK]
     circle.append(circle)
     assert "lock" in minscoop.explain(circle, "the thing")
@@ -1517,14 +1517,14 @@ class Unreadable:
 
 
 class Picky(Exception):
-    """An exception whose arguments pickle does not know: the usual mistake."""
+    """An exception whose ``args`` are not the arguments that its __init__ needs: the usual mistake."""
 
     def __init__(self, first, second):
         super().__init__(f"{first} and {second}")
 
 
 class Pickier(Exception):
-    """One that cannot even be made without them."""
+    """One whose __new__ needs them, too, so that it cannot be rebuilt even without its __init__."""
 
     def __new__(cls, first, second):
         return super().__new__(cls, f"{first} and {second}")
@@ -1534,7 +1534,7 @@ class Pickier(Exception):
 
 
 class Worded(Exception):
-    """An exception whose __init__ puts words around its argument: pickle's own way gives that the whole text."""
+    """An exception whose __init__ puts words around its argument; pickle would call it with the finished text."""
 
     def __init__(self, name):
         super().__init__(f"no {name}")
@@ -1542,7 +1542,7 @@ class Worded(Exception):
 
 
 class Numbered(Exception):
-    """One whose text is another for each."""
+    """An exception whose text differs from instance to instance."""
 
     def __str__(self):
         return f"number {id(self)}"
@@ -1556,7 +1556,7 @@ class Locked(Exception):
 
 
 class Stubborn(Exception):
-    """One that answers wrongly when it is asked for what it has not got; Python 3.11 asks for __notes__."""
+    """One that raises KeyError, not AttributeError, for a missing attribute; Python 3.11 looks for __notes__."""
 
     def __getattr__(self, name):
         raise KeyError(name)
@@ -1590,7 +1590,7 @@ def test_results_keep_their_places_when_some_cannot_be_sent():
 
 
 def test_all_of_its_text_is_told_when_an_exception_cannot_be_sent():
-    """Not only the last line; of a group that would be the frame around it."""
+    """A TaskError must quote all lines, not only the last, which for a group is part of the frame drawn around it."""
     copy = minscoop.decode_failure(*minscoop.encode_failure(Locked("two\nlines")))
     assert type(copy) is TaskError and re.search(r"Locked: .*two.*lines", str(copy), re.DOTALL)
     if sys.version_info >= (3, 11):
@@ -1600,7 +1600,7 @@ def test_all_of_its_text_is_told_when_an_exception_cannot_be_sent():
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="there are no groups")
 def test_a_group_arrives_when_exceptions_in_it_cannot_be_made_from_their_args():
-    """As they do when they are alone."""
+    """An exception that can be rebuilt only without its __init__ must be rebuilt so in a group, too."""
     copy = minscoop.decode_failure(*minscoop.encode_failure(ExceptionGroup("g", [Picky(1, 2), ValueError(3)])))
     assert [type(part) for part in copy.exceptions] == [Picky, ValueError] and str(copy.exceptions[0]) == "1 and 2"
 
@@ -1624,7 +1624,7 @@ def test_an_exception_keeps_text_and_traceback_when_it_travels(error, type_, tex
 
 
 def test_a_failed_assertion_arrives_as_such_when_pytest_has_rewritten_its_module(pool):
-    """What that calls is a global of the module here, and not where workers import it."""
+    """A rewritten assert uses globals that pytest adds to the module here; workers lack them, so they must travel."""
     def is_two(x):
         assert x == 2, "no two"
     with pytest.raises(AssertionError, match="no two"):
@@ -1632,7 +1632,7 @@ def test_a_failed_assertion_arrives_as_such_when_pytest_has_rewritten_its_module
 
 
 def test_an_exception_has_no_other_text_when_its_class_puts_words_around_it():
-    """Its __init__ is called with what it made of its argument, if pickle makes it anew."""
+    """pickle would call __init__ with the finished text and double the words: the copy must be made without it."""
     copy = minscoop.decode_failure(*minscoop.encode_failure(Worded("x")))
     assert (type(copy), str(copy), copy.args, copy.name) == (Worded, "no x", ("no x",), "x")
 
@@ -1668,7 +1668,7 @@ else: reverse = 1
     ("ParamSpec", dict(default=[int]), (3, 13)), ("TypeVarTuple", {}, (3, 11)),
     ("TypeVarTuple", dict(default=typing.Tuple[int]), (3, 13))], ids=str)
 def test_a_type_variable_has_all_that_it_was_made_with_when_it_goes_by_value(kind, options, since):
-    """Whatever its Python knows of."""
+    """The copy must have every option that this version of Python has for it."""
     if sys.version_info < since:
         pytest.skip("it has not got that")
     var = getattr(typing, kind)("Nameless", **options)
@@ -1679,7 +1679,7 @@ def test_a_type_variable_has_all_that_it_was_made_with_when_it_goes_by_value(kin
 
 
 def test_names_travel_by_value_when_only_the_guard_binds_them(script):
-    """What stands under `if __name__ == "__main__"` is unknown to workers, everything else is not."""
+    """Workers do not run what stands under `if __name__ == "__main__"`, and so lack the names bound only there."""
     only, again = minscoop.Main(str(script(GUARDED))).guarded
     assert {"json", "p", "cosine", "sin", "inside", "Inner", "loop", "handle", "a", "b", "c", "total",
             "count", "reverse"} <= only
@@ -1688,7 +1688,7 @@ def test_names_travel_by_value_when_only_the_guard_binds_them(script):
 
 
 def test_who_binds_a_global_again_is_warned_when_a_function_uses_it(script):
-    """Workers have what the top level gives it, whatever stands under the guard: wrong numbers, without a word."""
+    """Workers see only the value bound at the top level: without a warning, results would be wrong silently."""
     done = launch("-n", 2, script("""
         from minscoop import futures
         from math import sqrt
@@ -1707,7 +1707,7 @@ def test_who_binds_a_global_again_is_warned_when_a_function_uses_it(script):
 
 
 def test_a_name_error_says_why_when_the_script_binds_the_name_under_its_guard(script):
-    """But not when nobody does."""
+    """A name that the script binds nowhere (a typo, say) must not get this hint."""
     done = launch("-n", 1, script("""
         from minscoop import futures
         def scaled(x): return x * scale
@@ -1723,14 +1723,14 @@ def test_a_name_error_says_why_when_the_script_binds_the_name_under_its_guard(sc
 
 @pytest.mark.parametrize("path", [None, "/nowhere/script.py", sys.executable])
 def test_a_name_error_is_as_it_was_when_the_script_cannot_be_read(monkeypatch, path):
-    """There is none at a prompt; or it has been moved, or is no text just now."""
+    """At a prompt there is none; or it has been moved, or does not parse: no hint then, and no other error."""
     monkeypatch.setattr(minscoop, "main", minscoop.Main(path))
     error = minscoop.decode_failure(*minscoop.encode_failure(NameError("name 'x' is not defined"), "the call of f"))
     assert type(error) is NameError and "the script binds" not in str(error.__cause__)
 
 
 def test_classes_are_made_anew_when_their_metaclass_has_told_pickle_how(script):
-    """As DEAP's creator does, also when a later one has taken the name; the script is imported before arguments are."""
+    """As in DEAP's creator, even if a newer class has the name; the script is imported before arguments are made."""
     script("""
         import copyreg, sys
         class Meta(type):
@@ -1824,7 +1824,7 @@ def test_the_programs_own_objects_work_when_it_runs_in_any_way(script, tmp_path,
 
 
 def test_the_pool_says_what_is_missing_when_workers_do_not_find_the_script(script, tmp_path):
-    """Once, and in place of results: no task can run."""
+    """One error must take the place of all results, since no task can run without the script."""
     script("""
         import minscoop, sys
         def work(x): return x
@@ -1853,7 +1853,7 @@ def any_pool(request, guard):
 
 
 def asks_again_and_again(how, count):
-    """A task that asks whether its tasks are done instead of waiting for them."""
+    """A task that polls the tasks that it has made, instead of waiting for them."""
     futures, limit = [minscoop.submit(identity, i) for i in range(count)], time.monotonic() + WAIT
     while time.monotonic() < limit:
         if how == "done" and all([future.done() for future in futures]) or \
@@ -1867,21 +1867,21 @@ def asks_again_and_again(how, count):
 
 @pytest.mark.parametrize("how", ["done", "wait", "result"])
 def test_tasks_are_done_when_the_one_that_made_them_asks_again_and_again(any_pool, how):
-    """Also when all workers run such tasks, so that none is left to take theirs."""
+    """Polling must let a worker run other tasks: here every worker polls, so nobody else could run them."""
     assert list(any_pool.map(asks_again_and_again, [how] * 6, [1, 2, 3] * 2)) == [0, 1, 3] * 2
 
 
 
 
 def runs_a_loop(depth):
-    """A task with an event loop, whose coroutine waits, without await, for tasks that have one, too."""
+    """A task whose coroutine waits, blocking its event loop, for tasks that run event loops themselves."""
     async def main():
         return 1 + sum(minscoop.map(runs_a_loop, [depth - 1] * 2)) if depth else 1
     return asyncio.run(main())
 
 
 def test_a_task_may_run_an_event_loop_when_the_one_that_waits_for_it_does(any_pool):
-    """It runs on the same stack, but that other loop is no business of its."""
+    """A task that runs on the stack of another must not see its event loop, or asyncio would refuse to run a second."""
     assert any_pool.submit(runs_a_loop, 3).result() == 15
 
 
@@ -1897,7 +1897,7 @@ def test_a_future_has_the_result_when_the_call_returns(any_pool):
 
 
 def test_a_future_has_the_exception_when_the_call_raises(any_pool):
-    """The same exception each time, and as a value from exception()."""
+    """result() raises the exception, exception() returns it."""
     future = any_pool.submit(divide, 1)
     with pytest.raises(ZeroDivisionError):
         future.result(WAIT)
@@ -1905,13 +1905,13 @@ def test_a_future_has_the_exception_when_the_call_raises(any_pool):
 
 
 def sums_patiently(number):
-    """Wait for calls, some of which other workers run, for longer than a lock can."""
+    """Wait for calls, some of which other workers run, with a timeout too long for locks (threading.TIMEOUT_MAX)."""
     futures = [minscoop.submit(time.sleep, 0.05) for _ in range(3)]
     return [future.result(sys.maxsize) for future in futures]
 
 
 def test_a_task_waits_when_the_timeout_is_longer_than_any(guard):
-    """Also while other tasks run in its worker."""
+    """A timeout beyond threading.TIMEOUT_MAX must not raise OverflowError, even if other tasks run meanwhile."""
     with minscoop.Executor(2) as executor:
         assert list(executor.map(sums_patiently, range(4))) == [[None] * 3] * 4
         assert list(executor.map(sums_patiently, range(4))) == [[None] * 3] * 4
@@ -1926,20 +1926,20 @@ def test_the_traceback_of_the_worker_is_the_cause_when_a_call_raises(pool):
 
 
 def fails_with(argument):
-    """Raise, and remember the argument, but let it go."""
+    """Raise, keeping only a weak reference to the argument; the garbage collector is off until ``is_alive``."""
     gc.disable()
     identity.argument = weakref.ref(argument)
     raise ValueError
 
 
 def is_alive():
-    """Whether the argument that was remembered is still there."""
+    """Whether the argument of ``fails_with`` still exists."""
     gc.enable()
     return identity.argument() is not None
 
 
 def test_arguments_are_released_in_the_worker_when_a_call_raises(guard):
-    """At once, and not when the garbage collector comes by: an exception's frames lead back to who keeps it."""
+    """At once, not at the next garbage collection: the exception's frames must not form a cycle with what keeps it."""
     with minscoop.Executor(1) as executor:
         assert executor.submit(fails_with, Holder(1)).exception(WAIT) is not None
         assert not executor.submit(is_alive).result(WAIT)
@@ -1968,7 +1968,7 @@ def test_waiting_ends_when_the_timeout_is_over(pool, tmp_path):
 
 
 def works_on(argument):
-    """Take so long that the deputy looks, and remember the argument, but let it go."""
+    """Run long enough for the deputy to look at the task; keep only a weak reference to the argument."""
     identity.argument = weakref.ref(argument)
     time.sleep(1.2)
 
@@ -1982,7 +1982,7 @@ def test_arguments_are_released_when_a_worker_has_nothing_to_do(guard):
 
 @pytest.mark.parametrize("watched", [False, True])
 def test_a_future_keeps_its_state_when_it_is_settled_twice(watched):
-    """The pool may break while its result arrives; callbacks are called once."""
+    """The pool may break just as the result arrives: the first final state holds, and callbacks are called once."""
     future, called = minscoop.Future(HandNode(), (abs, (1,), {}), None), []
     if watched:
         future.add_done_callback(called.append)
@@ -1993,7 +1993,7 @@ def test_a_future_keeps_its_state_when_it_is_settled_twice(watched):
 
 @pytest.mark.parametrize("error", [Frozen, type("Empty", (Exception,), {"__len__": lambda self: 0})])
 def test_a_call_has_failed_when_it_raises_whatever_exception(error):
-    """One that cannot be written to, or that counts as false, is an exception like any other."""
+    """An exception whose attributes cannot be set, or that is false as a bool, is an exception like any other."""
     future = minscoop.Future(HandNode(), (fails_on(1, error=error), (1,), {}), None)
     waiter = _base._AllCompletedWaiter(2, stop_on_exception=True)
     with future._condition:
@@ -2004,7 +2004,7 @@ def test_a_call_has_failed_when_it_raises_whatever_exception(error):
 
 @pytest.mark.parametrize("what", ["call", "inputs"])
 def test_frames_are_released_when_an_exception_was_handled(pool, what):
-    """At once, and not when the garbage collector comes by."""
+    """The caller's frames, and all that they hold, are freed at once, not at the next garbage collection."""
     def handles():
         argument = Holder(1)
         with contextlib.suppress(ZeroDivisionError):
@@ -2021,7 +2021,7 @@ def test_frames_are_released_when_an_exception_was_handled(pool, what):
 
 
 def test_a_call_never_runs_when_it_was_cancelled_in_time(guard, tmp_path):
-    """cancel() takes what is queued here; result() then raises CancelledError; waiters are told."""
+    """cancel() succeeds while a call is queued in this process; result() then raises CancelledError; waiters wake."""
     with minscoop.Executor(1) as executor:
         blocker = executor.submit(await_file, tmp_path / "go", then=tmp_path / "started")
         await_file(tmp_path / "started")
@@ -2043,7 +2043,7 @@ def test_a_call_never_runs_when_it_was_cancelled_in_time(guard, tmp_path):
 
 
 def test_callbacks_are_called_once_when_a_future_is_done(any_pool):
-    """Those added before and after; one that raises is reported and harms neither the others nor the pool."""
+    """Whether they were added before or after; one that raises is logged, and harms neither the others nor the pool."""
     called, gate = [], threading.Event()
     future = any_pool.submit(identity, 5)
     for i in range(3):
@@ -2068,7 +2068,7 @@ def test_a_callback_may_use_the_pool_when_it_is_called(any_pool):
 
 
 def test_a_callback_may_wait_for_other_calls_when_their_results_come_with_its_own(pool):
-    """All that a message says is noted before anybody is called."""
+    """All results in a message are recorded before any callback is called: else one might wait for the next in vain."""
     results, gate = [], threading.Event()
     first, *others = [pool.submit(identity, i) for i in range(200)]
 
@@ -2082,7 +2082,7 @@ def test_a_callback_may_wait_for_other_calls_when_their_results_come_with_its_ow
 
 
 def wait_in_a_callback_in_a_thread():
-    """A task's own thread waits for a call, one of whose callbacks waits for another."""
+    """A thread that the task starts waits for a call, one of whose callbacks waits for another call."""
     results = []
 
     def wait():
@@ -2097,7 +2097,7 @@ def wait_in_a_callback_in_a_thread():
 
 
 def test_others_handle_what_comes_when_a_callback_waits_in_a_thread_of_a_task(guard):
-    """The result that it waits for is there, but not with the message that it was called for."""
+    """The result that the callback waits for comes in a later message, which other threads have to handle meanwhile."""
     with minscoop.Executor(3) as executor:
         assert executor.submit(wait_in_a_callback_in_a_thread).result(2 * WAIT) == [None]
 
@@ -2121,7 +2121,7 @@ def test_wait_returns_in_time_when_it_is_told_what_for(pool, tmp_path, module):
 
 
 def test_futures_of_two_libraries_are_waited_for_when_mixed(pool):
-    """The standard library's wait takes ours beside its own."""
+    """The standard library's wait and as_completed accept our futures beside its own."""
     with concurrent.futures.ThreadPoolExecutor(1) as threads:
         mixed = [pool.submit(identity, 1), threads.submit(identity, 2)]
         assert concurrent.futures.wait(mixed, WAIT).not_done == set()
@@ -2129,7 +2129,7 @@ def test_futures_of_two_libraries_are_waited_for_when_mixed(pool):
 
 
 def test_the_deputy_looks_at_once_when_nobody_else_has_lately():
-    """As under an event loop. Where a thread has looked since, or runs tasks, that comes first, unless long ago."""
+    """As under an event loop. Otherwise, or if tasks run here, other threads have ATTEND to look first."""
     node, waits = minscoop.Inline(), []
     node.stopped, node.hear = types.SimpleNamespace(wait=waits.append), lambda: None
     node.looked = math.inf
@@ -2155,7 +2155,7 @@ def test_results_arrive_when_asyncio_awaits_them(any_pool):
 
 
 def await_all(depth, count):
-    """A task with an event loop that awaits the futures of others, in order and together, which do the same."""
+    """A task whose event loop awaits calls, first one by one, then several at once, among them tasks like itself."""
     async def main():
         once = [await asyncio.wrap_future(minscoop.submit(identity, i)) for i in range(count)]
         deeper = [asyncio.wrap_future(minscoop.submit(await_all, depth - 1, count)) for _ in range(2) if depth]
@@ -2168,7 +2168,7 @@ def await_all(depth, count):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_tasks_may_have_event_loops_when_they_await_futures(guard, workers):
-    """An event loop sleeps without us: others take the results in, also on the only worker."""
+    """An event loop sleeps in its own selector: another thread must take results in, even in the only worker."""
     with minscoop.Executor(workers) as executor:
         for depth, count in (0, 100), (4, 3):
             assert executor.submit(await_all, depth, count).result(WAIT) == count * (2 ** (depth + 1) - 1)
@@ -2210,8 +2210,8 @@ def sleep_by_calls(seconds):
 
 @pytest.mark.parametrize("sleep", [time.sleep, sleep_by_map, sleep_by_calls])
 def test_what_comes_later_need_not_wait_when_a_long_map_has_been_given_away(pool, sleep):
-    """Workers run it and the long one in turns; of calls, also those that are more than there are workers."""
-    with contextlib.closing(pool.map(sleep, [0.02] * 200 * WAIT)) as results:  # longer than a wait here
+    """Workers run later work and the long map in turns, also if more calls are submitted than there are workers."""
+    with contextlib.closing(pool.map(sleep, [0.02] * 200 * WAIT)) as results:  # takes longer than WAIT
         next(results), next(results)
         assert pool.submit(identity, 1).result(WAIT) == 1
         assert list(pool.map(identity, range(100), timeout=WAIT)) == list(range(100))
@@ -2219,7 +2219,7 @@ def test_what_comes_later_need_not_wait_when_a_long_map_has_been_given_away(pool
 
 
 def test_a_future_stays_at_home_when_it_is_an_argument(pool):
-    """A future means nothing elsewhere, and says so."""
+    """A future means nothing in another process: the error says to send its result()."""
     with pytest.raises(TypeError, match="result"):
         pickle.dumps(pool.submit(identity, 1))
     with pytest.raises(CannotSend, match=r"argument 1\[0\].*result\(\)"):
@@ -2248,7 +2248,7 @@ ENDS = {  # how a map of many items ends
 
 @pytest.mark.parametrize("how", ENDS)
 def test_inputs_are_released_when_a_map_is_over(pool, how):
-    """At once, not at some garbage collection: with a few large arrays there is none for long."""
+    """At once, not at the next garbage collection, which may be long in coming: a few large arrays trigger none."""
     argument = Holder(1)
     alive = weakref.ref(argument)
     gc.disable()
@@ -2261,7 +2261,7 @@ def test_inputs_are_released_when_a_map_is_over(pool, how):
 
 
 def test_a_result_is_released_when_others_of_its_bundle_are_to_come():
-    """Calls travel together; one that takes long does not keep what those before it have returned."""
+    """Calls travel in bundles: while one of them takes long, the bundle must not keep results already delivered."""
     node = HandNode()
     futures = [minscoop.Future(node, (abs, (i,), {}), None) for i in range(2)]
     job = minscoop.Bundle(node, list(futures))
@@ -2351,7 +2351,7 @@ def test_an_exception_belongs_to_its_item_when_a_slice_runs(error, wrong):
 
 
 def test_a_stop_iteration_is_whole_when_a_call_raises_it(any_pool):
-    """It is no end of the loop over calls that came together, and its traceback is there."""
+    """A StopIteration must not end the loop over the calls of a bundle, and keeps its traceback."""
     futures = [any_pool.submit(raise_, StopIteration, i) for i in range(9)]
     for i, error in enumerate(future.exception(WAIT) for future in futures):
         assert error.value == i and "in raise_" in "".join(
@@ -2359,7 +2359,7 @@ def test_a_stop_iteration_is_whole_when_a_call_raises_it(any_pool):
 
 
 def test_a_stop_iteration_says_what_may_have_led_to_it_when_its_traceback_is_lost():
-    """The loop over a slice is in C, which takes it for the end of the slice."""
+    """A slice runs in `map`, in C, which takes the callable's StopIteration for its own end and drops its traceback."""
     job = HandJob(lambda x: next(iter(())), range(2))
     job.run_all()
     _, text = minscoop.encode_failure(job.got[1], "item 1 of the map of f")
@@ -2367,7 +2367,7 @@ def test_a_stop_iteration_says_what_may_have_led_to_it_when_its_traceback_is_los
 
 
 def test_rows_are_made_of_all_columns_when_a_slice_runs():
-    """Several iterables are zipped; the part of a span begins at its base."""
+    """Several iterables are zipped; argument k of item i in a span is columns[k][i - base]."""
     job = HandJob(pow, [2, 3, 4], (5, 2, 1))
     job.run_all()
     assert job.got == {0: 32, 1: 9, 2: 4}
@@ -2377,9 +2377,9 @@ def test_rows_are_made_of_all_columns_when_a_slice_runs():
 
 
 def test_a_part_has_the_mark_of_its_span_when_a_thread_of_a_task_made_that():
-    """Or who kills workers by it would not be blamed."""
+    """Else that task would not be blamed for the death if the part kills its worker."""
     job = HandJob(str, "abcdef")
-    job.span.mark = b"0.root:0/0", 0, 1  # as Worker.push says
+    job.span.mark = b"0.root:0/0", 0, 1  # as Worker.push sets it
     assert job.span.cut(2, 4).mark == job.span.mark
 
 
@@ -2422,7 +2422,7 @@ def test_inputs_that_were_pulled_are_not_lost_when_ctrl_c_comes():
 
 
 def test_results_come_first_when_an_input_ends_the_program(any_pool):
-    """sys.exit() in a generator is raised where the reader comes to it, as any error of the inputs."""
+    """Like any error of the inputs, a generator's sys.exit() is raised when the reader gets that far."""
     def inputs():
         yield -1
         sys.exit(3)
@@ -2498,7 +2498,7 @@ def test_every_item_runs_once_when_slices_are_shortened_at_random(seed):
 
 
 def test_no_more_is_pulled_than_the_buffer_takes_when_two_threads_pull():
-    """What another has pulled just before counts."""
+    """What another thread pulled just before this one got the lock counts towards `buffersize`."""
     node = HandNode(b"0.1")
     job = minscoop.Mapping(node, minscoop.Recipe(identity), [itertools.count()], buffersize=4)
     job.read, pulling = 4, job.pulling
@@ -2514,7 +2514,7 @@ def test_no_more_is_pulled_than_the_buffer_takes_when_two_threads_pull():
 
 @pytest.mark.parametrize("what", ["list", "iterator", "closed"])
 def test_inputs_are_released_when_a_map_was_read(pool, what):
-    """At once, and not when the garbage collector comes by; a generator is closed."""
+    """At once, not at the next garbage collection; if the map is closed, so is the generator of its inputs."""
     arguments, ended = [Holder(i) for i in range(20)], []
     alive = [weakref.ref(argument) for argument in arguments]
 
@@ -2551,7 +2551,7 @@ def test_a_slice_grows_at_most_fourfold_when_items_are_fast():
 
 
 def test_slices_get_smaller_when_a_task_comes_to_its_end():
-    """Others may have what is left; and who runs it asks for more before it is done."""
+    """So that others can take what is left, and the worker asks for more work before it runs dry."""
     job = HandJob(fails_on(), range(40))
     job.recipe.grain, sizes = 16, []
     while not job.span.stale:
@@ -2570,7 +2570,7 @@ LONGER = [10, 20, 40, 80, 160, 250, 250]
     (None, lambda i: str(i) * minscoop.OUT_OF_BAND, 1, LONGER, 7),
 ], ids=["map", "calls", "reduction", "reduction in a large pool", "large reduction", "of buffers", "large results"])
 def test_a_slice_takes_as_long_as_its_results_would_wait_when_it_has_come_from_elsewhere(op, fn, size, expected, sent):
-    """Longer each time, but for calls; of a reduction whose parts are large only the first goes before the end."""
+    """Longer each time, except for calls. A reduction with large parts sends only the first before the end."""
     node = HandNode(b"0.1")
     node.size = size
     guest = node.guests[b"0.root:0/0"] = minscoop.Guest(node, b"0.root:0/0", 0, 10, None)
@@ -2588,7 +2588,7 @@ def test_a_slice_takes_as_long_as_its_results_would_wait_when_it_has_come_from_e
 
 
 def test_the_deputy_runs_no_operation_when_parts_of_a_reduction_are_to_go():
-    """It is the user's code, which is not to run beside a task; the parts go as they are."""
+    """The operation is user code, which must not run beside a task: the deputy sends the parts unreduced."""
     worker, threads = HandWorker(), set()
     guest = worker.guests[b"0.root:0/0"] = minscoop.Guest(worker, b"0.root:0/0", 0, 3, None)
     guest.recipe = minscoop.Recipe(identity, lambda a, b: threads.add(threading.get_ident()) or a + b)
@@ -2605,7 +2605,7 @@ def test_the_deputy_runs_no_operation_when_parts_of_a_reduction_are_to_go():
 
 @pytest.mark.parametrize("who", ["the operation", "another thread"])
 def test_the_last_message_goes_last_when_the_rest_is_done_while_the_operation_runs(who):
-    """It may submit tasks: then the rest may be given away, or run by another thread, which does not wait for it."""
+    """While the operation waits for tasks of its own, the rest may be given away, or run by another thread."""
     node = HandNode(b"0.1")
     guest = node.guests[b"0.root:0/0"] = minscoop.Guest(node, b"0.root:0/0", 0, 3, None)
 
@@ -2634,7 +2634,7 @@ def test_the_last_message_goes_last_when_the_rest_is_done_while_the_operation_ru
 
 
 def test_results_are_kept_when_there_is_no_memory_to_join_them():
-    """Those that could not be sent go the next time, all of them."""
+    """Results that could not be merged or sent go with the next message, all of them."""
     node = HandNode(b"0.1")
     guest = node.guests[b"0.root:0/0"] = minscoop.Guest(node, b"0.root:0/0", 0, 3, None)
     guest.recipe, guest.flushed = minscoop.Recipe(identity), math.inf
@@ -2661,7 +2661,7 @@ def test_a_recipe_is_opened_once_when_its_pickle_comes_again():
 
 
 def test_one_large_recipe_is_kept_when_several_have_come():
-    """The cache is for small ones: of the large, the latest only."""
+    """The cache is meant for small recipes: of the large ones, it keeps only the latest."""
     frames = [minscoop.Recipe(functools.partial(left, bytes([i]) * LARGE)).encode() for i in range(3)]
     recipes = [weakref.ref(minscoop.Recipe.decode(frame)) for frame in frames]
     gc.collect()
@@ -2671,7 +2671,7 @@ def test_one_large_recipe_is_kept_when_several_have_come():
 @pytest.mark.parametrize("op", [None, operator.add])
 @pytest.mark.parametrize("seed", range(5))
 def test_results_are_joined_in_order_when_they_go_back(seed, op):
-    """A task of another node answers for each item once, neighbours together, and says which is the last."""
+    """A Guest sends the result of each item once, merges adjacent ones, and marks its last message as the last."""
     chance, node = random.Random(seed), HandNode(b"0.1")
     guest = node.guests[b"0.root:0/0"] = minscoop.Guest(node, b"0.root:0/0", 0, 10, None)
     guest.recipe = minscoop.Recipe(str, op)
@@ -2696,7 +2696,7 @@ def fields_of(line):
 
 
 def line_of(receiver, frames):
-    """The same for what comes out, with the receiver first."""
+    """The line for an outgoing message, with the receiver first."""
     return " ".join(bytes(field).decode("latin-1") or "-" for field in (receiver, *frames))
 
 
@@ -2718,7 +2718,7 @@ class Desk:
 
 
 def satisfied(out):
-    """What comes out, but for who is asked for more: who gets several items may be, at once."""
+    """The lines that come out, less all requests for more: the taker of several items may be asked for some at once."""
     return [re.sub(r"( TASK \S+ \S+) 1 ", r"\1 0 ", entry) for entry in out if " HUNGRY " not in entry]
 
 
@@ -2726,7 +2726,7 @@ TASK = "0.root:0/0 - 0 0 9 0 body"
 
 
 def test_the_hungry_gets_the_task_when_somebody_gives_one():
-    """HUNGRY asks who may have work; a TASK goes to whoever is hungry longest."""
+    """HUNGRY is passed on to all that may have work; a TASK goes to whoever has been hungry longest."""
     desk = Desk()
     assert "0.root HUNGRY 1" in desk("0.2 HUNGRY 1")
     assert "0.root HUNGRY 1" in desk("0.1 HUNGRY 1")
@@ -2735,20 +2735,20 @@ def test_the_hungry_gets_the_task_when_somebody_gives_one():
 
 
 def test_nobody_is_asked_twice_when_one_is_hungry():
-    """Hungry is said once and stays said: an answer that is due is not asked for again."""
+    """A HUNGRY stands until a task comes: a node that has said DRY remembers it, and is not asked again."""
     desk = Desk()
     assert sorted(desk("0.1 HUNGRY 1")) == ["0.2 HUNGRY 1", "0.root HUNGRY 1"]
     assert desk("0.root DRY") == [] and desk("0.2 DRY") == []
 
 
 def test_nobody_asks_the_hungry_themselves_when_all_are_hungry():
-    """A request goes to those that may have something, which its sender has not."""
+    """HUNGRY is passed on to nodes that may have work; its sender has none."""
     desk = Desk(1)
     assert desk("0.1 HUNGRY 1") == ["0.root HUNGRY 1"]
 
 
 def test_a_late_owner_is_asked_when_workers_are_hungry_already():
-    """Workers may be there before the root, which hears of their hunger when it comes."""
+    """Workers may be there before the root, which is asked as soon as it says HELLO."""
     desk = Desk(0)
     desk.broker = minscoop.Broker()
     desk("0.1 HELLO")
@@ -2757,7 +2757,7 @@ def test_a_late_owner_is_asked_when_workers_are_hungry_already():
 
 
 def test_the_rich_are_asked_first_when_they_said_that_there_is_more():
-    """Who gave a task and has more is asked for all that is wanted, the others are left in peace."""
+    """Only the node that said `more` is asked, for all that is wanted; once it is DRY, the holder of several items."""
     desk = Desk(3)
     desk("0.1 HUNGRY 1")
     desk("0.root TASK 0.root:0/0 - 1 0 9 0 body")
@@ -2767,7 +2767,7 @@ def test_the_rich_are_asked_first_when_they_said_that_there_is_more():
 
 
 def test_all_are_asked_for_a_like_share_when_many_are_rich():
-    """Nobody gives all that it has, only to be hungry itself soon; who has more is asked for more, and first."""
+    """Who has more is asked for more, and first; nobody for all that it has, or it would soon be hungry itself."""
     desk = Desk(7)
     for number, items in (1, 9), (2, 9), (3, 18):
         desk(f"0.root TASK 0.root:{number}/0 - 0 0 {items} 0 body")
@@ -2776,7 +2776,7 @@ def test_all_are_asked_for_a_like_share_when_many_are_rich():
 
 
 def test_a_task_goes_to_another_host_when_it_failed_on_one():
-    """`avoid` names the host where it was lost; that one is taken only if it is the only one."""
+    """`avoid` names the host where the task failed: that host gets it only if no other is hungry."""
     desk = Desk(0)
     for number in "4", "5":
         desk.say(number.encode(), b"HELLO", host_facts(number))
@@ -2786,7 +2786,7 @@ def test_a_task_goes_to_another_host_when_it_failed_on_one():
 
 
 def test_only_who_has_nothing_is_counted_when_the_root_asks_who_is_idle():
-    """Who asks for more before it is done, and then takes long, is busy."""
+    """A worker that asked for more before it was done, and then takes long, is busy, not idle."""
     desk = Desk(2)
     desk("0.1 HUNGRY 1")
     assert desk("0.root COUNT 0") == ["0.root COUNT 1"]
@@ -2798,7 +2798,7 @@ def test_only_who_has_nothing_is_counted_when_the_root_asks_who_is_idle():
 
 
 def test_another_host_is_counted_when_results_have_come_from_it():
-    """What its workers hold is for its own broker to count."""
+    """What another host's workers hold is not counted here: its own broker's HUNGRY says how many want work."""
     desk = Desk(0)
     desk.say(b"4", b"HELLO", host_facts("4"))
     desk("4 HUNGRY 1 2")
@@ -2809,7 +2809,7 @@ def test_another_host_is_counted_when_results_have_come_from_it():
 
 
 def test_a_task_goes_to_who_holds_least_when_nobody_is_hungry():
-    """What was given for one that has died meanwhile still finds a place, rather not its giver's."""
+    """Its intended taker may have died: it goes to the least loaded worker, to its giver only as a last resort."""
     desk = Desk(2)
     desk("0.1 HUNGRY 1")
     assert desk("0.root TASK 0.root:0/0 - 0 0 9 0 x")[0].startswith("0.1 TASK")
@@ -2842,7 +2842,7 @@ def test_results_go_to_the_owner_when_a_worker_has_some():
 
 
 def test_the_owner_is_told_when_a_holder_splits_a_task():
-    """SPLIT goes to the owner ahead of the new task's results; the part is held by whom it went to."""
+    """SPLIT goes to the owner ahead of the new task's results; the taker of the part is recorded as its holder."""
     desk = Desk()
     desk(f"0.root TASK {TASK}")
     desk("0.2 HUNGRY 1")
@@ -2875,7 +2875,7 @@ def test_everybody_has_a_constant_when_it_was_set():
 
 
 def test_owners_hear_of_a_death_when_they_lose_tasks():
-    """LOST with the items that were being run, for the one task that ran; without any for those that waited."""
+    """LOST names the items that were being run, for the one task that ran; none for tasks that were only queued."""
     desk = Desk()
     desk(f"0.root TASK {TASK}")
     desk("0.root TASK 0.root:1/0 - 0 0 9 0 x")
@@ -2895,7 +2895,7 @@ def test_orphans_are_cancelled_when_their_owner_dies():
 
 
 def test_results_are_discarded_when_their_task_was_cancelled_meanwhile():
-    """Else what they refer to stays in shared memory; of what else makes no sense nothing is touched."""
+    """Else the shared memory that they refer to would leak. SPLIT refers to none: nothing of it is touched."""
     desk, discarded = Desk(), []
     desk.broker.discard = discarded.extend
     desk("0.1 HUNGRY 1")
@@ -2906,7 +2906,7 @@ def test_results_are_discarded_when_their_task_was_cancelled_meanwhile():
 
 
 def test_arguments_are_discarded_when_their_task_is_refused():
-    """As results are: it was cancelled, or, after a census, its owner is gone."""
+    """Else shared memory would leak. A TASK is refused if it was cancelled or, after a census, if its owner is gone."""
     desk, discarded = Desk(), []
     desk.broker.discard = discarded.extend
     desk(f"0.root TASK {TASK}")
@@ -2917,7 +2917,7 @@ def test_arguments_are_discarded_when_their_task_is_refused():
 
 
 def test_results_are_discarded_when_their_owner_has_died():
-    """Also after a census, when who speaks of a task is believed."""
+    """Also after a census, when the broker, whose records have gaps, believes whoever speaks of a task."""
     desk, discarded = Desk(), []
     desk.broker.discard = discarded.extend
     desk("0.1 -")
@@ -2927,7 +2927,7 @@ def test_results_are_discarded_when_their_owner_has_died():
 
 
 def test_the_broker_above_gives_signs_of_life_when_it_has_nothing_else_to_say():
-    """Its answers to one below may wait behind all that this one sends."""
+    """Echoing is not enough: the PROBEs of a broker below may be stuck behind everything else that it sends."""
     broker = minscoop.Broker(size=1)
     facts = dict(host="a", number="1", workers=1, state="ready")
     broker.handle(b"1", [b"HELLO", json.dumps(facts).encode()], 0)
@@ -2938,14 +2938,14 @@ def test_the_broker_above_gives_signs_of_life_when_it_has_nothing_else_to_say():
 @pytest.mark.parametrize("config, patrols", [({"hosts": [], "listens": False}, False),
                                              ({"hosts": [["1", "a", 1]], "listens": False}, True)])
 def test_the_top_broker_looks_for_silent_hosts_when_there_are_any(config, patrols):
-    """By whatever way they are connected; on one machine nothing wakes it up."""
+    """However they are connected, here without TCP; on a single machine, no timer wakes the broker."""
     board = object.__new__(minscoop.Switchboard)
     board.broker, board.config, board.cut, board.ended = minscoop.Broker(size=1), config, None, []
     assert board.pause() == (minscoop.HEARTBEAT if patrols else None)
 
 
 def test_the_pipes_of_a_worker_are_read_once_when_another_broker_takes_over(monkeypatch):
-    """It has inherited them, and the notice that they are there comes yet."""
+    """The new broker has inherited them; a notice of the keeper's that comes only now must not add them again."""
     watched, (ours, theirs) = [], socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     board = object.__new__(minscoop.Switchboard)
     board.broker, board.notices, board.prints = minscoop.Broker(size=1), ours, {b"0.1": {}}
@@ -2963,7 +2963,7 @@ def test_the_pipes_of_a_worker_are_read_once_when_another_broker_takes_over(monk
 
 
 def test_an_empty_line_is_shown_when_it_is_printed_alone():
-    """What comes from other hosts, or is tagged, travels in whole lines: that one is whole, too."""
+    """Output that is tagged, or comes from another host, travels in whole lines, and an empty line is a whole one."""
     board, shown, (read, write) = object.__new__(minscoop.Switchboard), [], os.pipe()
     board.broker, board.prints = minscoop.Broker(b"1", below=True), {b"1.1": {read: (b"out", b"")}}
     board.config, board.handle = {}, lambda sender, frames: shown.append(frames[-1])
@@ -2975,7 +2975,7 @@ def test_an_empty_line_is_shown_when_it_is_printed_alone():
 
 
 def test_the_dead_get_nothing_when_they_were_hungry():
-    """A request ends with its sender, and what arrives for the dead has no reader."""
+    """A worker's requests die with it, and messages for a dead node are dropped."""
     desk = Desk()
     desk("0.1 HUNGRY 3")
     desk("keeper DIED 0.1 x 0 0 1 0 gone")
@@ -2984,14 +2984,14 @@ def test_the_dead_get_nothing_when_they_were_hungry():
 
 
 def test_the_root_hears_it_when_no_worker_can_start():
-    """FAILED goes to the root, also when that comes later."""
+    """FAILED goes to the root, also if the root says HELLO only later."""
     desk = Desk(1)
     assert desk("0.1 FAILED why") == ["0.root FAILED why"]
     assert "0.root FAILED why" in desk("0.root HELLO")
 
 
 def test_the_root_hears_all_when_it_comes_late():
-    """What an initializer printed and logged, and which file it needs: once, and in order."""
+    """Whatever workers said before, such as what an initializer printed and logged, is kept and sent once, in order."""
     desk = Desk(0)
     desk.broker = minscoop.Broker()
     said = ["OUTPUT 0.1 out text", "LOG {}", "FETCH m.py"]
@@ -3014,7 +3014,7 @@ def test_workers_are_stopped_when_all_is_quiet():
 
 
 def test_the_pool_ends_when_its_last_worker_dies_while_stopping():
-    """Who dies need not say BYE."""
+    """A worker that dies cannot say BYE: nobody waits for it."""
     desk = Desk()
     for name in ("0.1", "0.2"):
         desk(f"{name} IDLE 0")
@@ -3042,7 +3042,7 @@ def test_nothing_is_forgotten_when_a_node_says_hello_again():
 
 @pytest.mark.parametrize("waiting, pause", [(False, minscoop.HEARTBEAT), (True, minscoop.PATIENCE)])
 def test_a_broker_looks_at_the_clock_in_its_time_when_parcels_are_always_due(monkeypatch, waiting, pause):
-    """Each look is a PROBE for the broker above."""
+    """It ticks every HEARTBEAT (PATIENCE while `waiting`), and not whenever parcels wake it up."""
     clock, ticks = [100.0], []
     monkeypatch.setattr(minscoop, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
 
@@ -3070,7 +3070,7 @@ NONSENSE = ["0.root", "0.root NONSENSE", "0.root hello root", "0.1 HELLO worker"
 
 @pytest.mark.parametrize("line", NONSENSE)
 def test_nonsense_is_dropped_and_counted_when_it_arrives(line):
-    """What makes no sense, or comes from whom it may not come, changes nothing, and the rest goes on."""
+    """A message that is malformed, or not its sender's to say, changes nothing, and the broker goes on."""
     desk = Desk()
     assert desk(line) == []
     assert desk.broker.dropped == 1 and not desk.broker.placed and not desk.broker.consts
@@ -3093,7 +3093,7 @@ def test_large_fields_are_dropped_when_a_stranger_sends_them(frames):
 
 @pytest.mark.parametrize("seed", range(30))
 def test_the_broker_keeps_its_books_when_anything_happens(seed):
-    """Sound and unsound messages in any order: records agree, and nobody unknown is spoken to."""
+    """After any sequence of valid and invalid messages, its records agree, and it speaks to known nodes only."""
     chance, desk = random.Random(seed), Desk(3)
     names, serial = ["0.root", "0.1", "0.2", "0.3", "0.4", "7.1"], itertools.count()
     ids = ["0.root:0/0", "nobody:1/2"]
@@ -3198,7 +3198,7 @@ PAIRS = [(owner, holder) for owner, holder in itertools.permutations(NODES, 2) i
 
 
 def test_the_pool_has_its_size_when_hosts_come_and_go():
-    """SIZE goes to everybody when a broker says HELLO or is lost; HOST to the root, also when that comes later."""
+    """SIZE goes to everybody when a broker says HELLO or is lost; HOST to the root, also if that says HELLO later."""
     tree = Tree(1)
     out = tree.add("2")
     assert {f"{name} SIZE 5" for name in ("0.root", "0.1", "1.1", "1.2", "2.1", "2.2")} == set(out) - {
@@ -3215,7 +3215,7 @@ def test_the_pool_has_its_size_when_hosts_come_and_go():
 
 @pytest.mark.parametrize("owner, holder", PAIRS)
 def test_a_task_and_its_results_find_their_way_when_two_hosts_take_part(owner, holder):
-    """HUNGRY reaches who has work, TASK who is hungry, RESULT the owner; then no broker remembers anything."""
+    """HUNGRY reaches the node with work, TASK the hungry one, RESULT the owner; then no broker remembers the task."""
     tree = Tree()
     assert any(entry.startswith(f"{owner} HUNGRY 1") for entry in tree(f"{holder} HUNGRY 1"))
     task = f"{owner}:0/0 - 0 0 9 0 body"
@@ -3242,7 +3242,7 @@ def test_every_message_about_a_task_arrives_when_two_hosts_take_part(owner, hold
 @pytest.mark.parametrize("owner, holder, third", [
     trio for trio in itertools.permutations([*NODES, "2.2"], 3) if "0.root" not in trio[1:]])
 def test_a_part_is_held_by_who_has_it_when_a_holder_splits_a_task(owner, holder, third):
-    """SPLIT comes before the part's results; part and rest are cancelled or done each for itself."""
+    """The owner hears SPLIT before the part's results; part and rest are finished or cancelled independently."""
     for end in ("results", "cancel"):
         tree = Tree()
         task_id, part = tree.give(owner, holder), f"{owner}:0/5"
@@ -3258,7 +3258,7 @@ def test_a_part_is_held_by_who_has_it_when_a_holder_splits_a_task(owner, holder,
 
 
 def test_a_part_is_lost_when_its_holder_dies_between_split_and_task():
-    """The part was announced, and its TASK never comes: its owner hears of both."""
+    """SPLIT announced the part, whose TASK never comes: the owner hears LOST for the part, too."""
     tree = Tree()
     task_id = tree.give("0.root", "1.1")
     tree("2.1 HUNGRY 1", f"1.1 SPLIT {task_id} 5 9 0.root:0/5")
@@ -3268,7 +3268,7 @@ def test_a_part_is_lost_when_its_holder_dies_between_split_and_task():
 
 
 def test_a_task_stays_on_its_host_when_somebody_is_hungry_there():
-    """Who is hungry here goes before who is hungry elsewhere; no other broker hears of it."""
+    """A hungry worker on the giver's host comes first, even if others have waited longer; nobody else hears of it."""
     tree = Tree()
     tree("2.1 HUNGRY 1", "1.2 HUNGRY 1")
     assert "1.2 TASK 1.1:0/0 - 0 0 9 0 x" in tree("1.1 TASK 1.1:0/0 - 0 0 9 0 x")
@@ -3276,7 +3276,7 @@ def test_a_task_stays_on_its_host_when_somebody_is_hungry_there():
 
 
 def test_a_task_goes_to_another_host_when_it_failed_on_this_one():
-    """`avoid` goes before distance."""
+    """`avoid` outweighs distance: a hungry worker of the avoided host does not get the task, though it is nearer."""
     tree = Tree()
     tree("1.2 HUNGRY 1", "2.1 HUNGRY 1")
     assert "2.1 TASK 1.1:0/0 1 0 0 9 0 x" in tree("1.1 TASK 1.1:0/0 1 0 0 9 0 x")
@@ -3294,7 +3294,7 @@ def test_a_task_is_held_once_when_it_comes_back_to_the_host_of_its_owner():
 
 
 def test_a_task_goes_anywhere_else_when_nobody_is_hungry_any_more():
-    """To who holds least for its size; unblamed back to its owner if nobody is there."""
+    """To the node with the fewest tasks per worker; if no worker is left, back to its owner, and nobody is blamed."""
     tree = Tree(1)
     for _ in range(3):
         tree("0.root TASK 0.root:0/0 - 0 0 9 0 x", "0.root TASK 0.root:1/0 - 0 0 9 0 x")
@@ -3305,7 +3305,7 @@ def test_a_task_goes_anywhere_else_when_nobody_is_hungry_any_more():
 
 
 def test_who_has_none_is_left_in_peace_when_it_was_asked_across_hosts():
-    """Hungry is said once and stays said, over two brokers too."""
+    """A HUNGRY stands until a task comes, across two brokers too: a node that has said DRY is not asked again."""
     tree = Tree()
     assert sorted(tree("2.1 HUNGRY 1")) == sorted(
         ["2.2 HUNGRY 1", *(f"{name} HUNGRY 1 2" for name in ("0.root", "0.1", "1.1", "1.2"))])
@@ -3315,7 +3315,7 @@ def test_who_has_none_is_left_in_peace_when_it_was_asked_across_hosts():
 
 
 def test_a_host_asks_for_all_its_workers_when_one_is_hungry():
-    """One request, one task; who gets that gives parts to the others; more is asked for before they run dry."""
+    """One request brings one task, whose taker shares it with the others; more is asked for before they run dry."""
     tree = Tree(1)
     assert "0.root HUNGRY 1 2" in tree("1.1 HUNGRY 1")
     assert satisfied(tree("1.2 HUNGRY 1")) == [] and "0.root HUNGRY 1 2" not in tree("0.root DRY")
@@ -3327,7 +3327,7 @@ def test_a_host_asks_for_all_its_workers_when_one_is_hungry():
 
 
 def test_what_a_host_says_travels_together_when_the_pool_is_large():
-    """The first at once, then, for a while that grows with the pool, all in one; nothing that matters overtakes it."""
+    """The first goes at once; what follows waits, longer in a larger pool, and goes as one MANY, ahead of any LOST."""
     tree = Tree(2)
     for broker in tree.brokers.values():
         broker.size = 10_000
@@ -3355,7 +3355,7 @@ def test_what_a_host_says_travels_together_when_the_pool_is_large():
 
 
 def test_many_messages_are_dropped_when_they_are_about_anothers_task():
-    """MANY is a broker's to say, of tasks that are held behind it."""
+    """Only a broker may say MANY, and only of tasks that are held behind it."""
     tree = Tree(2)
     task_id = tree.give("0.root", "1.1").encode()
     for sender, owner, new, done in ((b"2", b"0.root", b"", task_id), (b"1", b"1.2", b"", task_id),
@@ -3365,7 +3365,7 @@ def test_many_messages_are_dropped_when_they_are_about_anothers_task():
 
 
 def test_the_pool_is_not_told_each_time_when_a_thousand_hosts_come():
-    """SIZE goes to all when it makes a difference, and else to the root; of the rest they hear at the next tick."""
+    """SIZE goes to the root each time; to all others when it has changed by more than 1/8, or else at the next tick."""
     top, told = minscoop.Broker(), 0
     top.handle(minscoop.ROOT, [b"HELLO"], 0.0)
     for number in range(1, 1001):
@@ -3379,7 +3379,7 @@ def test_the_pool_is_not_told_each_time_when_a_thousand_hosts_come():
 
 
 def test_a_constant_is_everywhere_when_a_worker_sets_it():
-    """CONST goes up, and from there to all, its setter too. Of two at the same time, the top decides for all."""
+    """CONST goes up, and from there to all, its setter too. Of two set at the same time, the top broker keeps one."""
     tree, everybody = Tree(), ["0.1", "0.root", "1.1", "1.2", "2.1", "2.2"]
     assert sorted(tree("1.1 CONST pi me 3.14")) == [f"{name} CONST pi me 3.14" for name in everybody]
     assert tree("2.1 CONST pi you 4", "0.root CONST pi you 5") == []
@@ -3387,7 +3387,7 @@ def test_a_constant_is_everywhere_when_a_worker_sets_it():
 
 
 def test_a_file_is_asked_for_once_when_many_workers_import_it():
-    """FETCH goes on if nobody has asked; FILE goes to all who did, and is kept for those who ask later."""
+    """Brokers pass on only the first FETCH; FILE goes to all who asked, and is kept for those who ask later."""
     tree = Tree()
     assert tree("1.1 FETCH /m.py") == ["0.root FETCH /m.py"]
     assert tree("1.2 FETCH /m.py", "2.1 FETCH /m.py", "0.1 FETCH /m.py") == []
@@ -3398,7 +3398,7 @@ def test_a_file_is_asked_for_once_when_many_workers_import_it():
 
 
 def test_output_comes_with_its_worker_when_a_task_prints_elsewhere():
-    """OUTPUT goes to the root; SHOWN back to the broker of that host, which reads on."""
+    """OUTPUT, with the worker's name, goes to the root; SHOWN goes back to the broker of that host, which reads on."""
     tree = Tree()
     assert tree("1.keeper OUTPUT 1.1 out lines") == ["0.root OUTPUT 1.1 out lines"]
     assert tree.brokers[b"1"].printing == 5 and tree.brokers[b"0"].printing == 0
@@ -3442,7 +3442,7 @@ def test_a_host_is_lost_when_nothing_is_heard_of_it():
 
 
 def test_a_broker_ends_when_the_one_above_is_silent():
-    """Its host ends, rather than to work for nobody."""
+    """Its host must end rather than work for nobody; while PROBEs come from above, it goes on."""
     broker = minscoop.Broker(b"1", 2, below=True)
     assert broker.tick(0) and broker.tick(minscoop.SILENCE) and not broker.finished
     assert broker.tick(minscoop.SILENCE + 1) == [] and broker.finished
@@ -3454,7 +3454,7 @@ def test_a_broker_ends_when_the_one_above_is_silent():
 
 
 def test_a_broker_ends_when_it_was_given_up_while_stopping():
-    """BYE of the one above is its end, whoever is still to say BYE here: nobody waits for that."""
+    """A BYE from the broker above ends it at once: nobody waits any more for the BYEs of its own workers."""
     broker = minscoop.Broker(b"1", 1, below=True)
     for sender, message in (b"1.1", [b"HELLO"]), (minscoop.UP, [b"STOP"]), (minscoop.UP, [b"BYE"]):
         assert not broker.finished
@@ -3463,7 +3463,7 @@ def test_a_broker_ends_when_it_was_given_up_while_stopping():
 
 
 def test_a_host_is_not_lost_when_a_large_message_comes_slowly():
-    """Neither by the broker above nor by the one below: PIECE is sign enough. Of a stranger it is nothing."""
+    """PIECE is a sign of life, to the broker above as to the one below; from a stranger it is dropped."""
     tree = Tree()
     for now in range(0, 100, int(minscoop.HEARTBEAT)):
         assert tree.tick(now, b"0", b"1", b"2") == []
@@ -3483,7 +3483,7 @@ SIZES = [[0], [1], [5], [100], [101], [3, 0, 97], [3, 0, 98], [0, 250, 0], [40] 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_a_message_is_whole_again_when_it_came_in_pieces(monkeypatch, sizes):
-    """None is larger than PIECE; small messages are one, and as they were."""
+    """No piece is larger than PIECE; a message that is not larger travels whole and unchanged."""
     zmq = pytest.importorskip("zmq")
     monkeypatch.setattr(minscoop, "PIECE", 100)
     monkeypatch.setattr(minscoop, "OUT_OF_BAND", 60)
@@ -3498,7 +3498,7 @@ def test_a_message_is_whole_again_when_it_came_in_pieces(monkeypatch, sizes):
 
 
 def test_a_host_is_answered_when_we_take_over_amid_its_large_message():
-    """Else it would hear nothing until it can say who it is. What came of that message is lost; the next is whole."""
+    """Else it would hear nothing until it can say HELLO. The rest of that message is dropped; the next one is whole."""
     board = types.SimpleNamespace(broker=minscoop.Broker(), pieces=collections.defaultdict(minscoop.Pieces))
     gather = functools.partial(minscoop.Switchboard.gather, board, b"1")
     first, last = ([bytes(frame) for frame in piece] for piece in minscoop.in_pieces([b"PROBE", bytes(minscoop.PIECE)]))
@@ -3527,7 +3527,7 @@ class Echo(collections.deque):
 
 
 def test_all_of_an_answer_has_come_when_the_bandwidth_is_measured(monkeypatch):
-    """Else the next answer seems to come at once: the rest of this one."""
+    """Else the rest of this answer would be taken for the next one, which would seem to come at once."""
     board, echo = object.__new__(minscoop.Switchboard), Echo([[b""]])
     board.context, board.broker = None, minscoop.Broker(b"1", below=True)
     monkeypatch.setattr(minscoop, "connect", lambda *_: echo)
@@ -3537,7 +3537,7 @@ def test_all_of_an_answer_has_come_when_the_bandwidth_is_measured(monkeypatch):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_no_message_is_made_of_the_pieces_of_two_when_some_are_lost(monkeypatch, seed):
-    """A connection may break at any time, in several messages: those of which all came arrive, others do not."""
+    """A connection may break amid several messages: those whose pieces have all come arrive, the others do not."""
     monkeypatch.setattr(minscoop, "PIECE", 10)
     chance, pieces, got, due = random.Random(seed), minscoop.Pieces(), [], []
     for _ in range(200):
@@ -3556,7 +3556,7 @@ def test_no_message_is_made_of_the_pieces_of_two_when_some_are_lost(monkeypatch,
 
 
 def test_every_census_ends_when_one_node_stays_silent():
-    """It may compute for an hour without releasing the interpreter's lock: others do not wait for it twice as long."""
+    """Also the second and the third: it may compute for an hour without releasing the interpreter's lock."""
     broker = minscoop.Broker(size=2)
     for name in b"0.root", b"0.1", b"0.2":
         broker.handle(name, [b"HELLO"], 0)
@@ -3573,7 +3573,7 @@ def test_every_census_ends_when_one_node_stays_silent():
 
 
 def test_a_census_ends_for_a_host_when_it_was_asked_before_it_said_hello():
-    """Its connection broke in its first moments. It is waited for, or else told the end when it has told its part."""
+    """Its connection broke before its HELLO: the census waits for it or, if over by then, its TOLD is answered."""
     broker = minscoop.Broker()
     broker.handle(b"0.root", [b"HELLO"], 0)
     out = broker.handle(b"1", [b""], 1)  # it has connected anew, and never said who it is
@@ -3585,8 +3585,8 @@ def test_a_census_ends_for_a_host_when_it_was_asked_before_it_said_hello():
 
 
 def test_a_census_ends_for_all_when_the_question_was_long_under_way():
-    """A host was presumed to hold what it had. Question and end come to it together: its own census ends when its
-    workers have been heard, and it says TOLD; so there is another."""
+    """The host is presumed to hold what it had. If WHO and the final TOLD reach it together, it must hear its workers
+    before it ends its own census and says TOLD; the top then begins another, to ask it what it really holds."""
     tree = Tree(1)
     task_id = tree.give("0.root", "1.1", hi=1)
     top, below = tree.brokers[b"0"], tree.brokers[b"1"]
@@ -3609,7 +3609,7 @@ def test_a_census_ends_for_all_when_the_question_was_long_under_way():
 
 
 def test_a_census_ends_for_a_host_when_it_says_hello_after_that():
-    """The question was so long under way that nobody waited for it any more: it is told the end then, lest it waits."""
+    """WHO took so long that the census ended without it: its late TOLD is answered with TOLD, or it would wait on."""
     top = minscoop.Broker(size=1, heirs=dict.fromkeys([b"0.root", b"0.1", b"1"], (b"", b"0", b"0")))
     for name in b"0.root", b"0.1", b"1":
         top.handle(name, [b""], 1)
@@ -3624,7 +3624,7 @@ def test_a_census_ends_for_a_host_when_it_says_hello_after_that():
 
 
 def test_those_of_a_host_are_heard_when_a_census_ends_that_began_before_its_broker_took_over():
-    """The end of the census that its predecessor took part in says nothing of what its workers hold."""
+    """The TOLD that ends its predecessor's census must not end its own, in which its workers have yet to be heard."""
     broker = minscoop.Broker(b"1", 1, below=True, heirs={b"1.1": (b"0.root:0/0", b"0", b"1")})
     broker.facts = host_facts("1")
     broker.handle(minscoop.UP, [b"TOLD", b"7"], 0)
@@ -3633,7 +3633,7 @@ def test_those_of_a_host_are_heard_when_a_census_ends_that_began_before_its_brok
 
 
 def test_a_host_that_has_joined_is_asked_too_when_another_broker_takes_over_on_top():
-    """No keeper told of it: it is in the census once it connects, and what its workers wait for is kept for it."""
+    """No keeper knows of it: it came by --join. It is asked once it connects; HELDs for its workers await its HELLO."""
     top = minscoop.Broker(size=1, heirs=dict.fromkeys([b"0.root", b"0.1"], (b"", b"0", b"0")))
     top.handle(b"0.root", [b""], 1)
     assert [name for name, frames in top.handle(b"jx", [b""], 2) if frames == [b"WHO", top.round]] == [b"0.root", b"jx"]
@@ -3646,7 +3646,7 @@ def test_a_host_that_has_joined_is_asked_too_when_another_broker_takes_over_on_t
 
 
 def test_files_and_output_go_on_when_the_broker_above_was_lost():
-    """What was on its way with it is asked for again, and room that is never reported as free is free."""
+    """A FETCH lost with it is passed on again; OUTPUT whose SHOWN was lost no longer keeps more from being read."""
     broker = minscoop.Broker(b"1", 1, below=True)
     broker.facts = host_facts("1")
     broker.handle(b"1.1", [b"HELLO"], 0)
@@ -3659,7 +3659,7 @@ def test_files_and_output_go_on_when_the_broker_above_was_lost():
 
 
 def test_one_census_is_begun_when_all_workers_of_a_host_connect_anew():
-    """Its new broker wants one for each, but takes part in one already; if that is known there, another is wanted."""
+    """The new broker asks once per worker: the top ignores requests made before its WHO got there, not later ones."""
     tree = Tree()
     low = tree.brokers[b"1"] = minscoop.Broker(b"1", 2, True, dict.fromkeys([b"1.1", b"1.2"], (b"", b"0", b"0")))
     low.facts, tree.now = host_facts("1"), 1.0
@@ -3672,7 +3672,7 @@ def test_one_census_is_begun_when_all_workers_of_a_host_connect_anew():
 
 
 def test_what_a_worker_wants_is_void_when_it_was_said_before_it_heard_who():
-    """It says so again. What a broker below wants counts, which it may say before its answer ends."""
+    """A worker says it again after TOLD. What a broker below wants counts: it may say so before its TOLD."""
     tree = Tree(1)
     tree("0.1 HUNGRY 1", "0.1 IDLE 0", "0.root -", "0.1 HUNGRY 1", "0.1 IDLE 0", "1.1 TOLD 0", "1.1 HUNGRY 1")
     top = tree.brokers[b"0"]
@@ -3682,7 +3682,7 @@ def test_what_a_worker_wants_is_void_when_it_was_said_before_it_heard_who():
 
 
 def test_only_who_can_give_is_rich_when_all_have_said_what_they_hold():
-    """A worker that holds several items is; what is held beyond the broker above is not that one's to give."""
+    """A worker that holds several items is; the broker above is not, since what other hosts hold is not its to give."""
     tree = Tree(2)
     tree("0.root -", "1.1 HELD 0 0.root:0/0 0 9")
     low = tree.brokers[b"1"]
@@ -3692,7 +3692,7 @@ def test_only_who_can_give_is_rich_when_all_have_said_what_they_hold():
 
 
 def test_a_task_stays_with_its_taker_when_its_giver_does_not_answer():
-    """It gave that away when it had not yet heard the question: it is not presumed to hold it."""
+    """The giver gave it away before it heard WHO: it must not be presumed to hold it still."""
     desk = Desk()
     desk("0.1 HUNGRY 1")
     desk(f"0.root TASK {TASK}")
@@ -3704,7 +3704,7 @@ def test_a_task_stays_with_its_taker_when_its_giver_does_not_answer():
 
 
 def test_a_held_task_is_cancelled_when_its_owner_is_gone():
-    """Nor does who holds it count as one that has some to give."""
+    """CANCEL goes to the holder, and the items do not count as work that it could give."""
     broker = minscoop.Broker(size=2)
     for name in b"0.root", b"0.1", b"0.2":
         broker.handle(name, [b"HELLO"], 0)
@@ -3715,13 +3715,13 @@ def test_a_held_task_is_cancelled_when_its_owner_is_gone():
 
 
 def test_a_stranger_is_answered_when_it_only_asks_whether_a_way_is_open():
-    """PROBE is echoed to who asks from below; that makes nobody known."""
+    """The PROBE of a trial connection, which has a `?` in its name, is echoed, but makes no link."""
     broker = minscoop.Broker()
     assert broker.handle(b"1?0", [b"PROBE", b"x"], 0) == [(b"1?0", [b"PROBE", b"x"])] and not broker.links
 
 
 def test_a_host_goes_on_when_its_probe_comes_before_its_hello():
-    """A broker that has taken over does not end a host that it does not know yet; one that has died it does."""
+    """A broker that has taken over must not send BYE to a host that it does not know yet, unless the host has died."""
     broker = minscoop.Broker(heirs={b"1": (b"", b"0", b"0")})
     assert broker.handle(b"1", [b"PROBE"], 1) == [(b"1", [b"PROBE"])]
     broker.handle(b"1", [b""], 1)
@@ -3733,7 +3733,7 @@ def test_a_host_goes_on_when_its_probe_comes_before_its_hello():
 
 @pytest.mark.parametrize("below", [False, True])
 def test_a_worker_is_asked_when_it_comes_after_the_census(below):
-    """It stood still while a broker took over, and all were heard but it: else its results would be a stranger's."""
+    """It stood still, and the census ended without it. Unasked, it stays a stranger, whose results are dropped."""
     broker = minscoop.Broker(b"1", below=below, heirs={b"1.1": (b"0.root:0/0", b"0", b"9")})
     number = b"0"
     broker.handle(minscoop.UP, [b"WHO", number], 0) if below else broker.tick(0)
@@ -3808,14 +3808,14 @@ def test_brokers_drop_what_is_not_the_senders_to_say_when_it_arrives(line):
     ([(0, 9)], 3, 5, True, [(0, 3), (5, 9)]), ([(0, 3), (5, 9)], 5, 6, True, [(0, 3), (6, 9)]),
     ([(0, 3), (5, 9)], 2, 6, False, None), ([(0, 3)], 3, 4, False, None), ([], 0, 1, False, None)])
 def test_ranges_forget_what_has_come_when_results_arrive(open_, lo, hi, closed, left_):
-    """Each item is closed once; what overlaps something that was closed before is refused as a whole."""
+    """Each item is closed only once: a range that overlaps items closed before is refused as a whole."""
     ranges = minscoop.Ranges(open_)
     assert ranges.close(lo, hi) is closed
     assert ranges == (open_ if left_ is None else left_)
 
 
 def given(job, wanted=1):
-    """Queue a job's span at its node, of which others want so much; returns the TASKs given."""
+    """Queue a job's span at its node and send that a HUNGRY for `wanted` tasks; returns the TASKs that it gives."""
     job.node.queue.append(job.span)
     job.node.on_HUNGRY(b"%d" % wanted)
     job.node.give()
@@ -3827,7 +3827,7 @@ def results(values, failures=None):
 
 
 def test_a_map_is_given_in_parts_when_others_are_hungry():
-    """To each worker its equal share, in order; before, the first item alone, if its type does not tell its size."""
+    """Each worker gets an equal share, in order. The first item goes ahead alone if its type does not tell its size."""
     for items, expected in (range(100), [(0, 50), (50, 100)]), ([()] * 101, [(0, 1), (1, 51), (51, 101)]):
         job = HandJob(identity, items)
         assert [(int(task[3]), int(task[4])) for task in given(job, 5)] == expected
@@ -3841,7 +3841,7 @@ def test_a_small_part_is_given_when_items_are_large():
 
 
 def test_a_large_part_is_given_when_a_host_asks_for_its_workers():
-    """The width of HUNGRY: the equal share of all for whom it is; a worker keeps what it gives to each."""
+    """HUNGRY with a `width` is answered by tasks of so many equal shares. A worker keeps as much as each taker gets."""
     job = HandJob(identity, list(range(1000)))
     job.node.size, job.item_bytes = 100, 1
     job.node.on_HUNGRY(b"2", b"10")
@@ -3853,7 +3853,7 @@ def test_a_large_part_is_given_when_a_host_asks_for_its_workers():
 
 @pytest.mark.parametrize("kind", [bytes, Large])
 def test_each_is_heard_when_many_messages_come_as_one(kind):
-    """MANY at its owner: as if they had come one by one; one that makes no sense is dropped alone."""
+    """The owner handles the messages in a MANY as if each had come alone: only nonsense among them is dropped."""
     job = HandJob(identity, list(range(9)))
     job.item_bytes, job.node.size = 1, 0.5
     (task_id, *_), = given(job)
@@ -3865,7 +3865,7 @@ def test_each_is_heard_when_many_messages_come_as_one(kind):
 
 
 def test_a_task_is_held_when_its_last_result_is_just_being_packed():
-    """A census at that moment hears of it; else it would run again."""
+    """The holder must answer a census at that moment with HELD; otherwise the task would run again."""
     node = HandNode(b"0.1")
     guest = node.guests[b"0.root:0/0"] = minscoop.Guest(node, b"0.root:0/0", 0, 1, None)
 
@@ -3888,7 +3888,7 @@ def test_a_result_counts_once_when_it_comes_twice():
 
 @pytest.mark.parametrize("holder", ["reads it", "does not"])
 def test_no_large_argument_is_left_when_a_callable_cannot_be_unpickled(tmp_path, holder):
-    """Who cannot read it discards it; and the owner, what a task that is done has not read."""
+    """A holder that cannot read the callable discards the argument; the owner, what a finished task has left unread."""
     job = HandJob(Unreadable(), [LargeBytes(LARGE)])
     job.node.memory = tmp_path
     (task_id, _, _, _, _, _, *body), = given(job)
@@ -3907,7 +3907,7 @@ class Input:
 
 @pytest.mark.parametrize("executes", [False, True])
 def test_inputs_go_when_their_results_are_read(executes):
-    """Of a map that is read lazily only what is under way stays, where it is given away and where it is run."""
+    """A map that is read lazily keeps in memory only the inputs under way, whether its node runs or gives them away."""
     node, refs = HandNode(), []
     node.executes = executes
 
@@ -3938,7 +3938,7 @@ def test_inputs_go_when_their_results_are_read(executes):
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), SystemExit(1), ValueError()])
 def test_others_hear_of_their_results_when_a_callback_raises_what_its_task_did(caplog, error):
-    """Further callbacks of that future, and the futures of calls that came with it."""
+    """That future's other callbacks are still called, and the calls answered by the same message are still settled."""
     node, heard = HandNode(), []
     node.call_bytes = 1
     futures = [node.submit(abs, (-i,), {}) for i in range(9)]
@@ -3965,7 +3965,7 @@ class Interrupting:
 
 
 def test_a_task_is_still_to_be_run_when_ctrl_c_comes_while_it_is_pickled():
-    """It is queued again, and shipped to the next who asks."""
+    """It is queued again, and the request for it still stands, so that the next attempt ships it."""
     job = HandJob(identity, [Interrupting()])
     with pytest.raises(KeyboardInterrupt):
         given(job)
@@ -3985,18 +3985,18 @@ class PressesCtrlC:
 
 
 def test_no_message_is_lost_when_ctrl_c_comes_while_it_is_handled(pool, tmp_path):
-    """KeyboardInterrupt where the program waits, as in a cell of a notebook; the result is there afterwards."""
+    """KeyboardInterrupt reaches the program where it waits, as in a notebook cell; the result is there afterwards."""
     future = pool.submit(lambda path, pid: [await_file(path), PressesCtrlC(pid)][1:], tmp_path / "go", os.getpid())
     with pytest.raises(KeyboardInterrupt):
         touch(tmp_path / "go")
         future.result(WAIT / 2)
-        time.sleep(WAIT)  # the deputy may have read it, just before
+        time.sleep(WAIT)  # if the deputy was quicker to read the result, Ctrl-C may come here
     assert future.result(WAIT / 2) == [None] and list(pool.map(identity, range(5))) == list(range(5))
 
 
 @pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN, lambda *_: None])
 def test_ctrl_c_waits_once_only_when_something_must_be_done_as_a_whole(handler):
-    """Else a callback that does not end would go on for ever. What is not Python's own handler stays."""
+    """A second Ctrl-C is not deferred, since a callback may never end. Handlers but Python's own are left alone."""
     before, done = signal.signal(signal.SIGINT, handler), []
     own = handler is signal.default_int_handler
     try:
@@ -4013,7 +4013,7 @@ def test_ctrl_c_waits_once_only_when_something_must_be_done_as_a_whole(handler):
 
 
 def test_ctrl_c_waits_when_the_root_gives_or_sends(monkeypatch):
-    """What is in hand would be lost, and a message of which a part is sent would end all."""
+    """Otherwise Ctrl-C would leave work in hand for ever, or half a message sent, which would end everything."""
     root, done = VirtualRoot(mock.Mock()), []
 
     def press(*args):
@@ -4039,11 +4039,11 @@ def test_results_are_read_as_they_came_when_any_order_will_do():
 
 
 def test_a_map_ends_with_an_error_when_ctrl_c_ended_its_generator(monkeypatch):
-    """It came while somebody waited for something else: the results are not taken for all that there are."""
+    """Even if Ctrl-C came amid a wait for something else: the results so far must not pass for the whole map."""
     def inputs():
         yield from range(20)
         raise KeyboardInterrupt
-    monkeypatch.setattr(minscoop, "ATTEND", math.inf)  # it pulls no fewer where that takes long
+    monkeypatch.setattr(minscoop, "ATTEND", math.inf)  # a slow machine is to pull no fewer items
     node = HandNode()
     job = minscoop.Mapping(node, minscoop.Recipe(abs), [inputs()], buffersize=16)
     job.read = 16
@@ -4055,7 +4055,7 @@ def test_a_map_ends_with_an_error_when_ctrl_c_ended_its_generator(monkeypatch):
 
 
 def test_results_are_sent_later_when_there_is_no_memory_now(monkeypatch):
-    """They stay with who made them, and the task's last message does not go without them."""
+    """The worker that made them keeps them, and does not send the task's last message without them."""
     node = HandNode(b"0.1")
     node.executes = True
     guest = minscoop.Guest(node, b"0.root:0/0", 0, 4, ())
@@ -4068,7 +4068,7 @@ def test_results_are_sent_later_when_there_is_no_memory_now(monkeypatch):
 
 
 def test_the_parents_memory_stays_when_a_child_that_was_forked_drops_a_map(tmp_path):
-    """What is in shared memory is the parent's: arguments that are under way, and the callable."""
+    """Shared memory belongs to the parent: the child must not remove arguments under way, nor the callable."""
     job = HandJob(functools.partial(max, bytes(LARGE)), [LargeBytes(LARGE)])
     job.node.memory = tmp_path
     given(job)
@@ -4087,7 +4087,7 @@ def test_the_parents_memory_stays_when_a_child_that_was_forked_drops_a_map(tmp_p
 
 
 def test_a_worker_looks_once_more_what_to_say_when_a_map_is_dropped():
-    """Nothing may be left then, and its broker has to hear that it is idle: the pool could not end."""
+    """It may have nothing left to do, and must then tell its broker that it is idle: else the pool could not end."""
     node = HandNode()
     node.known = node.received = 5
     minscoop.Mapping(node, minscoop.Recipe(abs), [[1, 2]]).cancel()
@@ -4110,7 +4110,7 @@ def test_nothing_is_missing_when_a_task_was_split_and_split_again():
 
 
 def test_who_runs_something_unwanted_is_told_when_it_reports():
-    """A part of a task that is no longer known is cancelled, and so is one that still sends results."""
+    """The owner answers SPLIT, or any RESULT but the last, with CANCEL if it no longer knows the task."""
     node = HandNode()
     node.on_SPLIT(b"0.root:3/0", b"4", b"9", b"0.root:3/4")
     node.on_RESULT(b"0.root:5/0", b"0", b"1", b"0", *results([0]))
@@ -4118,7 +4118,7 @@ def test_who_runs_something_unwanted_is_told_when_it_reports():
 
 
 def test_only_what_was_lost_runs_again_when_a_holder_dies():
-    """Results that are in stay; the items that ran are sent singly, and what was lost avoids the host."""
+    """Results that are in stay; the items that were running are sent singly; all that was lost avoids that host."""
     job = HandJob(identity, list(range(9)))
     job.item_bytes, job.node.size = 1, 1.5
     (task_id, *_), = given(job)  # items 0 to 5
@@ -4129,7 +4129,7 @@ def test_only_what_was_lost_runs_again_when_a_holder_dies():
 
 
 def test_an_item_fails_alone_when_it_has_killed_enough_workers():
-    """The error names the item, and every worker that died over it; the others go on."""
+    """The error names the item, and every worker that died over it; the other items go on."""
     job = HandJob(identity, list(range(3)))
     job.item_bytes, job.node.size = 1, 0.5
     given(job, 1)
@@ -4158,7 +4158,7 @@ def test_the_innocent_are_not_blamed_when_they_only_waited():
 
 
 def test_an_error_without_words_is_told_when_nothing_else_explains_it():
-    """For the second try, which is to find the culprit, goes well."""
+    """Here the second attempt at pickling, which is to find the culprit, succeeds, and so explains nothing."""
     def moody():
         moods = iter([grumble])
         return At(pickling=lambda: next(moods, int)())
@@ -4170,7 +4170,7 @@ def test_an_error_without_words_is_told_when_nothing_else_explains_it():
 
 
 def test_a_constant_keeps_its_file_when_another_part_of_it_comes_back_uncopied(tmp_path):
-    """That is no bytes, nor equal to what was sent."""
+    """A large frame comes back as a buffer that is neither bytes nor equal to the frame that was sent."""
     node = HandNode()
     node.memory, node.send_all = str(tmp_path), lambda message: node.on_CONST(message[1], message[2], *(
         Large(frame) if len(frame) > 1000 else frame for frame in message[3:]))
@@ -4179,7 +4179,7 @@ def test_a_constant_keeps_its_file_when_another_part_of_it_comes_back_uncopied(t
 
 
 def test_a_constant_is_not_said_again_when_ctrl_c_ends_the_wait_for_it():
-    """Nobody awaits its answer any more."""
+    """No census may have it sent again, since nobody awaits its answer any more."""
     node = HandNode()
     with mock.patch.object(node, "wait_for", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
         node.set_const({"a": 1})
@@ -4187,7 +4187,7 @@ def test_a_constant_is_not_said_again_when_ctrl_c_ends_the_wait_for_it():
 
 
 def test_what_was_lost_with_a_broker_is_counted_when_it_runs_again():
-    """As what was lost with a worker."""
+    """Items that a census finds lost count as retried, just as those lost with a worker."""
     node = HandNode()
     span = HandJob(identity, range(9)).span
     node.away[b"0.root:0/0"] = shipment = minscoop.Shipment(span, 0, 9)
@@ -4198,7 +4198,7 @@ def test_what_was_lost_with_a_broker_is_counted_when_it_runs_again():
 
 
 def test_nothing_goes_unasked_when_there_are_no_workers_yet():
-    """As with --listen, before a host has joined: it would come back at once, again and again."""
+    """With --listen, hosts may be yet to join: a task given now would come straight back, again and again."""
     root = VirtualRoot(mock.Mock())
     root.size = 0
     root.submit(abs, (1,), {})
@@ -4319,8 +4319,8 @@ class World:
             self.lose(host)
 
     def bury(self, name, left=False):
-        """A worker ends; of its last words some may be lost. Its keeper says what it was running, and starts another
-        if it did not leave as it was told."""
+        """A worker ends; some of its last messages may be lost. Its keeper says what it was running, and starts another
+        unless it left because it was told to."""
         worker, host = self.nodes.pop(name), minscoop.host_of(name)
         while not left and self.ways[name, host] and self.chance.random() < 0.5:
             self.ways[name, host].pop()
@@ -4344,14 +4344,14 @@ class World:
         self.post(b"0.keeper", b"0", [b"DIED", host, b"", b"0", minscoop.ALL, b"0", b"0", b""])
 
     def replace(self, host):
-        """A broker dies with what was under way to it; of what it has said, some arrives. Another takes over, to which
+        """A broker dies; messages to it are lost, and some of those that it sent arrive. Another takes over, to which
         everybody connects anew."""
         heirs = {name: minscoop.running(worker.marker)[2:] for name, worker in self.nodes.items()
                  if minscoop.host_of(name) == host and worker is not self.root}
         neighbours = [name for name in [*self.nodes, *self.brokers] if minscoop.host_of(name) == host != name
                       or host == b"0" != name and name in self.brokers]
         if host == b"0":
-            heirs.update((name, (b"", b"0", b"0")) for name in neighbours if name not in [*heirs, b"2"])  # 2 joined
+            heirs.update((name, (b"", b"0", b"0")) for name in neighbours if name not in [*heirs, b"2"])  # 2 has joined
         for sender, receiver in list(self.ways):
             if receiver == host and not sender.endswith(b".keeper"):
                 del self.ways[sender, receiver]
@@ -4409,7 +4409,7 @@ BLOWS = {  # name: (chance at each step, how often at most, what happens)
 @pytest.mark.parametrize("seed", range(15))
 @pytest.mark.parametrize("blow", BLOWS)
 def test_every_item_has_its_result_when_hosts_work_together(monkeypatch, blow, seed):
-    """Whatever arrives when, and whoever is lost: right results, nothing remembered, an end that all hosts reach."""
+    """Whatever arrives when, and whoever is lost: results are right, brokers forget what is done, and all hosts end."""
     world = World.current = World(seed)
     monkeypatch.setattr(minscoop, "time", world)
     chance, left_, happens = BLOWS[blow]
@@ -4453,7 +4453,7 @@ class HandWorker(VirtualWorker):
 
 
 def test_the_root_waits_when_another_thread_handles_messages(monkeypatch):
-    """The end of the pool, for their callbacks; and nobody looks again and again at what the other will handle."""
+    """The pool must not end before that thread has called their callbacks, and whoever waits for it must not spin."""
     root, rests = VirtualRoot(mock.Mock()), []
     monkeypatch.setattr(minscoop.Node, "sleep", lambda *args: rests.append(args[-1]))
     root.inbox.append([b"SIZE", b"7"])
@@ -4468,13 +4468,13 @@ def test_the_root_waits_when_another_thread_handles_messages(monkeypatch):
 
 
 def test_calls_go_unasked_when_all_workers_have_something_else():
-    """Also if that went after they came; a few at a time, and the next when one is done."""
+    """Also if they got that only after the calls were made. A few calls go at a time; the next, when one is done."""
     root, sent = VirtualRoot(mock.Mock()), []
     root.size, root.send_all = 2, lambda *messages: sent.extend(frames for frames in messages if frames[0] == b"TASK")
     root.on_HUNGRY(b"1")
     job = minscoop.Mapping(root, minscoop.Recipe(identity), [range(100)])
     futures = [root.submit(identity, (0,), {})]
-    assert len(sent) == 1 and len(root.queue) == 2  # who is not hungry may have nothing at all
+    assert len(sent) == 1 and len(root.queue) == 2  # a worker that is not HUNGRY may still have no work
     root.on_HUNGRY(b"1")
     assert len(sent) == 3 and not root.queue
     futures += [root.submit(identity, (i,), {}) for i in range(1, 10)]
@@ -4488,7 +4488,7 @@ def test_calls_go_unasked_when_all_workers_have_something_else():
 
 
 def test_a_worker_waits_when_another_thread_handles_messages(monkeypatch):
-    """It leaves the interpreter to that one, and does not ask again and again."""
+    """It leaves the interpreter to that thread, instead of spinning."""
     worker, looks = HandWorker(0), []
     worker.take(None, None)
     worker.inbox.append([b"SIZE", b"7"])
@@ -4503,7 +4503,7 @@ def test_a_worker_waits_when_another_thread_handles_messages(monkeypatch):
 
 
 def test_a_character_is_whole_when_it_comes_in_two_parts(capsys):
-    """Each stream of each worker goes on where it was; what is no text is replaced."""
+    """Each stream of each worker is decoded by itself, across messages; invalid bytes are replaced."""
     root = VirtualRoot(mock.Mock())
     root.decoders = {}
     for worker, stream, data in ("1", "out", b"1\xe2\x82"), ("2", "out", b"2\xff\xc3"), ("1", "err", b"\xc3"), \
@@ -4514,12 +4514,12 @@ def test_a_character_is_whole_when_it_comes_in_two_parts(capsys):
 
 @pytest.mark.parametrize("busy", [False, True])
 def test_results_go_when_a_later_item_of_their_task_waits(busy):
-    """Whether or not there is other work meanwhile: perhaps that item waits for who reads them."""
+    """Whether or not there is other work meanwhile: the item may wait for something that the results' reader does."""
     worker, sent, rests = HandWorker(0, 1), [], []
     piece = worker.take(None, None)
     worker.begin_guest(piece)
     worker.take(None, None)  # the one that will wait
-    piece.job.flushed = math.inf  # the first result is to travel with more
+    piece.job.flushed = math.inf  # the first result is held back, to travel with more
     piece.run()
     piece.deliver()
     worker.attend, worker.leave = rests.append, sabotage
@@ -4535,7 +4535,7 @@ def test_results_go_when_a_later_item_of_their_task_waits(busy):
 
 
 def look_around():
-    """What others could do while an argument is unpickled; the deputy has heard that somebody is hungry."""
+    """Amid unpickling an argument, let the deputy hear HUNGRY; return what others could run, and how many DRYs went."""
     worker = HandWorker.current
     worker.inbox.append([b"HUNGRY", b"1"])
     worker.stand_in()
@@ -4543,7 +4543,7 @@ def look_around():
 
 
 def test_nobody_has_the_other_items_when_unpickling_waits():
-    """There are no arguments for them as yet; but there will be: the worker is not DRY."""
+    """No thread can run them before their arguments are there; but they will be, so the worker must not say DRY."""
     worker = HandWorker(At(unpickling=look_around), *range(1, 9))
     worker.run(worker.take(None, None))
     (_, lo, hi, _), = worker.named(b"SPLIT")
@@ -4554,7 +4554,7 @@ def test_nobody_has_the_other_items_when_unpickling_waits():
 
 
 def look_busy(message, seen):
-    """What the deputy does about a message while the first item of a slice runs; what of the slice is left then."""
+    """Let the deputy stand in while a slice's first item runs; note the slice's end, SPLITs and unhandled messages."""
     worker = HandWorker.current
     worker.inbox.extend([message] if message else ())
     worker.stand_in()
@@ -4565,7 +4565,7 @@ def look_busy(message, seen):
                                            ((b"TASK", b"0.root:1/0", b"", b"0", b"0", b"9", b"0", b"", b""), 1)],
                          ids=["nothing", "hungry", "for-who-runs", "another-task"])
 def test_a_slice_ends_when_there_is_something_better_to_do(message, rest):
-    """Others want what is behind the item that runs; or who runs it has to look at what the deputy leaves to it; or it
+    """Others want the items behind the running one; or its thread must handle a message that the deputy may not; or it
     is the turn of another task."""
     seen = []
     worker = HandWorker(*range(4))
@@ -4580,7 +4580,7 @@ def test_a_slice_ends_when_there_is_something_better_to_do(message, rest):
     (1e-5, 300, True), (1e-5, 4, False), (1e-3, 300, False), (1e-7, 300, False),
 ], ids=["little-is-left", "one-short-item-says-so", "much-is-left", "it-is-done-at-once"])
 def test_more_is_asked_for_before_all_is_done(pace, grain, asks):
-    """Early enough for an answer; by what more than the first item has taken."""
+    """Early enough for an answer to come in time; but only if the pace was learnt from more than one item."""
     worker, recipe = HandWorker(*range(200)), minscoop.Recipe(identity)
     piece = worker.take(None, None)
     piece.job.recipe, recipe.pace, recipe.grain = recipe, pace, grain
@@ -4590,7 +4590,7 @@ def test_more_is_asked_for_before_all_is_done(pace, grain, asks):
 
 
 def test_threads_of_a_worker_switch_soon_when_a_task_computes(pool):
-    """Its deputy needs the interpreter's lock several times for an answer; a program may choose another pace."""
+    """Its deputy needs the interpreter's lock several times per answer; Python's own 5 ms each time are too long."""
     assert pool.submit(sys.getswitchinterval).result(WAIT) == pytest.approx(minscoop.SWITCH)
 
 
@@ -4618,7 +4618,7 @@ def test_slices_are_run_in_turns_when_several_tasks_came_from_elsewhere():
 
 
 def test_a_worker_ends_when_any_thread_with_the_baton_fails(monkeypatch, capsys):
-    """Its death is noticed, and what it held runs again."""
+    """Without that thread the baton would be lost; a worker's death is noticed, and what it held runs again."""
     worker, ends = HandWorker(0), []
     monkeypatch.setattr(os, "_exit", ends.append)
     monkeypatch.setattr(threading, "excepthook", lambda _: ends.append("only the thread"))
@@ -4628,7 +4628,7 @@ def test_a_worker_ends_when_any_thread_with_the_baton_fails(monkeypatch, capsys)
 
 
 def test_a_worker_goes_on_when_it_can_have_no_further_thread(monkeypatch):
-    """The task that would wait has the error; the baton is where it was."""
+    """The task that wanted to wait gets the error, and its thread keeps the baton."""
     worker = HandWorker(0)
     me = worker.holder
     me.stack.append(minscoop.Future(worker, (identity, (1,), {}), None))
@@ -4639,7 +4639,7 @@ def test_a_worker_goes_on_when_it_can_have_no_further_thread(monkeypatch):
 
 
 def test_a_census_goes_on_when_a_file_comes_meanwhile():
-    """Who has waited for it takes it off the list then."""
+    """Whoever waited for the file removes its request from `unanswered`, while the census walks through these."""
     worker = HandWorker(0)
     for path in "ab":
         worker.insist(path, b"FETCH", path.encode())
@@ -4657,7 +4657,7 @@ SIZES = [0, 1, 2, 3, 7, 100, 1001]
 
 @pytest.mark.parametrize("size", SIZES)
 def test_results_come_in_order_when_a_map_is_read(any_pool, size):
-    """map has the results of the built-in one: of sequences, generators, several iterables, any number."""
+    """map gives the results of the built-in one: for sequences, generators and several iterables, however long."""
     for items in (range(size), list(range(size)), iter(range(size)), (i for i in range(size)), set(range(size)),
                   collections.deque(range(size)), dict.fromkeys(range(size))):
         expected = [(i, i + 1) for i in range(size)]
@@ -4719,7 +4719,7 @@ def test_input_is_pulled_as_needed_when_it_never_ends(any_pool):
 
 
 def test_no_more_is_pulled_than_allowed_when_there_is_a_buffersize(any_pool):
-    """buffersize bounds the inputs that are ahead of the reader, from one on."""
+    """buffersize, 1 or more, bounds the number of inputs that are pulled ahead of the reader."""
     for size in (1, 3):
         pulled = []
         results = any_pool.map(identity, (pulled.append(i) or i for i in range(50)), buffersize=size)
@@ -4731,7 +4731,7 @@ def test_no_more_is_pulled_than_allowed_when_there_is_a_buffersize(any_pool):
 
 @pytest.mark.parametrize("busy", [False, True])
 def test_no_more_is_pulled_than_allowed_when_a_task_waits_for_something_else(guard, tmp_path, busy):
-    """It reads its map later; its worker, or another thread of that, does not run ahead meanwhile."""
+    """A task reads its map only after its wait: meanwhile no thread of its worker may pull beyond the buffersize."""
     def reads_later(directory):
         pulled = []
         results = minscoop.map(identity, (pulled.append(i) or i for i in itertools.count()), buffersize=3)
@@ -4783,7 +4783,7 @@ def test_keywords_go_to_the_callable_when_map_does_not_know_them(any_pool):
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_the_work_is_done_when_nobody_reads_a_map(guard, tmp_path, workers):
-    """Leaving the Executor waits for what was never asked for: maps of sequences and generators, submits."""
+    """Leaving the Executor waits for work whose results nobody reads: maps of sequences and generators, and submits."""
     with minscoop.Executor(workers) as executor:
         executor.map(append, [tmp_path / "list"] * 100, range(100))
         executor.map(append, itertools.repeat(tmp_path / "generator"), (i for i in range(100)))
@@ -4833,7 +4833,7 @@ def test_the_rest_is_cancelled_when_a_begun_map_is_left(guard, tmp_path, how):
 @pytest.mark.parametrize("kind", ["map", "map_as_completed", "submit", "as_completed"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_early_results_arrive_when_later_calls_take_long(guard, tmp_path, workers, kind):
-    """What is done is delivered, whatever its neighbours do; with another worker, those behind a long one too."""
+    """What is done is delivered, however long others take; a second worker also runs the calls behind a long one."""
     def work(path, i):
         return await_file(path, i) if i == 2 else i
     with minscoop.Executor(workers) as executor:
@@ -4852,7 +4852,7 @@ def test_early_results_arrive_when_later_calls_take_long(guard, tmp_path, worker
 
 
 def test_a_short_call_overtakes_when_a_long_one_holds_a_worker(pool, tmp_path):
-    """Work queued behind a long call is run elsewhere: the one worker left does a hundred."""
+    """Work queued behind a long call runs elsewhere: the other worker does all of it."""
     long = pool.submit(await_file, tmp_path / "go")
     try:
         assert [pool.submit(identity, i).result(WAIT) for i in range(100)] == list(range(100))
@@ -4863,7 +4863,7 @@ def test_a_short_call_overtakes_when_a_long_one_holds_a_worker(pool, tmp_path):
 
 
 def burn(path):
-    """Compute, and never look up, until the file is there."""
+    """Compute, without ever calling minscoop, until the file is there."""
     deadline = time.monotonic() + WAIT
     while not os.path.exists(path):
         sum(range(1000))
@@ -4906,7 +4906,7 @@ def test_a_task_waits_in_any_way_when_it_has_children(guard, workers):
 
 
 def test_a_parked_task_goes_on_when_what_it_waits_for_is_there(guard, tmp_path):
-    """One worker runs a stranger while a task waits, and never on top of its stack."""
+    """While a task waits, its worker runs unrelated tasks in another thread, which do not keep it from going on."""
     def waits():
         later = minscoop.submit(identity, 1)
         time.sleep(0.1)  # so that the other worker takes it
@@ -4917,7 +4917,7 @@ def test_a_parked_task_goes_on_when_what_it_waits_for_is_there(guard, tmp_path):
 
 
 def test_timeouts_are_real_when_a_task_waits(pool, tmp_path):
-    """Inside a task as well as in the root."""
+    """The timeouts of result and wait hold inside a task, too."""
     def impatient(path):
         future = minscoop.submit(await_file, path, None, f"{path}-begun")
         await_file(f"{path}-begun")  # by the other worker
@@ -4948,7 +4948,7 @@ def test_programs_run_when_a_task_starts_them(pool):
 
 
 def forks(path, end):
-    """The exit code of a child that returns to us, or raises."""
+    """Fork a child that returns from the task, or raises an exception there; return its exit code."""
     pid = os.fork()
     if pid == 0:
         append(path)
@@ -4958,7 +4958,7 @@ def forks(path, end):
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_child_ends_when_it_comes_back_from_the_task_that_forked_it(guard, tmp_path, capfd):
-    """As a program does: it is no second worker, and runs neither the next items nor what waits for them."""
+    """It exits as a program would: it must not go on with the next items, nor with a parent task that waits for it."""
     ends = [lambda: 5, lambda: divide(1), lambda: sys.exit(3), lambda: sys.exit("why")]
     with minscoop.Executor(1) as executor:
         assert list(executor.map(forks, [tmp_path / "map"] * 4, ends, timeout=WAIT)) == [0, 1, 3, 1]
@@ -4971,7 +4971,7 @@ def test_a_child_ends_when_it_comes_back_from_the_task_that_forked_it(guard, tmp
 
 
 def test_user_code_is_not_interrupted_when_tasks_share_a_process(guard):
-    """One thread of a worker at a time runs user code; it changes hands only where a task waits."""
+    """Only one thread of a worker at a time runs user code; another takes over only where a task waits."""
     def careful(i):
         before = CAREFUL[0] = i
         for _ in range(20000):
@@ -5004,7 +5004,7 @@ FOUR = 4
 
 
 def test_a_constant_is_refused_when_it_exists(any_pool):
-    """TypeError for the second of a name, wherever it is set; None for one that nobody sets."""
+    """Setting a name again raises TypeError, wherever that is done; a name that nobody has set reads as None."""
     name = f"once{random.random()}"
     any_pool.set_const(**{name: 1})
     with pytest.raises(TypeError, match="once"):
@@ -5025,7 +5025,7 @@ def test_a_constant_that_cannot_be_sent_is_refused_when_it_is_set(pool):
 
 
 def test_a_lost_task_runs_again_when_its_worker_is_killed(guard, tmp_path):
-    """Submits, items of a map and of a reduction, and children, wherever the worker dies."""
+    """Submits, items of a map and of a reduction, and children, however the worker dies."""
     def nested(path):
         return minscoop.submit(kill_once, path).result(WAIT)
     with minscoop.Executor(2) as executor:
@@ -5276,7 +5276,7 @@ SABOTEURS = {  # what goes wrong -> (callable, how its argument is made, the err
 
 
 def run_child(name, wait=0, many=False):
-    """Runs where it was made, so that nothing need be pickled to go there, unless others have time to take it."""
+    """Run a child where it was made, which needs no pickling; or elsewhere, if `wait` gives others time to take it."""
     fn, make, _, _ = SABOTEURS[name]
     if many:
         result = list(minscoop.map(fn, [make()] * 3))
@@ -5300,10 +5300,10 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", SABOTEURS)
 def test_the_right_error_is_at_the_right_future_when_something_is_sabotaged(pool, name, way):
-    """That error at that future, before, beside and after which all goes well (point 7 of the issue).
+    """The future has the expected error; what is called before, beside and after it goes well (point 7 of the issue).
 
-    A child may run where it was made: what is wrong with pickling it, or its result, then does no harm
-    there, but still where the parent hands the result on."""
+    A child may run where it was made: a fault in its pickling, or in that of its result, then does no harm
+    there, but the result still fails when the parent hands it on."""
     fn, make, error, text = SABOTEURS[name]
     beside = [pool.submit(identity, i) for i in range(4)]
     try:
@@ -5365,7 +5365,7 @@ def test_the_program_ends_well_when_a_task_spoils_its_process(script, names):
 
 
 def test_what_a_call_had_is_let_go_of_when_it_raises(script):
-    """Without the help of the garbage collector, which may not come for long: it does not know how large things are."""
+    """Without the garbage collector, which may not come for a long time: it does not know how large objects are."""
     assert output_of("-n", 1, script("""
         import gc, time, weakref
         from minscoop import futures
@@ -5420,7 +5420,7 @@ def test_no_port_is_open_when_a_pool_runs(pool):
 
 @pytest.mark.parametrize("limit, workers, code", [("-n 20", 2, 1), ("-S -n 48", 16, 0)], ids=["hard", "soft"])
 def test_a_clear_message_is_given_when_there_are_few_descriptors(script, limit, workers, code):
-    """libzmq would abort the process; what a broker needs, one for each worker, it may take up to the hard limit."""
+    """Otherwise libzmq aborts. The soft limit is raised to the hard one for the broker, which needs one per worker."""
     done = finish(subprocess.Popen(
         ["sh", "-c", f"ulimit {limit}; exec \"$@\"", "sh", sys.executable, MINSCOOP, "-n", str(workers), script("""
             from minscoop import futures
@@ -5432,7 +5432,7 @@ def test_a_clear_message_is_given_when_there_are_few_descriptors(script, limit, 
 
 
 def test_the_pool_goes_on_when_the_program_has_taken_all_descriptors(script):
-    """All that the root needs is there from the start on."""
+    """All descriptors that the root needs are opened when it starts."""
     assert output_of("-n", 1, script("""
         import os, resource
         from minscoop import futures
@@ -5479,7 +5479,7 @@ def test_a_pool_starts_when_a_directory_is_not_as_it_should_be(script, variables
 @linux_only
 @pytest.mark.parametrize("options", ["size=64k", "nr_inodes=2", "ro"])
 def test_a_pool_starts_when_the_temporary_directory_is_full(guard, options):
-    """Another one is taken; sockets need an inode, and no more."""
+    """Another one is taken if it has no space or no inodes left, or is read-only."""
     if os.getuid() or not shutil.which("unshare"):
         skip_or_fail("mounting needs root and unshare")
     done = finish(subprocess.Popen(
@@ -5545,7 +5545,7 @@ def test_nothing_is_left_when_a_process_is_killed(guard, script, tmp_path, kind,
     pid = {"root": process.pid, "keeper": keeper, "broker": children_of(keeper)[0]}[victim]
     os.kill(pid, signal.SIGKILL)
     if victim != "root" and not eventually(lambda: process.poll() is not None, 5):
-        os.kill(process.pid, signal.SIGKILL)  # it goes on, with another
+        os.kill(process.pid, signal.SIGKILL)  # it goes on, with another broker
     left = eventually_none(lambda: [p for p in processes_of(os.environ["MINSCOOP_TEST"]) if p != process.pid or
                                     process.poll() is None], two_seconds())
     commands = [command_of(pid) for pid in left]
@@ -5636,7 +5636,7 @@ def test_a_program_cleans_up_when_another_signal_follows_the_first(script, tmp_p
 
 
 def test_nothing_is_lost_when_the_terminal_goes_under_nohup(script, tmp_path):
-    """SIGHUP, which then comes to the whole process group, is ignored by all of us as it is by the program."""
+    """SIGHUP comes to the whole process group: keeper, broker and workers must ignore it, as the program does."""
     path = script("""
         import os, sys, time
         from minscoop import futures
@@ -5658,7 +5658,7 @@ def test_nothing_is_lost_when_the_terminal_goes_under_nohup(script, tmp_path):
 
 
 def test_a_death_is_noticed_when_the_program_blocks_signals(script, tmp_path):
-    """As one does that waits for them in a thread: the keeper, and workers, are not to inherit it."""
+    """A program that waits for signals in a thread blocks them; keeper and workers must not inherit that."""
     assert python("-c", textwrap.dedent(f"""
         import os, signal, sys
         sys.path.insert(0, {str(HERE)!r})
@@ -5677,7 +5677,7 @@ def test_a_death_is_noticed_when_the_program_blocks_signals(script, tmp_path):
 
 @pytest.mark.parametrize("encoding, seen", [("latin-1", "\xe9 \\u20ac"), ("ascii", "\\xe9 \\u20ac")])
 def test_what_tasks_print_is_seen_when_the_terminal_has_not_all_characters(script, encoding, seen):
-    """It comes to the root as UTF-8, and there what cannot be shown is written as Python writes it to stderr."""
+    """Output reaches the root as UTF-8; characters that the terminal lacks are escaped there, as on Python's stderr."""
     path = script("""
         from minscoop import futures
         def say(_): print("\xe9 \u20ac")
@@ -5692,7 +5692,7 @@ def test_what_tasks_print_is_seen_when_the_terminal_has_not_all_characters(scrip
 
 @linux_only
 def test_the_reason_is_told_when_a_script_cannot_be_imported_whose_path_is_no_text(script, tmp_path):
-    """Bytes that are no UTF-8, as in names that come from elsewhere."""
+    """The path contains bytes that are not UTF-8, as file names from other systems may."""
     directory = os.fsencode(tmp_path) + b"/caf\xe9"
     os.mkdir(directory)
     path = os.fsdecode(directory + b"/program.py")
@@ -5707,7 +5707,7 @@ def test_the_reason_is_told_when_a_script_cannot_be_imported_whose_path_is_no_te
 
 
 def test_no_limit_is_met_when_many_workers_print_into_pipes(script):
-    """The keeper has two descriptors for each, more than the soft limit allows, and may take them. Workers may not."""
+    """The keeper needs two descriptors per worker and raises its soft limit for them; workers keep the given one."""
     done = finish(subprocess.Popen(
         ["sh", "-c", "ulimit -S -n 48; exec \"$@\"", "sh", sys.executable, MINSCOOP, "-n", "16", "--tag-output",
          script("""
@@ -5723,14 +5723,14 @@ def test_no_limit_is_met_when_many_workers_print_into_pipes(script):
 def ends_of_stdout():
     """The descriptors of this process for either end of the pipe into which it prints."""
     def is_end(descriptor):
-        with contextlib.suppress(OSError):  # that by which the list was read
+        with contextlib.suppress(OSError):  # the one by which listdir read the list is closed by now
             return os.path.sameopenfile(descriptor, 1)
     return list(filter(is_end, map(int, os.listdir("/dev/fd"))))
 
 
 @linux_only
 def test_a_worker_has_no_end_to_read_when_it_prints_into_pipes(guard):
-    """A child that a task leaves behind gets SIGPIPE then when it prints, instead of waiting for ever."""
+    """When the pool is gone, a child that a task left behind gets SIGPIPE if it prints; it does not block for ever."""
     with minscoop.Executor(2, tag_output=True) as executor:
         assert [executor.submit(ends_of_stdout).result(WAIT) for _ in range(4)] == [[1]] * 4
 
@@ -5868,7 +5868,7 @@ if __name__ == "__main__":  # until all these hosts have taken part, and a file 
 
 
 def names_of(*hosts):
-    """What that program prints when these took part."""
+    """What SQUARES prints when these hosts have taken part."""
     return " ".join(sorted(hosts)) + "\n"
 
 
@@ -5877,7 +5877,7 @@ def lines_in(path):
 
 
 def finish_after(process, go, condition=lambda: True):
-    """Let a program go on, by a file, once a condition holds; and wait for its end."""
+    """Once a condition holds, create the file that a program waits for; then wait for the program's end."""
     eventually(condition)
     touch(go)
     return finish(process)
@@ -5896,7 +5896,7 @@ def test_each_failure_is_told_in_one_line_when_hosts_cannot_be_had(ssh, script, 
         line, = [line for line in lines if f"host me@{name}: " in line]
         assert re.search(cause, line) and re.search(remedy, line), line
         causes.add(line.partition(": ")[2].replace(name, ""))
-    assert len(lines) == len(table) and len(causes) >= len(table) - 1, lines  # MaxStartups has two ways to say it
+    assert len(lines) == len(table) and len(causes) >= len(table) - 1, lines  # two of them mean MaxStartups
 
 
 def test_what_a_remote_command_says_is_a_warning_when_its_host_is_in_the_pool(ssh, script, tmp_path):
@@ -5912,7 +5912,7 @@ def test_what_a_remote_command_says_is_a_warning_when_its_host_is_in_the_pool(ss
 
 
 class HandLauncher(minscoop.Launcher):
-    """One without processes. Its keeper's broker has room for a notice only when it is asked again."""
+    """A Launcher that starts no process. Its keeper queues each notice; ``send_notices`` gets rid of one at a time."""
 
     def __init__(self, said=b"", up=None):
         keeper = types.SimpleNamespace(backlog=[], sent=[])
@@ -5937,7 +5937,7 @@ class HandLauncher(minscoop.Launcher):
     ("This account is currently not available.", "your account may not log in"),
     ("System is going down. Unprivileged users are not permitted to log in anymore.", "your account may not log in")])
 def test_advice_is_for_what_ssh_itself_says_when_a_host_cannot_be_had(said, told):
-    """What a banner, a login file, a prolog or docker says is shown as it is, if it looks alike."""
+    """Similar words of a banner, a login file, a prolog or docker must be quoted as they are, without any advice."""
     launcher = HandLauncher(said.encode())
     launcher.listen()
     text = launcher.diagnose("it ended")
@@ -5945,7 +5945,7 @@ def test_advice_is_for_what_ssh_itself_says_when_a_host_cannot_be_had(said, told
 
 
 def test_no_line_is_kept_back_when_a_remote_command_says_many_at_once(monkeypatch):
-    """What the broker has no room for is sent without that another line comes."""
+    """A line for which the broker has no room must be sent as soon as it has, without waiting for the next line."""
     launcher = HandLauncher(b"".join(b"line %d\n" % i for i in range(1000)), up=-math.inf)
     monkeypatch.setattr(minscoop.logger, "warning", lambda text, *args: launcher.keeper.notify(text % args))
     monkeypatch.setattr(minscoop, "TICK", 0)
@@ -5955,7 +5955,7 @@ def test_no_line_is_kept_back_when_a_remote_command_says_many_at_once(monkeypatc
 
 @pytest.mark.parametrize("where", ["threading.Thread", "Launcher.start"])
 def test_the_root_is_told_when_a_launcher_fails_of_something_unforeseen(where):
-    """Whatever that is, such as a thread that cannot be started: its host is gone."""
+    """Any exception, such as one from a thread that cannot be started, is told as the reason why the host is gone."""
     launcher, error = HandLauncher(), RuntimeError("can't start new thread")
     keeper = launcher.keeper
     (keeper.lifeline_read, lifeline), keeper.tokens = os.pipe(), os.pipe()
@@ -5966,13 +5966,13 @@ def test_the_root_is_told_when_a_launcher_fails_of_something_unforeseen(where):
     assert kind == b"HOST" and launcher.ended == [0]
     assert json.loads(facts) == {"host": "h", "number": "1", "state": "gone", "reason": repr(error)}
     os.close(lifeline)
-    assert where != "Launcher.start" or eventually(lambda: len(launcher.ended) == 2)  # the keeper's end is ours
+    assert where != "Launcher.start" or eventually(lambda: len(launcher.ended) == 2)  # it ends with its keeper
     for end in (keeper.lifeline_read, *keeper.tokens):
         os.close(end)
 
 
 def test_a_host_is_not_blamed_when_the_broker_here_does_not_answer(guard, monkeypatch):
-    """The reason is in words, and not an error number."""
+    """The error must say that this machine's broker is the cause, instead of passing on the OSError."""
     monkeypatch.setattr(minscoop, "SILENCE", 0)
     launcher = HandLauncher()
     launcher.config["address"] = f"ipc://{guard}/broker"
@@ -6007,7 +6007,7 @@ def test_pyzmq_is_packed_when_its_files_are_of_1970(tmp_path, monkeypatch):
     (["--hosts", "good", "--transport", "tcp", "--external-hostname", "no.such.address"], "no.such.address")],
     ids=lambda value: "" if isinstance(value, str) else " ".join(value))
 def test_the_run_fails_with_one_message_when_no_host_is_left_or_one_must_not_fail(ssh, script, args, text):
-    """Non-zero exit, and why; the reasons of the hosts stand before it."""
+    """Exit code 1, and one line that says why, after the warnings that say what was wrong with each host."""
     done = launch(*args, script(SQUARES), "good")
     assert done.returncode == 1 and text in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert done.stdout == "" and done.stderr.count("\n") <= 3, done.stderr
@@ -6015,7 +6015,7 @@ def test_the_run_fails_with_one_message_when_no_host_is_left_or_one_must_not_fai
 
 @pytest.mark.parametrize("option", ["--listen", "--hosts"])
 def test_the_run_fails_with_one_message_when_pyzmq_cannot_encrypt(ssh, tmp_path, option):
-    """Some builds have no CURVE. Hosts that take the way through ssh need none."""
+    """Some builds of libzmq lack CURVE. Only TCP needs it: with --transport stdio the pool works without."""
     copy = patched(tmp_path, "import zmq; zmq.has = lambda feature: False")
     done = python(copy, option, "good", "-c", "print('begun')", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "") and re.fullmatch("minscoop: .*CURVE.*stdio\n", done.stderr), done
@@ -6034,7 +6034,7 @@ def test_login_files_and_shells_do_no_harm_when_a_host_has_them(ssh, script, hos
 @linux_only
 @pytest.mark.parametrize("option, told", [("-v", True), ("-q", False)])
 def test_a_host_that_was_not_there_yet_is_named_when_all_is_done(ssh, option, told):
-    """With -v: a short program may end before one that cannot be reached is given up."""
+    """With -v only: a short program may end before a host that does not answer is given up."""
     done = launch(option, "--hosts", "mute,localhost:1", "-c", "import minscoop; print(*minscoop.map(abs, [-7]))")
     assert (done.returncode, done.stdout) == (0, "7\n")
     assert ("host mute was not ready before all was done" in done.stderr) == told, done.stderr
@@ -6042,8 +6042,8 @@ def test_a_host_that_was_not_there_yet_is_named_when_all_is_done(ssh, option, to
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_host_is_given_up_when_it_says_nothing(ssh, script, tmp_path, wrapped):
-    """A login that hangs, and a connection that stalls behind it, have an end; the run goes on without them. So it is
-    if ssh is the child of the remote command."""
+    """A host whose login hangs, or whose connection stalls after it, must be given up after LOGIN_PATIENCE, and the run
+    goes on without it; also if the remote command is a wrapper that runs ssh as its child."""
     wrapper = script('#!/bin/sh\nssh "$@"\nexit $?\n', "wrapper")
     wrapper.chmod(0o755)
     with open(tmp_path / "stderr", "w") as stderr:
@@ -6059,7 +6059,7 @@ def test_a_host_is_given_up_when_it_says_nothing(ssh, script, tmp_path, wrapped)
 @linux_only
 @pytest.mark.parametrize("transport", ["tcp", "stdio"])
 def test_a_host_comes_back_when_the_root_was_stopped_for_long(ssh, script, tmp_path, transport):
-    """Ctrl-Z: the host ends when it hears nothing; it is logged in to again when we are back."""
+    """As by Ctrl-Z: a host that hears nothing ends by itself, and is logged in to again when the root goes on."""
     process = start(patched(tmp_path, "HEARTBEAT, SILENCE = 0.2, 2.0"), "--hosts", "good:1,localhost:1",
                     "--transport", transport, script("""
         import os, sys, time
@@ -6093,12 +6093,12 @@ def test_a_host_comes_back_when_the_root_was_stopped_for_long(ssh, script, tmp_p
 
 
 def test_the_users_options_come_first_when_ssh_is_called(ssh, script):
-    """Of two values ssh takes the first; behind them stand ours, then the host, then `sh` and nothing else."""
+    """Of an option given twice, ssh takes the first: so ours follow the user's; then come the host and the command."""
     command = f"{ssh}/ssh -p 2222 -oBatchMode=no {{host}} env EXTRA=1"
     assert output_of("--hosts", "me@good", "-e", command, script(SQUARES), "good") == "good\n"
     words, = [json.loads(line) for line in (ssh / "log").read_text().splitlines()]
     assert words == ["-p", "2222", "-oBatchMode=no", *minscoop.SSH_OPTIONS, "me@good", "env", "EXTRA=1", "sh"]
-    assert not [word for word in words if "HostKey" in word]  # that is the user's own business
+    assert not [word for word in words if "HostKey" in word]  # whether host keys are checked is for the user to decide
 
 
 def test_any_command_reaches_a_host_when_it_runs_sh_there(ssh, script):
@@ -6151,9 +6151,9 @@ def test_no_secret_can_be_read_when_hosts_take_part(ssh, script, tmp_path, trans
 
 
 def test_a_host_works_as_told_when_there_are_options(ssh, script, tmp_path):
-    """--prolog is sourced first (a name without a slash is a file, too), --pythonpath is searched first, --path is the
-    directory, --python the interpreter."""
-    (ssh / "prolog.sh").write_text("export FROM_PROLOG=1; echo noise; cat >/dev/null")  # where the login begins
+    """--prolog is sourced first (a name without a slash is a file, not sought in PATH), --pythonpath is searched first,
+    --path is the working directory, --python the interpreter."""
+    (ssh / "prolog.sh").write_text("export FROM_PROLOG=1; echo noise; cat >/dev/null")  # in the login's home directory
     script("where = 'there'", "there/extra.py")
     script("where = 'here'", "extra.py")
     (tmp_path / "work").mkdir()
@@ -6169,7 +6169,7 @@ def test_a_host_works_as_told_when_there_are_options(ssh, script, tmp_path):
 
 
 def test_a_host_works_when_no_pythonpath_is_given(ssh):
-    """None, as for other options."""
+    """As with other options, None must mean that it is not given."""
     with minscoop.Executor(hosts="good:1", pythonpath=None) as executor:
         assert executor.submit(os.getenv, "FATE").result(WAIT) == "good"
 
@@ -6187,7 +6187,7 @@ cat >/dev/null
     (sys.version_info[:3], "plan9", "null", "pyzmq is missing.*plan9.*pip install pyzmq")])
 def test_a_host_is_refused_in_one_line_when_its_python_does_not_fit(
         ssh, script, tmp_path, version, platform, pyzmq, text):
-    """Which Python it has, and what to do; the run goes on without it."""
+    """The line says which Python the host has, and what to do; the run goes on without the host."""
     text_there = FAKE_PYTHON % (", ".join(map(str, version)), platform, os.uname().machine, pyzmq)
     python_there = script(text_there, "python_there")
     python_there.chmod(0o755)
@@ -6203,7 +6203,7 @@ def test_a_host_is_refused_in_one_line_when_its_python_does_not_fit(
     (["--hosts", "good:2"], ""), (["--hosts", "good:2", "--tag-output"], r"good 1\.\d+: "),
     (["-n", "2", "--tag-output"], rf"{NODE} 0\.\d+: ")], ids=["", "tagged", "tagged here"])
 def test_what_tasks_print_appears_here_when_they_run_elsewhere(ssh, script, args, tag):
-    """Whole lines, each stream in its own; --tag-output says whose they are; all is out before the program ends."""
+    """Whole lines, stdout on stdout, stderr on stderr, all before the program ends; --tag-output names the worker."""
     done = launch(*args, script("""
         import os, subprocess, sys
         from minscoop import futures
@@ -6222,7 +6222,7 @@ def test_what_tasks_print_appears_here_when_they_run_elsewhere(ssh, script, args
 
 
 def test_no_output_is_lost_when_the_last_line_has_no_end(ssh, script):
-    """More than the root has shown when the last task ends."""
+    """Even if megabytes of it have yet to reach the root when the last task ends."""
     assert len(output_of("--hosts", "good:2", script("""
         import sys
         from minscoop import futures
@@ -6235,7 +6235,7 @@ def test_no_output_is_lost_when_the_last_line_has_no_end(ssh, script):
 
 @linux_only
 def test_the_broker_goes_on_when_a_result_and_the_end_of_its_worker_come_together(guard, tmp_path, capfd):
-    """What the worker printed is read to its end before the result, and not again."""
+    """The RESULT makes the broker read its worker's pipes, and close them at their end: it must not read them again."""
     with minscoop.Executor(1, tag_output=True) as executor:
         worker = executor.submit(os.getpid).result(WAIT)
         broker, = set(children_of(executor._node.keeper.pid)) - {worker}
@@ -6257,7 +6257,7 @@ def await_and_fail(path):
 
 
 def test_the_pool_breaks_when_a_worker_fails_to_start_while_the_broker_is_slow(guard, tmp_path):
-    """What it says is not lost, as it was when it then ended, and the notice of that was read first."""
+    """The worker must outlive its FAILED message, which a broker drops if it reads the notice of the death first."""
     executor = minscoop.Executor(1, initializer=await_and_fail, initargs=(str(tmp_path / "go"),))
     future, keeper = executor.submit(os.getpid), executor._node.keeper.pid
     assert eventually(lambda: len(children_of(keeper)) == 2)
@@ -6275,7 +6275,7 @@ def test_the_pool_breaks_when_a_worker_fails_to_start_while_the_broker_is_slow(g
 @linux_only
 @pytest.mark.parametrize("kind", ["lines", "one line"])
 def test_memory_is_bounded_when_a_task_prints_much(ssh, script, kind):
-    """That of the root and of every process of the host, whose worker waits."""
+    """No process, here or there, takes 100 MB: a worker that prints faster than the root can show has to wait."""
     done = launch("--hosts", "good:1", script("""
         import os, pathlib, re, sys
         from minscoop import futures
@@ -6298,7 +6298,7 @@ def test_memory_is_bounded_when_a_task_prints_much(ssh, script, kind):
 
 @pytest.mark.parametrize("transport", ["tcp", "stdio"])
 def test_large_things_arrive_whole_when_they_go_to_another_host(ssh, script, transport):
-    """Many at a time, in both directions at once, by either way."""
+    """Many at a time, in both directions at once, by either transport."""
     assert output_of("--hosts", "good:2", "--transport", transport, script("""
         import os, zlib
         from minscoop import futures
@@ -6312,7 +6312,7 @@ def test_large_things_arrive_whole_when_they_go_to_another_host(ssh, script, tra
 
 
 def test_a_task_does_as_it_does_here_when_it_runs_on_another_host(ssh, script):
-    """What it prints comes before its result; its errors have their traceback; its death the name of the host."""
+    """Its output comes before its result, its exceptions have tracebacks, its death is told with the host's name."""
     done = launch("-q", "--hosts", "good:1,localhost:1", "-n", "1", "--retries", "1", script("""
         import os, sys
         import scoop
@@ -6346,7 +6346,7 @@ def test_the_host_is_named_when_a_module_is_missing_there(ssh, script, tmp_path)
 
 
 def test_installed_packages_are_no_business_of_the_roots_when_they_are_below_the_program(tmp_path, monkeypatch):
-    """Nor are Python's own directories; but one that is called my-packages is the program's."""
+    """The root serves no modules from there, nor from Python's own directories; but my-packages is the program's."""
     theirs = [tmp_path / name for name in ("venv/lib/python3/site-packages", "site-packages/tool", "dist-packages")]
     ours = [str(tmp_path), str(tmp_path / "my-packages")]
     for path in (*theirs, *ours):
@@ -6402,13 +6402,13 @@ def lambda_of(x):
 
 
 def test_lambdas_travel_again_when_a_mixed_pool_has_ended():
-    """What --mixed rules out is ruled out for that Executor: neither before nor after it for others that live."""
+    """Sending by value is ruled out only while the mixed pool lives. Another that comes and goes changes nothing."""
     def fails(executor):
         return isinstance(executor.submit(lambda: 1).exception(), minscoop.CannotSend)
     with minscoop.Executor(1) as executor:
         with minscoop.Executor(1, mixed=True) as mixed:
             assert fails(mixed)
-            with pytest.raises(minscoop.CannotSend):  # nor by workers
+            with pytest.raises(minscoop.CannotSend):  # nor may a worker send one
                 mixed.submit(lambda_of, 1).result(WAIT)
             with minscoop.Executor(0):
                 pass
@@ -6417,7 +6417,7 @@ def test_lambdas_travel_again_when_a_mixed_pool_has_ended():
 
 
 def on_fake_host(name):
-    """The processes that the fake ssh has started for a host, and those that came of them."""
+    """The processes that the fake ssh has started for a host, and their descendants."""
     def environment(pid):
         try:
             return pathlib.Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
@@ -6428,7 +6428,7 @@ def on_fake_host(name):
 
 @pytest.mark.parametrize("since, said", [(1000, ": Closed by remote host"), (-1000, "")], ids=["young", "old"])
 def test_last_words_of_a_connection_are_told_once_when_it_ends(since, said):
-    """Those of one that has been up for a while have been passed on as they came."""
+    """Once a host has been up for a while, each line of ssh is shown as it comes, and not again as the reason."""
     launcher = minscoop.Launcher(None, {"name": "alpha"})
     launcher.up, launcher.flush = time.monotonic() + since, lambda: None
     launcher.ears = types.SimpleNamespace(join=lambda timeout: None)
@@ -6464,7 +6464,7 @@ def test_the_run_goes_on_when_a_host_is_lost_midway(ssh, script, tmp_path, optio
 @linux_only
 @pytest.mark.parametrize("victim", ["worker", "broker"])
 def test_running_tasks_go_on_elsewhere_when_sigterm_comes_to_a_host(ssh, script, tmp_path, victim):
-    """As a batch system sends it to what it takes away: no task is blamed, and the result is right."""
+    """As a batch system sends it before it takes a host away. This must not use up a task's retries."""
     process = start(MINSCOOP, "--hosts", "good:1,localhost:1", "--retries", 1, script("""
         import os, sys, time
         from minscoop import futures
@@ -6522,7 +6522,7 @@ def test_nothing_is_left_on_any_host_when_the_keeper_here_is_killed(guard, ssh, 
 
 @linux_only
 def test_a_host_is_lost_in_words_when_something_else_writes_to_its_pipe(guard, script, tmp_path):
-    """One warning; the run goes on without it, and nothing is left there."""
+    """One warning tells of the unexpected bytes; the run goes on without the host, on which no process is left."""
     command = tmp_path / "command"
     command.write_text(f"""#!/bin/sh
         export FATE=h
@@ -6540,7 +6540,7 @@ def test_a_host_is_lost_in_words_when_something_else_writes_to_its_pipe(guard, s
 
 
 def test_hosts_join_when_they_have_the_file(guard, script, tmp_path):
-    """--listen FILE and --join FILE, before and during the run; the file is private, and goes with the run."""
+    """--join FILE may start before or after --listen FILE. The file is private, and removed at the end of the run."""
     path = tmp_path / "pool.json"
     early = start(MINSCOOP, "--join", path, "-n", 2, env=dict(os.environ, FATE="early"))
     process = start(MINSCOOP, "--listen", path, "-n", 1, script(SQUARES), f"early,late,{NODE}")
@@ -6555,7 +6555,7 @@ def test_hosts_join_when_they_have_the_file(guard, script, tmp_path):
 
 
 def test_the_pool_grows_again_when_it_shrank_to_nothing(guard, script, tmp_path):
-    """Whoever waits goes on to wait, since others may come; without --listen nobody can, and an error says so."""
+    """With --listen a future goes on waiting, since other hosts may join; without, it fails: see the next test."""
     path, copy = tmp_path / "pool.json", patched(tmp_path, "HEARTBEAT, SILENCE = 1.5, 6.0")
     process = start(copy, "-v", "--listen", path, "--hosts", "localhost:0", script("""
         import os, sys, time
@@ -6612,7 +6612,7 @@ def test_joined_workers_end_by_themselves_when_the_root_is_killed(guard, script,
 
 @linux_only
 def test_a_joining_host_ends_when_the_root_has_gone_just_before_it_connects(guard, script, tmp_path):
-    """It has had an answer, and then nobody is there any more: no sign that the connection has ended will come."""
+    """The root answers the trial connection, but is gone before the real one: no disconnect will ever be reported."""
     path, copy = tmp_path / "pool.json", patched(tmp_path, f"""
         original = Switchboard.first_answer
         def first_answer(self, *args):
@@ -6627,7 +6627,7 @@ def test_a_joining_host_ends_when_the_root_has_gone_just_before_it_connects(guar
     assert eventually((tmp_path / "answered").exists)
     os.kill(process.pid, signal.SIGKILL)
     assert finish(process).returncode == -signal.SIGKILL
-    assert eventually_none(lambda: [joined.pid] if joined.poll() is None else [], 6) == []  # not SILENCE
+    assert eventually_none(lambda: [joined.pid] if joined.poll() is None else [], 6) == []  # well before SILENCE
     assert "Traceback" not in finish(joined).stderr
 
 
@@ -6643,7 +6643,7 @@ def test_a_host_joins_when_its_stdin_is_closed(guard, script, tmp_path):
 
 
 def test_nothing_is_left_when_the_file_to_join_cannot_be_written(tmp_path):
-    """As when the disk is full: a part of it has keys, too."""
+    """When the disk is full, for instance: the temporary file must go, since it may hold keys."""
     (tmp_path / "pool.json").mkdir()
     with pytest.raises(OSError):
         minscoop.write_private(str(tmp_path / "pool.json"), "secret")
@@ -6656,7 +6656,7 @@ def test_nothing_is_left_when_the_file_to_join_cannot_be_written(tmp_path):
     ({"host": 1}, "damaged"),
     ({"main_python": [3, 1]}, "Python 3.1.*--mixed")])
 def test_a_clear_message_is_given_when_a_file_to_join_is_no_good(guard, tmp_path, content, text):
-    """One message, exit code 1 or 2: not a file of ours, of a run that is over, of another minscoop or Python."""
+    """One line, exit code 1 or 2: no connection file, a damaged one, one of a past run, another minscoop or Python."""
     path = tmp_path / "pool.json"
     if isinstance(content, dict):
         with minscoop.Executor(1, listen=str(path)):
@@ -6669,13 +6669,13 @@ def test_a_clear_message_is_given_when_a_file_to_join_is_no_good(guard, tmp_path
 
 
 def test_brackets_go_when_an_external_address_has_them():
-    """As IPv6 addresses have in URLs; where a port follows, they are put around them anew."""
+    """IPv6 addresses have them in URLs. They are put back only where a port follows."""
     assert minscoop.own_addresses({"external_hostname": "[::1]"}) == ["::1"]
 
 
 @pytest.mark.parametrize("name", ["\xe4..b", "me@" + "\xe4" * 64], ids=["empty label", "long label"])
 def test_a_host_is_left_out_when_its_name_cannot_be_looked_up(name):
-    """IDNA refuses some names that are not ASCII. The other hosts have to find us all the same."""
+    """Python's IDNA codec rejects some non-ASCII names. The other hosts must be told our addresses all the same."""
     config = {"external_hostname": None, "hosts": [("1", name, 1)]}
     assert minscoop.own_addresses(config) == minscoop.own_addresses(dict(config, hosts=[]))
 
@@ -6686,7 +6686,7 @@ def where(x=0):
 
 
 def test_a_program_has_hosts_when_it_makes_an_executor(guard, ssh, script, tmp_path):
-    """Executor(hosts=..., rsh=..., listen=...), with everything a pool can do; the same without the command line."""
+    """Executor(hosts=..., rsh=..., listen=...) makes a pool that can do all that the command line's can."""
     path = tmp_path / "pool.json"
     command = f"{ssh}/ssh -v"
     with minscoop.Executor(hosts=["good:1", ("localhost", 1)], rsh=command, listen=str(path)) as executor:
@@ -6719,7 +6719,7 @@ def test_hosts_are_checked_when_asked(ssh):
 
 # -- Real hosts on one machine: each has its own network, and a real sshd; needs root on Linux
 
-HOST_MARK = "mt"  # begins all names, then pid and number: what a run that was killed has left, the next one removes
+HOST_MARK = "mt"  # all names begin with it and our pid, by which a run finds and removes what a killed one has left
 SYSTEM = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 SSH_CONFIG = """User root\nIdentityFile "{0}/id"\nIdentitiesOnly yes\nIdentityAgent none\nBatchMode yes
 StrictHostKeyChecking yes\nUserKnownHostsFile "{0}/known_hosts"\nGlobalKnownHostsFile /dev/null\n"""
@@ -6757,7 +6757,7 @@ def remove_hosts(prefix):
         system("ip", "link", "set", link, "up", check=False)  # so that ssh clients see their session end
     for namespace in named("/run/netns"):
         eventually_none(lambda: kill_all(pids_in(namespace)) or pids_in(namespace))
-    for link in named("/sys/class/net"):  # first: a namespace takes its links along later
+    for link in named("/sys/class/net"):  # first: a deleted namespace takes its links along, but later
         system("ip", "link", "delete", link, check=False)
     for namespace in named("/run/netns"):
         system("ip", "netns", "delete", namespace, check=False)
@@ -6770,8 +6770,8 @@ def pids_in(namespace):
 
 
 class Host:
-    """Made by ``Cluster.add``. It sees the files of this machine, but for its own home, /run, and what is hidden; its
-    `directory` is /run/host there, with home and tmp. Process ids are shared."""
+    """Made by ``Cluster.add``. It sees this machine's files, but has a home and /run of its own, and some are hidden
+    from it; its `directory` is /run/host there, with home and tmp. Process ids are shared."""
 
     def __init__(self, name, address, link, namespace, directory):
         self.name, self.address, self.link, self.namespace, self.directory = name, address, link, namespace, directory
@@ -6860,7 +6860,7 @@ class Cluster:
         place, where symlinks are followed. wall: see ``Host.wall``."""
         number, quote = len(self.hosts) + 2, shlex.quote
         view = [f"mount --bind {quote(str(source))} {quote(str(path))}" for path, source in bind]
-        view += [f"mount -t tmpfs -o mode=755 tmpfs {quote(str(path))}" for path in hide]  # may hide sources
+        view += [f"mount -t tmpfs -o mode=755 tmpfs {quote(str(path))}" for path in hide]  # last: may hide sources
         host = Host(name, f"{self.net}{number}", f"{self.prefix}{number}", self.prefix + name, self.directory / name)
         for folder in "home", "tmp", "shm":
             (host.directory / folder).mkdir(parents=True)
@@ -6879,7 +6879,7 @@ class Cluster:
         system("ip", "link", "add", host.link, "type", "veth", "peer", "name", "eth0", "address", mac,
                "netns", host.namespace)
         system("ip", "link", "set", host.link, "master", self.bridge, "up")
-        # Known for good: else a cut is noticed after a while, 'No route to host', as it is on the same LAN only.
+        # A permanent ARP entry: else a cut means 'No route to host' after a while, as it does only within a LAN.
         system("ip", "neighbour", "add", host.address, "lladdr", mac, "dev", self.bridge, "nud", "permanent")
         self.hosts[name] = host
         host.boot("\n".join(view))
@@ -6938,7 +6938,7 @@ PROGRAM = {  # a program with modules of its own
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Hosts that do not see the program's directory: alpha, beta and gamma are open, of the others see below."""
+    """Hosts that do not see the program's directory: alpha, beta and gamma are open, the others only to ssh."""
     if not LINUX or os.geteuid() != 0:
         skip_or_fail("needs root on Linux")
     with contextlib.ExitStack() as stack:
@@ -6969,14 +6969,14 @@ def run(cluster, *args):
 
 
 def nothing_left(*hosts):
-    """Whether these hosts have neither processes nor files of a run."""
+    """Assert that within two seconds neither processes nor files of a run are left on these hosts."""
     left = eventually_none(lambda: [entry for host in hosts for entry in host.left()], two_seconds())
     assert not left, left
 
 
 @pytest.mark.parametrize("how", [["program.py"], ["-m", "program"]], ids=" ".join)
 def test_every_host_takes_part_when_the_program_is_on_this_machine_only(cluster, how):
-    """One file of hosts; neither the program nor its modules are there; data goes by TCP."""
+    """The hosts, listed in a file, see neither the program nor its modules; the root sends them. Data goes by TCP."""
     (cluster.program / "hosts.txt").write_text("# ours\nalpha 2\nbeta slots=2\n\ngamma\nlocalhost 1\n")
     done = run(cluster, "-v", "--hosts", "hosts.txt", *how, f"alpha,beta,gamma,{NODE}")
     assert (done.returncode, done.stdout) == (0, names_of("alpha", "beta", "gamma", NODE + "+")), done
@@ -6986,7 +6986,7 @@ def test_every_host_takes_part_when_the_program_is_on_this_machine_only(cluster,
 
 @pytest.mark.parametrize("remote", ["ssh", "another"])
 def test_every_host_takes_part_when_only_the_remote_command_gets_through(cluster, script, remote):
-    """All ports but ssh's are closed, and no option says so; or the remote command is not ssh."""
+    """Each host's firewall lets nothing but ssh through, and no option says so; or the remote command is not ssh."""
     reach = script("#!/bin/sh\ncase $1 in\n" + "".join(
         f"{host.name}) set -- {shlex.join(host.command('env', '-i', 'TMPDIR=/run/host/tmp'))} \"$2\";;\n"
         for host in cluster.hosts.values()) + "esac\nexec \"$@\"\n", "reach")
@@ -7000,7 +7000,7 @@ def test_every_host_takes_part_when_only_the_remote_command_gets_through(cluster
 
 
 def test_hosts_take_part_or_are_told_apart_when_they_are_unlike(cluster, tmp_path):
-    """One has no pyzmq, which is sent; one another Python, one none; one does not answer. A line for each."""
+    """One lacks pyzmq, which is sent; one has another Python, one has none, one does not answer. Each gets one line."""
     zmq = pytest.importorskip("zmq")
     venv, python3 = sys.prefix != sys.base_prefix, shutil.which("python3", path=SYSTEM["PATH"]) or sys.executable
     base = os.path.join(sys.base_prefix, "bin", "python{}.{}".format(*sys.version_info))
@@ -7027,7 +7027,7 @@ def test_hosts_take_part_or_are_told_apart_when_they_are_unlike(cluster, tmp_pat
 
 @linux_only
 def test_strangers_get_nothing_when_they_know_the_port(cluster, script, tmp_path):
-    """No key, a wrong key, a key of another run, garbage: neither answer nor harm. No key can be read anywhere."""
+    """With no key, wrong keys or garbage they get no answer and do no harm. No argument or environment has a key."""
     zmq = pytest.importorskip("zmq")
     copy = patched(tmp_path, f"""
         original = Keeper.make_keys
@@ -7120,7 +7120,7 @@ def test_the_result_is_right_when_a_real_host_is_lost(cluster, tmp_path, how):
     done = finish_after(process, tmp_path / "go", lambda: ": lost: " in (tmp_path / "stderr").read_text())
     assert done.returncode == 0 and NODE in done.stdout.split() and "beta" in done.stdout.split(), done
     said = re.sub(f"minscoop: host {name}: Connection to .* closed.*\n", "", (tmp_path / "stderr").read_text())
-    assert re.fullmatch(f"minscoop: host {name}: lost: .*\n", said), said  # the former is ssh's, after GRACE
+    assert re.fullmatch(f"minscoop: host {name}: lost: .*\n", said), said  # apart from what ssh itself says
     nothing_left(cluster.hosts["beta"])
     if host.sshd.poll() is None:
         assert not eventually_none(lambda: [entry for entry in host.left() if "sshd" not in entry], 20)
@@ -7128,8 +7128,8 @@ def test_the_result_is_right_when_a_real_host_is_lost(cluster, tmp_path, how):
 
 @linux_only
 def test_a_host_is_kept_when_its_link_needs_long_for_a_large_message(cluster, tmp_path):
-    """Longer than SILENCE, down for an argument, and up for the result: it runs once, and nothing is said; by TCP and
-    by stdio, at the same time."""
+    """Argument and result each need longer than SILENCE, yet the task must run once, without any warning; by TCP and by
+    stdio, at the same time."""
     (cluster.program / "heavy.py").write_text(textwrap.dedent("""
         import sys
         from minscoop import futures
@@ -7194,7 +7194,7 @@ PartitionName=main Nodes=n1,n2 Default=YES MaxTime=60 State=UP
 
 
 class Slurm:
-    """Its daemons, for nodes n1 and n2; all files are in `home`, which goes at the end with all jobs."""
+    """Slurm's daemons, for nodes n1 and n2; all files are in `home`, which is removed at the end, as are all jobs."""
 
     def __init__(self, directory):
         self.home, self.daemons = pathlib.Path(directory) / "slurm", []
@@ -7342,7 +7342,7 @@ LISTS = [  # what the user writes, what it means
 
 @pytest.mark.parametrize("source, pairs", LISTS, ids=str)
 def test_hosts_are_understood_when_written_in_any_usual_way(source, pairs):
-    """Names with and without users and numbers of workers, Slurm's bracket forms; who occurs again adds up."""
+    """Names with and without users and numbers of workers, Slurm's bracket forms; workers of equal names add up."""
     assert minscoop.parse_hosts(source) == pairs
 
 
@@ -7360,7 +7360,7 @@ BAD_LISTS = [  # what the user writes, what the error says of it
 
 @pytest.mark.parametrize("source, text", BAD_LISTS, ids=str)
 def test_the_culprit_is_named_when_a_list_of_hosts_makes_no_sense(source, text):
-    """ValueError with the item, at once however many hosts it stands for. No name begins with '-': ssh has options."""
+    """A ValueError quotes it, at once however many hosts it means. No name begins with '-': ssh would see an option."""
     with pytest.raises(ValueError) as caught:
         minscoop.parse_hosts(source)
     assert text in str(caught.value) and len(str(caught.value)) < 300
@@ -7394,7 +7394,7 @@ def test_file_and_line_are_named_when_a_line_makes_no_sense(tmp_path, line):
     (bytes(range(256)), "hosts.txt, line 1"), (b"caf\xe9", "hosts.txt, line 1"), (None, "hosts.txt': Is a directory$")],
     ids=repr)
 def test_the_file_is_named_when_it_is_none(tmp_path, content, text):
-    """Empty, binary, in another encoding, or a directory."""
+    """No file of hosts, that is: an empty or binary one, one in another encoding, or a directory."""
     path = tmp_path / "hosts.txt"
     path.mkdir() if content is None else path.write_bytes(content)
     with pytest.raises(ValueError, match="hosts.txt") as caught:
@@ -7414,12 +7414,12 @@ def test_a_name_is_a_hosts_when_a_directory_has_it_too(tmp_path, monkeypatch):
     ("a:4,b:4", 11, "a:6,b:5"), ("a,b", 5, "a:3,b:2"), ("a,b:3", 2, "a:1,b:1"), ("a,b,c", 2, "a:1,b:1"),
     ("a:1,b:1,c:5", 9, "a:2,b:2,c:5"), ("a:0,b:2,c:1", 5, "b:3,c:2")])
 def test_workers_are_dealt_as_scoop_does_when_their_total_is_given(hosts, total, dealt):
-    """-n: hosts are filled in their order; what is more is dealt in turns."""
+    """-n fills the hosts in their order, and deals the rest round robin."""
     assert minscoop.deal(minscoop.parse_hosts(hosts), total) == minscoop.parse_hosts(dealt)
 
 
 def test_this_machine_is_known_when_it_is_in_the_list(monkeypatch):
-    """By its usual names, in full and in short; under another user, it is reached as any other."""
+    """By its usual names, in full and in short; with a user in front (me@localhost) it is reached as any other host."""
     monkeypatch.setattr(os, "uname", lambda: types.SimpleNamespace(nodename="here.lab.org"))
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
     names = ["localhost", "127.0.0.1", "::1", "here.lab.org", "here", "n1"]
@@ -7442,7 +7442,7 @@ def test_this_machine_is_known_when_it_is_in_the_list(monkeypatch):
     ("-n 2 -ccode --host a b", "-n 2 -c code --host a b"), ("-qimm --host a b", "-qi -m m --host a b"),
     ("- --host a b", "- --host a b"), ("-vn 2 p.py -n 3", "-vn 2 p.py -n 3")])
 def test_several_names_are_one_list_when_they_follow_host(tmp_path, monkeypatch, words, joined):
-    """`--host a a b script.py`, as SCOOP has it: up to the program, which is a file or ends with .py."""
+    """`--host a a b script.py`, as in SCOOP: up to an option or the program, which is a file or ends with .py."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "program").touch()
     options, kind, program = minscoop.split_words(minscoop.make_parser(), words.split())
@@ -7476,7 +7476,7 @@ def job_environment(tmp_path, variables, text=None):
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job[0])
 def test_the_hosts_of_a_batch_job_are_known_when_it_runs(tmp_path, job):
-    """Slurm, PBS, Torque, SGE, LSF and OAR tell them by variables and files; of Slurm, srun is the remote command."""
+    """Slurm, PBS, Torque, SGE, LSF and OAR tell them by variables and files; in Slurm, srun is the remote command."""
     variables, hosts, *text = job
     found = minscoop.allocation(job_environment(tmp_path, variables, *text))
     assert found["hosts"] == minscoop.parse_hosts(hosts)
@@ -7527,7 +7527,7 @@ COMMANDS = [  # the remote command as the user says it, what is run for host h; 
 
 @pytest.mark.parametrize("rsh, command", COMMANDS, ids=lambda text: text.replace(" ", "_"))
 def test_the_remote_command_is_as_wanted_when_it_is_given(rsh, command):
-    """{host} stands for the host, else it comes last; ssh gets our options behind the user's own, which so count."""
+    """{host} stands for the host, which else comes last; ssh gets our options after the user's, which thus prevail."""
     options = shlex.join(minscoop.SSH_OPTIONS)
     assert minscoop.remote_command(rsh, "h") == shlex.split(command.replace("+", options))
 
@@ -7555,7 +7555,7 @@ def test_a_number_of_workers_is_refused_when_it_makes_no_sense(workers):
 @pytest.mark.parametrize("name, text", [("ssh", "ssh (did you mean rsh?)"), ("timeout", "timeout; "),
                                         ("worker", "worker (did you mean max_workers?)"), ("check", "check; ")])
 def test_an_option_is_refused_when_there_is_none_of_this_name(name, text):
-    """With the one that may have been meant, and with all that there are: not those of the command line alone."""
+    """The error suggests the name that may have been meant, and lists all options but those of the command line."""
     with pytest.raises(TypeError, match=re.escape(f"no option {text}")) as caught:
         minscoop.Executor(1, **{name: True})
     assert {"hosts", "rsh", "mixed"} < set(re.findall(r"\w+", str(caught.value).partition("it has")[2]))
@@ -7563,7 +7563,7 @@ def test_an_option_is_refused_when_there_is_none_of_this_name(name, text):
 
 
 def test_several_executors_live_when_a_program_has_several(guard):
-    """Each runs its own; the module's functions use the latest."""
+    """Each executor runs its own tasks; the module's functions use the one made last that is not shut down."""
     with minscoop.Executor(1) as first, minscoop.Executor(1) as second:
         pids = [executor.submit(os.getpid).result(WAIT) for executor in (first, second)]
         assert pids[0] != pids[1] and minscoop.submit(os.getpid).result(WAIT) == pids[1]
@@ -7579,7 +7579,7 @@ def prepare(value):
 
 
 def test_workers_are_prepared_when_there_is_an_initializer(guard):
-    """In each before its first task, also in one that replaces another; inline in this process."""
+    """Every worker, also a replacement, runs it before its first task; with 0 workers, this process runs it."""
     with minscoop.Executor(2, initializer=prepare, initargs=(7,)) as executor:
         assert executor.submit(len_of_prepared).result() == 1
         os.kill(executor.submit(os.getpid).result(), signal.SIGKILL)
@@ -7594,7 +7594,7 @@ def len_of_prepared(_=None):
 
 
 def test_the_pool_is_broken_when_the_initializer_fails(guard):
-    """As with ProcessPoolExecutor. What is no initializer, or cannot be sent, is told at once."""
+    """As with ProcessPoolExecutor. An initializer that is not callable, or cannot be sent, is refused at once."""
     with minscoop.Executor(2, initializer=int, initargs=("x",)) as executor:
         with pytest.raises(minscoop.PoolError, match="(?s)initializer failed.*ValueError: invalid literal"):
             executor.submit(abs, 1).result()
@@ -7628,7 +7628,7 @@ def test_the_end_is_left_to_a_thread_when_shutdown_does_not_wait(guard, tmp_path
 
 
 def test_a_pool_is_ended_once_when_two_threads_do_it_at_the_same_time(guard):
-    """The second comes while the first is about to begin."""
+    """The second thread calls shutdown while the first is just about to end the pool."""
     executor, calls = minscoop.Executor(0), []
 
     def finish(finish=executor._finish):
@@ -7647,7 +7647,7 @@ def test_a_pool_is_ended_once_when_two_threads_do_it_at_the_same_time(guard):
 
 
 def test_threads_share_what_runs_their_calls_when_they_make_the_first_ones_without_a_pool(monkeypatch):
-    """Else the constants of one would be unknown to the other, and its unread maps would not run at the end."""
+    """With an Inline each, they would not see each other's constants, and unread maps of one would never run."""
     nodes, Inline = [], minscoop.Inline
 
     def make():
@@ -7667,7 +7667,7 @@ def test_threads_share_what_runs_their_calls_when_they_make_the_first_ones_witho
 
 @pytest.mark.parametrize("wait", [False, True])
 def test_a_second_shutdown_waits_when_another_thread_does_the_first(guard, tmp_path, wait):
-    """So does the end of the block; but not a callback of what is waited for."""
+    """So does the end of the block. A callback of a future that the first waits for must not: it would deadlock."""
     with minscoop.Executor(1) as executor:
         future = executor.submit(await_file, tmp_path / "go", 5, tmp_path / "started")
         future.add_done_callback(lambda _: executor.shutdown())
@@ -7680,7 +7680,7 @@ def test_a_second_shutdown_waits_when_another_thread_does_the_first(guard, tmp_p
 
 
 def test_a_forked_child_ends_by_itself_when_its_parent_has_a_pool(script):
-    """By sys.exit or an exception inside of the block; it works serially, and the pool goes on."""
+    """The child may leave the block by any exception; meanwhile its maps run serially. The parent's pool goes on."""
     done = python(script("""
         import os, sys, time
         import minscoop
@@ -7708,7 +7708,7 @@ def test_a_forked_child_ends_by_itself_when_its_parent_has_a_pool(script):
 
 @linux_only
 def test_a_pool_ends_with_its_program_when_a_child_that_was_forked_lives_on(guard):
-    """As the daemon that a program becomes: nothing that it holds keeps the pool alive."""
+    """The child may be a daemon, for instance: no descriptor that the child inherits may keep the pool alive."""
     done = python("-c", textwrap.dedent(f"""
         import os, sys, time
         sys.path.insert(0, {str(HERE)!r})
@@ -7730,7 +7730,7 @@ def test_a_pool_ends_with_its_program_when_a_child_that_was_forked_lives_on(guar
 
 @pytest.mark.parametrize("again", [False, True])
 def test_what_has_not_started_is_cancelled_when_shutdown_says_so(guard, tmp_path, again):
-    """cancel_futures drops the queue; what runs is finished. So it is if a shutdown without that waits already."""
+    """cancel_futures drops the queue; running tasks finish. It does so even if a shutdown without it already waits."""
     executor = minscoop.Executor(1)
     running = executor.submit(await_file, tmp_path / "go", 5, tmp_path / "started")
     await_file(tmp_path / "started")
@@ -7748,7 +7748,7 @@ def test_what_has_not_started_is_cancelled_when_shutdown_says_so(guard, tmp_path
 
 @pytest.mark.parametrize("wait", [False, True])
 def test_the_pool_ends_when_a_callback_of_what_shutdown_cancels_calls_it_again(guard, tmp_path, wait):
-    """The callback does not wait for the thread that calls it."""
+    """In the callback, shutdown must not wait for the thread that runs the callback: that would be a deadlock."""
     executor = minscoop.Executor(1)
     executor.submit(await_file, tmp_path / "go", 5, tmp_path / "started")
     await_file(tmp_path / "started")
@@ -7762,7 +7762,7 @@ def test_the_pool_ends_when_a_callback_of_what_shutdown_cancels_calls_it_again(g
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit(3)])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_queue_is_dropped_when_the_block_ends_with_an_exception(guard, tmp_path, workers, error):
-    """An exception leaves the block as it is, and nothing new is begun."""
+    """The exception is raised from the block unchanged, and no further task begins."""
     def work(path):
         append(path)
         time.sleep(0.05)
@@ -7774,7 +7774,7 @@ def test_the_queue_is_dropped_when_the_block_ends_with_an_exception(guard, tmp_p
 
 
 def test_futures_are_settled_when_the_pool_is_aborted(guard, tmp_path):
-    """Ctrl-C in the block ends the workers; who waits for a future hears of it."""
+    """Ctrl-C in the block ends the workers; each future is cancelled or fails with PoolError, so that no wait hangs."""
     with pytest.raises(KeyboardInterrupt):
         with minscoop.Executor(1) as executor:
             futures = [executor.submit(await_file, tmp_path / "never") for _ in range(5)]
@@ -7810,7 +7810,7 @@ def test_a_program_without_a_guard_is_told_what_to_do_when_it_makes_an_executor(
 
 @pytest.mark.parametrize("how", ["in a pool", "serially"])
 def test_docstrings_are_right_when_their_examples_are_tried(how):
-    """All that is public has some; with `python -m doctest` they may be tried without a pool."""
+    """Examples of Executor and the main functions: in a pool, or without one, by `python -m doctest`."""
     before = [MINSCOOP, "-n", 2] if how == "in a pool" else ["-W", "ignore"]
     done = python(*before, "-m", "doctest", "-v", MINSCOOP)
     assert done.returncode == 0 and done.stderr == "" and "Test passed." in done.stdout, done
@@ -7860,7 +7860,7 @@ def test_deep_and_wide_programs_end_when_there_are_few_workers(script, workers, 
 @linux_only
 @pytest.mark.parametrize("workers, most", [(0, 200), (1, 1000), (2, 200)])
 def test_it_is_a_recursion_error_when_tasks_create_tasks_without_end(script, workers, most):
-    """At the call that waits for the first; nothing goes on."""
+    """The call that waits for the outermost task raises it, and no task goes on."""
     assert output_of("-n", workers, script(f"""
         import minscoop
         from minscoop import futures
@@ -7910,7 +7910,7 @@ def test_a_queued_future_is_small_when_there_are_many(script, tmp_path):
 
 
 class CPythonsExecutor(minscoop.Executor):
-    """Ours; how its processes are started is not to be chosen."""
+    """Our Executor; it ignores mp_context, since there is no choice of how to start its processes."""
 
     def __init__(self, max_workers=None, mp_context=None, **kwargs):
         super().__init__(max_workers, **kwargs)
@@ -7925,7 +7925,7 @@ class CPythonsFuture(minscoop.Future):
 
 CPythonsExecutor.__name__, CPythonsFuture.__name__ = "Executor", "Future"  # for the programs, and for repr()
 
-CPYTHONS_EXCEPTIONS = {  # why not -> tests
+CPYTHONS_EXCEPTIONS = {  # why they are left out -> tests
     "an initializer there gets a queue of multiprocessing's, which only its own children inherit":
         "InitializerMixin.test_initializer FailingInitializerMixin.test_initializer",
     "no such option: max_tasks_per_child":
@@ -7993,7 +7993,7 @@ def import_cpythons_tests():
 
 
 def find_cpythons_tests():
-    """A TestCase for each of CPython's tests that applies to us, by name; why there is none, if so, as "none"."""
+    """{name: TestCase} of those of CPython's tests that apply to our Executor; {"none": reason} if there are none."""
     try:
         modules = import_cpythons_tests()
     except (ImportError, unittest.SkipTest) as error:
@@ -8013,7 +8013,7 @@ def find_cpythons_tests():
 
 
 def pytest_generate_tests(metafunc):
-    """Make a test of each of CPython's. Not by a mark, since workers import this module."""
+    """Make a test of each of CPython's; not by a mark, for which each worker would import them with this module."""
     if "cpythons_test" in metafunc.fixturenames:
         cases = find_cpythons_tests()
         metafunc.parametrize("cpythons_test", [cases[name] for name in sorted(cases)], ids=sorted(cases))
@@ -8021,15 +8021,15 @@ def pytest_generate_tests(metafunc):
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="the list of exceptions is for those of Python 3.8 to 3.13")
 def test_cpythons_test_passes_when_the_executor_is_ours(monkeypatch, cpythons_test):
-    """One of CPython's, with what it sets up and tears down for its class and module; what it leaves, `guard` sees."""
+    """One of CPython's, with the set-up and tear-down of its class and module; `guard` sees what it leaves behind."""
     if isinstance(cpythons_test, str):
         skip_or_fail(f"no tests of CPython: {cpythons_test}")
     monkeypatch.setattr(sys, "path", path_to_cpythons_tests())  # for the workers
-    monkeypatch.setattr(sys.modules["test.support"], "reap_children", lambda: None)  # zombies are `guard`'s, too
+    monkeypatch.setattr(sys.modules["test.support"], "reap_children", lambda: None)  # `guard` looks for zombies
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's; some tests look at stderr
-    cpythons_test.addCleanup(gc.collect)  # of a test that failed, too, nothing is left when its module cleans up
+    cpythons_test.addCleanup(gc.collect)  # so that not even a failed test leaves anything when its module cleans up
     result = unittest.TestResult()
-    gc.freeze()  # each has a few collections, which need not look at all that pytest has
+    gc.freeze()  # each test collects a few times, and need not traverse all of pytest's objects
     try:
         unittest.TestSuite([cpythons_test]).run(result)
     finally:
@@ -8046,21 +8046,21 @@ def test_cpythons_test_passes_when_the_executor_is_ours(monkeypatch, cpythons_te
     lambda ex, numpy: list(ex.map(abs, [-1], chunksize=numpy.int64(8))) == [1],
     lambda ex, numpy: list(ex.map(float, numpy.nditer(numpy.arange(3)))) == [0.0, 1.0, 2.0]])
 def test_arguments_do_as_with_the_standard_librarys_when_they_are_unusual(pool, call):
-    """No iterables at all, a range of more items than an index can tell, integers and iterators of NumPy's."""
+    """No iterables at all, a range that is too long for len(), and NumPy's integers and iterators."""
     numpy = pytest.importorskip("numpy")
     with minscoop.Executor(numpy.int64(0)) as inline:
         assert call(inline, numpy) and call(pool, numpy)
 
 
 def test_a_pool_starts_when_its_numbers_are_numpys():
-    """In the keeper's configuration, too, which is JSON."""
+    """NumPy's integers must also fit into the keeper's configuration, which is JSON."""
     numpy = pytest.importorskip("numpy")
     with minscoop.Executor(numpy.int64(1), retries=numpy.int32(2), nice=numpy.uint8(1)) as executor:
         assert executor.submit(os.nice, 0).result(WAIT) == os.nice(0) + 1
 
 
 def test_a_map_has_the_numbers_that_an_array_had_when_it_was_called():
-    """As a list's, which may change after the call."""
+    """The program may change the array after the call, just as it may change a list."""
     numpy = pytest.importorskip("numpy")
     with minscoop.Executor(0) as executor:
         numbers = numpy.arange(4)
@@ -8070,7 +8070,7 @@ def test_a_map_has_the_numbers_that_an_array_had_when_it_was_called():
 
 
 def test_a_wait_goes_on_when_another_pool_has_ended(pool):
-    """The standard library's wait asks all futures to wake it, also one of a pool that is there no more."""
+    """The standard library's wait installs its event in all futures, also in one whose pool has ended."""
     with minscoop.Executor(1) as other:
         old = other.submit(abs, -1)
     event = minscoop.Event(other._node)
@@ -8081,7 +8081,7 @@ def test_a_wait_goes_on_when_another_pool_has_ended(pool):
 
 
 def test_results_that_are_there_are_read_when_the_pool_has_ended():
-    """Of a map that had not taken all its inputs; then comes the error."""
+    """A map that has not taken all its inputs first yields the results that have arrived, and only then the error."""
     node = HandNode()
     job = minscoop.Mapping(node, minscoop.Recipe(abs), [iter(range(100))], buffersize=8)
     results = job.results(math.inf)
@@ -8149,7 +8149,7 @@ def test_everything_works_serially_when_there_is_no_pool(script):
 @pytest.mark.parametrize("call", ["submit(print, 1)", "map(print, [1])", "map_as_completed(print, [1])",
                                   "map_scan(print, max, [1])"])
 def test_all_runs_and_warns_when_there_is_no_pool(script, call):
-    """Also what nobody reads; the warning names the line of the program."""
+    """The calls run even if nobody reads their results; the warning names the line of the program."""
     done = python(script(f"""
         import minscoop
         minscoop.{call}
@@ -8159,7 +8159,7 @@ def test_all_runs_and_warns_when_there_is_no_pool(script, call):
 
 
 def test_an_exception_is_the_calls_when_there_is_no_pool(script):
-    """Serial work has the errors of the pool's: at result(), and not at submit()."""
+    """As in a pool, result() raises what the call has raised; submit() does not."""
     done = python("-W", "ignore", script("""
         import minscoop
         def wrong(x): raise KeyError(x)
@@ -8197,7 +8197,7 @@ IMPORTS = ["from {0} import futures; m = futures.map", "import {0}; m = {0}.futu
 
 @pytest.mark.parametrize("how", [["-m", "minscoop", "-n", "1", "glob.py"], ["minscoop.py", "glob.py"], ["glob.py"]])
 def test_the_file_to_be_renamed_is_named_when_a_program_hides_a_module_of_pythons(script, tmp_path, how):
-    """However it is run: what we need comes from there instead."""
+    """However the program is run, its glob.py is imported in place of the standard module that minscoop needs."""
     path = script("import minscoop\nif __name__ == '__main__':\n    print(list(minscoop.map(abs, [-1])))\n", "glob.py")
     shutil.copy(MINSCOOP, tmp_path)
     done = python(*how, cwd=tmp_path)
@@ -8380,7 +8380,7 @@ SLOW = """
 
 @pytest.mark.parametrize("end, code, last", [("", 0, "root 5"), ("1 / 0", 1, "ZeroDivisionError: division by zero")])
 def test_a_line_says_how_far_it_is_when_there_is_a_terminal(guard, script, tmp_path, end, code, last):
-    """It makes room for what the program and its workers print, and it is gone at the end."""
+    """The progress line makes room for what the program and its workers print, and it is gone at the end."""
     terminal = Terminal("-n", 2, script(SLOW % end), tmp_path / "go")
     terminal.await_text("minscoop: squares 3 of 6 (50 %)")
     terminal.await_text("2 of 2 workers")
@@ -8394,7 +8394,7 @@ def test_a_line_says_how_far_it_is_when_there_is_a_terminal(guard, script, tmp_p
 
 @pytest.mark.parametrize("args", [["--no-progress"], ["-q"]])
 def test_there_is_no_line_when_none_is_wanted(guard, script, tmp_path, args):
-    """--no-progress and -q; also if a map asks for one."""
+    """--no-progress and -q turn the progress line off even if a map asks for it."""
     terminal = Terminal("-n", 1, *args, "-c", textwrap.dedent("""
         import time, minscoop
         for x in minscoop.map(time.sleep, [1.5], progress="squares"):
@@ -8404,7 +8404,7 @@ def test_there_is_no_line_when_none_is_wanted(guard, script, tmp_path, args):
 
 
 def test_the_line_is_away_when_the_program_asks_for_input(guard, tmp_path):
-    """As are lines that are not complete: nothing is drawn into them. It stays away if a task prints meanwhile."""
+    """The progress line is never drawn into an incomplete line such as a prompt, even if a task prints meanwhile."""
     terminal = Terminal("-n", 1, "-c", textwrap.dedent("""
         import minscoop, sys
         def wait(path):
@@ -8426,7 +8426,7 @@ def test_the_line_is_away_when_the_program_asks_for_input(guard, tmp_path):
 
 @pytest.mark.parametrize("args, label", [(["--progress"], "None"), ([], "'squares'")])
 def test_lines_come_now_and_then_when_progress_is_wanted_without_a_terminal(guard, tmp_path, args, label):
-    """Plain ones, for log files; without the option, of maps that ask for it."""
+    """Plain lines, for log files: about everything with --progress; without it, about maps that ask for them."""
     process = start(MINSCOOP, "-n", 1, *args, "-c", textwrap.dedent(f"""
         import minscoop, sys
         def wait(path):
@@ -8441,7 +8441,7 @@ def test_lines_come_now_and_then_when_progress_is_wanted_without_a_terminal(guar
 
 
 def test_what_is_counted_is_right_when_maps_overlap_and_end_in_any_way():
-    """Maps that overlap are summed up by label; those that end early, or after others, leave no rest."""
+    """Overlapping maps are summed up by label; one that is cancelled, or ends after others, leaves nothing behind."""
     progress, node = minscoop.Progress(True), HandNode()
     progress.watch = lambda node: None
     with mock.patch.object(minscoop, "progress", progress):
@@ -8475,7 +8475,7 @@ def test_the_rate_counts_from_the_first_call_when_a_map_comes_later():
 
 
 def test_a_map_that_is_done_stays_counted_when_another_follows_beside_a_call():
-    """As the time that it took: else the rate would be too low, and what is left too long."""
+    """Its time still counts, and so must its items: otherwise the rate would be too low, and the time left too long."""
     progress, node = minscoop.Progress(True), HandNode()
     progress.watch, progress.since, progress.calling = lambda node: None, 123.0, True
     with mock.patch.object(minscoop, "progress", progress):
@@ -8485,7 +8485,7 @@ def test_a_map_that_is_done_stays_counted_when_another_follows_beside_a_call():
 
 
 def test_a_map_has_its_line_when_its_input_is_slow_to_copy(monkeypatch):
-    """The thread that draws ends when there is nothing to be seen: it does not begin before the input is there."""
+    """The drawing thread ends when it finds nothing to show, so it must not start before the input has been copied."""
     class Slow(list):
         def __iter__(self):
             time.sleep(0.2)
@@ -8501,7 +8501,7 @@ def test_a_map_has_its_line_when_its_input_is_slow_to_copy(monkeypatch):
 
 
 def test_the_line_goes_on_when_a_pool_is_made_while_the_pools_are_listed(monkeypatch):
-    """Else the thread that draws ended with an error, and no line came any more."""
+    """The drawing thread lists the pools under the lock: otherwise a new pool could end that thread with an error."""
     class Nodes(weakref.WeakKeyDictionary):
         def __iter__(self):
             listed.append(progress.lock._is_owned())
@@ -8518,7 +8518,7 @@ def test_the_line_goes_on_when_a_pool_is_made_while_the_pools_are_listed(monkeyp
 
 
 def test_the_program_goes_on_when_its_terminal_is_gone(monkeypatch):
-    """It may be closed; or the program sends descriptor 2 elsewhere for a moment, to silence a library in C."""
+    """The terminal may be closed, or the program may redirect descriptor 2 for a moment, to silence a C library."""
     def no_terminal(*_):
         raise OSError(25, "Inappropriate ioctl for device")
     progress = minscoop.Progress(True)
@@ -8529,7 +8529,7 @@ def test_the_program_goes_on_when_its_terminal_is_gone(monkeypatch):
 
 
 def test_calls_are_counted_by_themselves_when_a_map_was_done_before(monkeypatch):
-    """Else eight long calls after a million short ones were said to be as good as done."""
+    """Otherwise eight long calls after a million short ones would be shown as nearly done."""
     lines, left, node, progress = [], [0], HandNode(), minscoop.Progress(True)
     progress.draw = lines.append
     for name, value in dict(progress=progress, LOOK=0.01, PROGRESS_DELAY=0, install_screens=lambda: None,
@@ -8544,7 +8544,7 @@ def test_calls_are_counted_by_themselves_when_a_map_was_done_before(monkeypatch)
 
 @pytest.mark.parametrize("words, hidden", [(["line\n"], False), (["li", "ne\n"], False), (["line\n", "li"], True)])
 def test_the_line_comes_back_when_a_whole_line_was_printed_without_an_end(monkeypatch, words, hidden):
-    """With python -u, print(line, end="") writes an empty text after it."""
+    """With python -u, print(line, end="") also writes an empty text, which must not count as an incomplete line."""
     monkeypatch.setattr(minscoop, "progress", minscoop.Progress(True))
     with open(os.devnull, "w") as null:
         screen = io.TextIOWrapper(minscoop.Screen(null.fileno(), "w", closefd=False), write_through=True)
@@ -8554,7 +8554,7 @@ def test_the_line_comes_back_when_a_whole_line_was_printed_without_an_end(monkey
 
 
 def test_the_line_goes_at_once_when_the_last_map_is_done():
-    """A moment later Python's own prompt stands there, which says nothing to us; or the shell's."""
+    """A moment later, the prompt of Python or of the shell may be there, which is written without our knowledge."""
     progress, node, wiped = minscoop.Progress(True), HandNode(), []
     progress.watch, progress.wipe = lambda node: None, lambda: wiped.append(True)
     with mock.patch.object(minscoop, "progress", progress):
@@ -8570,12 +8570,12 @@ def test_the_line_goes_at_once_when_the_last_map_is_done():
     ("squares", 7, "squares", 7), ("squares", 3, "squ", 3), ("squares", 0, "", 0), ("漢字", 4, "漢字", 4),
     ("漢字", 3, "漢", 2), ("e\u0301!", 2, "e\u0301!", 2), ("e\u0301!", 1, "e\u0301", 1)])
 def test_the_line_fits_its_terminal_when_characters_are_wide(text, columns, begins, taken):
-    """Else it would go on in the next row, and each be left on the screen."""
+    """Otherwise it would wrap into the next row, and each update would leave a row on the screen."""
     assert minscoop.fitting(text, columns) == (begins, taken)
 
 
 def test_a_map_is_not_counted_when_it_says_so():
-    """Under the launcher, which counts all others."""
+    """A map with progress=False is left out of the progress line of the launcher, which counts all others."""
     progress, node = minscoop.Progress(True), HandNode()
     progress.watch = lambda node: None
     with mock.patch.object(minscoop, "progress", progress):
@@ -8585,7 +8585,7 @@ def test_a_map_is_not_counted_when_it_says_so():
 
 
 def test_the_line_is_drawn_when_stderr_has_no_encoding(monkeypatch):
-    """As a program's own, which only writes, need not have."""
+    """The program may have replaced sys.stderr by an object of its own with little more than write()."""
     drawn = []
     with monkeypatch.context() as patch:
         for name in "on_terminal", "in_foreground":
@@ -8599,7 +8599,7 @@ def test_the_line_is_drawn_when_stderr_has_no_encoding(monkeypatch):
 
 @pytest.mark.parametrize("stderr", [None, io.StringIO()])
 def test_progress_goes_nowhere_when_stderr_is_closed(monkeypatch, capsys, stderr):
-    """Not to stdout, and the thread goes on: the program may open another stderr."""
+    """It does not go to stdout, and the drawing thread goes on: the program may open another stderr."""
     if stderr:
         stderr.close()
     drawn, node, progress = [], HandNode(), minscoop.Progress(True)
@@ -8618,7 +8618,7 @@ def test_progress_goes_nowhere_when_stderr_is_closed(monkeypatch, capsys, stderr
 
 
 def test_the_line_stays_away_when_a_password_is_asked_for(monkeypatch):
-    """What is typed is not shown then, by getpass for instance; nor is it drawn over an editor's screen."""
+    """getpass turns off ECHO, and an editor ICANON: the line must be drawn over the screen of neither."""
     master, slave = os.openpty()
     monkeypatch.setattr(os, "tcgetpgrp", lambda _: os.getpgrp())
     get = minscoop.termios.tcgetattr
@@ -8640,7 +8640,7 @@ def test_a_prompt_completes_public_names_only_when_it_asks_for_ours():
 
 
 def test_an_argument_named_progress_stays_here_when_a_map_has_one(any_pool):
-    """It is the map's own, in tasks, too."""
+    """map takes `progress` itself, in tasks, too, and does not pass it on to the function."""
     def nested(x): return [list(any_map(identity, [x], progress="label"))
                            for any_map in (minscoop.map, minscoop.map_as_completed)]
     assert list(any_pool.map(nested, [1], progress=None)) == [[[1], [1]]]
@@ -8668,7 +8668,7 @@ def print_stacks_of(process, text):
 @pytest.mark.parametrize("where", [["-n", "2"], ["-n", "2", "--tag-output"], [
     "--hosts", "localhost:1,other:1", "-e", "./elsewhere"]], ids=["here", "tagged", "two hosts"])
 def test_everybody_says_where_they_are_when_the_root_gets_sigusr1(guard, script, tmp_path, where):
-    """A worker too that is deep in code in C, as often as it is asked: its task, since when, and its stack."""
+    """So does a worker deep in C code, each time it is asked: its task, for how long it has run, and its stack."""
     script('#!/bin/sh\nshift\nexec sh -c "$*"\n', "elsewhere").chmod(0o755)
     process = start(MINSCOOP, *where, script(STUCK), tmp_path / "begun", cwd=tmp_path)
     await_file(tmp_path / "begun")
@@ -8682,7 +8682,7 @@ def test_everybody_says_where_they_are_when_the_root_gets_sigusr1(guard, script,
 
 
 def test_a_worker_is_said_to_run_nothing_when_it_is_idle():
-    """Its page still has what it ran last, for the keeper, should it die now."""
+    """Its marker page still has the latest task, which the keeper needs if the worker dies now."""
     page = bytearray(4096)
     worker = types.SimpleNamespace(marker=page, holder=types.SimpleNamespace(), waiting=0, begun=3)
     minscoop.Worker.note(worker, (b"0.root:0/0", 8, 9))
@@ -8721,7 +8721,7 @@ PROFILED = """
     (["--hosts", "localhost:1,other:1", "-e", "./elsewhere"], ["--profile", "profiles"], 2)],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 def test_a_table_says_where_time_went_when_it_was_asked_for(script, tmp_path, where, options, workers):
-    """One of all workers of all hosts, of the program's functions; with a directory, also a file per worker there."""
+    """One table of the program's functions for all workers of all hosts; given a directory, also a file per worker."""
     script('#!/bin/sh\nshift\nexec sh -c "$*"\n', "elsewhere").chmod(0o755)
     done = launch(*where, *options, script(PROFILED).name, "argument", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "['argument']\n") and "Ordered by: cumulative time" in done.stderr
@@ -8734,7 +8734,7 @@ def test_a_table_says_where_time_went_when_it_was_asked_for(script, tmp_path, wh
 
 
 def test_a_recursive_builtin_keeps_its_calls_when_we_call_it_too():
-    """A profile has (primitive calls, calls) of a function, but (calls, primitive calls) of those by each caller."""
+    """Our calls are subtracted. A profile has (primitive, all) calls of a function, but (all, primitive) by caller."""
     theirs, ours, builtin = ("user.py", 1, "f"), (str(MINSCOOP), 1, "g"), ("~", 0, "<built-in method next>")
     stats = {ours: (1, 1, 0.5, 2.0, {}), builtin: (6, 10, 3.0, 4.0, {theirs: (5, 3, 2.0, 2.5), ours: (5, 3, 1.0, 1.5)})}
     assert minscoop.tasks_part(stats) == {builtin: (3, 5, 2.0, 2.5, {theirs: (5, 3, 2.0, 2.5)})}
@@ -8802,7 +8802,7 @@ def test_the_programs_handlers_get_what_a_task_logs_when_it_uses_our_logger(guar
     ("", "minscoop: "), ("logging.basicConfig()", "WARNING:minscoop:"),
     ("minscoop.logger.addHandler(logging.StreamHandler())", ""), ("minscoop.logger.setLevel(40)", None)])
 def test_a_warning_says_whose_it_is_when_the_program_has_set_up_nothing(script, setting, before):
-    """And is said once; where the program has set up logging, that decides."""
+    """Once, and with our name before it; where the program has set up logging, that decides how it is printed."""
     done = python(script(f"""
         import logging
         import minscoop
@@ -8824,7 +8824,7 @@ def test_what_a_task_logs_is_on_stderr_when_the_launcher_ran_it(script, options,
 
 @pytest.mark.parametrize("level, tag", [("NOTSET", ""), ("INFO", f"{os.uname().nodename} 0.1: ")])
 def test_what_a_task_logs_is_tagged_when_the_program_logs_what_v_would(script, level, tag):
-    """And not merely since a program without the launcher sets no level."""
+    """INFO, which -v sets, shows host and worker; NOTSET, where a program without the launcher begins, does not."""
     done = python(script(f"""
         import minscoop
         def log(): minscoop.logger.warning("careful")
@@ -8836,7 +8836,7 @@ def test_what_a_task_logs_is_tagged_when_the_program_logs_what_v_would(script, l
 
 
 def test_calls_that_are_done_stay_counted_while_a_map_goes_on():
-    """The line does not go back; what comes when all is done is counted anew."""
+    """The count must not go back while anything is under way; what comes when all is done is counted from 0."""
     shown, node = minscoop.Progress(), minscoop.Inline()
     shown.nodes[node], shown.tallies["fast"], node.calls = 0, [60, 1, 0], 17
     assert shown.look({node: 3}) == {"fast": (60, 1, 0), "": (20, 17, 0)}
@@ -8847,7 +8847,7 @@ def test_calls_that_are_done_stay_counted_while_a_map_goes_on():
 
 
 def test_workers_that_are_to_come_are_not_said_to_be_at_work_when_their_host_is_not_there():
-    """Neither those that were asked for, nor the one that stands for a host of unknown size."""
+    """This holds for the workers requested of that host, and for the one assumed if their number is unknown."""
     root = minscoop.Root.__new__(minscoop.Root)
     root.broken, root.size, root.idle_workers, root.retried = None, 3, 0, 0
     root.hosts = {"0": {"state": "ready", "workers": 0}, "1": {"host": "a"}}
@@ -8857,7 +8857,7 @@ def test_workers_that_are_to_come_are_not_said_to_be_at_work_when_their_host_is_
 
 
 def test_what_is_typed_runs_on_workers_when_there_is_a_prompt(guard, tmp_path):
-    """Functions and classes that are made, and made anew, there; errors and Ctrl-C end a line, and Ctrl-D all."""
+    """Functions and classes that are defined, or redefined, there. Errors and Ctrl-C end a line, Ctrl-D the prompt."""
     terminal = Terminal("-n", 2, TERM="dumb", HOME=str(tmp_path))  # where the history of lines is kept
     for line, answer in [
             ("def f(x): return x * 2\n", ">>> "), ("list(map(f, range(5)))", "[0, 2, 4, 6, 8]"),
@@ -8880,7 +8880,7 @@ def test_what_is_typed_runs_on_workers_when_there_is_a_prompt(guard, tmp_path):
 
 
 def test_the_prompt_ends_when_sigterm_comes_while_a_line_runs(guard, tmp_path):
-    """With the exit code that a script has then; it is no error of the line's."""
+    """With the exit code that a script would have; the line that runs gets no traceback."""
     terminal = Terminal("-n", 1, TERM="dumb", HOME=str(tmp_path))
     terminal.await_text(">>> ")
     terminal.type("import time; print('sle' + 'eps'); time.sleep(1000)\n")
@@ -8901,7 +8901,7 @@ def test_it_is_said_what_is_waited_for_when_the_prompt_ends(guard, tmp_path, wor
     terminal = Terminal("-n", workers, *quiet, "-i", "-c", program, TERM="dumb", HOME=str(tmp_path))
     terminal.await_text(">>> ")
     terminal.type("future, results = submit(wait, 0), futures.map(wait, range(5)); print('map' + 'ped')\n")
-    terminal.await_text("mapped\r\n>>> ")  # what is typed before the prompt is another mode's
+    terminal.await_text("mapped\r\n>>> ")  # what is typed before that is read in another mode of the terminal
     terminal.type(end)
     if not quiet:
         terminal.await_text(f"minscoop: waiting for {5 + workers} calls; press Ctrl-C to end at once")
@@ -8910,7 +8910,7 @@ def test_it_is_said_what_is_waited_for_when_the_prompt_ends(guard, tmp_path, wor
 
 
 def test_it_is_said_that_it_is_waited_for_when_inputs_are_still_to_come(tmp_path):
-    """Of a map that nobody reads, also when all that was pulled ahead is done."""
+    """A map that nobody reads is not done when all inputs pulled so far are: others may follow."""
     terminal = Terminal("-n", 1, "-i", "-c", "import itertools, time", TERM="dumb", HOME=str(tmp_path))
     terminal.await_text(">>> ")
     terminal.type("results = futures.map(time.sleep, itertools.repeat(0.01)); time.sleep(1); print('map' + 'ped')\n")
@@ -8923,7 +8923,7 @@ def test_it_is_said_that_it_is_waited_for_when_inputs_are_still_to_come(tmp_path
 
 @pytest.mark.parametrize("end", ["", "1 / 0", "sys.exit(5)"])
 def test_a_prompt_follows_when_the_program_ran_with_i(script, end):
-    """Also after an exception; what the program has can be used, and made anew, with its pool."""
+    """Also after an exception; what the program has defined can be used and redefined there, and its pool goes on."""
     done = launch("-n", 1, "-i", script(f"""
         import sys
         from minscoop import futures
@@ -8939,7 +8939,7 @@ def test_a_prompt_follows_when_the_program_ran_with_i(script, end):
 
 
 def test_a_debugger_looks_at_the_error_when_a_prompt_follows_one():
-    """That of the program, and that of a line."""
+    """pdb.pm() shows the program's error, and then that of a line typed at the prompt."""
     done = launch("-n", 0, "-i", "-c", "def f(x): return 1 / x\nf(0)",
                   stdin="import pdb; pdb.pm()\np x + 70\nq\n{}[4]\npdb.pm()\np {**locals()} and 80\nq\n")
     assert "70" in done.stdout and "80" in done.stdout and "AttributeError" not in done.stderr, done
@@ -8947,7 +8947,7 @@ def test_a_debugger_looks_at_the_error_when_a_prompt_follows_one():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_prompt_follows_when_the_program_has_shut_the_pool_down(workers):
-    """There is none any more, but the program's globals are there."""
+    """The pool is gone, but the program's globals are there."""
     done = launch("-n", workers, "-i", "-c", "import minscoop; minscoop.shutdown(); text = 'kept'", stdin="text * 2\n")
     assert done.returncode == 0 and "'keptkept'" in done.stdout and "Error" not in done.stderr, done
 
@@ -8981,7 +8981,7 @@ run("executor.shutdown()")
 
 
 def test_cells_of_a_notebook_work_when_they_use_an_executor(script):
-    """A main module without a file, which grows: all of it goes by value, as it is then."""
+    """A notebook's main module has no file, and grows: what a call needs of it goes by value, as it is then."""
     done = python(script(NOTEBOOK), env={**os.environ, "PYTHONPATH": str(HERE)})
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "8 True\n[0, 3, 6]\n12\n5\n")
 
@@ -9020,7 +9020,7 @@ def test_a_pool_goes_on_when_another_script_ran_as_main_and_had_one_too(script, 
 
 @pytest.mark.skipif(sys.version_info < (3, 9), reason="until 3.8 they do not tell their parameters")
 def test_a_function_with_a_cache_goes_by_value_and_keeps_it_when_it_comes_again():
-    """Of functools.lru_cache, at a prompt, as a method, and made at run time."""
+    """Functions with functools.lru_cache: defined at a prompt, as a method, and made at run time."""
     done = launch("-n", 1, stdin="""import functools
 from minscoop import futures
 @functools.lru_cache(None)
@@ -9069,7 +9069,7 @@ def sums(events):
 
 @pytest.fixture
 def collector(guard, tmp_path):
-    """What collects records in a root, without a pool; it publishes a page and a trace."""
+    """The root of a run without a pool, which collects records; it publishes a page and a trace."""
     wishes = dict(report=str(tmp_path / "run.html"), trace=str(tmp_path / "run.json"), summary=False, record=2)
     return minscoop.RecordingInline(wishes)
 
@@ -9137,7 +9137,7 @@ def test_a_long_task_keeps_its_bar_when_short_ones_are_merged():
 
 
 def test_bars_do_not_cross_when_events_overlap():
-    """In a lane, what begins before another has ended is not there at all."""
+    """Within a lane, no event begins before the previous one has ended."""
     draw, until = random.Random(1), collections.Counter()
     for event, lane in minscoop.lanes([event_of(draw.random() * 100, draw.random() * 20) for _ in range(300)]):
         assert until[lane] <= event[minscoop.START]
@@ -9169,7 +9169,7 @@ def test_an_argument_is_shown_in_short_when_it_is_large_or_rude(value, text):
 
 
 class RudeCallable:
-    """Whoever asks it for anything but a call ends the process."""
+    """Looking up any attribute of it raises SystemExit."""
 
     def __call__(self, *args):
         return args
@@ -9183,7 +9183,7 @@ class RudeCallable:
     (Rude().__repr__, "Rude.__repr__"), (functools.lru_cache()(identity), "identity"), (RudeCallable(), "RudeCallable"),
     ([].append, "list.append")], ids=map(str, range(8)))
 def test_a_callable_has_the_same_name_everywhere_when_it_is_counted(fn, name):
-    """Its function's or its class's, and none of its own code runs."""
+    """The name is that of its function or its class, found without running any code of its own."""
     assert minscoop.name_of(fn) == name
 
 
@@ -9195,7 +9195,7 @@ def test_an_array_is_shown_by_its_shape_when_it_is_an_argument():
 
 
 def test_totals_are_those_of_the_last_record_when_others_are_lost(collector):
-    """Each has all so far: what is lost with one are events."""
+    """Each record has the totals so far, so a lost record costs only its events."""
     worker = RecordingWorker()
     for i in range(30):
         worker.run(minscoop.Future(worker, (identity, (i,), {}), None))
@@ -9211,7 +9211,7 @@ def test_totals_are_those_of_the_last_record_when_others_are_lost(collector):
 
 
 def test_everything_is_recorded_when_several_threads_of_a_worker_run_tasks():
-    """As those do that a task has started, and that wait for tasks; events are merged and sent meanwhile."""
+    """Threads that tasks have started run tasks, too, while they wait; events are merged and sent meanwhile."""
     worker, before = RecordingWorker(), sys.getswitchinterval()
     worker.cap = 50  # then neighbours are merged
 
@@ -9234,7 +9234,7 @@ def test_everything_is_recorded_when_several_threads_of_a_worker_run_tasks():
 
 
 def test_a_task_has_only_its_own_time_when_it_polls_and_then_runs_another(monkeypatch):
-    """From then on the processor's time counts, of which each call of `use` takes some seconds here."""
+    """Once it has polled, its thread's CPU time counts, of which each call of `use` takes some seconds here."""
     worker, used = RecordingWorker(), [0.0]
     monkeypatch.setattr(minscoop, "time", types.SimpleNamespace(**{**vars(time), "thread_time": lambda: used[0]}))
     monkeypatch.setattr(minscoop.Worker, "yield_baton", lambda self: None)
@@ -9256,7 +9256,7 @@ def test_a_record_is_dropped_when_it_is_nonsense(collector):
 
 
 def test_records_are_few_and_small_when_tasks_are_many(monkeypatch):
-    """Above the cap neighbours are merged; below RECORDS no message is sent for a task."""
+    """Above the cap, neighbours are merged; a RECORD is sent every RECORDS seconds, not for each task."""
     worker = RecordingWorker()
     for i in range(30000):
         worker.execute(minscoop.Future(worker, (identity, (i,), {}), None))
@@ -9267,7 +9267,7 @@ def test_records_are_few_and_small_when_tasks_are_many(monkeypatch):
 
 
 def test_other_hosts_times_are_moved_when_their_clocks_differ(collector):
-    """By what the quickest record seemed to take; never before the begin."""
+    """By the delay that the quickest record seemed to have, but never to before the run began."""
     now = time.monotonic()
     for late in (0.5, 0.0, 0.2):
         news = RecordingWorker(b"7.1").news()
@@ -9352,7 +9352,7 @@ def test_the_entries_of_a_thread_are_nested_when_a_trace_is_written(script, tmp_
 
 
 def test_no_lane_is_anothers_when_a_chain_of_tasks_is_long():
-    """Each task that waits for the next of a chain has a lane of its own; those of other workers are others."""
+    """Each task of the chain waits for the next one, and so needs a lane of its own; no two workers share a lane."""
     events = [*(event_of(i, 9999 - 2 * i) for i in range(1500)), event_of(0, 9, worker="0.2")]
     run = dict(hosts={"h": {}}, workers={"0.1": "h", "0.2": "h"}, events=events, losses=[])
     names = [(entry["tid"], entry["args"]["name"]) for entry in minscoop.trace_entries(run)
@@ -9364,7 +9364,7 @@ def test_no_lane_is_anothers_when_a_chain_of_tasks_is_long():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_calls_are_counted_to_the_last_when_a_summary_is_asked_for(workers, capfd):
-    """Calls, slices and what tasks create, with and without processes."""
+    """The summary counts submitted calls, and the items of maps and reductions, with worker processes and without."""
     with minscoop.Executor(workers, summary=True) as executor:
         list(executor.map(abs, range(1000)))
         assert [executor.submit(abs, i).result(WAIT) for i in range(50)] == list(range(50))
@@ -9415,7 +9415,7 @@ def test_the_report_is_written_when_the_program_ends_badly(script, tmp_path):
 
 
 def test_nothing_is_published_when_the_pool_cannot_start(monkeypatch, tmp_path, capfd):
-    """Here at the end of `open`: it was said that the run had been interrupted."""
+    """Here the start fails near the end of `open`. A report would wrongly say that the run was interrupted."""
     monkeypatch.setattr(minscoop, "keep_spare", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         minscoop.Executor(1, summary=True, report=tmp_path / "run.html")
@@ -9423,7 +9423,7 @@ def test_nothing_is_published_when_the_pool_cannot_start(monkeypatch, tmp_path, 
 
 
 def test_a_worker_is_in_the_report_when_its_first_task_never_ends(script, tmp_path):
-    """After Ctrl-C one wants to see that it was there, and that a bar is one slice."""
+    """After Ctrl-C, the user wants to see that the worker was there, although it has finished nothing."""
     done = launch("-n", 1, "--report", tmp_path / "run.html", script("""
         import os, signal, time
         from minscoop import futures
@@ -9517,7 +9517,7 @@ def test_a_browser_draws_the_page_when_it_is_opened(script, tmp_path):
         out.ticks = new Set([0, 20, 40, 60].map(t => moment(t0 + t))).size""")
     found = dict(re.findall(r'data-(\w+)="([^"]*)"', seen))
     assert int(found["drawn"]) > 40 and int(found["inks"]) > 20 and found["all"] == "true"
-    assert found["ticks"] == "4"  # in a picture of 0.1 ms
+    assert found["ticks"] == "4"  # all four are different, although the picture spans only 0.1 ms
     assert "leaf" in found["tip"] and "in its own code" in found["tip"] and 0 < float(found["zoomed"]) < 0.6
     assert all(f"<h2>{title}</h2>" in seen for title in ("Timeline", "Functions", "Slowest calls", "Lost workers"))
     assert "&lt;/script&gt;" in seen
