@@ -9579,7 +9579,7 @@ def test_the_program_sees_what_it_would_see_when_python_ran_it(script, tmp_path,
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="no -P")
 @pytest.mark.parametrize("args", [["facts.py"], ["-m", "facts"], ["-c", FACTS], ["-"], ["app"]], ids=" ".join)
 def test_no_directory_hides_another_when_python_is_to_put_none_before_it(script, tmp_path, args):
-    """By -P; those of PYTHONPATH come first then."""
+    """With -P or PYTHONSAFEPATH, neither Python nor minscoop may put a directory before those of PYTHONPATH."""
     script(FACTS, "app/__main__.py")
     script(FACTS, "lib/facts.py")
     script(FACTS, "facts.py")
@@ -9618,7 +9618,7 @@ def test_options_are_taken_when_written_in_any_usual_way(script, tmp_path, args)
 
 
 def test_the_programs_terminal_is_its_own_when_there_is_one(script):
-    """stdin and stdout are the script's, as terminals too."""
+    """The script's stdin, stdout and stderr must be the terminal itself: isatty() is true, and input() reads it."""
     master, slave = os.openpty()
     path = script("import os, sys; print([os.isatty(i) for i in range(3)], input())")
     process = start(MINSCOOP, "-n", 1, path, stdin=slave, stdout=slave, stderr=slave)
@@ -9638,8 +9638,8 @@ def test_the_programs_terminal_is_its_own_when_there_is_one(script):
     ("import atexit, tempfile; atexit.register(print, 'at exit'); d = tempfile.TemporaryDirectory(); "
      "raise KeyboardInterrupt", -2, None)])
 def test_the_exit_code_is_the_programs_when_it_ends(guard, script, end, code, stderr):
-    """sys.exit, exceptions and signals: the same code and text as from python itself, a traceback once; what is to run
-    at the end does."""
+    """After sys.exit, an exception or a signal, exit code and stderr must be as from python itself, with one traceback;
+    what the program has registered with atexit must run."""
     text = "import os, sys\nfrom minscoop import futures\ndef wrong(x): raise ValueError(x)\n" \
            f"if __name__ == '__main__':\n    futures.submit(abs, 1).result()\n    print('before')\n    {end}\n"
     path = script(text)
@@ -9663,7 +9663,7 @@ def test_the_exit_code_is_the_programs_when_it_ends(guard, script, end, code, st
     (["-m", "sub.reads"], "No such file or directory: settings.txt"), (["-m", "sub.mute"], "in its own words")],
     ids=["no file", "a directory", "it reads a file", "it has words only"])
 def test_it_is_said_why_when_a_program_cannot_be_run(script, tmp_path, args, why):
-    """With the file that is to blame, if it is not the program itself; an OSError need not have a number."""
+    """The message names the missing file, if that is not the program itself; an OSError may lack an errno."""
     script("", "sub/__init__.py")
     script("open('settings.txt')", "sub/reads/__init__.py")
     script("raise OSError('in its own words')", "sub/mute/__init__.py")
@@ -9675,7 +9675,7 @@ def test_it_is_said_why_when_a_program_cannot_be_run(script, tmp_path, args, why
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, -2)])
 def test_the_program_ends_when_a_signal_comes_while_a_task_runs_inline(script, tmp_path, number, code):
-    """It is the program's own, not the task's: no further task is run."""
+    """The signal is meant for the program, not for the task that it happens to interrupt: no further task may run."""
     process = start(MINSCOOP, "-n", 0, script("""
         import sys, time
         from minscoop import futures
@@ -9718,8 +9718,8 @@ SET_PATH = "sys.path.insert(0, os.path.join(os.path.dirname(__file__), 'lib'))"
     (f"class Settings: {SET_PATH}", False, False), ("os.environ['SETTING'] = 'set'", False, True)])
 def test_modules_of_pythons_are_imported_before_the_fork_when_a_script_imports_them(script, tmp_path, first, early,
                                                                                     right):
-    """Once for all workers; but none of which the program has one of its own, be it at a place that it sets itself; nor
-    after anything by which the script may prepare them."""
+    """The keeper imports them once for all workers; but not those that a module of the program replaces, nor any that
+    the script imports after a statement that may affect the import, such as a change of sys.path or os.environ."""
     for directory, name in ((tmp_path, "calendar"), (tmp_path / "lib", "fractions")):
         directory.mkdir(exist_ok=True)
         (directory / f"{name}.py").write_text("ours = True\n")
@@ -9741,8 +9741,8 @@ def test_modules_of_pythons_are_imported_before_the_fork_when_a_script_imports_t
 
 @pytest.mark.parametrize("call", ["submit(library.double, numbers).result()", "map(library.double, [numbers])"])
 def test_modules_are_found_when_only_the_script_says_where_they_are(script, tmp_path, call):
-    """Its top level sets sys.path. A task that needs no function of the script may need a module there, also if what
-    comes with it lies in shared memory, and so can be read only once."""
+    """A worker that cannot find a task's module must import the script, whose top level extends sys.path, and then
+    unpickle the task again, even if its arguments lie in shared memory, which can be read only once."""
     script("def double(numbers): return [2 * sum(numbers)]", "lib/library.py")
     assert output_of("-n", 1, script(f"""
         import array, os, sys
@@ -9758,8 +9758,8 @@ def test_modules_are_found_when_only_the_script_says_where_they_are(script, tmp_
 
 @pytest.mark.parametrize("top, options", [("prepare()", ""), ("", ", initializer=prepare")])
 def test_tasks_have_the_context_of_the_script_when_others_wait_below_or_beside(script, top, options):
-    """What its top level, or the initializer, sets for its thread, as decimal's precision, holds for all tasks; what
-    a task sets holds for itself, but not for those that run on its stack while it waits. Deeper ones have threads."""
+    """What the top level or the initializer sets in its context (decimal's precision, say) holds for all tasks. What a
+    task sets holds for itself only, not for tasks that run while it waits: on its stack or, deeper, in threads."""
     assert python(script(f"""
         import decimal
         import minscoop
@@ -9841,7 +9841,7 @@ def test_no_output_is_lost_when_the_program_ends(script):
 
 @pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full", "2>/dev/full"])
 def test_the_work_is_done_when_the_programs_files_are_closed_or_full(guard, script, tmp_path, redirection):
-    """A task that prints fares as it would without a pool; nothing else comes of it."""
+    """print() in a task must do what it does without a pool: at worst it raises OSError, and all else must go on."""
     if "/dev/full" in redirection and not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full")
     path = script("""
@@ -9863,7 +9863,7 @@ def test_the_work_is_done_when_the_programs_files_are_closed_or_full(guard, scri
 
 
 def test_the_summary_is_not_on_stdout_when_stderr_is_closed():
-    """There is where the program's results go."""
+    """stdout is for the program's results: with stderr closed, minscoop's own texts must be dropped."""
     done = finish(subprocess.Popen(
         ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, MINSCOOP, "-v", "-n", "1", "--profile", "-c",
          "import minscoop; print(minscoop.submit(abs, -1).result())"],
@@ -9872,7 +9872,7 @@ def test_the_summary_is_not_on_stdout_when_stderr_is_closed():
 
 
 def test_no_handler_of_ours_is_left_when_the_program_forks(script):
-    """It would wait for the end of a blocking call, if the signal came just before that."""
+    """If the signal came just before a blocking call, a handler in Python would not run until that call returns."""
     assert output_of("-n", 1, script("""
         import os, signal, sys
         if __name__ == "__main__":
@@ -9880,12 +9880,12 @@ def test_no_handler_of_ours_is_left_when_the_program_forks(script):
             if pid == 0:
                 os._exit(signal.getsignal(signal.SIGTERM) is signal.getsignal(signal.SIGHUP) is signal.SIG_DFL)
             print(os.WEXITSTATUS(os.waitpid(pid, 0)[1]))
-    """), env={**os.environ, "PYTHONWARNINGS": "ignore"}) == "1\n"  # newer ones warn of threads
+    """), env={**os.environ, "PYTHONWARNINGS": "ignore"}) == "1\n"  # newer Pythons warn of a fork with threads
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 128 + signal.SIGTERM)])
 def test_nothing_is_said_when_a_signal_comes_during_the_start(script, tmp_path, number, code):
-    """Until the program runs it is not the program's; a shell sees what it was. Here it comes amid an import."""
+    """Until the program runs, a signal (here during an import) must end minscoop silently, with its exit code."""
     script(f"""
         import os, signal, time
         if os.getppid() == int(os.environ["STARTER"]):
@@ -9899,7 +9899,7 @@ def test_nothing_is_said_when_a_signal_comes_during_the_start(script, tmp_path, 
 
 @linux_only
 def test_no_notice_is_lost_when_the_broker_is_slow():
-    """Nor does the keeper wait for it: it has to see deaths, and the end."""
+    """The keeper must queue its notices: if it waited for the broker, it would miss deaths, and the end of the pool."""
     before = set(os.listdir("/dev/fd"))
     keeper = minscoop.Keeper({}, None)
     pipe = os.pipe()
@@ -9923,7 +9923,7 @@ def test_no_notice_is_lost_when_the_broker_is_slow():
 
 @linux_only
 def test_no_worker_is_forked_when_there_are_no_descriptors_for_its_broker(monkeypatch):
-    """Else it would live, print into pipes that nobody reads, and be taken for one that cannot start."""
+    """A worker forked all the same would print into pipes that nobody reads, and count as one that cannot start."""
     before = set(os.listdir("/dev/fd"))
     keeper = minscoop.Keeper({"host": "0", "piped": True}, None)
     monkeypatch.setattr(keeper, "fork", lambda *_: pytest.fail("forked"))
@@ -9938,7 +9938,7 @@ def test_no_worker_is_forked_when_there_are_no_descriptors_for_its_broker(monkey
 
 
 def test_there_is_one_root_when_it_dies_as_its_keeper_begins(monkeypatch):
-    """The keeper reads nothing then; a fork that went on would run the program once more."""
+    """A forked keeper that finds no configuration must exit: if it returned, it would run the program a second time."""
     monkeypatch.setattr(minscoop.Keeper, "main", lambda: None)
     keeper = minscoop.ForkedKeeper()
     assert keeper.wait(BOUND) == 1
@@ -9957,7 +9957,7 @@ def test_a_program_is_not_replaced_when_it_is_named_by_mistake(script):
 @pytest.mark.parametrize("tool", ["cProfile", "profile"])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_program_runs_when_a_profiler_runs_minscoop(script, tool, workers):
-    """It runs its programs in a namespace that is no module's."""
+    """A profiler runs minscoop.py in a namespace that belongs to no module."""
     program = script("""
         import scoop
         from minscoop import futures
@@ -9970,7 +9970,7 @@ def test_a_program_runs_when_a_profiler_runs_minscoop(script, tool, workers):
 
 
 def test_other_processes_of_a_program_end_as_usual_when_they_are_terminated(script):
-    """Those that it forks itself do not have our handler of SIGTERM, which Pool sends at its end."""
+    """A process that the program forks must not keep our SIGTERM handler: multiprocessing.Pool sends it SIGTERM."""
     done = launch("-n", 1, script("""
         import multiprocessing
         if __name__ == "__main__":
@@ -9982,7 +9982,7 @@ def test_other_processes_of_a_program_end_as_usual_when_they_are_terminated(scri
 
 
 def test_a_child_of_the_program_ends_when_it_is_terminated_before_it_has_begun(script):
-    """The signal is not taken by the handler of its parent, which it is just about to forget."""
+    """A SIGTERM right after fork() must not be lost to the parent's handler, which the child is just about to reset."""
     assert output_of("-n", 1, script("""
         import os, signal, time, warnings
         if __name__ == "__main__":
@@ -10012,7 +10012,7 @@ def test_a_breakpoint_in_a_worker_says_what_to_do_when_it_is_met(script):
     dict(nice="low"), dict(rsh=""), dict(rsh=["ssh"]), dict(path=1), dict(listen="/no/x"),
     dict(python=b"python3")], ids=str)
 def test_an_argument_is_refused_by_its_name_when_it_cannot_be_one(wrong):
-    """Before any process is started; what is a path may be a Path."""
+    """The Executor must refuse it before it starts any process; a path may be given as a pathlib.Path."""
     [name] = wrong
     with pytest.raises((TypeError, ValueError), match="the remote command|cannot write /no/x|" + name):
         minscoop.Executor(1, **wrong)
@@ -10022,7 +10022,7 @@ def test_an_argument_is_refused_by_its_name_when_it_cannot_be_one(wrong):
 
 @pytest.mark.parametrize("option", ["--listen", "--report", "--trace"])
 def test_nothing_is_replaced_when_it_is_no_file(tmp_path, option):
-    """Else root would turn /dev/null into a file; a link stays one."""
+    """Else `--report /dev/null`, run by the superuser, would replace that device by a regular file."""
     os.mkfifo(tmp_path / "fifo")
     done = python(MINSCOOP, "-n", 1, option, tmp_path / "fifo", "-c", "pass")
     assert done.returncode and "not a regular file" in done.stderr and str(tmp_path / "fifo") in done.stderr
@@ -10066,14 +10066,14 @@ def test_a_clear_message_is_given_when_the_command_line_makes_no_sense(script, t
     (["--listen", "pool", "--external-hostname", "x", "--transport", "tcp"], None)],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 def test_options_about_other_hosts_are_said_to_be_useless_when_there_are_none(tmp_path, args, said):
-    """One line, and the program runs: scripts may pass them always."""
+    """One line of warning, and the program runs all the same: a script may always pass these options."""
     done = launch(*args, "-c", "print(1)", cwd=tmp_path)
     text = f"minscoop: without effect, since only this machine takes part: {said}; name other hosts with --hosts\n"
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", text if said else "")
 
 
 def test_options_of_processes_are_said_to_be_useless_when_there_are_none(caplog):
-    """Everything runs inline then, for debugging: what the program else says may stay."""
+    """With no workers everything runs inline, for debugging: the program's other arguments may stay as they are."""
     with minscoop.Executor(0, profile=True, hosts="localhost") as executor:
         assert executor.submit(abs, -1).result() == 1
     assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == ["profile, hosts"]
@@ -10106,7 +10106,7 @@ if __name__ == "__main__":
     ("", 1), ("sys.exit(0)", 1), ("futures.map(work, [1])", 1), ("sys.exit(3)", 3), ("print(future.exception())", 0),
     ("try: future.result()\n    except minscoop.PoolError: sys.exit(5)", 5)])
 def test_the_run_fails_when_its_pool_broke_and_the_program_does_not_know(script, end, code):
-    """One that asks for no result is not taken to have succeeded, and there is a message; who has been told decides."""
+    """A program that has not seen the error exits with 1, and a message, unless it fails anyway; else it decides."""
     done = launch("-n", 1, script(
         f"import sys, minscoop\nfrom minscoop import futures\n{CANNOT_IMPORT['raises'][0]}def work(x): return x\n"
         f"if __name__ == '__main__':\n    future = futures.submit(work, 1)\n    {end}\n"))
@@ -10115,7 +10115,7 @@ def test_the_run_fails_when_its_pool_broke_and_the_program_does_not_know(script,
 
 
 def test_there_is_a_message_when_the_programs_own_pool_broke_and_it_does_not_know():
-    """As the standard library's executor of threads logs it; the exit code is the program's."""
+    """The initializer's failure is logged, as by ThreadPoolExecutor; the exit code remains the program's own."""
     code = "import minscoop\nwith minscoop.Executor(1, initializer=int, initargs='x') as own: f = own.submit(abs, 1)"
     unaware, aware = launch_together([("-n", 0, "-c", code), ("-n", 0, "-c", f"{code}; print(f.exception())")])
     assert unaware.returncode == 0 and unaware.stderr.count("initializer failed") == 1
@@ -10230,12 +10230,12 @@ def test_breakpoints_work_when_there_are_no_workers(script):
 # ---------------------------------------------------------------------------------------------------
 # Bad input
 #
-# A fuzzer gives a part of the module what may arrive there: random bytes, and real messages that were mutated. A seed
+# Each fuzzer feeds one part of the module with what may arrive there: random bytes, and mutated real messages. The seed
 # decides everything. Some seeds are tests; `python test_minscoop.py fuzz FROM TO` tries those from FROM to TO - 1.
 
 
 class Recorder(World):
-    """A world that writes down what is said."""
+    """A World that records all messages."""
 
     def __init__(self, seed):
         self.heard = []
@@ -10248,7 +10248,7 @@ class Recorder(World):
 
 @contextlib.contextmanager
 def busy_world(seed, steps, kind=World):
-    """A virtual pool that has much to do, after some steps."""
+    """A virtual pool with much to do, after so many steps."""
     with pytest.MonkeyPatch.context() as patch:
         world = World.current = kind(seed)
         patch.setattr(minscoop, "time", world)
@@ -10261,7 +10261,7 @@ def busy_world(seed, steps, kind=World):
 
 @functools.lru_cache(None)
 def real_messages():
-    """What was said in a virtual pool in which workers and brokers died; and what is rarer."""
+    """All messages of a virtual pool in which workers and brokers die, and some of the rarer kinds."""
     with busy_world(1, 500, Recorder) as world:
         for name, host in (b"1.1", None), (b"0.1", None), (None, b"0"), (b"2.2", None), (None, b"1"):
             world.bury(name) if name else world.replace(host)
@@ -10275,7 +10275,7 @@ def real_messages():
 
 
 def junk(chance):
-    """A field that is none, or not the right one."""
+    """A field that is malformed, or is valid but out of place."""
     import zmq
     return chance.choice([
         b"", b"0", b"1", b"-1", b"1_0", b" 7", b"9" * 19, b"9" * 5000, b"1e9", minscoop.ALL, b"\xff\xfe", b"\0", b"\n",
@@ -10287,7 +10287,7 @@ def junk(chance):
 
 
 def mutated(chance, frames):
-    """A message to which something has happened, maybe. The inside of a pickle is left alone: it is code."""
+    """A message with some random damage, or none. The inside of a pickle is left alone, since a pickle is code."""
     frames = list(frames)
     for _ in range(chance.choice([0, 1, 1, 1, 2, 3, 9])):
         at, how = chance.randrange(len(frames) + 1), chance.randrange(8)
@@ -10324,7 +10324,7 @@ STRANGERS = [b"up", b"7", b"7.1", b"0", b"1?", b"\0\x80\0A\xa7", b"0.x", b"0.roo
 
 
 def fuzz_brokers(chance, count=1500):
-    """Whoever says whatever to whichever broker: it goes on, its books agree, and it speaks to nobody unknown."""
+    """Whatever a broker is told, and by whom: it must go on, keep consistent books, and answer only those it knows."""
     with busy_world(chance.random(), chance.randrange(500)) as world:
         for _ in range(count):
             host = chance.choice(list(world.brokers))
@@ -10343,7 +10343,7 @@ def fuzz_brokers(chance, count=1500):
 
 
 def fuzz_worlds(chance):
-    """A stranger, a worker and a broker that hold no task say whatever they like: the answers are right."""
+    """Strangers, and a host that holds no task, say whatever they like: the program must get the right answers."""
     with busy_world(chance.random(), 0) as world:
         facts = host_facts("9", workers=0, python="3", transport="none", address=None)
         world.post(b"9", b"0", [b"HELLO", facts])
@@ -10366,7 +10366,7 @@ def fuzz_worlds(chance):
 
 
 def fuzz_nodes(chance, count=400):
-    """Whatever a broker says to the root or to a worker, and whatever is done then: that goes on."""
+    """Whatever the root or a worker hears from its broker: neither that nor its next step may raise an error."""
     with busy_world(chance.random(), chance.randrange(300)) as world:
         for _ in range(count):
             node = chance.choice(list(world.nodes.values()))
@@ -10380,7 +10380,7 @@ def fuzz_nodes(chance, count=400):
 
 
 def fuzz_decoders(chance, count=2000):
-    """Frames of results and of tasks: as many results as there should be, or that many errors."""
+    """Whatever is wrong with the frames of a RESULT, they must decode: without an op, to a value or error per item."""
     bodies = [frames[5:] for frames in real_messages() if frames[0] == b"RESULT"]
     for _ in range(count):
         number, op = chance.randrange(1, 9), chance.choice([None, max])
@@ -10391,7 +10391,7 @@ def fuzz_decoders(chance, count=2000):
 
 
 class Ends:
-    """Stands in for a connection: takes everything."""
+    """Stands in for a connection: accepts all data, and has none to read; it ends when shut down."""
 
     def __init__(self):
         self.gone = threading.Event()
@@ -10409,7 +10409,7 @@ class Ends:
 
 
 def fuzz_tunnels(chance, count=100):
-    """Bytes from the other end of a pipe: carried, or an error in words; one connection at a time."""
+    """Whatever comes through the pipe, a Tunnel must carry it or raise HostError, with one open connection at most."""
     with open(os.devnull, "wb") as sink:
         for _ in range(count):
             blocks = [struct.pack(">II", serial, size) + bytes(size) for serial, size in
@@ -10432,7 +10432,7 @@ THERE = {"python": list(sys.version_info[:3]), "executable": "/usr/bin/python3",
 
 
 def mutated_text(chance, text):
-    """A text to which something has happened."""
+    """A text with some random damage."""
     for _ in range(chance.choice([1, 1, 2, 5])):
         at = chance.randrange(len(text) + 1)
         text = text[:at] + chance.choice([
@@ -10443,7 +10443,7 @@ def mutated_text(chance, text):
 
 
 def fuzz_hosts(chance, count=300):
-    """Lists and files of hosts, and what batch systems tell: pairs, or a ValueError in one line."""
+    """Damaged lists of hosts, and what batch systems provide, must be parsed, or refused with a ValueError."""
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
         for _ in range(count):
             with contextlib.suppress(ValueError):
@@ -10459,7 +10459,7 @@ def fuzz_hosts(chance, count=300):
 
 
 def fuzz_answers(chance, count=300):
-    """What a host says of its Python: taken, or a HostError in one line."""
+    """A host's damaged answer about its Python must be accepted, or refused with a HostError (or a ValueError)."""
     launcher = minscoop.Launcher(None, {"python": None, "prolog": None, "mixed": False, "name": "h"})
     for _ in range(count):
         with contextlib.suppress(ValueError):
@@ -10470,7 +10470,7 @@ def fuzz_answers(chance, count=300):
 
 
 def fuzz_files(chance, count=100):
-    """A connection file that something has happened to: one PoolError."""
+    """A damaged connection file must be refused with a PoolError, unless its content is still the same."""
     with tempfile.TemporaryDirectory(dir="/tmp") as directory, pytest.MonkeyPatch.context() as patch:
         def run_agent(found):
             assert {**found, "host": "join"}.items() >= json.loads(json.dumps(config)).items()
@@ -10487,7 +10487,7 @@ def fuzz_files(chance, count=100):
 
 
 def fuzz_notices(chance, count=300):
-    """What the keeper says to the broker, and pages on which workers write: nothing, or what it means."""
+    """Neither a damaged notice from the keeper nor a marker page of random bytes may raise an error."""
     board = object.__new__(minscoop.Switchboard)
     board.broker, board.notices, keeper = minscoop.Broker(size=2), *socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     board.said = []
@@ -10514,7 +10514,7 @@ def fuzz(name, seed):
 
 @pytest.mark.parametrize("name", FUZZERS)
 def test_nothing_gives_way_when_anything_arrives(name):
-    """The share of the fuzzers that runs with the tests: more than 100 000 messages in all."""
+    """Some seeds of each fuzzer, more than 100 000 messages in all: no check may fail, nor memory grow by 300 MB."""
     zmq = pytest.importorskip("zmq")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert zmq and sum(fuzz(name, seed) for seed in range(FUZZERS[name][1])) >= 1000
@@ -10539,7 +10539,7 @@ GREETING = b"\xff" + bytes(8) + b"\x7f\x03\0"  # of ZMTP 3.0; the name of a mech
 
 
 def attack_by_bytes(chance, family, address):
-    """A connection that says something like ZMTP, or not at all."""
+    """Connect, and send bytes that resemble ZMTP, ØMQ's protocol, or do not."""
     with contextlib.suppress(OSError), socket.socket(family) as raw:
         raw.settimeout(1)
         raw.connect(address)
@@ -10554,12 +10554,12 @@ def attack_by_bytes(chance, family, address):
         raw.sendall(data[:chance.choice([len(data), chance.randrange(len(data) + 1)])])
 
 
-HARMFUL = {b"", b"WHO", b"FAILED", b"HUNGRY"}   # what a host may say: asks everybody, ends the run, takes tasks
-HOLDERS = {b"TASK", b"SPLIT", b"SINGLY", b"RESULT", b"LOST"}  # and when it has some
+HARMFUL = {b"", b"WHO", b"FAILED", b"HUNGRY"}   # not sent: a host may start a census, end the run, take tasks
+HOLDERS = {b"TASK", b"SPLIT", b"SINGLY", b"RESULT", b"LOST"}  # nor these, by a host that holds tasks
 
 
 def attack_by_messages(chance, context, address, name, keys, count, first=(), refrain=HARMFUL):
-    """A peer of this name that says `first`, then many things that make sense or not; and reads what it is told."""
+    """Connect as a peer of this name; send `first`, then many messages, sensible or not; read whatever arrives."""
     import zmq
     dealer = minscoop.connect(context, address, name, keys)
     for message in first:
@@ -10568,7 +10568,7 @@ def attack_by_messages(chance, context, address, name, keys, count, first=(), re
     while said < count:
         frames = some_message(chance)
         if frames[0] not in refrain:
-            with contextlib.suppress(zmq.Again):  # a handshake that has failed has taken the way along
+            with contextlib.suppress(zmq.Again):  # the handshake has failed: there is no connection
                 dealer.send_multipart(frames, zmq.NOBLOCK, copy=False)
             said += 1
         while dealer.poll(0):
@@ -10591,11 +10591,11 @@ def resident(pid):
 
 @linux_only
 def test_the_answer_is_right_when_a_run_is_attacked(guard, tmp_path):
-    """Bytes and messages from strangers, and from hosts that have the key; by every way in.
+    """Strangers, and hosts that have the keys, send bytes and messages by ipc and TCP; the keeper's stdin gets noise.
 
-    One host holds no task and talks of those of others; one takes tasks, and leaves. The broker stays the same process,
-    and does not grow. Not tried is what a host may do with what it holds, or in the name of a node that lives: who
-    has the key may send pickles."""
+    One host holds no task, but sends messages about those of others; another takes tasks, and leaves. The broker must
+    survive, and not grow. Not tried: abuse of tasks that a host holds, or of a living node's name, since whoever has
+    the keys may send pickles, that is, code."""
     zmq = pytest.importorskip("zmq")
     chance, path, sent = random.Random(1), tmp_path / "pool.json", 0
     with minscoop.Executor(2, listen=str(path)) as executor:
@@ -10630,7 +10630,7 @@ def test_the_answer_is_right_when_a_run_is_attacked(guard, tmp_path):
 
 
 def run_line(path):
-    """The command in the docstring of an example."""
+    """The command in the docstring of an example, or None."""
     lines = [line.strip().lstrip("$ ") for line in (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()]
     return next((line for line in lines if re.match(r"(\w+=\S* )*python3? ", line)), None)
 
@@ -10672,7 +10672,7 @@ def need_packages(path):
 
 
 def in_a_fresh_copy(tmp_path, command, **kwargs):
-    """Start a command line in a directory with what a user has; `python` is this one."""
+    """Start a command line in a directory with the files that a user has; `python` in it means this Python."""
     if not (tmp_path / "examples").exists():
         shutil.copytree(HERE / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
         for name in "minscoop.py", "test_minscoop.py":
@@ -10684,7 +10684,7 @@ def in_a_fresh_copy(tmp_path, command, **kwargs):
 
 @in_groups(sorted(path.stem for path in (HERE / "examples").glob("*.py") if path.stem != "benchmark"), 3)
 def test_an_example_runs_when_its_line_is_pasted(tmp_path, names):
-    """Each opens with its run line, which works in a fresh copy, and prints what it is to print."""
+    """The command in each example's docstring must work in a fresh copy, and print what is expected."""
     paths = [HERE / "examples" / f"{name}.py" for name in names]
     for path in paths:
         need_packages(path)
@@ -10706,7 +10706,7 @@ def test_a_program_runs_unchanged_when_it_is_given_another_executor(tmp_path, na
 
 
 def test_joblib_nests_and_gives_up_when_minscoop_runs_it(script):
-    """The backend of examples/gridsearch.py: nested calls, also deep ones on one worker; generators, errors, limits."""
+    """The backend of examples/gridsearch.py: calls nested deeply, even on one worker; generators, errors, timeouts."""
     need_packages(HERE / "examples" / "gridsearch.py")
     path = script(f"""
         import sys
@@ -10734,8 +10734,8 @@ def test_joblib_nests_and_gives_up_when_minscoop_runs_it(script):
         assert (done.returncode, done.stderr, done.stdout) == (0, "", "ZeroDivisionError\nValueError\nTimeoutError\n")
 
 
-# What README.md says: the commands in it, what is run in their place, so that it ends soon and has hosts, and what that
-# prints. The one for these tests is what .ci/run runs.
+# For each command in README.md: what is run in its place (...: itself), so that it ends soon and uses the tests' hosts,
+# and what that prints. The command that runs these tests is not among them: .ci/run runs it.
 
 ALL = "all took part\n"
 README_RUNS = {
@@ -10766,13 +10766,13 @@ def readme():
 
 
 def readme_commands():
-    """What README.md says in code, on lines of their own or in sentences, that begins with python."""
+    """The commands in README.md's code, be it on lines of its own or within sentences, that begin with python."""
     lines = re.findall("^    (.*)", readme(), re.M) + re.findall("`([^`\n]+)`", readme())
     return {part.strip() for line in lines for part in re.split(" {3,}", line) if re.match("python3? .*minscoop", part)}
 
 
 def test_every_command_is_tried_when_it_stands_in_the_readme():
-    """Those that follow; the first, which has a test of its own; that of these tests, and the usage."""
+    """README_RUNS must have all but the usage, the command for these tests, and the first, which has its own test."""
     others = {command for command in readme_commands() if "venv" in command}
     usage = minscoop.make_parser().usage
     assert readme_commands() - others == {*README_RUNS, usage} and len(others) == 2
@@ -10813,7 +10813,7 @@ def test_a_program_of_the_readme_runs_when_it_is_pasted(script):
 
 
 def test_options_and_remote_commands_exist_when_the_readme_names_them():
-    """Each option of the command line stands in its table, and nothing else; every `-e` can be read."""
+    """README.md's table must have every option of the command line, and no others; each `-e '...'` must parse."""
     table = readme().split("## The command line")[1].split("## ")[0]
     named = set(re.findall(r"`(--?[a-z-]+)", " ".join(re.findall(r"^\| (.*?) \|", table, re.M)))) - {"-vv"}
     actions = [set(action.option_strings) for action in minscoop.make_parser()._actions if action.option_strings]
@@ -10834,7 +10834,7 @@ def benchmark(tmp_path, systems, only, *args, env=None):
 
 
 def test_the_benchmark_has_a_figure_for_all_when_they_can_do_it(tmp_path):
-    """Work of every kind, on what is always there; no figure is judged."""
+    """Every kind of workload, on systems that are always installed; the figures are not judged."""
     figures = benchmark(tmp_path, "Pool,ProcessPoolExecutor",
                         "noop,tail,submit,recursion,nested,small,payload,constant,hello,module,first,ready,sleepers")
     everybody = {"minscoop", "Pool", "ProcessPoolExecutor"}
@@ -10852,7 +10852,7 @@ def test_the_benchmark_measures_hosts_when_they_are_given(cluster, tmp_path):
 
 
 def test_ten_hosts_are_busy_when_their_pool_is_simulated(monkeypatch):
-    """examples/scale.py, in virtual time: 640 workers, ten tasks of 1 s for each; and what brokers remember."""
+    """examples/scale.py, in virtual time: 640 workers, ten tasks of 1 s for each; and the memory that brokers need."""
     monkeypatch.syspath_prepend(str(HERE / "examples"))
     scale = importlib.import_module("scale")
     row = scale.simulate(10, "map", 1.0)
@@ -10933,7 +10933,7 @@ class Scheduler:
         self.over.acquire()
 
     def at(self, delay, action, *args):
-        """Have action(*args) done later, by none of the threads."""
+        """Have action(*args) called after a delay, in no virtual thread."""
         heapq.heappush(self.timers, (self.now + delay, next(self.order), action, args))
 
     def step(self):
@@ -10953,7 +10953,7 @@ class Scheduler:
             self.switch(me)
 
     def wait(self, *queues, timeout=None):
-        """Block the running thread until one of the queues is woken; says whether one was."""
+        """Block the running thread until one of the queues is woken, or for `timeout`; returns whether one was."""
         me = self.current
         if me.process.ended is not None:
             raise Killed
@@ -10966,13 +10966,13 @@ class Scheduler:
         return me.woken
 
     def wake(self, queue):
-        """Let all go on that wait in a queue."""
+        """Make all threads ready that wait in a queue."""
         for thread in tuple(queue):
             thread.woken = True
             self.resume(thread, thread.turns)
 
     def resume(self, thread, turns):
-        """Make a thread ready, if it still waits as it did then."""
+        """Make a waiting thread ready, unless it has been resumed meanwhile: then it has had more turns."""
         if thread.queues is not None and thread.turns == turns:
             for queue in thread.queues:
                 queue.remove(thread)
@@ -10990,7 +10990,7 @@ class Scheduler:
             raise Killed
 
     def choose(self):
-        """The thread that goes on; None when all have ended."""
+        """Act on the timers that are due; returns the thread that goes on, or None when all have ended."""
         ready, timers = self.ready, self.timers
         while self.threads:
             while timers and (timers[0][0] <= self.now or not ready):
@@ -11010,7 +11010,7 @@ class Scheduler:
             self.at(thread.process.frozen - self.now, ready.append, thread)
 
     def pass_turn(self, thread):
-        """Let a thread go on; its real one is made when that is the first time."""
+        """Let a thread go on (its real thread is started the first time); None: all have ended."""
         self.current = thread
         if thread is None:
             self.over.release()
@@ -11021,7 +11021,7 @@ class Scheduler:
             thread.gate.release()
 
     def act(self, action, *args):
-        """Do what no virtual thread does: links, brokers, keepers, deaths."""
+        """Do what belongs to no virtual thread: links, brokers, keepers, deaths."""
         self.acting = True
         try:
             action(*args)
@@ -11030,7 +11030,7 @@ class Scheduler:
         self.acting = False
 
     def fail(self, why, error=None):
-        """Something is wrong. Remember what was first, and end everything."""
+        """Something is wrong. Record the first such failure, and end all processes."""
         if self.failure is None:
             text = "".join(traceback.format_exception(None, error, error.__traceback__)) if error else ""
             self.failure = f"{why}{error!r}\n{text}" if error else why
@@ -11038,7 +11038,7 @@ class Scheduler:
                 process.end()
 
     def report(self):
-        """What everybody waits for."""
+        """Lines that say where each thread stands, and the state of each node and broker."""
         frames = sys._current_frames()
         for thread in self.threads:
             stack = traceback.extract_stack(frames[thread.real]) if thread.real in frames else ()
@@ -11139,7 +11139,7 @@ class Lock:
 
 
 class RLock(Lock):
-    """``threading.RLock``; and a Condition that nobody waits for: the module's futures are waited for by nodes."""
+    """``threading.RLock``; also a Condition on which no thread ever waits: nodes wait for futures in their own way."""
 
     reentrant = True
 
@@ -11160,7 +11160,7 @@ class RLock(Lock):
 
 
 class Event:
-    """``threading.Event``; also what can be read from: a pipe, or the descriptor of a socket."""
+    """``threading.Event``; also stands for a descriptor to read from: that of a pipe or of a socket."""
 
     def __init__(self):
         self.flag, self.queue = False, []
@@ -11184,7 +11184,7 @@ class Event:
 
 
 def readable(timeout, *events):
-    """``minscoop.readable``. As poll(2), it goes on sleeping when another thread was quicker."""
+    """``minscoop.readable``. Like poll(2), it sleeps on if another thread has been quicker to read."""
     SIM.step()
     deadline = None if timeout is None else SIM.now + timeout
     while not any(event.flag for event in events) and (deadline is None or SIM.now < deadline):
@@ -11203,7 +11203,7 @@ def sleep(seconds):
 
 
 class OwnLock:
-    """A lock of the module, which each process has for itself: nobody waits for one that has died with it."""
+    """Stands in for a lock of the module. Each process has its own, which dies with it: nobody waits for it then."""
 
     def __enter__(self):
         SIM.current.process.lock.acquire()
@@ -11218,7 +11218,7 @@ class Process:
     def __init__(self, name, host=None):
         self.name, self.host, self.pid, self.ended, self.frozen = name, host, next(SIM.numbers), None, 0.0
         self.node = self.socket = self.marker = self.connection = None
-        self.known = None  # when its death was
+        self.known = None  # when a broker learned of its death
         self.lock = RLock()
         self.slowness, self.garbage, self.recipes, self.tasks, self.sent = SIM.rng.choice((1, 1, 3)), False, {}, {}, []
         SIM.processes.append(self)
@@ -11228,13 +11228,13 @@ class Process:
         self.main.start()
 
     def arrive(self, sender, frames):
-        """A message of the broker."""
+        """A message from the broker arrives."""
         if frames[0] == b"TASK":
             self.tasks[frames[1]] = frames
         self.socket.arrive(frames)
 
     def end(self, lost=True):
-        """End here. lost: the last of what was sent may never have left."""
+        """End this process. lost: some of the last messages that it sent may never arrive."""
         if self.ended is None:
             self.ended = SIM.now
             for receiver in dict.fromkeys(message[1] for message in self.sent if lost):
@@ -11244,13 +11244,13 @@ class Process:
                     SIM.resume(thread, thread.turns)
 
     def lose_last_words(self, receiver):
-        """Of what is under way to a receiver, the last does not arrive, or nothing."""
+        """Some of the last messages under way to a receiver do not arrive: from none to all."""
         under_way = [message for message in self.sent if message[0] and message[1] is receiver]
         for message in under_way[SIM.rng.randint(0, len(under_way)):]:
             message[0] = None
 
     def exit(self, code):
-        """End, and let the keeper find out. What is to blame for a death is what the marker page says."""
+        """End, and have the keeper notice. To blame for a death are the tasks that the marker page names: note them."""
         if self.ended is None:
             SIM.log("EXIT", self.name, code)
             if code == 0 and self.marker[0] == minscoop.LEAVING:
@@ -11276,7 +11276,7 @@ def blamed(process):
 
 
 class Dealer:
-    """A node's socket. As ØMQ's, its descriptor tells once that something is there, until the socket was looked at."""
+    """A node's socket. Like ØMQ's, its descriptor signals messages only once, until the socket has been checked."""
 
     def __init__(self, context, address, name):
         self.process, self.inbox, self.fd, self.asleep = SIM.current.process, collections.deque(), Event(), True
@@ -11339,8 +11339,8 @@ def leave(code):
 
 
 class Connection:
-    """What a DEALER has to a broker's ROUTER. When the broker ends, it connects to the one that takes over: it keeps
-    what it is to send meanwhile, after some time in which that is lost; an empty message tells of each connection."""
+    """From a DEALER to a broker's ROUTER. When the broker ends, what is sent is lost until that is noticed; from then
+    on it is kept, and sent to the broker that takes over. An empty message to the client tells of each connection."""
 
     def __init__(self, client, name, number, label):
         self.client, self.name, self.number, self.label = client, name, number, label
@@ -11360,12 +11360,12 @@ class Connection:
             SIM.at(0.005, self.connect)
 
     def lose(self):
-        """It is noticed when the last that came by it has been read, which may be heavy."""
+        """Connect anew, once the last message that came this way has been read, which takes long if it is heavy."""
         last, self.server = SIM.links.get((self.server, self.client), 0.0), None
         SIM.at(SIM.delay() + (max(0.0, last - SIM.now) if SIM.busy else 0.0), self.connect)
 
     def tear(self):
-        """Break as TCP does, and take with it what is under way, either way."""
+        """Break as a TCP connection does, and lose some of what is under way in both directions."""
         SIM.coup = SIM.now
         SIM.log("TORN", self.name)
         self.client.lose_last_words(self.server)
@@ -11393,7 +11393,7 @@ class BrokerProcess(Process):
             SIM.at(0, self.tick)
 
     def begin(self):
-        """Say HELLO to the broker above, as soon as that has said that we are connected; nothing is read before."""
+        """Say HELLO to the broker above, once an empty message says that we are connected; nothing is read before."""
         self.send([(minscoop.UP, [b"HELLO", self.host.facts("ready")])])
         if self.broker.counted:
             self.send([(minscoop.UP, [b""])])
@@ -11439,7 +11439,7 @@ class BrokerProcess(Process):
             SIM.at(SIM.delay(), self.host.end)
 
     def exit(self, code):
-        """Die, and let the keeper find out, and those who are connected."""
+        """Die, and have the keeper and those who are connected notice after a while."""
         if self.ended is None:
             SIM.log("BROKER DIES", self.name)
             SIM.coup = SIM.now
@@ -11458,7 +11458,7 @@ class Page(bytearray):
 
 
 class VirtualHost(minscoop.Keeper):
-    """A machine: the keeper of virtual processes. The root's one is the keeper's Popen, and its stdin, to the root."""
+    """A machine, as the keeper of its virtual processes. To the root, its own is also the keeper's Popen and stdin."""
 
     def __init__(self, number, size):
         self.config = dict(SIM.config, host=number.decode(), name=f"host{number.decode()}", size=size,
@@ -11562,7 +11562,7 @@ class Root(minscoop.Root):
 
     @staticmethod
     def launch(number, size):
-        """A host comes, unless the pool has ended meanwhile; a launcher ends with its keeper."""
+        """Add a host, unless the pool has ended meanwhile: a launcher ends with its keeper."""
         if SIM.hosts[b"0"].returncode is None:
             VirtualHost(number, size)
 
@@ -11603,8 +11603,8 @@ class Simulation(Scheduler):
         self.processes, self.hosts, self.nodes, self.links, self.barred = [], {}, {}, {}, {}
         self.batches, self.batch_of, self.runs, self.wanted = [], {}, collections.Counter(), []
         self.bodies, self.unwanted, self.joining, self.idle_since = {}, set(), 0, None
-        self.coup = 0.0                 # when a broker died
-        self.weights, self.busy = random.Random(f"heavy {seed}"), 0.0  # until when a link is
+        self.coup = 0.0                 # when a broker died last, or a connection broke
+        self.weights, self.busy = random.Random(f"heavy {seed}"), 0.0  # busy: until when some link has a heavy message
         self.config = {"total": sum(self.sizes), "retries": self.retries, "address": "", "profile": None,
                        "initializer": None, "listen": None, "listens": False, "check": False, "all_hosts": False,
                        "host": "0", "size": self.sizes[0],
@@ -11622,8 +11622,8 @@ class Simulation(Scheduler):
         return self.hosts[minscoop.host_of(name)].broker
 
     def post(self, source, target, sender, *messages):
-        """Send messages as one. Between two ends, they arrive in order; who is gone gets none. Some come piece by
-        piece."""
+        """Send messages that arrive together. Between two ends, order is kept; a process that has ended gets none.
+        Between brokers, some arrive piece by piece."""
         if target is None:
             return
         when, pieces = max(self.now + self.delay(), self.links.get((source, target), 0.0)), 0
@@ -11631,7 +11631,7 @@ class Simulation(Scheduler):
             when = max(when, self.barred.get(source.host.number, 0.0), self.barred.get(target.host.number, 0.0))
             if self.heavy and messages[0][0] != b"HELLO" and self.weights.random() < 0.1:
                 self.heavy -= 1
-                pieces = self.weights.choice((1, 4, 16))  # the last is for longer than SILENCE
+                pieces = self.weights.choice((1, 4, 16))  # the last takes longer than SILENCE
         for content in [[[b"PIECE"]]] * pieces + [messages]:
             message = [True, target, sender, content]
             if isinstance(source, Process):
@@ -11653,7 +11653,7 @@ class Simulation(Scheduler):
             target.arrive(sender, frames)
 
     def strike(self):
-        """Kill or freeze somebody."""
+        """Kill a broker or worker, freeze a worker, end a host, or break its link, for a moment or for longer."""
         others = [host for host in self.hosts.values() if host.config["below"] and host.returncode is None]
         workers = [process for process in self.nodes.values()
                    if process.marker and process.ended is None and process.node]
@@ -11680,7 +11680,7 @@ class Simulation(Scheduler):
     # -- tasks: who made them, who wants them
 
     def new_batch(self):
-        """A number for tasks that are made together."""
+        """Register tasks that are made together; returns their number."""
         me, maker = self.current, None
         if me and me.tasks:
             maker = me.tasks[-1] if me.process.node.holder.ident == me.ident else LOOSE
@@ -11707,7 +11707,7 @@ class Simulation(Scheduler):
         return process
 
     def die(self, key, code):
-        """A task ends its process. The marker page has to name the one of another node from which it descends."""
+        """A task ends its process. The marker page must name the task at the bottom of the stack, or its ancestor."""
         process, ancestor = self.current.process, self.current.tasks[0]
         process.exit(code)
         to_blame = self.bodies[process.pid]
@@ -11724,7 +11724,7 @@ class Simulation(Scheduler):
         return max([self.busy, *self.barred.values(), self.coup and self.coup + 2])
 
     def check_loss(self, text, keys):
-        """One of these failed by deaths. As many as `retries`, and it was running each time?"""
+        """One of these tasks was given up: `retries` workers must have died, each while it was running that task."""
         if self.retries == 0:  # then also what may have begun is lost
             return
         pids = [int(pid) for pid in re.findall(r"pid (\d+)", text)]
@@ -11747,7 +11747,7 @@ class Simulation(Scheduler):
             self.fail(f"the broker says STOP, and has {broker.placed}")
 
     def check_hunger(self):
-        """Work does not lie where it is while others are hungry for it."""
+        """No node may have work lying in its queue for long while another node is hungry."""
         nodes = [process.node for process in self.nodes.values() if process.node and process.ended is None]
         hungry = [node for node in nodes if node.executes and node.asked and node.attending.locked() and not node.queue]
         laden = [node for node in nodes if any(not unit.stale and not unit.pinned for unit in node.queue)]
@@ -11793,7 +11793,7 @@ class Indigestible:
 
 
 class Serial:
-    """A pool that runs everything at once, where it is called; what it computes is right."""
+    """The pool that computes the right answers: it runs each call immediately, in the caller."""
 
     def __init__(self):
         self.consts = {}
@@ -11913,7 +11913,7 @@ def read(results, keys, depth, ordered):
 
 
 def submit_all(node, keys, depth, batch, *more):
-    """Calls that are to be run, whatever becomes of their futures."""
+    """Submit calls that must be run, whatever becomes of their futures."""
     if SIM.current:
         SIM.wanted += keys
     return [node.submit(task, (key, depth, batch, *more), {}) for key in keys]
@@ -11971,7 +11971,7 @@ def by_callback(node, r, keys, depth, batch):
 
 
 def by_thread(node, r, keys, depth, batch):
-    """Wait in a thread of one's own, and for that; not too often at once: the pool would run out of threads."""
+    """Collect the results in a thread, and join it; mostly when they are done, lest the pool run out of threads."""
     futures, values = submit_all(node, keys, depth, batch), []
 
     def collect():
@@ -11999,7 +11999,7 @@ def by_cancel(node, r, keys, depth, batch):
 
 
 def by_neglect(node, r, keys, depth, batch):
-    """Wait for one; the others are run all the same, and a map that nobody reads."""
+    """Wait for one call; the others must run all the same, and so must a map that nobody reads."""
     submit_all(node, [key * 8 for key in keys], depth, batch)
     if SIM.current:
         SIM.wanted += [key * 64 for key in keys]
@@ -12073,7 +12073,7 @@ PROGRAMS = (by_result, by_as_completed, by_wait, by_timeout, by_callback, by_thr
 
 
 def program(sim, keys, answers):
-    """What the root runs: works one after the other or at the same time, and an end."""
+    """What the root runs: calls of work(), in turn or in threads at the same time; then it ends the pool."""
     process, values = sim.nodes[minscoop.ROOT], [None] * len(keys)
     root = process.node = Root(sim.config)
 
@@ -12151,9 +12151,9 @@ def virtual_world():
                                      _exit=leave, set_blocking=nothing, path=os.path,
                                      getpid=lambda: SIM.current.process.pid),
             birth=OwnLock(), import_zmq=nothing, keep_spare=nothing,
-            traceback=types.SimpleNamespace(**{**vars(traceback), "print_exc": nothing}),  # of Killed
+            traceback=types.SimpleNamespace(**{**vars(traceback), "print_exc": nothing}),  # it would print Killed
             make_socket_directory=lambda: "/nowhere", make_memory_directory=lambda: None,
-            id=lambda thing: kept.append(thing) or id(thing),  # so that none is given twice
+            id=lambda thing: kept.append(thing) or id(thing),  # so that no id is given twice
             PATROL=1000.0,  # what is found by patrols only, is found too late
             HEARTBEAT=0.3, SILENCE=1.2, CENSUS_PATIENCE=0.5, PATIENCE=0.1, **SIM.limits)),
         (minscoop.Future, dict(__hash__=number_of, _settle=settle_once)), (minscoop.Job, dict(__hash__=number_of)),
@@ -12201,7 +12201,7 @@ def simulate(seed, **options):
     return sim
 
 
-# What a fault in the module looks like: where, what stands there, what instead.
+# Faults, to be put into the module: the function, what stands there, what to put in its place.
 MUTATIONS = {
     "what was lost is not run again": [("Node.requeue", "span.job.requeue(span)", "pass")],
     "a death is forgotten": [("Broker.on_DIED", "in tasks.items()", "in ()")],
@@ -12234,7 +12234,7 @@ MUTATIONS = {
     "what may have begun runs again, with retries=0": [("Node.on_LOST", "if self.retries == 0:", "if False:")],
     "a piece of a message is no sign of life": [("Broker.handle", "if link:", "if link and name != b'PIECE':")],
 }
-RARE = {  # seeds that show what few do, and are tried first; if they do not any more, look for others
+RARE = {  # seeds, tried first, that show faults which few seeds show; if one no longer does, look for others
     "STOP comes amid a census": [701, 756, 1749, 6866, 7644], "the mark of a task is not renewed": [819],
     "one death more than retries": [290], "a late HELLO revives the dead": [761, 918, 2687, 2800, 6150],
     "what may have begun runs again, with retries=0": [673], "who parks does not look once more": [323],
@@ -12243,7 +12243,7 @@ RARE = {  # seeds that show what few do, and are tried first; if they do not any
 
 @contextlib.contextmanager
 def broken(changes):
-    """The module with other words in some of its functions."""
+    """The module with these replacements in some of its functions."""
     with contextlib.ExitStack() as stack:
         for path, old, new in changes:
             owner, name = getattr(minscoop, path.partition(".")[0]), path.partition(".")[2]
@@ -12256,7 +12256,7 @@ def broken(changes):
 
 
 def violation_of(seed, trace=30):
-    """What a seed shows, or None."""
+    """The text of the Violation that a seed leads to, or None."""
     try:
         simulate(seed, trace=trace)
     except Violation as violation:
@@ -12270,14 +12270,14 @@ def noticing(fault, seeds):
 
 
 def stay_on_a_core():
-    """The threads of a simulation take turns, which is dearer from core to core: each process of a Pool has its own."""
+    """Pin each process of a Pool to one core: the threads of a simulation take turns, which costs more across cores."""
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, [cores[multiprocessing.current_process()._identity[0] % len(cores)]])
 
 
 def simulate_from_to(first, last=None):
-    """The command ``simulate``: the seeds from first to last - 1 on all cores; one alone with all that happened."""
+    """The command ``simulate``: the seeds from first to last - 1, on all cores; a single seed with its full trace."""
     if last is None:
         sys.exit(violation_of(int(first), trace=None))
     with multiprocessing.Pool(initializer=stay_on_a_core) as pool:
@@ -12318,7 +12318,7 @@ def test_the_simulation_notices_when_the_module_is_broken_on_purpose(first):
 #
 # Real processes die or stand still at random, and real networks fail, while a program goes round by round through
 # nested calls of all kinds; each round has to be right. The seed decides what happens, not when. Some seeds are
-# tests; `python test_minscoop.py chaos FROM TO` tries those from FROM to TO.
+# tests; `python test_minscoop.py chaos FROM TO` tries those from FROM to TO - 1.
 
 CHAOS_SEEDS = range(*map(int, os.environ.get("CHAOS_SEEDS", "25 26").split()))
 STALL = 15      # s that may pass without an answer after a loss on this machine
@@ -12361,7 +12361,7 @@ def is_ssh(pid):
 
 
 class Chaos:
-    """A program that counts, and what befalls its processes. All that it does to them ends with its block."""
+    """A program that counts, and what befalls its processes. When the block ends, all cuts and stops are undone."""
 
     def __init__(self, start, seed, folder, hosts=()):
         self.chance, self.hosts = random.Random(f"chaos {seed}"), {host.name: host for host in hosts}
@@ -12393,7 +12393,7 @@ class Chaos:
         return pids_in(self.hosts[host].namespace) if host else processes_of(os.environ["MINSCOOP_TEST"])
 
     def broker(self, host=None):
-        """Pid of the broker of a host, None: of this one; 0 if there is none just now."""
+        """Pid of the broker of a host (None: of this machine); 0 if there is none just now."""
         return next((pid for pid in self.pids(host) if holds_listener(pid, "broker")), 0)
 
     def workers(self, host=None):
@@ -12442,7 +12442,7 @@ class Chaos:
         return how.__name__
 
     def strike_ssh(self):
-        """Which loses its host if it is killed."""
+        """Kill or stop the ssh to a host; if it is killed, that host is lost."""
         host = self.there()
         victim = next((pid for pid in self.pids(None) if is_ssh(pid) and f" {host} " in command_of(pid, 500)), None)
         how = victim and self.strike(victim)
@@ -12465,7 +12465,7 @@ class Chaos:
     # -- the course of a test
 
     def watch(self, condition, stall):
-        """Wait until a condition holds, or the program has ended, or has not answered for too long: an error."""
+        """Wait until a condition holds; fail if the program ends, or has no new answer for `stall` seconds."""
         while not condition():
             now = time.monotonic()
             for entry in [entry for entry in self.later if entry[0] < now]:
@@ -12483,7 +12483,7 @@ class Chaos:
             time.sleep(0.02)
 
     def deal(self, number, pause, stall, *strikes):
-        """So many blows, one in about `pause` seconds; then the program ends, and has always been right."""
+        """Deal so many blows, one in about `pause` seconds; then the program must end, having always been right."""
         self.watch(lambda: self.rounds >= 1, WAIT)
         while len(self.dealt) < number:
             then = time.monotonic() + pause * self.chance.uniform(0.5, 1.5)
@@ -12504,7 +12504,7 @@ class Chaos:
 @linux_only
 @pytest.mark.parametrize("seed", CHAOS_SEEDS)
 def test_every_answer_is_right_when_workers_die_at_random(guard, script, tmp_path, seed):
-    """Twenty of them are killed or stopped; none costs more than some seconds."""
+    """Twenty times one of them is killed or stopped; the program must never be without an answer for STALL seconds."""
     command = MINSCOOP, "-n", 3, "--retries", 1000, script(NUMBERS), tmp_path / "go"
     with Chaos(functools.partial(start, *command), f"workers {seed}", tmp_path) as chaos:
         chaos.deal(20, 0.35, STALL, chaos.strike_worker)
@@ -12513,7 +12513,7 @@ def test_every_answer_is_right_when_workers_die_at_random(guard, script, tmp_pat
 @linux_only
 @pytest.mark.parametrize("seed", CHAOS_SEEDS)
 def test_every_answer_is_right_when_ten_brokers_die(guard, script, tmp_path, seed):
-    """Again and again the one that has taken over; workers in between."""
+    """The broker is killed, then the one that has taken over, and so on."""
     command = MINSCOOP, "-n", 3, "--retries", 1000, script(NUMBERS), tmp_path / "go"
     with Chaos(functools.partial(start, *command), f"brokers {seed}", tmp_path) as chaos:
         chaos.ways = [chaos.kill]
@@ -12524,7 +12524,7 @@ def test_every_answer_is_right_when_ten_brokers_die(guard, script, tmp_path, see
 @pytest.mark.parametrize("seed", CHAOS_SEEDS)
 @pytest.mark.parametrize("transport", ["tcp", "stdio"])
 def test_every_answer_is_right_when_anything_dies_on_real_hosts(cluster, tmp_path, transport, seed):
-    """Workers, brokers, ssh, networks; then nothing is left anywhere, also not on hosts that were cut off."""
+    """Workers, brokers, ssh and networks fail; then nothing may be left on any host, not even on those cut off."""
     (cluster.program / "numbers.py").write_text(NUMBERS)
     command = ("--retries", "1000", "--transport", transport, "--hosts", "alpha:1,beta:1,gamma:1,localhost:1",
                "numbers.py", tmp_path / "go")
@@ -12563,7 +12563,7 @@ def chaos_from_to(first, last):
 
 
 def family(depth):
-    """A tree of futures; with every ninth call a failure below."""
+    """A binary tree of tasks; on every ninth level, each also submits one that fails."""
     children = [minscoop.submit(family, depth - 1) for _ in range(2) if depth]
     failed = minscoop.submit(divide, depth).exception() if depth % 9 == 1 else None
     assert failed is None or isinstance(failed, ZeroDivisionError)
