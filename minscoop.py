@@ -2186,7 +2186,7 @@ class Link:
         self.since = 0.0     # when it was last asked for a task, or gave one
         self.tasks = 0       # number of TASKs sent to it so far
         self.idle = True     # it has said so since the latest of these
-        self.held = {}       # id of a task that it holds -> its number among the TASKs sent to it
+        self.held = {}       # id of a task that it holds -> its number among the TASKs sent to it; 0: it may have begun
 
 
 BLAME, BEGUN = 1, 2  # flags of DIED and LOST
@@ -2620,7 +2620,7 @@ class Broker:
             return
         if sender in self.links:
             self.lift(task_id)
-            self.place(task_id, self.links[sender])
+            self.place(task_id, self.links[sender], number=0)  # not that of a TASK which has crossed this
             self.add_items(self.links[sender], sum(map_builtin(int, bounds[1::2])) - sum(map_builtin(int, bounds[::2])))
         self.send(owner_of(task_id), b"HELD", number, task_id, *bounds)
 
@@ -2816,14 +2816,14 @@ class Broker:
         return min((link for link in self.takers() if link.size), default=None,
                    key=lambda link: (link.name == giver, len(link.held) / link.size, link.items))
 
-    def place(self, task_id, link):
+    def place(self, task_id, link, number=None):
         """Remember who holds a task, unless the same link leads to its owner: then its results do not pass us."""
         owner = owner_of(task_id)
         if self.gone(owner):
             self.send(link.name, b"CANCEL", task_id)
         elif self.way_to(owner) != link.name:
             self.placed[task_id] = link.name
-            link.held[task_id] = link.tasks
+            link.held[task_id] = link.tasks if number is None else number
 
     def lift(self, task_id):
         """Forget who holds a task; returns who did."""
@@ -3127,7 +3127,8 @@ class Switchboard:
             self.read_prints(worker, descriptor)
 
     def read_prints(self, worker, descriptor):
-        """Send what a worker printed to the root, in whole lines unless `at_once`; pause while the root is slow."""
+        """Send what a worker printed to the root, in whole lines (those of up to OUTPUT_AHEAD bytes) unless `at_once`;
+        pause while the root is slow."""
         stream, rest = self.prints[worker][descriptor]
         last = self.broker.finished  # workers have said BYE then, and no pipe holds more than this
         if self.broker.printing > OUTPUT_AHEAD and not last:
@@ -3143,7 +3144,7 @@ class Switchboard:
         text, ended = rest + data, last or not data
         length = text.rfind(b"\n") + 1
         at_once = not (self.broker.below or self.config["tag_output"])  # as if the worker wrote to the terminal itself
-        if ended or at_once or len(text) - length > OUT_OF_BAND:
+        if ended or at_once or len(text) - length > OUTPUT_AHEAD:
             length = len(text)
         self.prints[worker][descriptor] = stream, text[length:]
         if length:
@@ -3936,9 +3937,10 @@ class Node:
             return
         job, obituary = shipment.span.job, bytes(obituary).decode(errors="replace")
         begun = int(ALL) if flags & BEGUN else hi  # items before lo may have run, their results unsent
-        if self.retries == 0:
-            for first, end in shipment.open.cut(0, begun):
-                self.fail_lost(job, first, end, obituary)
+        if self.retries == 0:  # amid a census: what is in doubt may have begun elsewhere, news of a SPLIT being lost
+            for part in [(0, begun), *shipment.doubt]:
+                for first, end in shipment.open.cut(*part):
+                    self.fail_lost(job, first, end, obituary)
         elif flags & BLAME:
             for i in (i for part in Ranges(shipment.open).cut(lo, hi) for i in range(*part)):
                 job.deaths[i].append(obituary)

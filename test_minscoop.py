@@ -2974,6 +2974,19 @@ def test_an_empty_line_is_shown_when_it_is_printed_alone():
     assert shown == [b"a\n", b"\n", b"b\n\n"]
 
 
+def test_a_long_line_is_shown_as_one_when_it_comes_in_many_parts():
+    """Else what others print, or a tag, would come in its middle; one that never ends comes in parts."""
+    board, shown, (read, write) = object.__new__(minscoop.Switchboard), [], os.pipe()
+    board.broker, board.prints = minscoop.Broker(b"1", below=True), {b"1.1": {read: (b"out", b"")}}
+    board.config, board.handle = {}, lambda sender, frames: shown.append(frames[-1])
+    part, several = b"x" * 50_000, minscoop.OUTPUT_AHEAD // 50_000
+    with open(read), open(write, "wb", 0) as end:
+        for text in [part] * several + [b"\n"] + [part] * (several + 1):
+            end.write(text)
+            board.read_prints(b"1.1", read)
+    assert shown == [part * several + b"\n", part * (several + 1)]
+
+
 def test_the_dead_get_nothing_when_they_were_hungry():
     """A worker's requests die with it, and messages for a dead node are dropped."""
     desk = Desk()
@@ -3572,6 +3585,20 @@ def test_every_census_ends_when_one_node_stays_silent():
     assert broker.round not in (None, number)  # what it has is asked for, now that it answers
 
 
+def test_a_task_may_have_begun_when_it_was_held_while_others_came():
+    """Workers count TASKs anew from WHO on: what they held by then does not get the number of a later one."""
+    desk = Desk(1)
+    desk(f"0.root TASK {TASK}")
+    desk.say(b"0.1", b"")  # it has connected anew
+    number = desk.broker.round.decode()
+    for serial in 1, 2:  # sent before the root heard WHO
+        assert satisfied(desk(f"0.root TASK {TASK.replace(':0', f':{serial}')}"))
+    for line in "HELLO", f"HELD {number} 0.root:0/0 0 9", f"TOLD {number}":
+        desk(f"0.1 {line}")
+    assert set(desk("keeper DIED 0.1 0.root:1/0 0 1 1 1 gone")) == {
+        "0.root LOST 0.root:0/0 0 0 2 gone", "0.root LOST 0.root:1/0 0 1 1 gone", "0.root LOST 0.root:2/0 0 0 0 gone"}
+
+
 def test_a_census_ends_for_a_host_when_it_was_asked_before_it_said_hello():
     """Its connection broke before its HELLO: the census waits for it or, if over by then, its TOLD is answered."""
     broker = minscoop.Broker()
@@ -4126,6 +4153,18 @@ def test_only_what_was_lost_runs_again_when_a_holder_dies():
     job.node.on_LOST(task_id, b"2", b"4", b"1", b"7.1 (host h, pid 1) killed")
     again = {(span.lo, span.hi): (span.singly, span.avoid) for span in job.node.queue if not span.stale}
     assert again == {(2, 4): (True, b"7"), (4, 6): (False, b"7"), (6, 9): (False, b"")}
+
+
+def test_what_is_in_doubt_fails_when_its_holder_dies_amid_a_census_and_nothing_may_run_again():
+    """With retries=0: a broker died with the news that a part was given away, which another worker may run by now."""
+    job = HandJob(identity, list(range(9)), node=HandNode(size=0.5, retries=0))
+    job.item_bytes = 1
+    (task_id, *_), = given(job)
+    job.node.on_WHO(b"7")
+    job.node.on_HELD(b"7", task_id, b"2", b"6")  # the results of 0 and 1 were lost, and the SPLIT of 6 to 8
+    job.node.on_LOST(task_id, b"2", b"4", b"1", b"0.1 (host h, pid 1) killed")
+    assert [(span.lo, span.hi) for span in job.node.queue if not span.stale] == [(4, 6)]
+    assert set(job.got) == {0, 1, 2, 3, 6, 7, 8} and {type(error) for error in job.got.values()} == {WorkerLost}
 
 
 def test_an_item_fails_alone_when_it_has_killed_enough_workers():
