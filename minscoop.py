@@ -1351,7 +1351,7 @@ class Future(concurrent.futures.Future):
         factory = {"_condition": threading.Condition, "_done_callbacks": list,
                    "_waiters": lambda: Waiters(self._node)}.get(name)
         if factory is None:
-            raise AttributeError(name)
+            return self.__getattribute__(name)  # raises the usual error, which says what may have been meant
         with birth:
             return self.__dict__.setdefault(name, factory())
 
@@ -5008,6 +5008,19 @@ def preload(code):
                 importlib.import_module(step.argval)
 
 
+def track_no_shared_memory():
+    """Have Python's resource tracker ignore ``multiprocessing.shared_memory``. Each worker would start a tracker of its
+    own, which removes whatever the worker has attached as soon as that ends, while the program and other workers still
+    use it (https://bugs.python.org/issue38119)."""
+    with contextlib.suppress(ImportError):  # on a system without semaphores
+        from multiprocessing import resource_tracker
+        for name in ("register", "unregister"):
+            def act(path, kind, original=getattr(resource_tracker, name)):
+                if kind != "shared_memory":
+                    original(path, kind)
+            setattr(resource_tracker, name, act)
+
+
 def tell(process, data):
     """Write to a process's stdin. If it has ended, that is noticed elsewhere."""
     with contextlib.suppress(OSError):
@@ -5132,6 +5145,7 @@ class Keeper:
         os.write(self.tokens[1], b"." * LOGINS)
         for host in self.config["hosts"]:
             self.start_launcher(*host)
+        track_no_shared_memory()  # takes 4 ms, which the broker, already on its way, needs too
         for _ in range(self.config["size"]):
             self.start_worker()
         while self.exit_code is None:

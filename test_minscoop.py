@@ -1338,6 +1338,38 @@ def test_a_large_constant_is_there_once_when_all_workers_use_it(guard):
         assert len(executor.get_const("other", WAIT).memory) == LARGE and len(shared_files(executor)) == 2
 
 
+def test_the_programs_shared_memory_stays_when_a_worker_that_has_used_it_ends(script):
+    """As with ProcessPoolExecutor: no resource tracker of the worker's own removes it. Locks are tracked as ever."""
+    done = python(script("""
+        import multiprocessing, os, signal, minscoop
+        from multiprocessing.resource_tracker import _resource_tracker as tracker
+        from multiprocessing.shared_memory import SharedMemory
+
+        def look(name):
+            shared = SharedMemory(name)
+            try:
+                return bytes(shared.buf[:3]), tracker._fd is None
+            finally:
+                shared.close()
+
+        def lock():
+            multiprocessing.get_context("spawn").Lock()
+            return tracker._fd is None
+
+        if __name__ == "__main__":
+            shared = SharedMemory(create=True, size=3)
+            shared.buf[:3] = b"abc"
+            with minscoop.Executor(1) as executor:
+                print(executor.submit(look, shared.name).result())
+                os.kill(executor.submit(os.getpid).result(), signal.SIGKILL)
+                print(executor.submit(look, shared.name).result(), executor.submit(lock).result())
+            shared.close()
+            shared.unlink()
+    """), env=dict(os.environ, PYTHONPATH=str(HERE)))
+    assert (done.returncode, done.stdout) == (0, "(b'abc', True)\n(b'abc', True) False\n")
+    assert "resource_tracker" not in done.stderr
+
+
 @linux_only
 def test_a_callable_with_large_data_travels_once_when_a_map_uses_it(guard):
     """What a partial holds is in shared memory as long as the map needs it."""
@@ -1894,6 +1926,12 @@ def test_a_future_has_the_result_when_the_call_returns(any_pool):
     assert future.result(WAIT) == 4 and future.exception(WAIT) is None
     assert future.done() and not future.cancelled() and not future.running() and not future.cancel()
     assert "finished" in repr(future)
+
+
+def test_a_future_says_what_it_lacks_when_a_name_is_mistyped(any_pool):
+    """As any object does; Python adds what may have been meant."""
+    with pytest.raises(AttributeError, match="^'Future' object has no attribute 'results'$"):
+        any_pool.submit(abs, -1).results()
 
 
 def test_a_future_has_the_exception_when_the_call_raises(any_pool):
@@ -10898,6 +10936,15 @@ def test_ten_hosts_are_busy_when_their_pool_is_simulated(monkeypatch):
     assert row["efficiency"] >= 0.95 and row["messages"] < 8 and row["top"] < 1
     task, bookkeeping = scale.memory()
     assert task < 300 and bookkeeping < 200e6
+
+
+@pytest.mark.parametrize("args", ["--hosts 0", "--seconds -1", "--seconds nan", "--per-worker 0", "--kinds trees"])
+def test_the_simulation_of_hosts_refuses_arguments_when_they_make_no_sense(monkeypatch, args):
+    """examples/scale.py: a kind that it does not know was taken for a tree; tasks of -1 s never came to an end."""
+    monkeypatch.syspath_prepend(str(HERE / "examples"))
+    monkeypatch.setattr(sys, "argv", ["scale.py", *args.split()])
+    with pytest.raises(SystemExit, match="2"):
+        importlib.import_module("scale").main()
 
 
 def test_scoops_hello_world_works_when_either_name_is_imported(script):

@@ -509,7 +509,7 @@ def main():
     parser = argparse.ArgumentParser(description="How far one pool goes, in virtual time.")
     parser.add_argument("--hosts", type=int, nargs="+", default=[1, 10], help="numbers of hosts (default: 1 10)")
     parser.add_argument("--seconds", type=float, nargs="+", default=[1.0], help="lengths of tasks (default: 1)")
-    parser.add_argument("--kinds", nargs="+", default=["map"], help="of map, heavy, tree (default: map)")
+    parser.add_argument("--kinds", nargs="+", choices=["map", "heavy", "tree"], default=["map"], help="(default: map)")
     parser.add_argument("--per-worker", type=int, default=10, metavar="N", help="tasks for each (default: 10)")
     parser.add_argument("--json", metavar="FILE", help="write the figures")
     parser.add_argument("--draw", metavar="FILE", nargs="+", help="take figures from such files, and simulate nothing")
@@ -518,6 +518,8 @@ def main():
     parser.add_argument("--memory", action="store_true", help="measure what brokers remember, too")
     parser.add_argument("--costs", action="store_true", help="measure what messages cost the root, too")
     options = parser.parse_args()
+    if not all(0 < number < math.inf for number in (*options.hosts, *options.seconds, options.per_worker)):
+        parser.error("--hosts, --seconds and --per-worker have to be greater than 0")
     rows, form = [], "{:>6} {:>6} {:>8} {:>8} {:>9} {:>11} {:>14} {:>11} {:>11} {:>13} {:>6}"
     print(form.format(*COLUMNS))
     for row in read(options.draw) if options.draw else sweep(options):
