@@ -5368,15 +5368,15 @@ def stacks_path(config, name):
 
 
 def of_tasks(stacks):
-    """Of a worker's stacks, those of tasks, without our frames around them; all if there are none: we may be stuck."""
-    tasks, ours = [], re.compile(
-        f'"{re.escape(__file__)}"|"<(string|frozen runpy)>"|/(threading|garbage|runpy).py"').search
+    """Of a worker's stacks, those of tasks, without our frames; all if there are none: we may be stuck."""
+    our_file = '"%s"' % __file__.encode("ascii", "backslashreplace").decode()  # as faulthandler writes it
+    tasks, beneath = [], re.compile(
+        f'{re.escape(our_file)}|"<(string|frozen runpy)>"|/(threading|garbage|runpy).py"').search
     for stack in stacks.split("\n\n"):
         head, *lines = stack.splitlines() or [""]
-        while lines and ours(lines[-1]):
+        while lines and beneath(lines[-1]):
             lines.pop()
-        frames = itertools.dropwhile(lambda line: f'"{__file__}"' in line, lines)
-        tasks += ["\n".join([head, *frames])] if lines else []
+        tasks += ["\n".join([head, *(line for line in lines if our_file not in line)])] if lines else []
     return "\n\n".join(tasks) or stacks or f"(it wrote no stacks within {ANSWER} s)"
 
 

@@ -5805,6 +5805,20 @@ def ends_of_stdout():
     return list(filter(is_end, map(int, os.listdir("/dev/fd"))))
 
 
+def test_only_the_frames_of_tasks_are_shown_when_stacks_are_asked_for(monkeypatch):
+    """Neither ours, outside and between them, nor the deputy's. Where minscoop.py is may not be ASCII: faulthandler
+    escapes that. If there are no tasks, all is shown, since then we may be at fault."""
+    monkeypatch.setattr(minscoop, "__file__", "/home/j\xf6rg \u20ac/minscoop.py")
+
+    def stack(thread, *frames):
+        return "\n".join([f"{thread} (most recent call first):", *(f'  File "{path}", line 1 in f' for path in frames)])
+    ours, task = r"/home/j\xf6rg \u20ac/minscoop.py", stack("Thread 1", "/u/child.py", "/lib/threading.py", "/u/task.py")
+    deputy = stack("Thread 2", ours, "/lib/threading.py")
+    whole = stack("Thread 1", "/u/child.py", "/lib/threading.py", ours, ours, "/u/task.py", ours, "<string>")
+    assert minscoop.of_tasks(f"{deputy}\n\n{whole}") == task
+    assert minscoop.of_tasks(deputy) == deputy and "no stacks" in minscoop.of_tasks("")
+
+
 @linux_only
 def test_a_worker_has_no_end_to_read_when_it_prints_into_pipes(guard):
     """When the pool is gone, a child that a task left behind gets SIGPIPE if it prints; it does not block for ever."""
