@@ -21,7 +21,7 @@ Futures emanate from workers: any task may create tasks and wait for them, to an
 * A **keeper**, one per host, is a clean process without threads or ØMQ contexts: it forks the broker and the
   workers, learns of each death at once, with its status, and replaces the dead. Its stdin is its lifeline:
   when that closes, for whatever reason, the keeper ends everything on its host. The root's keeper also forks a
-  **launcher** per other host, which runs the remote command and hands this file to the **agent** at its far end.
+  **gateway** per other host, which runs the remote command and hands this file to the **agent** at its far end.
 * The **broker** matches nodes that are HUNGRY for work with nodes that have a TASK to give, remembers who
   holds which task, and tells the owner when a holder dies. It is a state machine without I/O; the
   **switchboard** around it has its sockets. To the broker above, a host looks like one large worker. If a
@@ -5032,8 +5032,8 @@ class Keeper:
     """Starts the processes of a host and stays clean itself: one thread, nothing of ØMQ open, no code of the user.
 
     Each process that it forks holds the read end of its lifeline, a pipe. When the keeper is gone, the kernel kills the
-    broker and the workers (on macOS a thread in each does); launchers end their remote commands first. The keeper's own
-    lifeline is its stdin, which closes with the root. The root's keeper also starts the launchers of other hosts."""
+    broker and the workers (on macOS a thread in each does); gateways end their remote commands first. The keeper's own
+    lifeline is its stdin, which closes with the root. The root's keeper also starts the gateways of other hosts."""
 
     def __init__(self, config, stdin):
         self.config, self.stdin = config, stdin
@@ -5042,13 +5042,13 @@ class Keeper:
         self.notices.setblocking(False)
         self.notices.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, NOTICE)  # macOS allows only 2 KB else
         self.backlog = collections.deque()  # notices that the broker is too slow to take
-        self.sending = threading.RLock()    # a launcher, which uses its copy of this, has two threads
+        self.sending = threading.RLock()    # a gateway, which uses its copy of this, has two threads
         self.signalled, self.signal_write = os.pipe()
         os.set_blocking(self.signal_write, False)
         self.broker = self.listener = None
         self.workers = {}          # pid -> (name, marker page, ends of the pipes into which it prints)
         self.broker_deaths = []    # when brokers died
-        self.launchers = {}        # pid -> number of its host
+        self.gateways = {}        # pid -> number of its host
         self.numbers = itertools.count(1)
         self.startup_deaths = 0
         self.limits = resource.getrlimit(resource.RLIMIT_NOFILE)  # of the program, and so of workers
@@ -5133,7 +5133,7 @@ class Keeper:
                     directory=None, memory=None)
 
     def run(self):
-        """Fork broker, workers and launchers; then reap and replace until the broker or the root ends."""
+        """Fork broker, workers and gateways; then reap and replace until the broker or the root ends."""
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGUSR1, lambda *_: None)
         signal.set_wakeup_fd(self.signal_write, warn_on_full_buffer=False)
@@ -5144,7 +5144,7 @@ class Keeper:
         self.tokens = os.pipe()
         os.write(self.tokens[1], b"." * LOGINS)
         for host in self.config["hosts"]:
-            self.start_launcher(*host)
+            self.start_gateway(*host)
         track_no_shared_memory()  # takes 4 ms, which the broker, already on its way, needs too
         for _ in range(self.config["size"]):
             self.start_worker()
@@ -5175,7 +5175,7 @@ class Keeper:
         logger.warning("%s; a new broker takes over", text)
         heirs = {name: running(marker)[2:] for name, marker, *_ in self.workers.values()}
         if not self.config["below"]:
-            heirs.update(dict.fromkeys([ROOT, *map_builtin(str.encode, self.launchers.values())], (b"", b"0", b"0")))
+            heirs.update(dict.fromkeys([ROOT, *map_builtin(str.encode, self.gateways.values())], (b"", b"0", b"0")))
         self.start_broker(heirs)
         if self.failure:
             self.notify(b"FAILED", self.failure)
@@ -5224,10 +5224,10 @@ class Keeper:
         finally:
             close_all(theirs)
 
-    def start_launcher(self, number, name, size, pause=0):
-        """Fork the launcher of another host."""
-        launcher = Launcher(self, self.config_for(number, name, size), pause)
-        self.launchers[self.fork(launcher.run, tied=False)] = number
+    def start_gateway(self, number, name, size, pause=0):
+        """Fork the gateway of another host."""
+        gateway = Gateway(self, self.config_for(number, name, size), pause)
+        self.gateways[self.fork(gateway.run, tied=False)] = number
 
     def log_in_again(self, number):
         """A host has ended because we, stopped or asleep, were not heard: launch it anew, under another number."""
@@ -5235,7 +5235,7 @@ class Keeper:
         _, name, size = hosts[int(number) - 1]
         if sum(host[1] == name for host in hosts) <= RETURNS:
             hosts.append((str(len(hosts) + 1), name, size))
-            self.start_launcher(*hosts[-1], pause=SILENCE)
+            self.start_gateway(*hosts[-1], pause=SILENCE)
 
     def reap(self):
         """Reap the children that have ended, and act on each death."""
@@ -5248,8 +5248,8 @@ class Keeper:
                 self.exit_code = 0
             elif pid == self.broker:
                 self.replace_broker(code)
-            elif pid in self.launchers:
-                number = self.launchers.pop(pid)
+            elif pid in self.gateways:
+                number = self.gateways.pop(pid)
                 self.notify(b"DIED", number.encode(), b"", b"0", ALL, b"0", b"0", b"its host is gone")
                 if code == SILENT:
                     self.log_in_again(number)
@@ -5299,7 +5299,7 @@ class Keeper:
 
     def give_up_if_alone(self, reason):
         """If no worker is left, nor a host that may bring some, end the pool; on another host, raise PoolError."""
-        if self.workers or self.launchers or self.config["listen"] or self.config["check"]:
+        if self.workers or self.gateways or self.config["listen"] or self.config["check"]:
             return
         if self.config["below"]:
             raise PoolError(reason)
@@ -5329,7 +5329,7 @@ class Keeper:
                 close_all(ends)
 
     def clean_up(self):
-        """Kill what is left, and remove the sockets. Launchers end by themselves, when the lifeline does."""
+        """Kill what is left, and remove the sockets. Gateways end by themselves, when the lifeline does."""
         for pid in filter(None, [self.broker, *self.workers]):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -5438,7 +5438,7 @@ def tie_to(lifeline):
 # ---------------------------------------------------------------------------------------------------
 # 12  Other hosts
 #
-# A launcher, one per host, runs the remote command. Its life, step by step, with what travels:
+# A gateway, one per host, runs the remote command. Its life, step by step, with what travels:
 #
 #   login     →  a few lines for `sh`, which find Python and hand over to it   (no quoting: they go by stdin)
 #             ←  after whatever login files print: a token, and facts about that Python
@@ -5454,7 +5454,7 @@ class HostError(MinscoopError):
     """A host cannot take part; the text says why, and what to do."""
 
 
-SILENT = 3  # a launcher's exit code if its host ended in good order, as it does when it no longer hears from us
+SILENT = 3  # a gateway's exit code if its host ended in good order, as it does when it no longer hears from us
 
 
 SSH_OPTIONS = [
@@ -5532,7 +5532,7 @@ module.run_agent(config, library)
 """
 
 
-class Launcher:
+class Gateway:
     """Brings one host into the pool, and keeps it there. Runs in a process of its own, forked by the root's keeper."""
 
     def __init__(self, keeper, config, pause=0):
@@ -5808,7 +5808,7 @@ def run_agent(config, library=b""):
     tell(keeper, json.dumps(config).encode() + b"\n")
     if config["tunnel"]:
         tunnel = Tunnel(open(source, "rb"), sink)
-        tunnel.write(0, b"")  # tells the launcher that the program runs
+        tunnel.write(0, b"")  # tells the gateway that the program runs
         threading.Thread(target=tunnel.accept, args=(f"{directory}/up",), daemon=True).start()
         threading.Thread(target=pour_until_end, args=(tunnel, keeper), daemon=True).start()
     try:

@@ -4408,7 +4408,7 @@ class World:
             self.nodes[fresh] = VirtualWorker(self, fresh)
 
     def lose(self, host):
-        """The broker and the workers of a host end at once; its launcher says so. Some last words may be lost."""
+        """The broker and the workers of a host end at once; its gateway says so. Some last words may be lost."""
         stopped = self.brokers.pop(host).finished
         for name in [name for name in self.nodes if minscoop.host_of(name) == host]:
             del self.nodes[name]
@@ -6002,8 +6002,8 @@ def test_what_a_remote_command_says_is_a_warning_when_its_host_is_in_the_pool(ss
     assert (tmp_path / "stderr").read_text() == "minscoop: host good: disk quota exceeded\n"
 
 
-class HandLauncher(minscoop.Launcher):
-    """A Launcher that starts no process. Its keeper queues each notice; ``send_notices`` gets rid of one at a time."""
+class HandGateway(minscoop.Gateway):
+    """A Gateway that starts no process. Its keeper queues each notice; ``send_notices`` gets rid of one at a time."""
 
     def __init__(self, said=b"", up=None):
         keeper = types.SimpleNamespace(backlog=[], sent=[])
@@ -6029,35 +6029,35 @@ class HandLauncher(minscoop.Launcher):
     ("System is going down. Unprivileged users are not permitted to log in anymore.", "your account may not log in")])
 def test_advice_is_for_what_ssh_itself_says_when_a_host_cannot_be_had(said, told):
     """Similar words of a banner, a login file, a prolog or docker must be quoted as they are, without any advice."""
-    launcher = HandLauncher(said.encode())
-    launcher.listen()
-    text = launcher.diagnose("it ended")
+    gateway = HandGateway(said.encode())
+    gateway.listen()
+    text = gateway.diagnose("it ended")
     assert text.startswith(told) and (told != "it ended" or text.endswith(said)), text
 
 
 def test_no_line_is_kept_back_when_a_remote_command_says_many_at_once(monkeypatch):
     """A line for which the broker has no room must be sent as soon as it has, without waiting for the next line."""
-    launcher = HandLauncher(b"".join(b"line %d\n" % i for i in range(1000)), up=-math.inf)
-    monkeypatch.setattr(minscoop.logger, "warning", lambda text, *args: launcher.keeper.notify(text % args))
+    gateway = HandGateway(b"".join(b"line %d\n" % i for i in range(1000)), up=-math.inf)
+    monkeypatch.setattr(minscoop.logger, "warning", lambda text, *args: gateway.keeper.notify(text % args))
     monkeypatch.setattr(minscoop, "TICK", 0)
-    launcher.listen()
-    assert launcher.keeper.sent == [(f"host h: line {i}",) for i in range(1000)]
+    gateway.listen()
+    assert gateway.keeper.sent == [(f"host h: line {i}",) for i in range(1000)]
 
 
-@pytest.mark.parametrize("where", ["threading.Thread", "Launcher.start"])
-def test_the_root_is_told_when_a_launcher_fails_of_something_unforeseen(where):
+@pytest.mark.parametrize("where", ["threading.Thread", "Gateway.start"])
+def test_the_root_is_told_when_a_gateway_fails_of_something_unforeseen(where):
     """Any exception, such as one from a thread that cannot be started, is told as the reason why the host is gone."""
-    launcher, error = HandLauncher(), RuntimeError("can't start new thread")
-    keeper = launcher.keeper
+    gateway, error = HandGateway(), RuntimeError("can't start new thread")
+    keeper = gateway.keeper
     (keeper.lifeline_read, lifeline), keeper.tokens = os.pipe(), os.pipe()
     os.write(keeper.tokens[1], b".")
     with mock.patch(f"minscoop.{where}", side_effect=error):
-        launcher.run()
+        gateway.run()
     (kind, facts), = keeper.sent
-    assert kind == b"HOST" and launcher.ended == [0]
+    assert kind == b"HOST" and gateway.ended == [0]
     assert json.loads(facts) == {"host": "h", "number": "1", "state": "gone", "reason": repr(error)}
     os.close(lifeline)
-    assert where != "Launcher.start" or eventually(lambda: len(launcher.ended) == 2)  # it ends with its keeper
+    assert where != "Gateway.start" or eventually(lambda: len(gateway.ended) == 2)  # it ends with its keeper
     for end in (keeper.lifeline_read, *keeper.tokens):
         os.close(end)
 
@@ -6065,10 +6065,10 @@ def test_the_root_is_told_when_a_launcher_fails_of_something_unforeseen(where):
 def test_a_host_is_not_blamed_when_the_broker_here_does_not_answer(guard, monkeypatch):
     """The error must say that this machine's broker is the cause, instead of passing on the OSError."""
     monkeypatch.setattr(minscoop, "SILENCE", 0)
-    launcher = HandLauncher()
-    launcher.config["address"] = f"ipc://{guard}/broker"
+    gateway = HandGateway()
+    gateway.config["address"] = f"ipc://{guard}/broker"
     with pytest.raises(minscoop.HostError, match="this machine's broker"):
-        launcher.open_connection()
+        gateway.open_connection()
 
 
 def test_pyzmq_is_packed_when_its_files_are_of_1970(tmp_path, monkeypatch):
@@ -6520,13 +6520,13 @@ def on_fake_host(name):
 @pytest.mark.parametrize("since, said", [(1000, ": Closed by remote host"), (-1000, "")], ids=["young", "old"])
 def test_last_words_of_a_connection_are_told_once_when_it_ends(since, said):
     """Once a host has been up for a while, each line of ssh is shown as it comes, and not again as the reason."""
-    launcher = minscoop.Launcher(None, {"name": "alpha"})
-    launcher.up, launcher.flush = time.monotonic() + since, lambda: None
-    launcher.ears = types.SimpleNamespace(join=lambda timeout: None)
-    launcher.process = types.SimpleNamespace(stderr=io.BytesIO(b"Closed by remote host.\r\n"), poll=lambda: 255,
+    gateway = minscoop.Gateway(None, {"name": "alpha"})
+    gateway.up, gateway.flush = time.monotonic() + since, lambda: None
+    gateway.ears = types.SimpleNamespace(join=lambda timeout: None)
+    gateway.process = types.SimpleNamespace(stderr=io.BytesIO(b"Closed by remote host.\r\n"), poll=lambda: 255,
                                              wait=lambda timeout: None)
-    launcher.listen()
-    assert launcher.diagnose("the connection has ended") == "the connection has ended (exit code 255)" + said
+    gateway.listen()
+    assert gateway.diagnose("the connection has ended") == "the connection has ended (exit code 255)" + said
 
 
 @linux_only
@@ -10551,12 +10551,12 @@ def fuzz_hosts(chance, count=300):
 
 def fuzz_answers(chance, count=300):
     """A host's damaged answer about its Python must be accepted, or refused with a HostError (or a ValueError)."""
-    launcher = minscoop.Launcher(None, {"python": None, "prolog": None, "mixed": False, "name": "h"})
+    gateway = minscoop.Gateway(None, {"python": None, "prolog": None, "mixed": False, "name": "h"})
     for _ in range(count):
         with contextlib.suppress(ValueError):
             there = mutated_text(chance, json.dumps(THERE)).encode()
             with contextlib.suppress(minscoop.HostError):
-                launcher.check(there)
+                gateway.check(there)
     return count
 
 
@@ -11564,7 +11564,7 @@ class VirtualHost(minscoop.Keeper):
         self.config = dict(SIM.config, host=number.decode(), name=f"host{number.decode()}", size=size,
                            below=number != b"0")
         self.number, self.workers, self.numbers, self.startup_deaths = number, {}, itertools.count(1), 0
-        self.launchers = {} if self.config["below"] else {number: number for number, _, _ in SIM.config["hosts"]}
+        self.gateways = {} if self.config["below"] else {number: number for number, _, _ in SIM.config["hosts"]}
         self.returncode, self.queue, self.stdin, self.pid = None, [], self, 0
         self.failure = None
         self.broker_deaths, self.exit_code, self.notices = [], None, collections.deque()
@@ -11620,7 +11620,7 @@ class VirtualHost(minscoop.Keeper):
                 self.end()
 
     def end(self):
-        """The keeper is gone, and with it all that it started. The launcher of a host notices."""
+        """The keeper is gone, and with it all that it started. The gateway of a host notices."""
         if self.returncode is not None:
             return
         self.returncode = 0
@@ -11634,8 +11634,8 @@ class VirtualHost(minscoop.Keeper):
             SIM.at(SIM.delay() + SIM.rng.choice((0.01, 1)), SIM.hosts[b"0"].miss, self)
 
     def miss(self, host):
-        """Launcher.run and Keeper.reap, when a host is gone."""
-        self.launchers.pop(host.number.decode())
+        """Gateway.run and Keeper.reap, when a host is gone."""
+        self.gateways.pop(host.number.decode())
         self.notify(b"HOST", host.facts("gone"))
         self.notify(b"DIED", host.number, b"", b"0", minscoop.ALL, b"0", b"0", b"")
         self.give_up_if_alone("no host is left")
@@ -11662,7 +11662,7 @@ class Root(minscoop.Root):
 
     @staticmethod
     def launch(number, size):
-        """Add a host, unless the pool has ended meanwhile: a launcher ends with its keeper."""
+        """Add a host, unless the pool has ended meanwhile: a gateway ends with its keeper."""
         if SIM.hosts[b"0"].returncode is None:
             VirtualHost(number, size)
 
