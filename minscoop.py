@@ -588,7 +588,7 @@ def loads(frames):
 
 TOKEN = os.urandom(16)  # what every reference begins with, and no other frame; the same throughout a pool
 file_numbers = itertools.count()
-spare = []              # a file descriptor kept for ``content``, in case the program has used up all others
+spare = []              # file descriptors, kept in case the program has used up all others
 
 
 def frame_of(chunks, memory=None, lasting=False):
@@ -630,14 +630,14 @@ def content(frame):
     if known is None:
         return frame if isinstance(frame, bytes) else memoryview(frame)
     lasting, size, path = known
-    with contextlib.suppress(IndexError):  # another thread is just using the spare one
+    with contextlib.suppress(IndexError):  # another thread is just using them
         os.close(spare.pop())
     try:
         with open(path, "rb") as file:
             if not lasting:
                 os.unlink(path)
             with contextlib.suppress(OSError):  # no descriptor is left
-                number = os.dup(file.fileno())  # the lowest free one, for mmap's duplicate; the file took the spare one
+                number = os.dup(file.fileno())  # the lowest free one, for mmap's duplicate; the file took a spare one
                 os.close(number)
                 if number < MAPPINGS:
                     return memoryview(mmap.mmap(file.fileno(), size, mmap.MAP_PRIVATE))  # nobody else sees writes
@@ -649,9 +649,9 @@ def content(frame):
 
 
 def keep_spare():
-    """Keep a file descriptor for ``content``."""
-    if not spare:
-        with contextlib.suppress(OSError):
+    """Keep file descriptors, one for ``content`` and one for ``Root.patrol``."""
+    with contextlib.suppress(OSError):
+        while len(spare) < 2:
             spare.append(os.open(os.devnull, os.O_RDONLY))
 
 
@@ -3493,6 +3493,7 @@ class Node:
                     if self.connections:  # reconnected: messages may be lost, and the broker may be new
                         self.send(b"")
                     self.connections += 1
+                    keep_spare()  # see Root.patrol
                 else:
                     self.inbox.extend(unbundled(message))
 
@@ -4194,7 +4195,10 @@ class Root(Node):
             return same <= self.size <= len(self.away) - same
 
     def patrol(self):
-        """Notice that the keeper is gone; with it went everything else."""
+        """Notice that the keeper is gone, and everything else with it; or that the socket is still not connected: the
+        program may have taken all file descriptors but our spare one."""
+        if not self.connections and spare:
+            os.close(spare.pop())
         if self.keeper.poll() is not None and self.broken is None and not self.closing:
             code = self.keeper.returncode
             self.break_off(PoolError(f"the pool of this host ended unexpectedly (keeper, pid {self.keeper.pid}: "

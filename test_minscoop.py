@@ -15,6 +15,7 @@ import abc
 import array
 import ast
 import asyncio
+import builtins
 import collections
 import concurrent.futures
 import contextlib
@@ -24,6 +25,7 @@ import faulthandler
 import fcntl
 import functools
 import gc
+import glob
 import heapq
 import importlib
 import inspect
@@ -509,10 +511,13 @@ def test_a_public_name_explains_itself_when_asked_for_help(name):
                 and not (member.__doc__ or "").strip()] == []
 
 
-@pytest.mark.parametrize("name", ["abs", "shutil", "sys"])
-def test_modules_and_builtins_stay_private_when_names_are_imported(name):
+def test_modules_and_builtins_stay_private_when_names_are_imported():
     """`from minscoop import *` brings the interface and nothing else."""
-    assert name not in minscoop.__all__
+    names = {}
+    exec("from minscoop import *", names)
+    del names["__builtins__"]
+    assert names.keys() == set(minscoop.__all__) and names.keys() & vars(builtins).keys() == {"map", "TimeoutError"}
+    assert not any(isinstance(value, types.ModuleType) for value in names.values())
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -581,13 +586,14 @@ def message_table():
 def test_every_message_has_its_handlers_when_the_table_is_read():
     """Brokers and nodes must have a handler for each message that the table sends them, and for no other."""
     table = message_table()
-    broker, nodes = ({name[3:] for cls in classes for name in dir(cls) if name.startswith("on_")}
-                     for classes in ([minscoop.Broker], [minscoop.Root, minscoop.Worker]))
+    broker, root, worker = ({name[3:] for name in dir(cls) if name.startswith("on_")}
+                            for cls in (minscoop.Broker, minscoop.Root, minscoop.Worker))
+    only = {"root": root - worker, "worker": worker - root, "taker": worker - root}
     assert len(table) > 10
     for name, (senders, receivers) in table.items():
         assert name in broker or senders == "broker"
-        assert name in nodes or receivers == "broker"
-    assert nodes | broker == set(table)
+        assert name in only.get(receivers, root | worker) or receivers == "broker"
+    assert root | worker | broker == set(table)
 
 
 def test_names_tell_owner_and_host_when_a_task_is_routed():
@@ -1222,15 +1228,29 @@ def test_a_large_frame_is_a_file_when_there_is_shared_memory(tmp_path):
     assert not os.listdir(tmp_path)
 
 
+@contextlib.contextmanager
+def files_limited_to(size):
+    """No larger files can be written meanwhile, as if the disk were full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 def test_a_large_frame_is_read_when_there_are_few_descriptors(tmp_path, monkeypatch):
     """A mapping occupies one: from MAPPINGS on, a frame is read instead. If no file can be made, the data travels."""
     frame, data = minscoop.frame_of([bytes(LARGE)], tmp_path, lasting=True), bytes(LARGE)
     assert isinstance(minscoop.content(frame).obj, mmap.mmap)
+    with mock.patch.object(minscoop.os, "dup", side_effect=OSError):  # none is left for the mapping
+        assert isinstance(minscoop.content(frame).obj, bytearray)
     monkeypatch.setattr(minscoop, "MAPPINGS", 0)
     assert isinstance(minscoop.content(frame).obj, bytearray) and minscoop.content(frame) == data
-    monkeypatch.setattr(minscoop, "SHARED", 1)
-    monkeypatch.setattr(minscoop.os, "getpid", lambda: "no/such/directory")  # as if /dev/shm were full
-    assert minscoop.frame_of([data], tmp_path) == data
+    files = os.listdir(tmp_path)
+    with files_limited_to(LARGE // 2):
+        assert minscoop.frame_of([data], tmp_path) == data
+    assert os.listdir(tmp_path) == files
 
 
 def test_mappings_are_few_when_many_large_frames_are_kept(tmp_path, monkeypatch):
@@ -1295,7 +1315,7 @@ def test_no_large_data_is_left_in_shared_memory_when_it_was(guard, tmp_path, wha
             for item in items:
                 executor.submit(identity, item)
             assert executor.submit(identity, 1).result(WAIT) == 1
-        assert not eventually_none(lambda: shared_files(executor))
+        assert not eventually_none(lambda: shared_files(executor), WAIT)
 
 
 def slow_identity(x):
@@ -1313,21 +1333,23 @@ class Window:
         return Window, (pickle.PickleBuffer(self.memory),)
 
 
-def look_at_constant(name):
-    """This worker's pid, the files in shared memory that it has mapped, and the constant's first bytes."""
-    start = bytes(minscoop.get_const(name, 20).memory[:3])
+def look_at_constant(name, directory):
+    """This worker's pid, the files in shared memory that it has mapped, and the constant's first bytes. Ends when three
+    workers have called it."""
+    start = bytes(minscoop.get_const(name, WAIT).memory[:3])
     with open("/proc/self/maps") as maps:
         files = {line.split()[4] for line in maps if "/dev/shm/minscoop-" in line}
-    time.sleep(0.05)
+    touch(f"{directory}/{os.getpid()}")
+    assert eventually(lambda: len(os.listdir(directory)) == 3)
     return os.getpid(), files, start
 
 
 @linux_only
-def test_a_large_constant_is_there_once_when_all_workers_use_it(guard):
+def test_a_large_constant_is_there_once_when_all_workers_use_it(guard, tmp_path):
     """All workers must map the same file. An attempt to set the constant again must fail, and leave no file."""
     with minscoop.Executor(3) as executor:
         executor.set_const(large=Window(b"abc" + bytes(LARGE)))
-        looks = list(executor.map(look_at_constant, ["large"] * 60, timeout=WAIT))
+        looks = list(executor.map(look_at_constant, ["large"] * 3, [tmp_path] * 3, timeout=WAIT))
         assert len({pid for pid, _, _ in looks}) == 3
         assert {start for _, _, start in looks} == {b"abc"} and len(set.union(*(files for _, files, _ in looks))) == 1
         assert len(shared_files(executor)) == 1
@@ -1374,12 +1396,13 @@ def test_the_programs_shared_memory_stays_when_a_worker_that_has_used_it_ends(sc
 def test_a_callable_with_large_data_travels_once_when_a_map_uses_it(guard):
     """What a partial holds is in shared memory as long as the map needs it."""
     with minscoop.Executor(2) as executor:
+        number = next(minscoop.file_numbers)
         results = executor.map(functools.partial(pick, LargeBytes(b"x" * LARGE)), range(3000), timeout=WAIT)
         assert next(results) == ord("x") and len(shared_files(executor)) == 1
-        assert sum(results) == 2999 * ord("x")
+        assert sum(results) == 2999 * ord("x") and next(minscoop.file_numbers) == number + 2  # made one in all
         del results
         gc.collect()
-        assert not eventually_none(lambda: shared_files(executor))
+        assert not eventually_none(lambda: shared_files(executor), WAIT)
 
 
 def pick(data, i):
@@ -1399,6 +1422,7 @@ def test_what_a_killed_pool_left_is_removed_when_another_begins(guard, script):
             time.sleep(60)
     """))
     memory, sockets = process.stdout.readline().split()
+    assert eventually(lambda: len(processes_of(os.environ["MINSCOOP_TEST"])) == 5)  # nobody is yet to be forked
     pids = processes_of(os.environ["MINSCOOP_TEST"])
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
@@ -1637,8 +1661,6 @@ def test_a_group_arrives_when_exceptions_in_it_cannot_be_made_from_their_args():
     assert [type(part) for part in copy.exceptions] == [Picky, ValueError] and str(copy.exceptions[0]) == "1 and 2"
 
 
-
-
 @pytest.mark.parametrize("error, type_, text", [
     (KeyError("k"), KeyError, "'k'"), (Picky(1, 2), Picky, "1 and 2"), (Numbered(1), Numbered, "number"),
     (Pickier(1, 2), TaskError, "Pickier: 1 and 2"), (Frozen(7), Frozen, "7"),
@@ -1649,7 +1671,7 @@ def test_an_exception_keeps_text_and_traceback_when_it_travels(error, type_, tex
     try:
         raise error
     except BaseException as raised:
-        (blob, remote), = [minscoop.encode_failure(raised)]
+        blob, remote = minscoop.encode_failure(raised)
     copy = minscoop.decode_failure(blob, remote)
     assert isinstance(copy, type_) and text in str(copy)
     assert isinstance(copy.__cause__, minscoop.RemoteTraceback) and "test_minscoop.py" in str(copy.__cause__)
@@ -1695,19 +1717,20 @@ else: reverse = 1
 
 
 @pytest.mark.parametrize("kind, options, since", [
-    ("TypeVar", dict(bound=int, covariant=True), (3, 8)), ("TypeVar", dict(infer_variance=True), (3, 12)),
-    ("TypeVar", dict(default=None), (3, 13)), ("ParamSpec", dict(bound=int, contravariant=True), (3, 10)),
-    ("ParamSpec", dict(default=[int]), (3, 13)), ("TypeVarTuple", {}, (3, 11)),
-    ("TypeVarTuple", dict(default=typing.Tuple[int]), (3, 13))], ids=str)
+    ("TypeVar", dict(bound=int, covariant=True), (3, 8)), ("TypeVar", dict(constraints=(int, str)), (3, 8)),
+    ("TypeVar", dict(infer_variance=True), (3, 12)), ("TypeVar", dict(default=None), (3, 13)),
+    ("ParamSpec", dict(bound=int, contravariant=True), (3, 10)), ("ParamSpec", dict(default=[int]), (3, 13)),
+    ("TypeVarTuple", {}, (3, 11)), ("TypeVarTuple", dict(default=typing.Tuple[int]), (3, 13))], ids=str)
 def test_a_type_variable_has_all_that_it_was_made_with_when_it_goes_by_value(kind, options, since):
     """The copy must have every option that this version of Python has for it."""
     if sys.version_info < since:
         pytest.skip("it has not got that")
-    var = getattr(typing, kind)("Nameless", **options)
+    keywords = {name: value for name, value in options.items() if name != "constraints"}
+    var = getattr(typing, kind)("Nameless", *options.get("constraints", ()), **keywords)
     copy = minscoop.loads(minscoop.dumps(var))
-    looks = [f"__{name}__" for name in minscoop.OF_VARIABLES]
+    looks = [f"__{name}__" for name in options]
     assert copy is not var and type(copy) is type(var) and copy.__name__ == "Nameless"
-    assert [getattr(copy, look, None) for look in looks] == [getattr(var, look, None) for look in looks]
+    assert [getattr(copy, look) for look in looks] == [getattr(var, look) for look in looks]
 
 
 def test_names_travel_by_value_when_only_the_guard_binds_them(script):
@@ -1903,8 +1926,6 @@ def test_tasks_are_done_when_the_one_that_made_them_asks_again_and_again(any_poo
     assert list(any_pool.map(asks_again_and_again, [how] * 6, [1, 2, 3] * 2)) == [0, 1, 3] * 2
 
 
-
-
 def runs_a_loop(depth):
     """A task whose coroutine waits, blocking its event loop, for tasks that run event loops themselves."""
     async def main():
@@ -1915,8 +1936,6 @@ def runs_a_loop(depth):
 def test_a_task_may_run_an_event_loop_when_the_one_that_waits_for_it_does(any_pool):
     """A task that runs on the stack of another must not see its event loop, or asyncio would refuse to run a second."""
     assert any_pool.submit(runs_a_loop, 3).result() == 15
-
-
 
 
 def test_a_future_has_the_result_when_the_call_returns(any_pool):
@@ -1951,7 +1970,6 @@ def sums_patiently(number):
 def test_a_task_waits_when_the_timeout_is_longer_than_any(guard):
     """A timeout beyond threading.TIMEOUT_MAX must not raise OverflowError, even if other tasks run meanwhile."""
     with minscoop.Executor(2) as executor:
-        assert list(executor.map(sums_patiently, range(4))) == [[None] * 3] * 4
         assert list(executor.map(sums_patiently, range(4))) == [[None] * 3] * 4
 
 
@@ -2006,9 +2024,10 @@ def test_waiting_ends_when_the_timeout_is_over(pool, tmp_path):
 
 
 def works_on(argument):
-    """Run long enough for the deputy to look at the task; keep only a weak reference to the argument."""
+    """Run until the deputy has looked at the task; keep only a weak reference to the argument."""
     identity.argument = weakref.ref(argument)
-    time.sleep(1.2)
+    before = minscoop.this_worker.looks
+    assert eventually(lambda: minscoop.this_worker.looks > before)
 
 
 def test_arguments_are_released_when_a_worker_has_nothing_to_do(guard):
@@ -2080,7 +2099,7 @@ def test_a_call_never_runs_when_it_was_cancelled_in_time(guard, tmp_path):
         {i for i, future in enumerate(futures) if future not in cancelled}
 
 
-def test_callbacks_are_called_once_when_a_future_is_done(any_pool):
+def test_callbacks_are_called_once_when_a_future_is_done(any_pool, caplog):
     """Whether they were added before or after; one that raises is logged, and harms neither the others nor the pool."""
     called, gate = [], threading.Event()
     future = any_pool.submit(identity, 5)
@@ -2091,6 +2110,7 @@ def test_callbacks_are_called_once_when_a_future_is_done(any_pool):
     assert gate.wait(WAIT) and future.result(WAIT) == 5
     future.add_done_callback(lambda future: called.append("late"))
     assert called == [(0, 5), (1, 5), (2, 5), "late"]
+    assert [record.exc_info[0] for record in caplog.records] == [TypeError]
     assert any_pool.submit(identity, 6).result(WAIT) == 6
 
 
@@ -2438,8 +2458,10 @@ def test_every_item_fails_when_the_arguments_cannot_be_had():
     assert [type(value) for value in job.got.values()] == [IndexError] * 3
 
 
-def test_inputs_that_were_pulled_are_not_lost_when_ctrl_c_comes():
+def test_inputs_that_were_pulled_are_not_lost_when_ctrl_c_comes(monkeypatch):
     """The program may catch it, and read on."""
+    monkeypatch.setattr(minscoop, "ATTEND", WAIT)  # a slow machine is to pull no fewer items
+
     class Inputs:
         numbers = iter((0, 1, KeyboardInterrupt(), 2))
 
@@ -2535,8 +2557,9 @@ def test_every_item_runs_once_when_slices_are_shortened_at_random(seed):
     assert {x for x, value in job.got.items() if value == x} == {x for x in range(count) if x % 17 != 3}
 
 
-def test_no_more_is_pulled_than_the_buffer_takes_when_two_threads_pull():
+def test_no_more_is_pulled_than_the_buffer_takes_when_two_threads_pull(monkeypatch):
     """What another thread pulled just before this one got the lock counts towards `buffersize`."""
+    monkeypatch.setattr(minscoop, "ATTEND", WAIT)  # a slow machine is to pull no fewer items
     node = HandNode(b"0.1")
     job = minscoop.Mapping(node, minscoop.Recipe(identity), [itertools.count()], buffersize=4)
     job.read, pulling = 4, job.pulling
@@ -2550,8 +2573,8 @@ def test_no_more_is_pulled_than_the_buffer_takes_when_two_threads_pull():
     assert job.pulled - job.read == 4 and not pulling.locked()
 
 
-@pytest.mark.parametrize("what", ["list", "iterator", "closed"])
-def test_inputs_are_released_when_a_map_was_read(pool, what):
+@pytest.mark.parametrize("closed", [False, True])
+def test_inputs_of_an_iterator_are_released_when_a_map_is_over(pool, closed):
     """At once, not at the next garbage collection; if the map is closed, so is the generator of its inputs."""
     arguments, ended = [Holder(i) for i in range(20)], []
     alive = [weakref.ref(argument) for argument in arguments]
@@ -2564,15 +2587,15 @@ def test_inputs_are_released_when_a_map_was_read(pool, what):
             ended.append(True)
     gc.disable()
     try:
-        if what == "closed":
+        if closed:
             results = pool.map(type, generate(arguments))
             assert next(results) is Holder
             results.close()
             assert ended
         else:
-            assert len(list(pool.map(type, iter(arguments) if what == "iterator" else arguments))) == 20
+            assert len(list(pool.map(type, iter(arguments)))) == 20
         del arguments
-        assert eventually(lambda: what == "closed" or not any(reference() for reference in alive))
+        assert eventually(lambda: not any(reference() for reference in alive))
     finally:
         gc.enable()
 
@@ -2630,6 +2653,7 @@ def test_the_deputy_runs_no_operation_when_parts_of_a_reduction_are_to_go():
     worker, threads = HandWorker(), set()
     guest = worker.guests[b"0.root:0/0"] = minscoop.Guest(worker, b"0.root:0/0", 0, 3, None)
     guest.recipe = minscoop.Recipe(identity, lambda a, b: threads.add(threading.get_ident()) or a + b)
+    guest.flushed = math.inf  # nothing is to go yet, however long this takes
     guest.deliver(0, 1, [1], {})
     guest.deliver(1, 1, [2], {})
     guest.flushed = -math.inf
@@ -2714,13 +2738,16 @@ def test_results_are_joined_in_order_when_they_go_back(seed, op):
     guest = node.guests[b"0.root:0/0"] = minscoop.Guest(node, b"0.root:0/0", 0, 10, None)
     guest.recipe = minscoop.Recipe(str, op)
     cuts = [0, *sorted(chance.sample(range(1, 10), 4)), 10]
-    for lo, hi in chance.sample(list(zip(cuts, cuts[1:])), 5):
+    parts = chance.sample(list(zip(cuts, cuts[1:])), 5)
+    for i, (lo, hi) in enumerate(parts):
         items = [str(i) for i in range(lo, hi)]
+        guest.flushed = -math.inf if i == 2 else math.inf  # the first three go together, then the others
         guest.deliver(lo, hi - lo, ["".join(items)] if op else items, {})
     messages = sorted(node.named(b"RESULT"), key=lambda message: int(message[1]))
     covered = [i for _, lo, count, *_ in messages for i in range(int(lo), int(lo) + int(count))]
     values = [value for _, _, count, _, *body in messages for value in minscoop.read_results(body, int(count), op)[0]]
     assert covered == list(range(10)) and "".join(values) == "0123456789" and not node.guests
+    assert len(messages) == 5 - sum(hi == lo for some in (parts[:3], parts[3:]) for _, hi in some for lo, _ in some)
     assert [frames[4] for frames in node.sent].count(b"1") == 1 and node.sent[-1][4] == b"1"
 
 
@@ -3091,11 +3118,18 @@ def test_nothing_is_forgotten_when_a_node_says_hello_again():
     assert desk("keeper DIED 0.1 x 0 0 1 0 gone") == ["0.root LOST 0.root:0/0 0 0 0 gone"]
 
 
+def set_clock(monkeypatch, clock):
+    """For minscoop in this thread, the time is what clock() says; other threads keep theirs."""
+    own = threading.get_ident()
+    monkeypatch.setattr(minscoop, "time", types.SimpleNamespace(**{
+        **vars(time), "monotonic": lambda: clock() if threading.get_ident() == own else time.monotonic()}))
+
+
 @pytest.mark.parametrize("waiting, pause", [(False, minscoop.HEARTBEAT), (True, minscoop.PATIENCE)])
 def test_a_broker_looks_at_the_clock_in_its_time_when_parcels_are_always_due(monkeypatch, waiting, pause):
     """It ticks every HEARTBEAT (PATIENCE while `waiting`), and not whenever parcels wake it up."""
     clock, ticks = [100.0], []
-    monkeypatch.setattr(minscoop, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    set_clock(monkeypatch, lambda: clock[0])
 
     def poll(milliseconds):
         clock[0] += milliseconds / 1000
@@ -3443,7 +3477,8 @@ def test_a_file_is_asked_for_once_when_many_workers_import_it():
     assert tree("1.1 FETCH /m.py") == ["0.root FETCH /m.py"]
     assert tree("1.2 FETCH /m.py", "2.1 FETCH /m.py", "0.1 FETCH /m.py") == []
     assert sorted(tree("0.root FILE /m.py text")) == [f"{name} FILE /m.py text" for name in "0.1 1.1 1.2 2.1".split()]
-    assert tree("2.2 FETCH /m.py") == ["2.2 FILE /m.py text"] and tree.add("3")[0]
+    assert tree("2.2 FETCH /m.py") == ["2.2 FILE /m.py text"]
+    tree.add("3")
     assert tree("3.1 FETCH /m.py") == ["3.1 FILE /m.py text"]
     assert tree("1.1 FETCH /none.py", "0.root FILE /none.py") == ["0.root FETCH /none.py", "1.1 FILE /none.py"]
 
@@ -4108,7 +4143,7 @@ def test_a_map_ends_with_an_error_when_ctrl_c_ended_its_generator(monkeypatch):
     def inputs():
         yield from range(20)
         raise KeyboardInterrupt
-    monkeypatch.setattr(minscoop, "ATTEND", math.inf)  # a slow machine is to pull no fewer items
+    monkeypatch.setattr(minscoop, "ATTEND", WAIT)  # a slow machine is to pull no fewer items
     node = HandNode()
     job = minscoop.Mapping(node, minscoop.Recipe(abs), [inputs()], buffersize=16)
     job.read = 16
@@ -4153,17 +4188,26 @@ def test_the_parents_memory_stays_when_a_child_that_was_forked_drops_a_map(tmp_p
 
 def test_a_worker_looks_once_more_what_to_say_when_a_map_is_dropped():
     """It may have nothing left to do, and must then tell its broker that it is idle: else the pool could not end."""
-    node = HandNode()
-    node.known = node.received = 5
-    minscoop.Mapping(node, minscoop.Recipe(abs), [[1, 2]]).cancel()
-    assert node.known != node.received
+    worker, looks = HandWorker(), []
+    job = minscoop.Mapping(worker, minscoop.Recipe(abs), [[1, 2]])
+    worker.away[b"0.1:0/0"] = types.SimpleNamespace(span=worker.queue.pop(), references=[])  # given to another
+
+    def listen(ready, timeout):
+        looks.append(bool(ready()))
+        job.cancel()
+        looks.append(bool(ready()))
+        return True
+    worker.listen = listen
+    worker.rest()
+    assert looks == [False, True] and not worker.named(b"IDLE")
+    worker.rest()
+    assert worker.named(b"IDLE")
 
 
 def test_nothing_is_missing_when_a_task_was_split_and_split_again():
     """The owner learns of each part, and takes the results of all, in any order."""
     job = HandJob(identity, list(range(9)))
-    job.item_bytes, job.node.size = 1, 1
-    job.node.size = 0.5  # all in one go
+    job.item_bytes, job.node.size = 1, 0.5  # all in one go
     (task_id, *_), = given(job)
     parts = {task_id: (0, 9)}
     for new, (lo, hi), holder in [(b"0.root:0/5", (5, 9), task_id), (b"0.root:0/7", (7, 9), b"0.root:0/5")]:
@@ -4785,7 +4829,7 @@ def test_the_pool_works_in_parallel_when_there_is_work_for_all(pool, tmp_path):
 
 
 def test_input_is_pulled_as_needed_when_it_never_ends(any_pool):
-    """An endless map ends with its reader, and does not run far ahead (point 3 of the issue)."""
+    """An endless map ends with its reader, and does not run far ahead."""
     pulled = itertools.count()
     items = (next(pulled) for _ in itertools.count())
     results = any_pool.map(abs, items)
@@ -4982,7 +5026,7 @@ def test_a_task_waits_in_any_way_when_it_has_children(guard, workers):
             dict.fromkeys(WAYS_TO_WAIT, 40)
 
 
-def test_a_parked_task_goes_on_when_what_it_waits_for_is_there(guard, tmp_path):
+def test_a_parked_task_goes_on_when_what_it_waits_for_is_there(guard):
     """While a task waits, its worker runs unrelated tasks in another thread, which do not keep it from going on."""
     def waits():
         later = minscoop.submit(identity, 1)
@@ -5215,10 +5259,9 @@ def test_a_stranger_is_ignored_when_it_talks_to_the_broker(pool, noise):
     """Bytes from a process that is not of the pool are dropped; the pool goes on."""
     zmq = pytest.importorskip("zmq")
     with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
-        stranger.linger = 1000
         stranger.connect(pool._node.address)
-        stranger.send_multipart(noise)
-        time.sleep(0.05)
+        assert stranger.poll(1000 * WAIT)  # the broker says that they are connected
+        stranger.send_multipart(noise)  # all of it, before the block ends
     with socket.socket(socket.AF_UNIX) as raw:
         raw.connect(pool._node.address[len("ipc://"):])
         raw.send(b"GET / HTTP/1.0\r\n\r\n" + bytes(1000))
@@ -5359,7 +5402,7 @@ def run_child(name, wait=0, many=False):
         result = list(minscoop.map(fn, [make()] * 3))
     else:
         future = minscoop.submit(fn, make())
-        eventually(future.done, wait)
+        assert eventually(future.done, wait) or not wait
         result = future.result(WAIT)
     return result if name.startswith("result") else "harmless"
 
@@ -5369,7 +5412,7 @@ WAYS = {
     "map": lambda pool, name, fn, make: list(pool.map(fn, [make()] * 3, timeout=WAIT)),
     "map_reduce": lambda pool, name, fn, make: pool.map_reduce(fn, left, [make()] * 3),
     "nested": lambda pool, name, fn, make: pool.submit(run_child, name).result(WAIT),
-    "nested, elsewhere": lambda pool, name, fn, make: pool.submit(run_child, name, wait=0.15).result(WAIT),
+    "nested, elsewhere": lambda pool, name, fn, make: pool.submit(run_child, name, wait=WAIT).result(WAIT),
     "nested map": lambda pool, name, fn, make: pool.submit(run_child, name, many=True).result(WAIT),
 }
 
@@ -5377,7 +5420,7 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", SABOTEURS)
 def test_the_right_error_is_at_the_right_future_when_something_is_sabotaged(pool, name, way):
-    """The future has the expected error; what is called before, beside and after it goes well (point 7 of the issue).
+    """The future has the expected error; what is called before, beside and after it goes well.
 
     A child may run where it was made: a fault in its pickling, or in that of its result, then does no harm
     there, but the result still fails when the parent hands it on."""
@@ -5426,8 +5469,8 @@ def fine(x):
 
 if __name__ == "__main__":
     future = futures.submit(vandalise, sys.argv[1])
-    print(type(future.exception(20)).__name__)
-    print(sum(futures.map(fine, range(100), timeout=20)))
+    print(type(future.exception()).__name__)
+    print(sum(futures.map(fine, range(100))))
 """
 
 
@@ -5435,7 +5478,7 @@ if __name__ == "__main__":
 def test_the_program_ends_well_when_a_task_spoils_its_process(script, names):
     """Whatever a task does to the process that it runs in: a result or an error, and a clean end."""
     path = script(VANDALISM)
-    for done in launch_together([("-n", 2, "-q", path, VANDALS[name]) for name in names], timeout=25):
+    for done in launch_together([("-n", 2, "-q", path, VANDALS[name]) for name in names]):
         outcome, total = done.stdout.split()
         assert (total, done.returncode) == ("4950", 0), done
         assert outcome in ("NoneType", "WorkerLost", "TaskError", "RecursionError"), done
@@ -5482,7 +5525,7 @@ def test_no_port_is_open_when_a_pool_runs(pool):
     pool.submit(identity, 1).result(WAIT)
     inodes = set()
     for pid in [os.getpid(), *processes_of(SHARED)]:
-        for link in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+        for link in glob.glob(f"/proc/{pid}/fd/*"):  # none, if the process has just ended
             with contextlib.suppress(OSError):
                 inodes.update(re.findall(r"socket:\[(\d+)\]", os.readlink(link)))
     assert len(inodes) >= 4
@@ -5508,18 +5551,19 @@ def test_a_clear_message_is_given_when_there_are_few_descriptors(script, limit, 
     assert re.fullmatch(r"minscoop: .* descriptors .*ulimit -n\n" if code else "", done.stderr), done.stderr
 
 
-def test_the_pool_goes_on_when_the_program_has_taken_all_descriptors(script):
-    """All descriptors that the root needs are opened when it starts."""
-    assert output_of("-n", 1, script("""
+@pytest.mark.parametrize("early", [False, True])
+def test_the_pool_goes_on_when_the_program_has_taken_all_descriptors(script, early):
+    """The root needs no more of them; if its socket has not connected by then, it gets the spare one."""
+    assert output_of("-n", 1, script(f"""
         import os, resource
         from minscoop import futures
         if __name__ == "__main__":
-            futures.submit(abs, 1).result()
+            {early} or futures.submit(abs, 1).result()
             resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
             try:
                 while True: os.dup(0)
             except OSError:
-                print(futures.submit(len, bytes(1 << 20)).result(20), len(futures.submit(bytes, 1 << 20).result(20)))
+                print(futures.submit(len, bytes(1 << 20)).result(), len(futures.submit(bytes, 1 << 20).result()))
     """)) == "1048576 1048576\n"
 
 
@@ -5672,12 +5716,11 @@ def test_the_program_goes_on_when_it_catches_ctrl_c(script, tmp_path):
     """The script may handle KeyboardInterrupt, and use the pool afterwards."""
     process = start(MINSCOOP, "-n", 2, script(WORK), "", tmp_path / "working", """
 try:
-    list(futures.map(time.sleep, [0.5] * 100))
+    for _ in futures.map(time.sleep, [0.5] * 100): touch(path + "-on")
 except KeyboardInterrupt:
     print(sum(futures.map(abs, range(-10, 0))))
 """)
-    await_file(tmp_path / "working")
-    time.sleep(0.3)
+    await_file(tmp_path / "working-on")
     os.killpg(process.pid, signal.SIGINT)
     done = finish(process)
     assert (done.returncode, done.stdout, done.stderr) == (0, "55\n", "")
@@ -5993,13 +6036,13 @@ def test_each_failure_is_told_in_one_line_when_hosts_cannot_be_had(ssh, script, 
 def test_what_a_remote_command_says_is_a_warning_when_its_host_is_in_the_pool(ssh, script, tmp_path):
     """It comes through the root, which makes room for it where there is a progress line."""
     prolog = tmp_path / "prolog"
-    prolog.write_text(f"(sleep {minscoop.GRACE + 1}; echo disk quota exceeded >&2) &\n")
+    prolog.write_text(f"while [ ! -e {tmp_path}/go ]; do sleep 0.5; echo disk quota exceeded >&2; done &\n")
     with open(tmp_path / "stderr", "w") as stderr:
         process = start(MINSCOOP, "--hosts", "good:1", "--prolog", prolog, script(SQUARES), "good", tmp_path / "go",
                         stderr=stderr)
         done = finish_after(process, tmp_path / "go", lambda: lines_in(tmp_path / "stderr"))
     assert (done.returncode, done.stdout) == (0, names_of("good"))
-    assert (tmp_path / "stderr").read_text() == "minscoop: host good: disk quota exceeded\n"
+    assert {*(tmp_path / "stderr").read_text().splitlines()} == {"minscoop: host good: disk quota exceeded"}
 
 
 class HandGateway(minscoop.Gateway):
@@ -6032,7 +6075,7 @@ def test_advice_is_for_what_ssh_itself_says_when_a_host_cannot_be_had(said, told
     gateway = HandGateway(said.encode())
     gateway.listen()
     text = gateway.diagnose("it ended")
-    assert text.startswith(told) and (told != "it ended" or text.endswith(said)), text
+    assert text == f"it ended (exit code 255): {said}" if told == "it ended" else text.startswith(told), text
 
 
 def test_no_line_is_kept_back_when_a_remote_command_says_many_at_once(monkeypatch):
@@ -6138,13 +6181,13 @@ def test_a_host_is_given_up_when_it_says_nothing(ssh, script, tmp_path, wrapped)
     wrapper = script('#!/bin/sh\nssh "$@"\nexit $?\n', "wrapper")
     wrapper.chmod(0o755)
     with open(tmp_path / "stderr", "w") as stderr:
-        process = start(patched(tmp_path, "LOGIN_PATIENCE = 1.0"), "--hosts", "mute,stalls,localhost:1",
+        process = start(patched(tmp_path, "LOGIN_PATIENCE = 4.0"), "--hosts", "mute,stalls,localhost:1",
                         *(["-e", wrapper] if wrapped else []), script(SQUARES), NODE, tmp_path / "go", stderr=stderr)
         done = finish_after(process, tmp_path / "go", lambda: lines_in(tmp_path / "stderr") >= 2)
     lines = sorted((tmp_path / "stderr").read_text().splitlines())
     assert (done.returncode, done.stdout, len(lines)) == (0, names_of(NODE), 2) and "Traceback" not in lines[0]
-    assert re.match("minscoop: host mute: .*within 1 s", lines[0])
-    assert re.match(r"minscoop: host stalls: .*\(1 s are allowed\)", lines[1])
+    assert re.match("minscoop: host mute: .*within 4 s", lines[0])
+    assert re.match(r"minscoop: host stalls: .*\(4 s are allowed\)", lines[1])
 
 
 @linux_only
@@ -6165,13 +6208,7 @@ def test_a_host_comes_back_when_the_root_was_stopped_for_long(ssh, script, tmp_p
     """), tmp_path / "there", tmp_path / "back")
     await_file(tmp_path / "there")
     os.killpg(process.pid, signal.SIGSTOP)
-
-    def on_the_host():
-        with contextlib.suppress(OSError):  # one has just ended
-            return [pid for pid in processes_of(os.environ["MINSCOOP_TEST"])
-                    if b"FATE=good" in pathlib.Path(f"/proc/{pid}/environ").read_bytes()]
-        return ["some"]
-    assert on_the_host() and not eventually_none(on_the_host, WAIT)
+    assert on_fake_host("good") and not eventually_none(lambda: on_fake_host("good"), WAIT)
     os.killpg(process.pid, signal.SIGCONT)
     os.unlink(tmp_path / "there")
     await_file(tmp_path / "back")
@@ -6330,33 +6367,33 @@ def test_the_broker_goes_on_when_a_result_and_the_end_of_its_worker_come_togethe
     with minscoop.Executor(1, tag_output=True) as executor:
         worker = executor.submit(os.getpid).result(WAIT)
         broker, = set(children_of(executor._node.keeper.pid)) - {worker}
-        future = executor.submit(await_file, str(tmp_path / "go"), worker)
-        time.sleep(0.2)
+        future = executor.submit(await_file, str(tmp_path / "go"), worker, str(tmp_path / "begun"))
+        await_file(tmp_path / "begun")
         os.kill(broker, signal.SIGSTOP)
         touch(tmp_path / "go")
-        time.sleep(0.3)
+        time.sleep(0.3)  # until the worker has sent the result
         os.kill(worker, signal.SIGKILL)
-        time.sleep(0.3)
+        assert eventually(lambda: stat_of(worker) is None)
         os.kill(broker, signal.SIGCONT)
         assert future.result(WAIT) == worker
     assert "Traceback" not in capfd.readouterr().err
 
 
 def await_and_fail(path):
-    await_file(path, None)
+    await_file(path, None, f"{path}-begun")
     raise ValueError("not here")
 
 
+@linux_only
 def test_the_pool_breaks_when_a_worker_fails_to_start_while_the_broker_is_slow(guard, tmp_path):
     """The worker must outlive its FAILED message, which a broker drops if it reads the notice of the death first."""
     executor = minscoop.Executor(1, initializer=await_and_fail, initargs=(str(tmp_path / "go"),))
     future, keeper = executor.submit(os.getpid), executor._node.keeper.pid
-    assert eventually(lambda: len(children_of(keeper)) == 2)
-    time.sleep(0.5)
+    await_file(tmp_path / "go-begun")
     broker = children_of(keeper)[0]
     os.kill(broker, signal.SIGSTOP)
     touch(tmp_path / "go")
-    time.sleep(0.5)
+    time.sleep(0.5)  # in which the worker might end
     os.kill(broker, signal.SIGCONT)
     with pytest.raises(minscoop.PoolError, match="not here"):
         future.result(WAIT)
@@ -6381,7 +6418,7 @@ def test_memory_is_bounded_when_a_task_prints_much(ssh, script, kind):
                         peaks += map(int, re.findall(r"VmHWM:\\s+(\\d+)", (process / "status").read_text()))
                 except OSError: pass
             print(len(peaks) > 5, max(peaks) >> 10, file=sys.stderr)
-    """.replace("\\\\", "\\")), MEGABYTES, kind, timeout=BOUND)
+    """), MEGABYTES, kind, timeout=BOUND)
     many, peak = done.stderr.split()
     assert done.returncode == 0 and len(done.stdout) == MEGABYTES * 1_000_000
     assert many == "True" and int(peak) < 100
@@ -6509,12 +6546,8 @@ def test_lambdas_travel_again_when_a_mixed_pool_has_ended():
 
 def on_fake_host(name):
     """The processes that the fake ssh has started for a host, and their descendants."""
-    def environment(pid):
-        try:
-            return pathlib.Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        except OSError:  # it has just ended
-            return []
-    return [pid for pid in processes_of(os.environ["MINSCOOP_TEST"]) if f"FATE={name}".encode() in environment(pid)]
+    return [pid for pid in processes_of(os.environ["MINSCOOP_TEST"])
+            if f"FATE={name}".encode() in read_proc(pid, "environ").split(b"\0")]
 
 
 @pytest.mark.parametrize("since, said", [(1000, ": Closed by remote host"), (-1000, "")], ids=["young", "old"])
@@ -6641,7 +6674,8 @@ def test_hosts_join_when_they_have_the_file(guard, script, tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, names_of("early", "late", NODE), "")
     for joined in (early, late):
         ended = finish(joined)
-        assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+        assert (ended.returncode, ended.stdout) == (0, "")
+        assert re.fullmatch("(minscoop: waiting for .*\n)?", ended.stderr), ended.stderr  # said after two seconds
     assert not path.exists()
 
 
@@ -6705,21 +6739,22 @@ def test_joined_workers_end_by_themselves_when_the_root_is_killed(guard, script,
 def test_a_joining_host_ends_when_the_root_has_gone_just_before_it_connects(guard, script, tmp_path):
     """The root answers the trial connection, but is gone before the real one: no disconnect will ever be reported."""
     path, copy = tmp_path / "pool.json", patched(tmp_path, f"""
-        original = Switchboard.first_answer
+        SILENCE, original = 1000.0, Switchboard.first_answer
         def first_answer(self, *args):
             answer = original(self, *args)
             open({str(tmp_path / "answered")!r}, "w").close()
-            time.sleep(1)
+            while not os.path.exists({str(tmp_path / "gone")!r}): time.sleep(0.01)
             return answer
         Switchboard.first_answer = first_answer
     """)
     process = start(copy, "--listen", path, "-n", 1, script(SQUARES), "joined", tmp_path / "never")
-    joined = start(copy, "--join", path, "-n", 2)
-    assert eventually((tmp_path / "answered").exists)
+    joined = start(copy, "--join", path, "-n", 2, env=dict(os.environ, FATE="joined"))
+    await_file(tmp_path / "answered")
     os.kill(process.pid, signal.SIGKILL)
     assert finish(process).returncode == -signal.SIGKILL
-    assert eventually_none(lambda: [joined.pid] if joined.poll() is None else [], 6) == []  # well before SILENCE
-    assert "Traceback" not in finish(joined).stderr
+    assert not eventually_none(lambda: {*processes_of(os.environ["MINSCOOP_TEST"])} - {*on_fake_host("joined")}, WAIT)
+    touch(tmp_path / "gone")
+    assert "Traceback" not in finish(joined).stderr  # it does not wait for SILENCE
 
 
 @linux_only
@@ -6734,10 +6769,11 @@ def test_a_host_joins_when_its_stdin_is_closed(guard, script, tmp_path):
 
 
 def test_nothing_is_left_when_the_file_to_join_cannot_be_written(tmp_path):
-    """When the disk is full, for instance: the temporary file must go, since it may hold keys."""
+    """When the disk is full, or something else has the name: the temporary file must go, since it may hold keys."""
     (tmp_path / "pool.json").mkdir()
-    with pytest.raises(OSError):
-        minscoop.write_private(str(tmp_path / "pool.json"), "secret")
+    for size in 3, 100:
+        with pytest.raises(OSError), files_limited_to(size):
+            minscoop.write_private(str(tmp_path / "pool.json"), "secret")
     assert os.listdir(tmp_path) == ["pool.json"]
 
 
@@ -6760,7 +6796,7 @@ def test_a_clear_message_is_given_when_a_file_to_join_is_no_good(guard, tmp_path
 
 
 def test_brackets_go_when_an_external_address_has_them():
-    """IPv6 addresses have them in URLs. They are put back only where a port follows."""
+    """IPv6 addresses have them in URLs."""
     assert minscoop.own_addresses({"external_hostname": "[::1]"}) == ["::1"]
 
 
@@ -7196,14 +7232,14 @@ def test_the_result_is_right_when_a_real_host_is_lost(cluster, tmp_path, how):
     name = how.split()[-1]
     host = cluster.add(name, hide=[cluster.program])
     with open(tmp_path / "stderr", "w") as stderr:
-        process = start(patched(tmp_path, "HEARTBEAT, SILENCE = 1.5, 6.0"), "--hosts", f"{name}:2,beta:1,localhost:1",
+        process = start(patched(tmp_path, "HEARTBEAT, SILENCE = 1.5, 9.0"), "--hosts", f"{name}:2,beta:1,localhost:1",
                         "squares.py", f"{name},beta,{NODE}", tmp_path / "go", cwd=cluster.program, env=cluster.env,
                         stderr=stderr)
     assert eventually(lambda: len(host.left()) >= 6)
     time.sleep(1)
     if how == "ssh is killed":
         ours = processes_of(os.environ["MINSCOOP_TEST"])
-        kill_all([pid for pid in ours if pathlib.Path(f"/proc/{pid}/cmdline").read_text().endswith(f"\0{name}\0sh\0")])
+        kill_all([pid for pid in ours if read_proc(pid, "cmdline").endswith(f"\0{name}\0sh\0".encode())])
     elif how == "the host crashes":
         host.kill()
     else:
@@ -7228,7 +7264,7 @@ def test_a_host_is_kept_when_its_link_needs_long_for_a_large_message(cluster, tm
             with open(path, "a") as file: file.write("run ")
             return data
         if __name__ == "__main__":
-            data = bytes(6_000_000)
+            data = bytes(9_000_000)
             assert futures.submit(same, data, sys.argv[1]).result() == data
     """))
     transports = {"beta": "tcp", "gamma": "stdio"}
@@ -7236,7 +7272,7 @@ def test_a_host_is_kept_when_its_link_needs_long_for_a_large_message(cluster, tm
     ends = [words for host in hosts for words in (["tc", "qdisc", "{}", "dev", host.link],
                                                   host.command("tc", "qdisc", "{}", "dev", "eth0"))]
     slow = ["root", "tbf", "rate", "8mbit", "burst", "32k", "latency", "200ms"]  # a megabyte in a second
-    path = patched(tmp_path, "HEARTBEAT, SILENCE = 1.0, 4.0")
+    path = patched(tmp_path, "HEARTBEAT, SILENCE = 1.0, 6.0")
     with contextlib.ExitStack() as stack:
         try:
             for end in ends:
@@ -7759,13 +7795,18 @@ def test_threads_share_what_runs_their_calls_when_they_make_the_first_ones_witho
 @pytest.mark.parametrize("wait", [False, True])
 def test_a_second_shutdown_waits_when_another_thread_does_the_first(guard, tmp_path, wait):
     """So does the end of the block. A callback of a future that the first waits for must not: it would deadlock."""
+    own = threading.get_ident()
+
+    def ending():  # whether this thread is in `shutdown`
+        return minscoop.Executor.shutdown.__code__ in [
+            frame.f_code for frame, _ in traceback.walk_stack(sys._current_frames()[own])]
     with minscoop.Executor(1) as executor:
         future = executor.submit(await_file, tmp_path / "go", 5, tmp_path / "started")
         future.add_done_callback(lambda _: executor.shutdown())
         await_file(tmp_path / "started")
         threading.Thread(target=executor.shutdown, args=[wait]).start()
         assert eventually(lambda: executor._ender)
-        threading.Timer(0.1, touch, [tmp_path / "go"]).start()
+        threading.Thread(target=lambda: eventually(ending) and touch(tmp_path / "go")).start()
         executor.shutdown()
         assert future.result(0) == 5
 
@@ -7791,10 +7832,9 @@ def test_a_forked_child_ends_by_itself_when_its_parent_has_a_pool(script):
                         assert list(minscoop.map(next_of, [1, 2])) == [2, 3]
                         try: executor.submit(next_of, 1)
                         except RuntimeError: raise end
-                    print(os.WEXITSTATUS(os.waitpid(pid, 0)[1]), executor.submit(next_of, 2).result(), flush=True)
+                    print(os.waitpid(pid, 0)[1], executor.submit(next_of, 2).result(), flush=True)
     """), env=dict(os.environ, PYTHONPATH=str(HERE), PYTHONWARNINGS="ignore"))
-    assert done.returncode == 0 and [line.split()[1] for line in done.stdout.splitlines()] == ["3"] * 3, done
-    assert [line.split()[0] for line in done.stdout.splitlines()][:2] == ["3", "1"]
+    assert (done.returncode, done.stdout) == (0, f"{3 << 8} 3\n{1 << 8} 3\n{signal.SIGINT:d} 3\n"), done
 
 
 @linux_only
@@ -7888,15 +7928,14 @@ def test_a_program_ends_well_when_it_forgets_its_executor(script):
 
 
 def test_a_program_without_a_guard_is_told_what_to_do_when_it_makes_an_executor(script):
-    """Workers that import the script do not start pools of their own, again and again."""
+    """Workers that import the script must not start pools of their own, again and again."""
     done = python(script("""
         import minscoop
         def work(x): return x
         with minscoop.Executor(2) as executor:
             print(list(executor.map(work, range(5))))
     """), env=dict(os.environ, PYTHONPATH=str(HERE)))
-    assert done.returncode == 0 and done.stdout == "[0, 1, 2, 3, 4]\n" or \
-        done.returncode == 1 and '__name__ == "__main__"' in done.stderr
+    assert (done.returncode, done.stdout) == (1, "") and '__name__ == "__main__"' in done.stderr
 
 
 @pytest.mark.parametrize("how", ["in a pool", "serially"])
@@ -7944,7 +7983,7 @@ if __name__ == "__main__":
     ("fan_in 20000", "199990000 199990000")])
 def test_deep_and_wide_programs_end_when_there_are_few_workers(script, workers, what, answer):
     """A recursion of 8190 futures, a chain of 3000, a fan of 100000: right with any number of workers,
-    without a deadlock and with a few hundred threads at most (point 2 of the issue)."""
+    without a deadlock and with a few hundred threads at most."""
     assert output_of("-n", workers, script(DEEP), *what.split(), timeout=50).strip() == answer
 
 
@@ -8388,7 +8427,7 @@ def scoop_examples(tmp_path_factory):
 
 @in_groups(sorted(SCOOP_EXAMPLES, key=lambda name: name not in ("callback", "map_reduce")), 4)  # which sleep long
 def test_scoops_examples_give_the_right_result_when_they_run_unmodified(scoop_examples, names):
-    """Those that need nothing but the standard library; the one that fails on purpose exits with 1 (point 1)."""
+    """Those that need nothing but the standard library; the one that fails on purpose exits with 1."""
     if scoop_examples is None:
         skip_or_fail("cannot download scoop 0.7.2.0")
     commands = [("-n", 2, f"{name}.py") for name in names]
@@ -8525,7 +8564,8 @@ def test_lines_come_now_and_then_when_progress_is_wanted_without_a_terminal(guar
             while not os.path.exists(path): time.sleep(0.01)
         list(minscoop.map(wait, sys.argv[1:], progress={label}))
     """), tmp_path / "go")
-    assert re.fullmatch(r"minscoop: (squares )?0 of 1 \(0 %\), 0/s, 1 of 1 workers\n", process.stderr.readline())
+    assert re.fullmatch(r"minscoop: (squares )?0 of 1 \(0 %\), 0/s, ([01] of 1 workers|no workers as yet)\n",
+                        process.stderr.readline())
     touch(tmp_path / "go")
     done = finish(process)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -8572,7 +8612,7 @@ def test_a_map_that_is_done_stays_counted_when_another_follows_beside_a_call():
     with mock.patch.object(minscoop, "progress", progress):
         minscoop.Mapping(node, minscoop.Recipe(identity), [range(10)]).deliver(0, 10, [0] * 10, {})
         minscoop.Mapping(node, minscoop.Recipe(identity), [range(10)])
-    assert progress.since == 123.0 and progress.look({}) == {"": (20, 10, 0)}
+    assert progress.look({}) == {"": (20, 10, 0)}
 
 
 def test_a_map_has_its_line_when_its_input_is_slow_to_copy(monkeypatch):
@@ -8761,7 +8801,7 @@ def print_stacks_of(process, text):
 def test_everybody_says_where_they_are_when_the_root_gets_sigusr1(guard, script, tmp_path, where):
     """So does a worker deep in C code, each time it is asked: its task, for how long it has run, and its stack."""
     script('#!/bin/sh\nshift\nexec sh -c "$*"\n', "elsewhere").chmod(0o755)
-    process = start(MINSCOOP, *where, script(STUCK), tmp_path / "begun", cwd=tmp_path)
+    process = start(patched(tmp_path, "ANSWER = 2.0"), *where, script(STUCK), tmp_path / "begun", cwd=tmp_path)
     await_file(tmp_path / "begun")
     for _ in range(2):
         said = print_stacks_of(process, "in parent")
@@ -8831,13 +8871,13 @@ def test_a_recursive_builtin_keeps_its_calls_when_we_call_it_too():
     assert minscoop.tasks_part(stats) == {builtin: (3, 5, 2.0, 2.5, {theirs: (5, 3, 2.0, 2.5)})}
 
 
-def test_a_profile_has_the_time_of_a_call_when_other_threads_wake_meanwhile(capsys):
-    """From Python 3.12 on a profile sees all threads of a process, the deputy's too."""
+def test_an_executor_profiles_when_it_is_told_to(capsys):
+    """A call has its time, although a profile sees all threads of a process, the deputy's too, from Python 3.12 on."""
     with minscoop.Executor(1, profile=True) as executor:
         assert executor.submit(slow_sum, 0.5).result() == 3
     [(calls, _, _, seconds, _)] = [
         figures for key, figures in executor._node.profile.stats.items() if key[2] == "slow_sum"]
-    assert calls == 1 and seconds >= 0.5
+    assert calls == 1 and seconds >= 0.5 and "Ordered by: cumulative time" in capsys.readouterr().err
 
 
 def slow_sum(seconds):
@@ -8846,13 +8886,6 @@ def slow_sum(seconds):
     while time.monotonic() < end:
         time.sleep(0.001)
     return sum(range(3))
-
-
-def test_an_executor_profiles_when_it_is_told_to(capsys):
-    with minscoop.Executor(1, profile=True) as executor:
-        assert executor.submit(identity, 1).result() == 1
-    assert "identity" in [name for _, _, name in executor._node.profile.stats]
-    assert "Ordered by: cumulative time" in capsys.readouterr().err
 
 
 LOGGING = """
@@ -9107,8 +9140,6 @@ def test_a_pool_goes_on_when_another_script_ran_as_main_and_had_one_too(script, 
     assert (done.returncode, done.stderr, done.stdout) == (0, "", says)
 
 
-
-
 @pytest.mark.skipif(sys.version_info < (3, 9), reason="until 3.8 they do not tell their parameters")
 def test_a_function_with_a_cache_goes_by_value_and_keeps_it_when_it_comes_again():
     """Functions with functools.lru_cache: defined at a prompt, as a method, and made at run time."""
@@ -9128,14 +9159,10 @@ print(futures.submit(lambda: fib).result() is fib)
     assert (done.returncode, done.stdout) == (0, "[832040] (832040, 31) (1346269, 32)\n1.5 15 16\nTrue\n"), done
 
 
-
-
 def test_it_is_said_what_to_use_when_a_task_brings_the_executor(pool):
     """In the closure of a function, for instance."""
     with pytest.raises(CannotSend, match="closure: an Executor .*use minscoop.map"):
         pool.submit(lambda: list(pool.map(identity, [1]))).result()
-
-
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -9285,9 +9312,10 @@ def test_an_array_is_shown_by_its_shape_when_it_is_an_argument():
     assert "2.5" in minscoop.short(numpy.float64(2.5))
 
 
-def test_totals_are_those_of_the_last_record_when_others_are_lost(collector):
+def test_totals_are_those_of_the_last_record_when_others_are_lost(collector, monkeypatch):
     """Each record has the totals so far, so a lost record costs only its events."""
     worker = RecordingWorker()
+    monkeypatch.setattr(minscoop, "RECORDS", math.inf)  # none but those below
     for i in range(30):
         worker.run(minscoop.Future(worker, (identity, (i,), {}), None))
         worker.queue.clear()
@@ -9357,16 +9385,18 @@ def test_records_are_few_and_small_when_tasks_are_many(monkeypatch):
     assert sum(event[minscoop.COUNT] for news in said for event in news["events"]) == 30000
 
 
-def test_other_hosts_times_are_moved_when_their_clocks_differ(collector):
+def test_other_hosts_times_are_moved_when_their_clocks_differ(collector, monkeypatch):
     """By the delay that the quickest record seemed to have, but never to before the run began."""
     now = time.monotonic()
-    for late in (0.5, 0.0, 0.2):
+    collector.born = now - 3
+    set_clock(monkeypatch, lambda: now)
+    for late in (1, 5, 0, 2):
         news = RecordingWorker(b"7.1").news()
         news.update(now=now + 1000 - late, first=now + 1000 - late, last=now + 1000,
                     calls={("f", -3): 1}, seconds={"f": 0.1}, events=[event_of(now + 1000 - late, 0.1, worker="7.1")])
         collector.on_RECORD(b"7.1", pickle.dumps(news, 5))
     run = minscoop.digest(collector)
-    assert all(0 <= event[minscoop.START] <= run["seconds"] + 0.1 for event in run["events"])
+    assert sorted(round(event[minscoop.START], 6) for event in run["events"]) == [0, 1, 2, 3]
 
 
 def test_nothing_ends_the_data_when_an_argument_looks_like_html(collector):
@@ -9487,6 +9517,7 @@ def test_the_report_is_written_when_the_program_ends_badly(script, tmp_path):
             "os.kill(os.getpid(), signal.SIGTERM); time.sleep(40)", "broken()"]
     path = script("""
         import os, signal, subprocess, sys, time
+        import minscoop
         from minscoop import futures
         def nap(i): time.sleep(0.05)
         def broken():
@@ -9494,7 +9525,8 @@ def test_the_report_is_written_when_the_program_ends_badly(script, tmp_path):
             futures.submit(nap, 1).result()
         if __name__ == "__main__":
             list(futures.map(nap, range(30)))
-            time.sleep(1.5)
+            records = minscoop.executors[-1]._node.records  # the totals of each worker that have arrived
+            while sum(sum(news["calls"].values()) for news in list(records.values())) < 30: time.sleep(0.01)
             exec(sys.argv[1])
     """)
     commands = [("-n", 2, "--report", tmp_path / f"run{i}.html", path, end) for i, end in enumerate(ends)]
