@@ -6402,7 +6402,7 @@ class Executor(Interface):
         refuse_in_import()
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, not {initializer!r}")
-        self._ended = threading.Event()
+        self._ending, self._ended = threading.Lock(), threading.Event()  # the former is acquired once
         options = plan(max_workers, hosts, listen, options, options.pop("_check", False))  # of check_hosts
         wishes = {"summary": summary, "report": report and writable(report), "trace": trace and writable(trace),
                   "record": 2 if report or trace else int(summary)}
@@ -6448,17 +6448,19 @@ class Executor(Interface):
             return
         if cancel_futures:
             self._node.drop()
-        ender = threading.Thread(target=self._finish, name="minscoop shutdown")
-        if vars(self).setdefault("_ender", ender) is not ender:  # check and set in one, as several threads may be here
+        if not self._ending.acquire(blocking=False):  # it was called before, maybe by another thread
             callback = threading.current_thread() is self._ender or self._node.serving._is_owned()
             if wait and not callback:  # a callback would wait for the thread that waits for it
                 self._ended.wait()
         elif wait:
             self._finish()
         else:
-            ender.start()
+            self._ender = threading.Thread(target=self._finish, name="minscoop shutdown")
+            self._ender.start()
 
     def _finish(self, end="finish"):
+        if self._ended.is_set():
+            return
         self._ender = threading.current_thread()
         try:
             getattr(self._node, end)()
@@ -6476,13 +6478,17 @@ class Executor(Interface):
     def __exit__(self, kind, error, tb):
         if self._node.forked:
             return
-        if kind is not None and issubclass(kind, (KeyboardInterrupt, Terminated)):
+        try:
+            if kind is not None and issubclass(kind, (KeyboardInterrupt, Terminated)):
+                self._finish("abort")
+            elif kind is None or kind is SystemExit and not error.code:
+                self.shutdown()
+            else:
+                self._node.drop(shipped=True)
+                self.shutdown()
+        except (KeyboardInterrupt, Terminated):  # it may have come before the end began
             self._finish("abort")
-        elif kind is None or kind is SystemExit and not error.code:
-            self.shutdown()
-        else:
-            self._node.drop(shipped=True)
-            self.shutdown()
+            raise
 
 
 def packed(initializer, initargs):
@@ -8027,6 +8033,7 @@ def run_program(code, pool, interactive):
         if error.code not in (None, 0):  # else it is a normal end: sys.exit(main())
             raise
     except KeyboardInterrupt:  # maybe raised as the pool ends: a traceback would show only our frames
+        executor._finish("abort")  # if it came just before that
         sys.excepthook = lambda *_: None
         raise
     if executor._unnoticed:

@@ -5855,7 +5855,8 @@ def test_only_the_frames_of_tasks_are_shown_when_stacks_are_asked_for(monkeypatc
 
     def stack(thread, *frames):
         return "\n".join([f"{thread} (most recent call first):", *(f'  File "{path}", line 1 in f' for path in frames)])
-    ours, task = r"/home/j\xf6rg \u20ac/minscoop.py", stack("Thread 1", "/u/child.py", "/lib/threading.py", "/u/task.py")
+    ours = r"/home/j\xf6rg \u20ac/minscoop.py"
+    task = stack("Thread 1", "/u/child.py", "/lib/threading.py", "/u/task.py")
     deputy = stack("Thread 2", ours, "/lib/threading.py")
     whole = stack("Thread 1", "/u/child.py", "/lib/threading.py", ours, ours, "/u/task.py", ours, "<string>")
     assert minscoop.of_tasks(f"{deputy}\n\n{whole}") == task
@@ -7790,6 +7791,15 @@ def test_threads_share_what_runs_their_calls_when_they_make_the_first_ones_witho
     with pytest.warns(RuntimeWarning, match="there is no pool"):
         assert minscoop.here._pool() is nodes[1]
     del minscoop.here.inline
+
+
+def test_the_workers_are_ended_when_ctrl_c_comes_just_as_the_block_is_left(guard):
+    """Before the end has begun: else the interpreter's end would wait for all that was submitted, here for ever."""
+    early = mock.patch.object(minscoop.Executor, "shutdown", side_effect=KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt), early:
+        with minscoop.Executor(1) as executor:
+            executor.map(time.sleep, itertools.repeat(0.01))
+    assert executor not in minscoop.executors and executor._node.keeper.poll() is not None
 
 
 @pytest.mark.parametrize("wait", [False, True])
