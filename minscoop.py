@@ -5149,7 +5149,7 @@ class Keeper:
         os.write(self.tokens[1], b"." * LOGINS)
         for host in self.config["hosts"]:
             self.start_gateway(*host)
-        track_no_shared_memory()  # takes 4 ms, which the broker, already on its way, needs too
+        track_no_shared_memory()  # here, since it takes 4 ms, and the broker takes as long to start
         for _ in range(self.config["size"]):
             self.start_worker()
         while self.exit_code is None:
@@ -6459,7 +6459,7 @@ class Executor(Interface):
             self._ender.start()
 
     def _finish(self, end="finish"):
-        if self._ended.is_set():
+        if self._ended.is_set() or self._node.forked:
             return
         self._ender = threading.current_thread()
         try:

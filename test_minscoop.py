@@ -7847,6 +7847,23 @@ def test_a_forked_child_ends_by_itself_when_its_parent_has_a_pool(script):
     assert (done.returncode, done.stdout) == (0, f"{3 << 8} 3\n{1 << 8} 3\n{signal.SIGINT:d} 3\n"), done
 
 
+def test_the_pools_directories_stay_when_ctrl_c_ends_a_child_that_was_forked(script):
+    """Under the launcher, too, which ends the pool on Ctrl-C: not from the child."""
+    done = launch("-n", 1, script("""
+        import os
+        import minscoop
+        from minscoop import futures
+        if __name__ == "__main__":
+            node = minscoop.executors[-1]._node
+            pid = os.fork()
+            if pid == 0:
+                raise KeyboardInterrupt
+            os.waitpid(pid, 0)
+            print(os.path.isdir(node.directory), os.path.isdir(node.memory), len(futures.submit(bytes, 1 << 20).result()))
+    """))
+    assert (done.returncode, done.stdout) == (0, "True True 1048576\n") and "minscoop:" not in done.stderr, done
+
+
 @linux_only
 def test_a_pool_ends_with_its_program_when_a_child_that_was_forked_lives_on(guard):
     """The child may be a daemon, for instance: no descriptor that the child inherits may keep the pool alive."""
