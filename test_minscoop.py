@@ -7859,7 +7859,8 @@ def test_the_pools_directories_stay_when_ctrl_c_ends_a_child_that_was_forked(scr
             if pid == 0:
                 raise KeyboardInterrupt
             os.waitpid(pid, 0)
-            print(os.path.isdir(node.directory), os.path.isdir(node.memory), len(futures.submit(bytes, 1 << 20).result()))
+            size = futures.submit(len, bytes(1 << 20)).result()
+            print(os.path.isdir(node.directory), os.path.isdir(node.memory), size)
     """))
     assert (done.returncode, done.stdout) == (0, "True True 1048576\n") and "minscoop:" not in done.stderr, done
 
