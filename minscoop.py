@@ -1874,8 +1874,9 @@ class Guest(Job):
             if self.postpones:  # the next item may take long: the sleeper on the socket is to reckon its timeout anew
                 self.node.rouse(deputy=self.node.watching > MAX_FLUSH)
             return
-        while self.flushing.acquire(blocking=False):  # else a thread is sending, which looks again at the end. We do
-            try:                                      # not wait for it: its operation may wait for us
+        # A thread that is sending looks again when it is done. We do not wait for it: its operation may wait for us
+        while self.flushing.acquire(blocking=False):
+            try:
                 self.send_outcomes(aside)
             finally:
                 self.flushing.release()
