@@ -704,60 +704,42 @@ class Pickler(pickle.Pickler):
     def reducer_override(self, obj):
         """Called by pickle for each object that is not of a basic type."""
         kind = type(obj)
-        is_class = issubclass(kind, type)  # isinstance asks obj.__class__: list[int] (until 3.10) and proxies may lie
-        of_pickle = is_class and (kind in copyreg.dispatch_table or not obj.__flags__ & HEAP_TYPE)
-        if (is_class or kind is types.FunctionType) and not of_pickle:
-            if kind is types.FunctionType and this_worker is None and home_of(obj) == "__main__":
-                main.warn_of_globals(obj)
-            if found_by_name(obj):
-                return NotImplemented
-            if main.by_name_only:
-                raise pickle.PicklingError(f"{describe(obj)} would travel by value, which --mixed rules out: define it "
-                                           "at the top level of a module")
-            return reduce_class(obj) if is_class else reduce_function(obj)
+        module = getattr(kind, "__module__", None)
+        if kind is types.FunctionType or issubclass(kind, type):  # isinstance asks obj.__class__, which may lie:
+            return reduce_definition(obj)                         # that of list[int] (until 3.10), or of a proxy
+        if module == "dataclasses":  # MISSING is compared by identity
+            return reduce_by_identity(obj, sys.modules[module])
+        if module == "typing" and kind.__name__ in OF_TYPING and not found_by_name(obj):
+            return OF_TYPING[kind.__name__](obj)
         if issubclass(kind, getattr(sys.modules.get("multiprocessing.managers"), "BaseProxy", ())):
             return reduce_proxy(obj)
-        unnamed = of_pickle and obj.__module__ == "builtins" and not hasattr(builtins, obj.__name__)  # as FunctionType
-        if unnamed or getattr(kind, "__module__", None) == "dataclasses":  # MISSING is compared by identity
-            module = types if unnamed else sys.modules["dataclasses"]
-            names = (name for name, value in vars(module).items() if value is obj)
-            return next(((operator.attrgetter(name), (module,)) for name in names), NotImplemented)
-        if getattr(kind, "__module__", None) == "typing" and kind.__name__ in OF_TYPING and not found_by_name(obj):
-            return OF_TYPING[kind.__name__](obj)
         return REDUCERS.get(kind, lambda _: NotImplemented)(obj)
 
 
 HEAP_TYPE = 1 << 9  # the flag of classes that a `class` statement made (Py_TPFLAGS_HEAPTYPE)
 
-REDUCERS = {  # types met inside functions and classes, whose instances pickle does not take by itself
-    types.CellType: lambda cell: (types.CellType, ()),  # empty: fill_function fills it
-    types.MappingProxyType: lambda proxy: (types.MappingProxyType, (dict(proxy),)),
-    types.MethodType: lambda method: reduce_method(method),
-    types.ModuleType: lambda module: (importlib.import_module, (module.__name__,)),
-    types.CodeType: lambda code: (marshal.loads, (marshal.dumps(code),)),
-    staticmethod: lambda method: (staticmethod, (method.__func__,)),
-    classmethod: lambda method: (classmethod, (method.__func__,)),
-    functools.cached_property: lambda p: (functools.cached_property, (p.func,), {"attrname": p.attrname}),
-    property: lambda p: (property, (p.fget, p.fset, p.fdel, p.__doc__)),
-    functools._lru_cache_wrapper: lambda fn: reduce_cached(fn),
-    weakref.WeakKeyDictionary: lambda things: (weakref.WeakKeyDictionary, (dict(things),)),  # of singledispatch
-}
 
-OF_TYPING = {  # type name -> how to rebuild an object that pickle would send by its name only
-    **dict.fromkeys(("TypeVar", "ParamSpec", "TypeVarTuple"), lambda var: reduce_variable(var)),
-    "NewType": lambda new: (type(new), (new.__name__, new.__supertype__)),
-    "TypeAliasType": lambda alias: (functools.partial(type(alias), type_params=alias.__type_params__),
-                                    (alias.__name__, alias.__value__)),
-}
-
-OF_VARIABLES = ["bound", "covariant", "contravariant", *["infer_variance"] * (sys.version_info >= (3, 12)),
-                *["default"] * (sys.version_info >= (3, 13))]  # keywords, and attributes with underscores
+def reduce_definition(obj):
+    """Pickle a function or a class."""
+    is_function = type(obj) is types.FunctionType
+    if is_function and this_worker is None and home_of(obj) == "__main__":
+        main.warn_of_globals(obj)
+    if found_by_name(obj) or type(obj) in copyreg.dispatch_table:
+        return NotImplemented
+    if not (is_function or obj.__flags__ & HEAP_TYPE):
+        return reduce_by_identity(obj, types)  # FunctionType, say, whose own name is `builtins.function`
+    if main.by_name_only:
+        raise pickle.PicklingError(f"{describe(obj)} would travel by value, which --mixed rules out: define it "
+                                   "at the top level of a module")
+    return reduce_function(obj) if is_function else reduce_class(obj)
 
 
-def reduce_variable(var):
-    """Pickle a TypeVar, ParamSpec or TypeVarTuple by value."""
-    options = {name: getattr(var, f"__{name}__") for name in OF_VARIABLES if hasattr(var, f"__{name}__")}
-    return functools.partial(type(var), var.__name__, **options), getattr(var, "__constraints__", ())
+def reduce_by_identity(obj, module):
+    """Pickle by the name under which this module has the very object, which may not know that name; if it has it."""
+    for name, value in vars(module).items():
+        if value is obj:
+            return getattr, (module, name)
+    return NotImplemented
 
 
 def found_by_name(obj):
@@ -995,6 +977,36 @@ def reduce_proxy(proxy):
     return rebuild, (*rest, dict(options, authkey=bytes(proxy._authkey)))
 
 
+def reduce_variable(var):
+    """Pickle a TypeVar, ParamSpec or TypeVarTuple by value."""
+    options = {name: getattr(var, f"__{name}__") for name in OF_VARIABLES if hasattr(var, f"__{name}__")}
+    return functools.partial(type(var), var.__name__, **options), getattr(var, "__constraints__", ())
+
+
+OF_VARIABLES = ["bound", "covariant", "contravariant", *["infer_variance"] * (sys.version_info >= (3, 12)),
+                *["default"] * (sys.version_info >= (3, 13))]  # keywords, and attributes with underscores
+
+OF_TYPING = {  # type name -> how to rebuild an object that pickle would send by its name only
+    **dict.fromkeys(("TypeVar", "ParamSpec", "TypeVarTuple"), reduce_variable),
+    "NewType": lambda new: (type(new), (new.__name__, new.__supertype__)),
+    "TypeAliasType": lambda alias: (functools.partial(type(alias), type_params=alias.__type_params__),
+                                    (alias.__name__, alias.__value__)),
+}
+
+REDUCERS = {  # types met inside functions and classes, whose instances pickle does not take by itself
+    types.CellType: lambda cell: (types.CellType, ()),  # empty: fill_function fills it
+    types.MethodType: reduce_method,
+    types.ModuleType: lambda module: (importlib.import_module, (module.__name__,)),
+    types.CodeType: lambda code: (marshal.loads, (marshal.dumps(code),)),
+    **dict.fromkeys((types.MappingProxyType, weakref.WeakKeyDictionary),  # the latter of singledispatch
+                    lambda mapping: (type(mapping), (dict(mapping),))),
+    **dict.fromkeys((staticmethod, classmethod), lambda method: (type(method), (method.__func__,))),
+    functools.cached_property: lambda p: (functools.cached_property, (p.func,), {"attrname": p.attrname}),
+    property: lambda p: (property, (p.fget, p.fset, p.fdel, p.__doc__)),
+    functools._lru_cache_wrapper: reduce_cached,
+}
+
+
 def explain(obj, where, depth=6):
     """The smallest part of obj that cannot be pickled, as text: where it is, and pickle's complaint."""
     try:
@@ -1017,25 +1029,33 @@ def reason_of(error, *suspects):
 
 def parts_of(obj):
     """Pairs of a name and a part of obj, in which ``explain`` looks for the culprit."""
-    if isinstance(obj, (list, tuple, dict)):
-        return [(f"[{key!r}]", part) for key, part in (obj.items() if isinstance(obj, dict) else enumerate(obj))]
-    if isinstance(obj, types.FunctionType):
-        closure = zip(obj.__code__.co_freevars, obj.__closure__ or ())
-        return [*((f", variable {name!r} of its closure", cell.cell_contents) for name, cell in closure),
-                *((f", global variable {name!r}", value) for name, value in shipped_globals(obj).items())]
-    if isinstance(obj, type):
-        return [*((f", its base {describe(base)}", base) for base in obj.__bases__),
-                *((f", attribute {name!r}", value) for name, value in attributes_of(obj).items())]
-    if isinstance(obj, types.MethodType):
-        return [(", the instance it is bound to", obj.__self__)]
-    if isinstance(obj, functools.partial):
-        return [(", its function", obj.func), (", its argument ", obj.args), (", its argument ", obj.keywords)]
-    if type(obj).__reduce__ is not object.__reduce__ or type(obj).__reduce_ex__ is not object.__reduce_ex__:
-        return []  # it is pickled in its own way: its complaint says more than its attributes would
     kind = type(obj)
-    of_class = parts_of(kind) if kind.__flags__ & HEAP_TYPE and not found_by_name(kind) else ()
-    return [*((f", its class {describe(kind)}{name}", part) for name, part in of_class),
-            *((f", attribute {name!r}", part) for name, part in getattr(obj, "__dict__", {}).items())]
+    if isinstance(obj, (list, tuple, dict)):
+        for key, part in obj.items() if isinstance(obj, dict) else enumerate(obj):
+            yield f"[{key!r}]", part
+    elif isinstance(obj, types.FunctionType):
+        for name, cell in zip(obj.__code__.co_freevars, obj.__closure__ or ()):
+            yield f", variable {name!r} of its closure", cell.cell_contents
+        for name, value in shipped_globals(obj).items():
+            yield f", global variable {name!r}", value
+    elif isinstance(obj, type):
+        for base in obj.__bases__:
+            yield f", its base {describe(base)}", base
+        for name, value in attributes_of(obj).items():
+            yield f", attribute {name!r}", value
+    elif isinstance(obj, types.MethodType):
+        yield ", the instance it is bound to", obj.__self__
+    elif isinstance(obj, functools.partial):
+        yield ", its function", obj.func
+        yield ", its argument ", obj.args
+        yield ", its argument ", obj.keywords
+    elif kind.__reduce__ is object.__reduce__ and kind.__reduce_ex__ is object.__reduce_ex__:
+        if kind.__flags__ & HEAP_TYPE and not found_by_name(kind):
+            for name, part in parts_of(kind):
+                yield f", its class {describe(kind)}{name}", part
+        for name, value in getattr(obj, "__dict__", {}).items():
+            yield f", attribute {name!r}", value
+    # else it is pickled in its own way: its complaint says more than its attributes would
 
 
 def describe(fn):
