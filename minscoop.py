@@ -344,19 +344,20 @@ PATTERNS = {"n": rb"\0[0-9]{1,19}", "i": rb"\0[\w.]{1,255}:[0-9]{1,19}/[0-9]{1,1
 
 @functools.lru_cache(None)
 def shape_of(name):
-    """What a message of this name looks like: (least and greatest number of frames, how many of them are joined into
-    the first, a matcher for these, its handler's name). Raises an error if there is no such message."""
+    """What a message of this name looks like: (the possible numbers of frames, how many of them are joined into the
+    first, a matcher for these, its handler's name). Raises an error if there is no such message."""
     kinds, _, more = FIELDS[name.decode()].partition("*")
+    least = 1 + len(kinds)
     short = sys.maxsize if more == "n" else 1 + len(kinds.rstrip("b"))
     pattern = name + b"".join(PATTERNS[kind] for kind in kinds) + b"(%s)*" % PATTERNS[more]
-    return (1 + len(kinds), sys.maxsize if more else 1 + len(kinds), short, re.compile(pattern).fullmatch,
+    return (range(least, sys.maxsize if more else least + 1), short, re.compile(pattern).fullmatch,
             sys.intern("on_" + name.decode()))
 
 
 def check_shape(message):
     """Return the name of a message's handler. Raises an error if the message is malformed: a socket may bring any."""
-    least, most, short, match, handler = shape_of(message[0])
-    if not (least <= len(message) <= most and match(b"\0".join(message[:short]))):
+    counts, short, match, handler = shape_of(message[0])
+    if not (len(message) in counts and match(b"\0".join(message[:short]))):
         raise ValueError("no such message")
     return handler
 
@@ -400,7 +401,7 @@ def bundled(messages):
     """The frames of several messages that travel as one."""
     parts = []
     for message in messages:
-        short = shape_of(message[0])[2]
+        short = shape_of(message[0])[1]
         parts.append([b"\0".join(message[:short]), *message[short:]])
     if len(parts) == 1:
         return parts[0]
@@ -420,24 +421,24 @@ def unbundled(frames):
 
 
 # A large message may keep a slow link busy for longer than SILENCE, with the sender's signs of life queued behind it.
-# So it travels in pieces, one right after the other: PIECE, the message's number, the offset of this piece, then some
-# frames. The first of these has the sizes of the message's own frames; it is empty in all pieces but the first.
+# So it travels in pieces, one right after the other: PIECE, the message's number, how many bytes are still to come, then
+# some frames. The first of these has the sizes of the message's own frames; it is empty in all pieces but the first.
 
 
 def in_pieces(frames):
     """The messages as which one travels to another host: just itself, or its pieces."""
     sizes = list(map_builtin(len, frames))
-    if sum(sizes) <= PIECE:
+    number, left, pieces = time.monotonic_ns(), sum(sizes), []  # number: unlike all before, also a predecessor's
+    if left <= PIECE:
         return [frames]
-    number, place, pieces = time.monotonic_ns(), 0, []  # unlike all before, also those of a predecessor
     for view in map_builtin(memoryview, frames):
         while view:
-            if place % PIECE == 0:
+            if not pieces or left % PIECE == 0:
                 told = b"" if pieces else b" ".join(b"%d" % size for size in sizes)
-                pieces.append([b"PIECE\0%d\0%d" % (number, place), told])
-            part = view[:PIECE - place % PIECE]
+                pieces.append([b"PIECE\0%d\0%d" % (number, left), told])
+            part = view[:left % PIECE or PIECE]
             pieces[-1].append(part)
-            place, view = place + len(part), view[len(part):]
+            left, view = left - len(part), view[len(part):]
     return pieces
 
 
@@ -445,7 +446,7 @@ class Pieces:
     """Puts a message together from its pieces. If some are lost, with a connection, the whole message is dropped."""
 
     def __init__(self):
-        self.number, self.place, self.sizes, self.whole = None, 0, (), b""
+        self.number, self.frames, self.rest = None, [], b""  # rest: the memory of the frames that is yet to be filled
 
     def add(self, frames):
         """Take the next piece, or a message that came whole. Returns a message if one is complete now, else None.
@@ -454,21 +455,22 @@ class Pieces:
         if head[:1] != [b"PIECE"]:
             self.__init__()
             return frames
-        number, place, sizes = head[1], int(head[2]), [int(size) for size in bytes(frames[1]).split()]
+        number, left, sizes = head[1], int(head[2]), [int(size) for size in bytes(frames[1]).split()]
         if sizes:
-            self.number, self.place, self.sizes, self.whole = number, 0, sizes, memoryview(bytearray(sum(sizes)))
-        if (number, place) != (self.number, self.place):
+            self.number, self.rest = number, memoryview(bytearray(sum(sizes)))
+            self.frames = [self.rest[end - size:end] for size, end in zip(sizes, itertools.accumulate(sizes))]
+        if (number, left) != (self.number, len(self.rest)):
             self.__init__()
             raise ValueError("pieces before this one were lost")
         for part in frames[2:]:
             view = memoryview(part).cast("B")  # a zmq.Frame's view has no format, which crashes Python
-            self.whole[self.place:self.place + len(view)] = view
-            self.place += len(view)
-        if self.place < len(self.whole):
+            self.rest[:len(view)] = view
+            self.rest = self.rest[len(view):]
+        if self.rest:
             return None
-        views = [self.whole[end - size:end] for size, end in zip(self.sizes, itertools.accumulate(self.sizes))]
+        whole = self.frames
         self.__init__()
-        return [bytes(view) if len(view) < OUT_OF_BAND else view for view in views]
+        return [bytes(view) if len(view) < OUT_OF_BAND else view for view in whole]
 
 
 def connect(context, address, name, keys=None, events=0):
@@ -748,7 +750,7 @@ def found_by_name(obj):
     path = getattr(obj, "__qualname__", getattr(obj, "__name__", "")).split(".")
     if module is None:
         return isinstance(obj, type)
-    if module in ("__main__", "__mp_main__") and main.by_value(path[0]):
+    if main.by_value(path[0], module):
         return False
     found = sys.modules.get(module)
     for name in path:
@@ -781,7 +783,7 @@ def shipped_globals(fn):
     those that pytest adds to a module whose assert statements it rewrites."""
     home = home_of(fn)
     return {name: fn.__globals__[name] for name in names_in(fn.__code__)[0] if name in fn.__globals__ and (
-        home is None or name.startswith("@") or home in ("__main__", "__mp_main__") and main.by_value(name))}
+        home is None or name.startswith("@") or main.by_value(name, home))}
 
 
 def modules_of(fn, values):
@@ -840,9 +842,9 @@ CLASSES = weakref.WeakValueDictionary()     # id -> class; both hold functions w
 OF_ENUM = "_value_", "_name_", "__objclass__", "_sort_order_"  # attributes that an Enum itself gives its members
 
 
-def identify(obj):
-    """The identity of a class or the like, which survives the journey there and back."""
-    ident = CLASS_IDS.setdefault(obj, f"{os.getpid()}-{id(obj)}-{time.monotonic_ns()}")
+def identify(obj, ident=None):
+    """The identity of a class or the like, which survives the journey there and back. ident: that with which it came."""
+    ident = CLASS_IDS.setdefault(obj, ident or f"{os.getpid()}-{id(obj)}-{time.monotonic_ns()}")
     CLASSES[ident] = obj
     return ident
 
@@ -857,10 +859,8 @@ def reduce_cached(fn):
 
 def make_cached(ident, wishes, fn):
     """Unpickle a function of ``functools.lru_cache``: the one that is here already, or a fresh one."""
-    cached = CLASSES.get(ident)
-    if cached is None:
-        cached = CLASSES[ident] = functools.lru_cache(**wishes)(fn)
-        CLASS_IDS[cached] = ident
+    cached = CLASSES.get(ident) or functools.lru_cache(**wishes)(fn)
+    identify(cached, ident)
     return cached
 
 
@@ -936,8 +936,10 @@ class Made:
 def set_attributes(cls, ident, attributes):
     """Set attributes of a class as soon as they are unpickled, before those that come behind them. In the root a class
     that is here already stays as it is: like the root's globals, it is newer."""
+    if this_worker is None and CLASSES.get(ident) is cls:
+        return
     kind = type if isinstance(type(cls).__setattr__, types.FunctionType) else type(cls)  # a user's may refuse or repeat
-    for name, value in attributes.items() if this_worker is not None or CLASSES.get(ident) is not cls else ():
+    for name, value in attributes.items():
         with contextlib.suppress(AttributeError):  # read-only ones, such as __doc__ of some bases
             kind.__setattr__(cls, name, value)
 
@@ -959,7 +961,7 @@ def fill_class(cls, state):
             vars(cls.__members__[name]).update(look)
         for subclass in filter(None, registered):  # by ABCMeta
             cls.register(subclass)
-        CLASS_IDS[cls], CLASSES[ident] = ident, cls
+        identify(cls, ident)
 
 
 def reduce_method(method):
@@ -1239,10 +1241,11 @@ class Main:
             return cls(path, spec.name)
         return cls(os.path.abspath(path)) if path and os.path.isfile(path) else cls()
 
-    def by_value(self, name):
-        """Whether this global of the main module has to travel by value, since workers that import the script do not
-        have it, or another one. IPython's %run may have replaced the main module since the latest pool was made."""
-        return self.path is None or self.module is not sys.modules.get("__main__") or name in self.guarded[0] or (
+    def by_value(self, name, module="__main__"):
+        """Whether this global has to travel by value: it is of the main module, and workers that import the script do
+        not have it, or another one. IPython's %run may have replaced the main module since the latest pool was made."""
+        return module in ("__main__", "__mp_main__") and (
+            self.path is None or self.module is not sys.modules.get("__main__") or name in self.guarded[0] or
             self.known is not None and self.module.__dict__.get(name) is not self.known.get(name))
 
     def warn_of_globals(self, fn):
@@ -1251,8 +1254,8 @@ class Main:
         for name in again and again & names_in(fn.__code__)[0]:
             self.warned.add(name)
             value = fn.__globals__.get(name)
-            imported = isinstance(value, types.ModuleType) or isinstance(
-                value, (type, types.FunctionType, types.BuiltinFunctionType)) and value.__module__ != "__main__"
+            kinds = types.ModuleType, type, types.FunctionType, types.BuiltinFunctionType
+            imported = isinstance(value, kinds) and getattr(value, "__module__", None) != "__main__"
             if not imported:  # else it most likely is the same object again
                 logger.warning("%s uses the global %s, which is bound again under if __name__ == '__main__': workers "
                                "do not run that block, so they see the value bound at the top level. Pass it as an "
