@@ -545,8 +545,9 @@ class Chunks(list):
         self.append(bytes(data))
 
 
-def dumps(obj, memory=None, lasting=False):
-    """Frames for one object: its pickle, and large buffers, by ``frame_of``. Raises what pickling it raises."""
+def dumps(obj, memory=None, lasting=False, whole=False):
+    """Frames for one object: its pickle, and large buffers unless it is to stay whole, by ``frame_of``. Raises what
+    pickling it raises."""
     buffers, chunks = [], Chunks()
 
     def keep_in_band(buffer):
@@ -555,7 +556,7 @@ def dumps(obj, memory=None, lasting=False):
                 buffers.append(frame_of([data], memory, lasting))  # a copy: arrays may change once we return
             return data.nbytes < OUT_OF_BAND
     try:
-        Pickler(chunks, 5, buffer_callback=keep_in_band).dump(obj)
+        Pickler(chunks, 5, buffer_callback=None if whole else keep_in_band).dump(obj)
     except BaseException:
         discard(buffers)
         raise
@@ -767,9 +768,13 @@ def operands(code, *operations):
 @functools.lru_cache(1000)
 def names_in(code):
     """(names of the globals read, all names) in a code object and those nested in it. Slow, hence the cache."""
-    nested = [names_in(const) for const in code.co_consts if isinstance(const, types.CodeType)]
-    read = operands(code, "LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
-    return read.union(*(names for names, _ in nested)), {*code.co_names}.union(*(names for _, names in nested))
+    read, names = operands(code, "LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"), {*code.co_names}
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType):
+            inner = names_in(const)
+            read |= inner[0]
+            names |= inner[1]
+    return read, names
 
 
 def home_of(fn):
@@ -843,7 +848,7 @@ OF_ENUM = "_value_", "_name_", "__objclass__", "_sort_order_"  # attributes that
 
 
 def identify(obj, ident=None):
-    """The identity of a class or the like, which survives the journey there and back. ident: that with which it came."""
+    """The identity of a class or the like, which survives the journey there and back. ident: the one it came with."""
     ident = CLASS_IDS.setdefault(obj, ident or f"{os.getpid()}-{id(obj)}-{time.monotonic_ns()}")
     CLASSES[ident] = obj
     return ident
@@ -1141,7 +1146,7 @@ def encode_failure(error, where=""):
     found = None
     for form in (lambda error: error), without_init:
         with contextlib.suppress(*FAULTS):
-            blob = pickle.dumps(dumps(form(error)), 5)
+            blob, = dumps(form(error), whole=True)
             copy = decode_failure(blob, text)
             if type(copy) is type(error):
                 if text_of(copy) == text_of(error):
@@ -1150,7 +1155,7 @@ def encode_failure(error, where=""):
     if found:
         return found, text
     words = text_of(error, lambda error: "".join(traceback.format_exception_only(type(error), error)).rstrip())
-    return pickle.dumps(dumps(TaskError(f"a task raised an exception that cannot be pickled: {words}")), 5), text
+    return dumps(TaskError(f"a task raised an exception that cannot be pickled: {words}"), whole=True)[0], text
 
 
 def without_init(error):
@@ -1195,7 +1200,7 @@ def hint_for_global(error):
 def decode_failure(blob, text):
     """The exception that was given to ``encode_failure``, with the text of its traceback as its cause."""
     try:
-        error = loads(unpickle(blob))
+        error = loads([blob])
     except FAULTS:
         error = TaskError("a task raised an exception that cannot be pickled: " + text.rstrip().rpartition("\n")[2])
     if type(error) is NameError:
@@ -1573,7 +1578,7 @@ class Recipe:
         """Its pickle, as one frame. Raises CannotSend, naming the part that cannot be sent."""
         if self.frame is None:
             try:
-                self.frame = frame_of([pickle.dumps(dumps((self.fn, self.op)), 5)], memory, lasting=True)
+                self.frame, = dumps((self.fn, self.op), memory, lasting=True, whole=True)
                 if reference(self.frame):
                     weakref.finalize(self, discard_own, os.getpid(), [self.frame]).atexit = False
             except FAULTS as error:
@@ -1588,7 +1593,7 @@ class Recipe:
         """The recipe of a frame; the same one for the same frame."""
         if size_of(frame) >= SHARED:
             Recipe.decode.cache_clear()  # else up to 64 large ones stay in memory
-        return Recipe(*loads(unpickle(content(frame))), frame) if frame else CALLS
+        return Recipe(*loads([frame]), frame) if frame else CALLS
 
     def learn(self, count, seconds):
         """Learn that `count` items took `seconds`: size the next slice to take SLICE, but at most 4 * `count` items."""
