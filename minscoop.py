@@ -344,20 +344,19 @@ PATTERNS = {"n": rb"\0[0-9]{1,19}", "i": rb"\0[\w.]{1,255}:[0-9]{1,19}/[0-9]{1,1
 
 @functools.lru_cache(None)
 def shape_of(name):
-    """What a message of this name looks like: (the possible numbers of frames, how many of them are joined into the
-    first, a matcher for these, its handler's name). Raises an error if there is no such message."""
+    """What a message of this name looks like: (least and greatest number of frames, how many of them are joined into
+    the first, a matcher for these, its handler's name). Raises an error if there is no such message."""
     kinds, _, more = FIELDS[name.decode()].partition("*")
-    least = 1 + len(kinds)
     short = sys.maxsize if more == "n" else 1 + len(kinds.rstrip("b"))
     pattern = name + b"".join(PATTERNS[kind] for kind in kinds) + b"(%s)*" % PATTERNS[more]
-    return (range(least, sys.maxsize if more else least + 1), short, re.compile(pattern).fullmatch,
+    return (1 + len(kinds), sys.maxsize if more else 1 + len(kinds), short, re.compile(pattern).fullmatch,
             sys.intern("on_" + name.decode()))
 
 
 def check_shape(message):
     """Return the name of a message's handler. Raises an error if the message is malformed: a socket may bring any."""
-    counts, short, match, handler = shape_of(message[0])
-    if not (len(message) in counts and match(b"\0".join(message[:short]))):
+    least, most, short, match, handler = shape_of(message[0])
+    if not (least <= len(message) <= most and match(b"\0".join(message[:short]))):
         raise ValueError("no such message")
     return handler
 
@@ -401,7 +400,7 @@ def bundled(messages):
     """The frames of several messages that travel as one."""
     parts = []
     for message in messages:
-        short = shape_of(message[0])[1]
+        short = shape_of(message[0])[2]
         parts.append([b"\0".join(message[:short]), *message[short:]])
     if len(parts) == 1:
         return parts[0]
@@ -708,8 +707,9 @@ class Pickler(pickle.Pickler):
         """Called by pickle for each object that is not of a basic type."""
         kind = type(obj)
         module = getattr(kind, "__module__", None)
-        if kind is types.FunctionType or issubclass(kind, type):  # isinstance asks obj.__class__, which may lie:
-            return reduce_definition(obj)                         # that of list[int] (until 3.10), or of a proxy
+        # Not isinstance, which asks obj.__class__: that of list[int] (until 3.10), or of a proxy, may lie
+        if kind is types.FunctionType or issubclass(kind, type):
+            return reduce_definition(obj)
         if module == "dataclasses":  # MISSING is compared by identity
             return reduce_by_identity(obj, sys.modules[module])
         if module == "typing" and kind.__name__ in OF_TYPING and not found_by_name(obj):
