@@ -886,7 +886,7 @@ def reduce_class(cls):
                       or name == "_boundary_" or name not in cls.__members__ and not name.startswith("_")}
     head.update(__module__=cls.__module__, __qualname__=cls.__qualname__)
     made_of = ident, type(cls), cls.__name__, bases, head
-    return make_class, made_of, (ident, in_stages(cls, ident, attributes), looks, registered), None, None, fill_class
+    return make_class, made_of, (ident, in_order(cls, ident, attributes), looks, registered), None, None, fill_class
 
 
 def attributes_of(cls):
@@ -912,20 +912,22 @@ def make_member(cls, value, *content):
     return member
 
 
-def in_stages(cls, ident, attributes):
-    """A class's attributes in four stages. Its data, or globals of its methods, may contain instances, even as keys of
-    a dict, which are unpickled before the class is complete: so what these need comes first, hashing before other
-    special methods. Then other methods, which the data may contain; last the data. ``__init_subclass__`` waits for it,
-    as do ``__new__`` and ``__init__`` if pickle has no arguments for them: those of a singleton, say, look for it."""
-    stages = {}, {}, {}, {}
+def in_order(cls, ident, attributes):
+    """A class's attributes, each to be set as soon as it is unpickled. Its data, or globals of its methods, may contain
+    instances, even as keys of a dict, which are unpickled before the class is complete: so what these need comes first,
+    hashing before other special methods. Then other methods, which the data may contain; last the data.
+    ``__init_subclass__`` waits for it, as do ``__new__`` and ``__init__`` if pickle has no arguments for them: those of
+    a singleton, say, look for it."""
     bare = all(getattr(cls, name, None) is getattr(object, name, None)
                for name in ("__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__"))
     makers = ("__init_subclass__", "__new__", "__init__") if bare else ("__init_subclass__",)
-    for name, value in attributes.items():
+
+    def stage(name):
+        value = attributes[name]
         method = name not in makers and isinstance(value, (types.FunctionType, staticmethod, classmethod))
         special = method and name.startswith("__") and not isinstance(value, classmethod)
-        stages[0 if name in ("__hash__", "__eq__") else 1 if special else 2 if method else 3][name] = value
-    return [Made(set_attributes, (cls, ident, stage)) for stage in stages]
+        return 0 if name in ("__hash__", "__eq__") else 1 if special else 2 if method else 3
+    return [Made(set_attribute, (cls, ident, name, attributes[name])) for name in sorted(attributes, key=stage)]
 
 
 class Made:
@@ -938,15 +940,14 @@ class Made:
         return self.parts
 
 
-def set_attributes(cls, ident, attributes):
-    """Set attributes of a class as soon as they are unpickled, before those that come behind them. In the root a class
-    that is here already stays as it is: like the root's globals, it is newer."""
+def set_attribute(cls, ident, name, value):
+    """Set an attribute of a class that is being unpickled. In the root a class that is here already stays as it is:
+    like the root's globals, it is newer."""
     if this_worker is None and CLASSES.get(ident) is cls:
         return
     kind = type if isinstance(type(cls).__setattr__, types.FunctionType) else type(cls)  # a user's may refuse or repeat
-    for name, value in attributes.items():
-        with contextlib.suppress(AttributeError):  # read-only ones, such as __doc__ of some bases
-            kind.__setattr__(cls, name, value)
+    with contextlib.suppress(AttributeError):  # a read-only one, such as __doc__ of some bases
+        kind.__setattr__(cls, name, value)
 
 
 def make_class(ident, metaclass, name, bases, head):
