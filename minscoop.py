@@ -450,7 +450,7 @@ class Pieces:
     def add(self, frames):
         """Take the next piece, or a message that came whole. Returns a message if one is complete now, else None.
         Raises an error for a piece that does not follow the one before."""
-        head = frames[0].split(b"\0") if isinstance(frames[0], bytes) else ()
+        head = bytes(frames[0]).split(b"\0")
         if head[:1] != [b"PIECE"]:
             self.__init__()
             return frames
@@ -974,7 +974,7 @@ def reduce_method(method):
     """Pickle a bound method by value where its name does not lead to it: __private, of super(), or decorated."""
     fn, owner = method.__func__, method.__self__
     found = getattr(owner, getattr(method, "__name__", ""), None)
-    if type(found) is types.MethodType and found.__func__ is fn and found.__self__ is owner:
+    if type(found) is types.MethodType and found == method:
         return NotImplemented
     return types.MethodType, (fn, owner)
 
@@ -1101,7 +1101,7 @@ def encode_results(values, failures, title, memory=None):
         except FAULTS as error:
             why = reason_of(error, (value, f"the result of {title(offset)}"))
             failures[offset] = encode_failure(CannotSend(f"{why} (a result of type {type(value).__name__})"))
-            frames = ()
+            frames = dumps(None)
         parts.append([frame if size_of(frame) < OUT_OF_BAND else None for frame in frames])
         large += [frame for frame in frames if size_of(frame) >= OUT_OF_BAND]
     return [pickle.dumps((None, parts, failures), 5), *large]
@@ -1131,7 +1131,7 @@ def decode_parts(parts, large, failures):
     for offset, part in enumerate(parts):
         frames = [next(large) if frame is None else frame for frame in part]
         try:
-            values[offset] = loads(frames) if frames else None
+            values[offset] = loads(frames)
         except FAULTS as error:
             failures[offset] = CannotSend("a result arrived but cannot be unpickled: "
                                           f"{type(error).__name__}: {text_of(error)}")
