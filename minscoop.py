@@ -3285,8 +3285,7 @@ class Switchboard:
 
 def run_broker(*args):
     """The life of a broker process. Arguments: those of a Switchboard."""
-    logger.handlers[:] = []  # the one inherited from the keeper sends notices, whose receiver we are
-    configure_logging(logger.level)
+    log_to_stderr(logger.level)  # the handler inherited from the keeper sends notices, whose receiver we are
     Switchboard(*args).run()
 
 
@@ -7035,13 +7034,17 @@ if logging.lastResort:  # Python's handler where the program has set up no loggi
     logging.lastResort.setFormatter(Formatter())
 
 
-def configure_logging(level):
-    """Send messages of the logger ``minscoop`` to stderr, unless the program has given it handlers."""
+def log_to(handler, level):
+    """Hand the records of the logger ``minscoop``, and of those below it, to this handler only."""
     logger.setLevel(level)
-    if level and not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(Formatter())
-        logger.handlers[:], logger.propagate = [handler], False
+    logger.handlers[:], logger.propagate = [handler], False
+
+
+def log_to_stderr(level):
+    """What this process logs goes to stderr: in the root under the launcher, and in a broker."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(Formatter())
+    log_to(handler, level)
 
 
 place = {"worker": "root", "host": os.uname().nodename}  # of this process, for log records
@@ -7079,8 +7082,7 @@ class Records(logging.Handler):
 def send_logs(level, send, worker, host):
     """What this process logs goes to the root, by send(*frames)."""
     place.update(worker=worker, host=host)
-    logger.setLevel(level)
-    logger.handlers[:], logger.propagate = [Records(send)], False
+    log_to(Records(send), level)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -7899,7 +7901,7 @@ def command_line():
     progress.wanted = False if options.quiet else options.progress
     if progress.wanted:  # before any handler keeps a reference to sys.stderr
         install_screens()
-    configure_logging(logging.ERROR if options.quiet else max(logging.DEBUG, logging.WARNING - 10 * options.verbose))
+    log_to_stderr(logging.ERROR if options.quiet else max(logging.DEBUG, logging.WARNING - 10 * options.verbose))
     try:
         pool = pool_options(options)
         if options.join:
