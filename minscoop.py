@@ -2022,8 +2022,7 @@ class Mapping(Job):
         else:
             self.rows = zip(*iterables)
             node.check_open()
-        self.tally = progress.find_tally(node, label)  # only now: the drawing thread ends if it finds nothing to do
-        self.tell(known=self.pulled, growing=not self.exhausted)
+        self.tally = progress.find_tally(node, label, self.pulled, not self.exhausted)
         if self.pulled:
             self.push(columns, 0, self.pulled)
         elif not self.exhausted:
@@ -6746,21 +6745,29 @@ class Progress:
         self.asking = False            # the program waits for input
         self.calling = False           # calls were under way at the last look
 
-    def find_tally(self, node, label):
-        """The tally in which to count a map of this node, or None. label: the map's ``progress`` argument."""
+    def find_tally(self, node, label, known, growing):
+        """The tally that counts a map of this node from now on, or None. label: the map's ``progress`` argument."""
         if label is False or node.inside or not (self.wanted or label and self.wanted is not False):
             return None
-        self.watch(node)
+        label = "" if label in (None, True) else " ".join(str(label).split())
         with self.lock:
-            if not (self.calling or self.live()):  # all earlier work is done: count anew
+            self.watch(node)
+            if not self.busy():  # all earlier work is done: count anew
                 self.tallies.clear()
                 self.since = time.monotonic()
                 self.nodes.update({node: node.calls for node in list(self.nodes)})
-            return self.tallies.setdefault("" if label in (None, True) else " ".join(str(label).split()), [0, 0, 0])
+            tally = self.tallies.setdefault(label, [0, 0, 0])
+            tally[0] += known
+            tally[2] += growing
+            return tally
 
     def live(self):
         """Whether a counted map is unfinished."""
         return any(made < known or growing for known, made, growing in list(self.tallies.values()))
+
+    def busy(self):
+        """Whether anything that is counted is under way, as far as is known."""
+        return self.calling or self.live()
 
     def watch(self, node):
         """Show what this node does, from now on."""
@@ -6768,7 +6775,7 @@ class Progress:
             self.nodes.setdefault(node, node.calls)
             if self.thread is None:
                 install_screens()
-                self.began = self.since = time.monotonic()
+                self.began = time.monotonic()
                 self.thread = threading.Thread(target=self.run, name="minscoop progress", daemon=True)
                 self.thread.start()
 
@@ -6778,38 +6785,38 @@ class Progress:
             time.sleep(LOOK)
             with self.lock:  # ``watch`` adds to them
                 nodes = list(self.nodes)
-            for node in nodes if self.calling or self.live() else ():
+            for node in nodes if self.busy() else ():
                 node.send(b"COUNT", b"0")  # without our lock: a thread that holds the node's may want ours
             left = {node: calls_left(node) if self.wanted else 0 for node in nodes}
             with self.lock:
                 now = time.monotonic()
-                if not (self.calling or self.live()):  # all earlier work is done: count anew, from the last look on
-                    self.tallies = {label: tally for label, tally in self.tallies.items() if not tally[0]}
+                if not self.busy():  # all earlier work is done: count anew, from the last look on
+                    self.tallies.clear()
                     self.since = now - LOOK
                 counts, self.calling = self.look(left), any(left.values())
                 if not counts:
                     self.wipe()
-                    self.began = self.since = now
+                    self.began = now
                     if not self.wanted:
                         self.thread = None  # under the lock: from here on, ``watch`` starts another
                         return
-                    continue
-                if now - self.began > PROGRESS_DELAY:
+                elif now - self.began > PROGRESS_DELAY:
                     with contextlib.suppress(OSError, ValueError):  # stderr is full, or closed
                         self.draw(progress_text(counts, now - self.since, nodes))
 
     def look(self, left):
         """What to show: {label: (known, made, maps with inputs still to come)}; empty if nothing is under way.
         left: node -> its calls that are not done."""
-        counts, live = {label: tuple(tally) for label, tally in self.tallies.items()}, self.live() or any(left.values())
+        if not (self.live() or any(left.values())):
+            self.nodes.update({node: node.calls for node in left})
+            return {}
+        counts = {label: tuple(tally) for label, tally in self.tallies.items()}
         for node, calls in left.items():
             done = node.calls - self.nodes[node]
-            if not live:
-                self.nodes[node] = node.calls
-            elif calls or done:
+            if calls or done:
                 known, made, growing = counts.get("", (0, 0, 0))
                 counts[""] = known + done + calls, made + done, growing
-        return counts if live else {}
+        return counts
 
     def draw(self, text):
         """Show a text: on a terminal by redrawing the line, elsewhere as a plain line, one in PLAIN_PAUSE seconds."""
@@ -6906,8 +6913,7 @@ def calls_left(node):
     with node.lock:
         queued = len(node.queue) if len(node.queue) > 10_000 else \
             sum(isinstance(unit, Future) and not unit.stale for unit in node.queue)
-        away = sum(hi - lo for shipment in node.away.values() if isinstance(shipment.span.job, Bundle)
-                   for lo, hi in shipment.open)
+        away = sum(hi - lo for shipment in node.calls_away for lo, hi in shipment.open)
         return 0 if node.broken else queued + away
 
 
