@@ -6419,14 +6419,8 @@ class Executor(Interface):
 
     def __init__(self, max_workers=None, *, retries=3, nice=0, initializer=None, initargs=(), profile=None,
                  hosts=None, listen=None, summary=False, report=None, trace=None, **options):
-        max_workers, retries, nice = (
-            number if isinstance(number, int) or not hasattr(number, "__index__") else operator.index(number)
-            for number in (max_workers, retries, nice))  # NumPy has integers of its own
-        for name, number in ("max_workers", 0 if max_workers is None else max_workers), ("retries", retries):
-            if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-                raise ValueError(f"{name} must be an integer >= 0, not {number!r}")
-        if isinstance(nice, bool) or not isinstance(nice, int) or abs(nice) > 100:
-            raise ValueError(f"nice must be an integer from -100 to 100, not {nice!r}")
+        max_workers = None if max_workers is None else whole("max_workers", max_workers, ">= 0")
+        retries, nice = whole("retries", retries, ">= 0"), whole("nice", nice, "from -100 to 100", range(-100, 101))
         refuse_in_import()
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, not {initializer!r}")
@@ -6434,7 +6428,7 @@ class Executor(Interface):
         options = plan(max_workers, hosts, listen, options, options.pop("_check", False))  # of check_hosts
         wishes = {"summary": summary, "report": report and writable(report), "trace": trace and writable(trace),
                   "record": 2 if report or trace else int(summary)}
-        if report and trace and wishes["report"] == wishes["trace"]:
+        if report and wishes["report"] == wishes["trace"]:
             raise ValueError(f"report and trace must be two different files, not both {report}")
         if max_workers == 0 and (profile or hosts or listen):
             logger.warning("no effect with max_workers=0, which runs everything in this process: %s", ", ".join(
@@ -6507,9 +6501,9 @@ class Executor(Interface):
         if self._node.forked:
             return
         try:
-            if kind is not None and issubclass(kind, (KeyboardInterrupt, Terminated)):
+            if isinstance(error, (KeyboardInterrupt, Terminated)):
                 self._finish("abort")
-            elif kind is None or kind is SystemExit and not error.code:
+            elif error is None or isinstance(error, SystemExit) and not error.code:
                 self.shutdown()
             else:
                 self._node.drop(shipped=True)
@@ -6517,6 +6511,13 @@ class Executor(Interface):
         except (KeyboardInterrupt, Terminated):  # it may have come before the end began
             self._finish("abort")
             raise
+
+
+def whole(name, number, which, allowed=range(1 << 63)):
+    """An argument that has to be an integer, maybe one of NumPy's, as an int. Raises ValueError; which: what it says."""
+    if isinstance(number, bool) or not hasattr(number, "__index__") or operator.index(number) not in allowed:
+        raise ValueError(f"{name} must be an integer {which}, not {number!r}")
+    return operator.index(number)
 
 
 def packed(initializer, initargs):
@@ -6565,10 +6566,10 @@ def plan(size, hosts, listen, options, check):
     if options["transport"] not in ("auto", "tcp", "stdio"):
         raise ValueError(f"transport must be 'auto', 'tcp' or 'stdio', not {options['transport']!r}")
     remote_command(options["rsh"], "host")
-    pairs = [("localhost", size)] if hosts is None else parse_hosts(hosts)
-    if hosts is not None and size:
+    pairs = [("localhost", None)] if hosts is None else parse_hosts(hosts)
+    if size:
         pairs = deal(pairs, size)
-    if hosts is not None and not (listen or check or any(workers != 0 for _, workers in pairs)):
+    if not (listen or check or any(workers != 0 for _, workers in pairs)):
         raise ValueError("no workers: every host in the list has 0")
     here = [usable_cores() if workers is None else workers for name, workers in pairs if is_local(name)]
     others = [(name, workers) for name, workers in pairs if not is_local(name)]
