@@ -7823,10 +7823,10 @@ def make_parser():
     pool.add_argument("-n", type=int, metavar="N", dest="max_workers",
                       help=f"workers in all (default: usable cores, here {usable_cores()}, or as the hosts say); "
                            "0: run inline")
-    pool.add_argument("--retries", type=int, default=3, metavar="N",
+    pool.add_argument("--retries", type=int, metavar="N",
                       help="fail a task after N workers died running it; 0: never run again what may have begun "
-                           "(default: %(default)s)")
-    pool.add_argument("--nice", type=int, default=0, metavar="N", help="niceness of the workers (default: 0)")
+                           "(default: 3)")
+    pool.add_argument("--nice", type=int, metavar="N", help="niceness of the workers (default: 0)")
     add_host_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument("-v", "--verbose", action="count", default=0,
@@ -7840,7 +7840,7 @@ def make_parser():
     output.add_argument("--tag-output", action="store_true", help="host and worker before each line that tasks print")
     output.add_argument("--report", metavar="FILE", help="write a page (HTML) with what each worker ran when")
     output.add_argument("--trace", metavar="FILE", help="the same as JSON, for Perfetto or chrome://tracing")
-    output.add_argument("--profile", metavar="DIR", nargs="?", const=True, type=lambda name: name or True,
+    output.add_argument("--profile", metavar="DIR", nargs="?", const=True,
                         help="at the end, a table of the time spent in functions, on all workers; with DIR (a "
                              "directory, created if need be), also a file per worker there, for pstats")
     output.add_argument("--version", action="version", version=f"minscoop {__version__}")
@@ -7877,7 +7877,6 @@ def add_host_options(parser):
     reach.add_argument("--tunnel", dest="transport", action="store_const", const="stdio",
                        help="the same as --transport stdio")
     reach.add_argument("--external-hostname", metavar="ADDRESS", help="this machine's address, for other hosts")
-    parser.set_defaults(**dict.fromkeys(OPTIONS))  # None: the Executor's own default
 
 
 def parse_options(parser):
@@ -7931,6 +7930,9 @@ def command_line():
 def split_words(parser, words):
     """The command line as (our options; -m, -c, -- or ""; the program and its arguments). `--host a a b` among our
     options becomes `--host a,a,b`, and --profile takes what follows only if that can be a directory."""
+    def goes_on(is_program):
+        return words and not (words[0].startswith("-") or words[0].endswith(".py") or is_program(words[0]))
+
     valued = {option for action in parser._actions if action.nargs is None for option in action.option_strings}
     options, words = [], collections.deque(words)
     while words and words[0].startswith("-") and words[0] != "-":
@@ -7943,15 +7945,11 @@ def split_words(parser, words):
         if word == "--":
             return options, word, [*words]
         options.append(word)
-        if word in ("--host", "--hosts", "--hostfile") and words:
+        if words and (word in valued or re.fullmatch("-[ivq]+[nep]", word)
+                      or word == "--profile" and goes_on(os.path.isfile)):
             options.append(words.popleft())
-            while words and not (words[0].startswith("-") or words[0].endswith(".py") or os.path.exists(words[0])):
-                options[-1] += "," + words.popleft()
-        elif word == "--profile":
-            bare = not words or words[0].startswith("-") or words[0].endswith(".py") or os.path.isfile(words[0])
-            options[-1] += "=" if bare else "=" + words.popleft()
-        elif (word in valued or re.fullmatch("-[ivq]+[nep]", word)) and words:
-            options.append(words.popleft())
+        while word in ("--host", "--hosts", "--hostfile") and goes_on(os.path.exists):
+            options[-1] += "," + words.popleft()
     return options, "", [*words]
 
 
@@ -7959,7 +7957,7 @@ def pool_options(options):
     """The Executor's arguments, by command line and batch job. Raises ValueError if hosts make no sense."""
     found = {name: value for name, value in vars(options).items() if name in ARGUMENTS and value is not None}
     found["summary"] = options.verbose > 0 and not (options.quiet or options.check)
-    vain = ", ".join("--" + name.replace("_", "-") for name in OPTIONS if name in found
+    vain = ", ".join("--" + name.replace("_", "-") for name in OPTIONS if found.get(name)
                      and name not in ("tag_output", "mixed"))  # these two work without other hosts, too
     if options.hosts:
         found["hosts"] = [pair for source in options.hosts for pair in parse_hosts(source)]
@@ -8015,32 +8013,34 @@ def prepare_program(options):
     module = types.ModuleType("__main__")
     module.__builtins__ = __builtins__
     name, *rest = options.program or [""]
+    argv0, spec = name, None
     front = [""] if getattr(sys.flags, "safe_path", False) else sys.path  # python -P: no entry to replace
     if options.kind == "-c":
         code, argv0, front[0] = compile(name, "<string>", "exec"), "-c", ""
     elif options.kind == "-m":
         front[0] = os.getcwd()
-        code, module.__spec__ = read_main(None, name)
-        module.__package__, module.__file__ = module.__spec__.parent, module.__spec__.origin
-        argv0 = module.__file__
+        code, spec = read_main(None, name)
+        argv0 = spec.origin
     elif name in ("", "-"):  # as python, and python -
-        text = "" if options.interactive and not name or sys.stdin is None else sys.stdin.read()
-        code, argv0, front[0] = compile(text, "<stdin>", "exec"), name, ""
-        if options.interactive and not name:
+        prompt_only = options.interactive and not name
+        text = "" if prompt_only or sys.stdin is None else sys.stdin.read()
+        code, front[0] = compile(text, "<stdin>", "exec"), ""
+        if prompt_only:
             module.map = map  # a script has Python's, unless it imports ours
     else:
-        argv0, path = name, name if sys.version_info < (3, 9) else os.path.join(os.getcwd(), name)
+        path = name if sys.version_info < (3, 9) else os.path.join(os.getcwd(), name)
         spec = importlib.machinery.PathFinder.find_spec("__main__", [path])
         if spec is not None and spec.loader is not None:  # it is a directory or a zip file that has a __main__.py
-            module.__spec__, module.__package__, module.__file__ = spec, "", spec.origin
             code, front[0] = spec.loader.get_code("__main__"), path
             if front is not sys.path:
                 sys.path.insert(0, path)  # as Python does with -P, too
         elif os.path.isdir(name):
             raise IsADirectoryError(21, "is a directory without __main__.py; for a package use -m", name)
         else:
-            (code, _), module.__file__ = read_main(name), path
+            (code, spec), module.__file__ = read_main(name), path
             front[0] = os.path.dirname(os.path.realpath(name))  # links resolved, as Python does
+    if spec is not None:
+        module.__spec__, module.__package__, module.__file__ = spec, spec.parent, spec.origin
     sys.argv = [argv0, *rest]
     sys.modules["__main__"] = sys.modules["__mp_main__"] = module
     return code
