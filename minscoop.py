@@ -6957,9 +6957,10 @@ def stats_of(stats):
 def tasks_part(stats):
     """The tasks' share of a profile: without our functions, and without the built-in functions that ours called, unless
     as tasks. Those that a map calls run inside `list.extend`, without entries of their own: its time is theirs."""
-    ours, rest = {key for key in stats if key[0] == os.path.abspath(__file__)}, {}
-    codes = [run.__code__ for run in (Future.run, CALLS.fn, Slice.run)]
-    *submits, maps = [(os.path.abspath(__file__), code.co_firstlineno, code.co_name) for code in codes]
+    this_file, rest = os.path.abspath(__file__), {}
+    ours = {key for key in stats if key[0] == this_file}
+    *submits, maps = [(this_file, run.__code__.co_firstlineno, run.__code__.co_name)
+                      for run in (Future.run, CALLS.fn, Slice.run)]
     for key in stats.keys() - ours:
         *figures, callers = stats[key]
         if "'extend' of 'list'" in key[2] and maps in callers:
@@ -7973,8 +7974,7 @@ def check_hosts(options):
     with Executor(_check=True, **options) as executor:  # it logs in to its hosts, and starts no worker
         root = executor._node
         root.wait_for(lambda: root.broken or all("state" in facts for facts in root.hosts.values()), "hosts")
-        if root.broken:
-            raise root.broken
+        root.check_open()
         local = dict(about_this_machine(), host="(here)", state="ready", pyzmq=zmq.__version__, transport="ipc")
         every = [local, *(facts for number, facts in root.hosts.items() if number != "0")]
     rows = [("HOST", "LOGIN", "PYTHON", "PYZMQ", "CORES", "MEMORY", "LOAD", "DATA", "ROUND TRIP", "BANDWIDTH")]
