@@ -6419,8 +6419,8 @@ class Executor(Interface):
 
     def __init__(self, max_workers=None, *, retries=3, nice=0, initializer=None, initargs=(), profile=None,
                  hosts=None, listen=None, summary=False, report=None, trace=None, **options):
-        max_workers = None if max_workers is None else whole("max_workers", max_workers, ">= 0")
-        retries, nice = whole("retries", retries, ">= 0"), whole("nice", nice, "from -100 to 100", range(-100, 101))
+        max_workers = None if max_workers is None else whole("max_workers", max_workers)
+        retries, nice = whole("retries", retries), whole("nice", nice, -100, 100)
         refuse_in_import()
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, not {initializer!r}")
@@ -6513,10 +6513,11 @@ class Executor(Interface):
             raise
 
 
-def whole(name, number, which, allowed=range(1 << 63)):
-    """An argument that has to be an integer, maybe one of NumPy's, as an int. Raises ValueError; which: what it says."""
-    if isinstance(number, bool) or not hasattr(number, "__index__") or operator.index(number) not in allowed:
-        raise ValueError(f"{name} must be an integer {which}, not {number!r}")
+def whole(name, number, least=0, most=math.inf):
+    """An argument, which may be an integer of NumPy's, as an int. Raises ValueError if it is none, or out of bounds."""
+    if isinstance(number, bool) or not hasattr(number, "__index__") or not least <= operator.index(number) <= most:
+        bounds = f"from {least} to {most}" if least else ">= 0"
+        raise ValueError(f"{name} must be an integer {bounds}, not {number!r}")
     return operator.index(number)
 
 
