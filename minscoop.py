@@ -4388,11 +4388,12 @@ class Root(Node):
         import pstats
         stats = unpickle(bytes(stats))
         if self.options["profile"] is not True:
-            stats_of(stats).dump_stats(os.path.join(self.options["profile"], f"worker-{worker.decode()}.prof"))
+            with open(os.path.join(self.options["profile"], f"worker-{worker.decode()}.prof"), "wb") as file:
+                marshal.dump(stats, file)  # which is what pstats reads
         self.profile = self.profile or pstats.Stats(stream=sys.stderr or io.StringIO())  # None would be stdout
         stats = tasks_part(stats)
         if stats:  # pstats refuses an empty one
-            self.profile.add(stats_of(stats))
+            self.profile.add(types.SimpleNamespace(create_stats=lambda: None, stats=stats))  # like a cProfile.Profile
 
     def on_COUNT(self, idle):
         """So many workers have nothing to do."""
@@ -6947,12 +6948,6 @@ def fitting(text, columns):
               (2 if unicodedata.east_asian_width(character) in "WF" else 1) for character in text)
     ends = [end for end in itertools.accumulate(widths) if end <= columns]
     return text[:len(ends)], max(ends, default=0)
-
-
-def stats_of(stats):
-    """A ``pstats.Stats`` made from the ``stats`` dictionary of another."""
-    import pstats
-    return pstats.Stats(types.SimpleNamespace(create_stats=lambda: None, stats=stats))
 
 
 def tasks_part(stats):
