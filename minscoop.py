@@ -7990,8 +7990,7 @@ def check_hosts(options):
 def aligned(rows):
     """The lines of a table, its columns aligned; a row of only two cells has free text in the second."""
     widths = [max(len(row[i]) for row in rows if len(row) > 2 or i == 0) for i in range(len(rows[0]))]
-    return ["  ".join(word.ljust(width) for word, width in zip(row, widths)).rstrip() if len(row) > 2 else
-            f"{row[0].ljust(widths[0])}  {row[1]}" for row in rows]
+    return ["  ".join(word.ljust(width) for word, width in zip(row, widths)).rstrip() for row in rows]
 
 
 def first_line(error, known=None):
