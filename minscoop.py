@@ -7928,26 +7928,27 @@ def split_words(parser, words):
     """The command line as (our options; -m, -c, -- or ""; the program and its arguments). `--host a a b` among our
     options becomes `--host a,a,b`, and --profile takes what follows only if that can be a directory."""
     def goes_on(is_program):
+        """Whether the next word can be a value of an option: there is one, which is no option, and not the program."""
         return words and not (words[0].startswith("-") or words[0].endswith(".py") or is_program(words[0]))
 
     valued = {option for action in parser._actions if action.nargs is None for option in action.option_strings}
-    options, words = [], collections.deque(words)
+    options, words = [], [*words]
     while words and words[0].startswith("-") and words[0] != "-":
-        word = words.popleft()
+        word = words.pop(0)
         program = re.fullmatch("-([ivq]*)([mc])(.*)", word, re.DOTALL)  # -m module, -mmodule, -im module
         if program:
             flags, kind, attached = program.groups()
             options += ["-" + flags] if flags else []
-            return options, "-" + kind, [attached, *words] if attached else [*words]
+            return options, "-" + kind, [attached, *words] if attached else words
         if word == "--":
-            return options, word, [*words]
+            return options, word, words
         options.append(word)
         if words and (word in valued or re.fullmatch("-[ivq]+[nep]", word)
                       or word == "--profile" and goes_on(os.path.isfile)):
-            options.append(words.popleft())
+            options.append(words.pop(0))
         while word in ("--host", "--hosts", "--hostfile") and goes_on(os.path.exists):
-            options[-1] += "," + words.popleft()
-    return options, "", [*words]
+            options[-1] += "," + words.pop(0)
+    return options, "", words
 
 
 def pool_options(options):
