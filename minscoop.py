@@ -8009,14 +8009,14 @@ def prepare_program(options):
     module = types.ModuleType("__main__")
     module.__builtins__ = __builtins__
     name, *rest = options.program or [""]
-    argv0, spec = name, None
+    sys.argv, spec = [options.kind if options.kind in ("-c", "-m") else name, *rest], None
     front = [""] if getattr(sys.flags, "safe_path", False) else sys.path  # python -P: no entry to replace
     if options.kind == "-c":
-        code, argv0, front[0] = compile(name, "<string>", "exec"), "-c", ""
+        code, front[0] = compile(name, "<string>", "exec"), ""
     elif options.kind == "-m":
         front[0] = os.getcwd()
         code, spec = read_main(None, name)
-        argv0 = spec.origin
+        sys.argv[0] = spec.origin  # only now: its package, which this has imported, saw -m
     elif name in ("", "-"):  # as python, and python -
         prompt_only = options.interactive and not name
         text = "" if prompt_only or sys.stdin is None else sys.stdin.read()
@@ -8037,7 +8037,6 @@ def prepare_program(options):
             front[0] = os.path.dirname(os.path.realpath(name))  # links resolved, as Python does
     if spec is not None:
         module.__spec__, module.__package__, module.__file__ = spec, spec.parent, spec.origin
-    sys.argv = [argv0, *rest]
     sys.modules["__main__"] = sys.modules["__mp_main__"] = module
     return code
 

@@ -9704,7 +9704,7 @@ if __name__ == "__main__": print(json.dumps({
     "argv": sys.argv, "path": sys.path, "cwd": os.getcwd(), "stdin": sys.stdin.read(), "name": __name__,
     "file": globals().get("__file__"), "package": __package__, "spec": __spec__ and __spec__.name, "doc": __doc__,
     "main": sys.modules["__main__"].__dict__ is globals(), "tty": sys.stdin.isatty(), "flags": list(sys.flags),
-    "builtins": __builtins__ is __import__("builtins")}))
+    "builtins": __builtins__ is __import__("builtins"), "package's": getattr(sys.modules.get("sub"), "argv", None)}))
 '''
 
 
@@ -9714,10 +9714,10 @@ if __name__ == "__main__": print(json.dumps({
     ["-mfacts", "-q", "a"], ["link.py"], ["app", "a"], ["app.pyz", "a"]],
     ids=lambda args: " ".join(args)[:25])
 def test_the_program_sees_what_it_would_see_when_python_ran_it(script, tmp_path, args):
-    """sys.argv, sys.path, directory, stdin, and its own module: as without minscoop."""
+    """sys.argv, sys.path, directory, stdin, and its own module: as without minscoop. With -m, its package, too."""
     for name in ("facts.py", "sub/facts.py", "sub/__main__.py", "app/__main__.py"):
         script(FACTS, name)
-    script("", "sub/__init__.py")
+    script("import sys; argv = sys.argv[:]", "sub/__init__.py")
     zipapp.create_archive(tmp_path / "app", tmp_path / "app.pyz", "/usr/bin/env python3")
     os.symlink("sub/facts.py", tmp_path / "link.py")  # modules are looked for beside the file itself
     processes = [start(*before, *args, cwd=tmp_path) for before in ((), (MINSCOOP, "-n", 0), (MINSCOOP, "-n", 1))]
