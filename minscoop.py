@@ -6013,12 +6013,10 @@ HOW_TO_SAY = "write name, user@name, name:4 (or 'name 4', 'name slots=4' on a li
 
 def expand(text):
     """The names for which a bracket form stands, as Slurm writes it: n[1,5-9], a[1-2]b[03-04]. Raises ValueError."""
-    choices, total = [], 1
-    for i, piece in enumerate(re.split(r"\[([^\[\]:]*)\]", text)):  # every second one was in brackets
-        choices.append(list(itertools.islice(numbers_of(piece, text), MAX_HOSTS + 1)) if i % 2 else [piece])
-        total *= len(choices[-1])
-        if total > MAX_HOSTS:
-            raise ValueError(f"{text[:80]!r} names more than {MAX_HOSTS} hosts")
+    choices = [list(itertools.islice(numbers_of(piece, text), MAX_HOSTS + 1)) if i % 2 else [piece]
+               for i, piece in enumerate(re.split(r"\[([^\[\]:]*)\]", text))]  # every second one was in brackets
+    if math.prod(map_builtin(len, choices)) > MAX_HOSTS:
+        raise ValueError(f"{text[:80]!r} names more than {MAX_HOSTS} hosts")
     return map_builtin("".join, itertools.product(*choices))
 
 
@@ -6071,11 +6069,12 @@ def add_up(pairs):
         if not (isinstance(name, str) and re.fullmatch(NAME % IPV6, name)) \
                 or not (workers is None or isinstance(workers, int) and workers >= 0):
             raise ValueError(f"{pair!r} is not a host: expected a name, or a pair of a name and a number of workers")
-        numbers.setdefault(name, []).append(workers)
+        if name in numbers:
+            workers = sum(1 if number is None else number for number in (numbers[name], workers))
+        numbers[name] = workers
         if len(numbers) > MAX_HOSTS or entry > 10 * MAX_HOSTS:
             raise ValueError(f"more than {MAX_HOSTS} hosts, or {10 * MAX_HOSTS} entries")
-    return [(name, found[0] if len(found) == 1 else sum(1 if n is None else n for n in found))
-            for name, found in numbers.items()]
+    return list(numbers.items())
 
 
 def parse_hosts(source):
@@ -6104,13 +6103,9 @@ def parse_hosts(source):
 def deal(hosts, total):
     """Distribute `total` workers over hosts as SCOOP does: fill the hosts in order, then deal the rest round robin.
     A host without a number has room for one worker; one with 0 gets none. Hosts without workers are left out."""
-    dealt, left = [], total
-    for name, workers in filter(lambda pair: pair[1] != 0, hosts):
-        dealt.append([name, min(left, 1 if workers is None else workers)])
-        left -= dealt[-1][1]
-    for _, entry in zip(range(left), itertools.cycle(dealt)):
-        entry[1] += 1
-    return [(name, workers) for name, workers in dealt if workers]
+    rooms = {name: 1 if workers is None else workers for name, workers in hosts if workers != 0}
+    places = itertools.chain(*map_builtin(itertools.repeat, rooms, rooms.values()), itertools.cycle(rooms))
+    return list(collections.Counter(itertools.islice(places, total)).items())
 
 
 def is_local(name):
@@ -6127,7 +6122,7 @@ def slurm_hosts(env, nodes):
     """Each node with as many workers as it has tasks or, if no node has more than one task, CPUs."""
     if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         raise ValueError(f"srun started this program {env['SLURM_STEP_NUM_TASKS']} times; start it once, without srun")
-    names = [name for name, _ in add_up(parse_items([nodes]))]
+    names = [name for name, _ in add_up(parse_item(nodes))]
     tasks, cpus = (slurm_counts(env.get(variable) or f"1(x{len(names)})")
                    for variable in ("SLURM_TASKS_PER_NODE", "SLURM_JOB_CPUS_PER_NODE"))
     if not len(tasks) == len(cpus) == len(names):
