@@ -5728,17 +5728,14 @@ class Gateway:
 
     def end(self, code=0):
         """End the remote command, then this process. At the end of its stdin it should exit; if not, kill it."""
-        if self.process is not None:
-            with contextlib.suppress(OSError):
-                os.close(self.process.stdin.fileno())
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(GRACE / 4)
-            with contextlib.suppress(PermissionError):  # it may be another user's, as with sudo
-                self.process.terminate()  # on SIGTERM srun cancels its step; on SIGKILL it cannot
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(GRACE / 4)
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+        process = self.process
+        if process is not None:
+            for step in (lambda: os.close(process.stdin.fileno()),
+                         process.terminate,  # on SIGTERM srun cancels its step; on SIGKILL it cannot
+                         lambda: os.killpg(process.pid, signal.SIGKILL)):
+                with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # it may be another user's, as with sudo
+                    step()
+                    process.wait(GRACE / 4)
         os._exit(code)
 
 
