@@ -5545,7 +5545,7 @@ exec "$PYTHON" -c '{boot}' {token}
 BOOT_THERE = """\
 import sys
 sys.path[:] = [path for path in sys.path if path]
-import json, os, types
+import json, os, pickle, types
 facts = {"python": list(sys.version_info[:3]), "executable": sys.executable, "machine": os.uname()[4],
          "platform": sys.platform}
 try:
@@ -5556,8 +5556,7 @@ except Exception:
 sys.stdout.write("\\n%s %s\\n" % (sys.argv[1], json.dumps(facts)))
 sys.stdout.flush()
 with os.fdopen(os.dup(0), "rb") as stdin:
-    text, config, library = [stdin.read(int(size)) for size in stdin.readline().split()]
-config = json.loads(config.decode())
+    text, config, library = pickle.load(stdin)
 module = sys.modules["minscoop"] = types.ModuleType("minscoop")
 module.__file__ = config["source"]
 exec(compile(text, module.__file__, "exec"), module.__dict__)
@@ -5594,7 +5593,7 @@ class Gateway:
                 os.write(self.keeper.tokens[1], b".")
             self.config["login"] = time.monotonic() - start
             self.hand_over(there)
-            Tunnel(self.process.stdout, self.process.stdin.fileno(), self.open_connection).pour()
+            Tunnel(self.process.stdout, self.process.stdin, self.open_connection).pour()
             raise HostError(self.diagnose("the connection has ended"))
         except Exception as error:
             reason = str(error) if isinstance(error, (HostError, OSError)) else repr(error)
@@ -5685,10 +5684,7 @@ class Gateway:
                                 f"{there['machine']}: run '{there['executable']} -m pip install pyzmq' there")
             library = pack_pyzmq()
         with open(__file__, "rb") as file:
-            program = file.read()
-        settings = json.dumps(self.config).encode()
-        parts = program, settings, library
-        data = b"%d %d %d\n" % tuple(map_builtin(len, parts)) + b"".join(parts)
+            data = pickle.dumps((file.read(), self.config, library), 5)
         threading.Thread(target=tell, args=(self.process, data), daemon=True).start()  # the host may not read it
         self.up = time.monotonic()
         if not readable(LOGIN_PATIENCE, self.process.stdout) or not self.process.stdout.peek(1):
@@ -5766,14 +5762,11 @@ class Tunnel:
     def __init__(self, source, sink, connect=None):
         self.source, self.sink, self.connect = source, sink, connect
         self.current = 0, socket.socket(socket.AF_UNIX)  # serial number and connection; none as yet
-        self.writing = threading.Lock()
 
     def write(self, serial, data):
-        """Write a block; blocks until the pipe has taken it."""
-        view = memoryview(struct.pack(">II", serial, len(data)) + data)
-        with self.writing:
-            while view:
-                view = view[os.write(self.sink, view):]
+        """Write a block; blocks until the pipe has taken it. Any thread may: a buffered file has a lock."""
+        self.sink.write(struct.pack(">II", serial, len(data)) + data)
+        self.sink.flush()
 
     def drain(self, serial, connection):
         """Copy from a connection into the pipe, until either is closed."""
@@ -5827,7 +5820,7 @@ def run_agent(config, library=b""):
 
     It ends when its keeper does, and the keeper when our stdin ends, unless there is none (--join). Never returns."""
     if config["tunnel"]:
-        source, sink = os.dup(0), os.dup(1)
+        tunnel = Tunnel(open(os.dup(0), "rb"), open(os.dup(1), "wb"))
         os.dup2(2, 1)  # what is printed goes to stderr, so that only blocks go to the old stdout
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     directory, memory = config["directory"], config["memory"] = make_socket_directory(), make_memory_directory()
@@ -5837,7 +5830,6 @@ def run_agent(config, library=b""):
     keeper = ForkedKeeper()
     tell(keeper, json.dumps(config).encode() + b"\n")
     if config["tunnel"]:
-        tunnel = Tunnel(open(source, "rb"), sink)
         tunnel.write(0, b"")  # tells the gateway that the program runs
         threading.Thread(target=tunnel.accept, args=(f"{directory}/up",), daemon=True).start()
         threading.Thread(target=pour_until_end, args=(tunnel, keeper), daemon=True).start()

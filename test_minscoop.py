@@ -10569,7 +10569,7 @@ def fuzz_tunnels(chance, count=100):
             for _ in range(chance.randrange(3) if data else 0):
                 data[chance.randrange(min(len(data), 64))] = chance.randrange(256)
             ends = []
-            tunnel = minscoop.Tunnel(io.BytesIO(data), sink.fileno(), lambda: ends.append(Ends()) or ends[-1])
+            tunnel = minscoop.Tunnel(io.BytesIO(data), sink, lambda: ends.append(Ends()) or ends[-1])
             with contextlib.suppress(minscoop.HostError):
                 tunnel.pour()
             assert sum(not end.gone.is_set() for end in ends) <= 1
