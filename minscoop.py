@@ -5054,6 +5054,13 @@ def track_no_shared_memory():
             setattr(resource_tracker, name, act)
 
 
+def in_background(target, *args):
+    """Run target(*args) in a thread that does not outlive this process's main thread; return the thread."""
+    thread = threading.Thread(target=target, args=args, daemon=True)
+    thread.start()
+    return thread
+
+
 def tell(process, data):
     """Write to a process's stdin. If it has ended, that is noticed elsewhere."""
     with contextlib.suppress(OSError):
@@ -5465,7 +5472,7 @@ def tie_to(lifeline):
         if readable(0, own):  # it is closed already
             os._exit(1)
     else:
-        threading.Thread(target=lambda: (os.read(lifeline, 1), os._exit(1)), daemon=True).start()
+        in_background(lambda: (os.read(lifeline, 1), os._exit(1)))
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -5578,7 +5585,7 @@ class Gateway:
     def run(self):
         """Serve the host from login to the end, and tell the root why it ended. Ends at once when the keeper does."""
         try:
-            threading.Thread(target=lambda: (os.read(self.keeper.lifeline_read, 1), self.end()), daemon=True).start()
+            in_background(lambda: (os.read(self.keeper.lifeline_read, 1), self.end()))
             if self.pause:
                 time.sleep(min(GRACE, self.pause / 2))  # if the pool is ending, so do we, before any warning
                 logger.warning("host %s: will log in again in %.0f s", self.host, self.pause)
@@ -5611,8 +5618,7 @@ class Gateway:
         except OSError as error:
             raise HostError(f"cannot run {command[0]!r}: {error.strerror}: install it, or name another remote "
                             f"command with --rsh") from None
-        self.ears = threading.Thread(target=self.listen, daemon=True)
-        self.ears.start()
+        self.ears = in_background(self.listen)
 
     def listen(self):
         """Read stderr all the time, lest the remote command block; log it once the host is in the pool."""
@@ -5685,7 +5691,7 @@ class Gateway:
             library = pack_pyzmq()
         with open(__file__, "rb") as file:
             data = pickle.dumps((file.read(), self.config, library), 5)
-        threading.Thread(target=tell, args=(self.process, data), daemon=True).start()  # the host may not read it
+        in_background(tell, self.process, data)  # the host may not read it
         self.up = time.monotonic()
         if not readable(LOGIN_PATIENCE, self.process.stdout) or not self.process.stdout.peek(1):
             raise HostError(self.diagnose(
@@ -5806,7 +5812,7 @@ class Tunnel:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
                 current, connection = self.current = serial, self.connect()
-                threading.Thread(target=self.drain, args=self.current, daemon=True).start()
+                in_background(self.drain, *self.current)
             if serial == current:
                 with contextlib.suppress(OSError):
                     if data:
@@ -5831,8 +5837,8 @@ def run_agent(config, library=b""):
     tell(keeper, json.dumps(config).encode() + b"\n")
     if config["tunnel"]:
         tunnel.write(0, b"")  # tells the gateway that the program runs
-        threading.Thread(target=tunnel.accept, args=(f"{directory}/up",), daemon=True).start()
-        threading.Thread(target=pour_until_end, args=(tunnel, keeper), daemon=True).start()
+        in_background(tunnel.accept, f"{directory}/up")
+        in_background(pour_until_end, tunnel, keeper)
     try:
         keeper.wait()
     except KeyboardInterrupt:
