@@ -5541,11 +5541,11 @@ SSH_SAYS = [  # causes before their consequences
 FIND_PYTHON = """\
 PROLOG={prolog}
 if [ -n "$PROLOG" ]; then
-    if [ -r "$PROLOG" ]; then . "$PROLOG" </dev/null; else echo; echo '{token} {{"error": "prolog"}}'; exit 1; fi
+    if [ -r "$PROLOG" ]; then . "$PROLOG" </dev/null; else echo; echo '{token} {{"missing": "prolog"}}'; exit 1; fi
 fi
 PYTHON={python}
 if [ -z "$PYTHON" ]; then PYTHON={here}; [ -x "$PYTHON" ] || PYTHON=python3; fi
-command -v "$PYTHON" >/dev/null 2>&1 || {{ echo; echo '{token} {{"error": "python"}}'; exit 1; }}
+command -v "$PYTHON" >/dev/null 2>&1 || {{ echo; echo '{token} {{"missing": "python"}}'; exit 1; }}
 exec "$PYTHON" -c '{boot}' {token}
 """
 
@@ -5659,19 +5659,18 @@ class Gateway:
 
     def check(self, answer):
         """Return the facts in Python's answer. Raises HostError if there are none, or this Python does not fit."""
-        config = self.config
+        config, here = self.config, sys.version_info[:2]
         try:
-            there = {**dict.fromkeys(("executable", "pyzmq", "platform", "machine")), "python": [0],
-                     **json.loads(answer)}
-            version, here = tuple(map_builtin(int, there["python"])), sys.version_info[:2]
+            there = json.loads(answer)
+            missing, version = there.get("missing"), tuple(map_builtin(int, there.get("python", ())))
         except Exception as error:
             raise HostError(f"its answer makes no sense: {answer[:80]!r} ({type(error).__name__})") from None
-        if there.get("error") == "python":
+        if missing == "python":
             raise HostError(f"no Python there ({config['python'] or 'python3'}): install it, or say where it is "
                             "with --python or --prolog")
-        if there.get("error"):
+        if missing:
             raise HostError(f"cannot read the prolog {config['prolog']}: the file has to exist there")
-        found = f"Python {'.'.join(map_builtin(str, version))} ({there['executable']})"
+        found = f"Python {'.'.join(map_builtin(str, version))} ({there.get('executable')})"
         if version < (3, 8):
             raise HostError(f"has {found}, and 3.8 is the oldest that works: name another with --python")
         if version[:2] != here and not config["mixed"]:
