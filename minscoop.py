@@ -3214,7 +3214,7 @@ class Switchboard:
             raise PoolError(f"cannot reach the root's broker by TCP at {' or '.join(addresses)}: a firewall is in the "
                             "way, or this host cannot resolve or route to that address; see --external-hostname, "
                             "--transport stdio")
-        way, keys = address or config["tunnel"], address and config["keys"]
+        way, keys = address or f"ipc://{config['directory']}/up", address and config["keys"]
         figures = self.measure(way, keys) if config["check"] else {}
         self.up = connect(self.context, way, self.broker.host, keys,
                           events=0 if config["tunnel"] else zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECTED)
@@ -5169,8 +5169,7 @@ class Keeper:
     def config_for(self, number, name, size):
         """The configuration of the keeper of another host."""
         return dict(self.config, host=number, name=name, size=0 if self.config["check"] else size, below=True,
-                    hosts=[], server_secret=None, listens=False, listen=None, sys_path=None, piped=True,
-                    directory=None, memory=None)
+                    hosts=[], server_secret=None, listens=False, listen=None, sys_path=None, piped=True)
 
     def run(self):
         """Fork broker, workers and gateways; then reap and replace until the broker or the root ends."""
@@ -5781,14 +5780,8 @@ class Tunnel:
         with contextlib.suppress(OSError):
             self.write(serial, b"")
 
-    def accept(self, path):
+    def accept(self, server):
         """On the lower side: accept the connections of the broker there, and serve one after the other, for ever."""
-        server = socket.socket(socket.AF_UNIX)
-        try:
-            server.bind(path)
-        except OSError:  # the keeper has ended already, and the directory has gone with it
-            return
-        server.listen()
         for serial in itertools.count(1):
             self.current = serial, server.accept()[0]
             self.drain(*self.current)
@@ -5824,19 +5817,22 @@ def run_agent(config, library=b""):
     """Live as the agent, the first process on another host and the parent of its keeper, as the root is at home.
 
     It ends when its keeper does, and the keeper when our stdin ends, unless there is none (--join). Never returns."""
+    directory, memory = make_socket_directory(), make_memory_directory()
+    config.update(directory=directory, memory=memory, address=f"ipc://{directory}/broker")
     if config["tunnel"]:
+        server = socket.socket(socket.AF_UNIX)
+        server.bind(f"{directory}/up")
+        server.listen()
         tunnel = Tunnel(open(os.dup(0), "rb"), open(os.dup(1), "wb"))
         os.dup2(2, 1)  # what is printed goes to stderr, so that only blocks go to the old stdout
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
-    directory, memory = config["directory"], config["memory"] = make_socket_directory(), make_memory_directory()
-    config.update(address=f"ipc://{directory}/broker", tunnel=config["tunnel"] and f"ipc://{directory}/up")
     if library:
         unpack_pyzmq(library, directory)
     keeper = ForkedKeeper()
     tell(keeper, json.dumps(config).encode() + b"\n")
     if config["tunnel"]:
         tunnel.write(0, b"")  # tells the gateway that the program runs
-        in_background(tunnel.accept, f"{directory}/up")
+        in_background(tunnel.accept, server)
         in_background(pour_until_end, tunnel, keeper)
     try:
         keeper.wait()
