@@ -5865,8 +5865,7 @@ def pack_pyzmq():
 def unpack_pyzmq(library, directory):
     """Unpack the pyzmq that was sent into the directory, and let this process and its children import it."""
     import zipfile
-    with zipfile.ZipFile(io.BytesIO(library)) as archive:
-        archive.extractall(f"{directory}/library")
+    zipfile.ZipFile(io.BytesIO(library)).extractall(f"{directory}/library")
     sys.path.append(f"{directory}/library")
 
 
@@ -5934,9 +5933,7 @@ class RootFinder(importlib.machinery.FileFinder):
 class RootLoader(importlib.machinery.SourceFileLoader):
     """Loads a module from source that the root sends. Tracebacks get its lines from here, too."""
 
-    def get_data(self, path):
-        """The bytes of a file."""
-        return read_source(path)
+    get_data = staticmethod(read_source)  # the bytes of a file
 
     def path_stats(self, path):
         """Raise OSError, so that importlib neither reads nor writes cached bytecode."""
@@ -5946,10 +5943,9 @@ class RootLoader(importlib.machinery.SourceFileLoader):
 def write_private(path, text):
     """Write a file that only its owner may read, atomically."""
     with tempfile.TemporaryDirectory(prefix=".minscoop-", dir=os.path.dirname(path)) as directory:
-        descriptor, temporary = tempfile.mkstemp(dir=directory)
-        with open(descriptor, "w") as file:
+        with tempfile.NamedTemporaryFile("w", dir=directory, delete=False) as file:
             file.write(text)
-        os.replace(temporary, path)
+        os.replace(file.name, path)
 
 
 def checksum(config):
