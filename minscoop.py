@@ -5263,9 +5263,9 @@ class Keeper:
         finally:
             close_all(theirs)
 
-    def start_gateway(self, number, name, size, pause=0):
+    def start_gateway(self, number, name, size, again=False):
         """Fork the gateway of another host."""
-        gateway = Gateway(self, self.config_for(number, name, size), pause)
+        gateway = Gateway(self, self.config_for(number, name, size), again)
         self.gateways[self.fork(gateway.run, tied=False)] = number
 
     def log_in_again(self, number):
@@ -5274,7 +5274,7 @@ class Keeper:
         _, name, size = hosts[int(number) - 1]
         if sum(host[1] == name for host in hosts) <= RETURNS:
             hosts.append((str(len(hosts) + 1), name, size))
-            self.start_gateway(*hosts[-1], pause=SILENCE)
+            self.start_gateway(*hosts[-1], again=True)
 
     def reap(self):
         """Reap the children that have ended, and act on each death."""
@@ -5573,9 +5573,9 @@ module.run_agent(config, library)
 class Gateway:
     """Brings one host into the pool, and keeps it there. Runs in a process of its own, forked by the root's keeper."""
 
-    def __init__(self, keeper, config, pause=0):
+    def __init__(self, keeper, config, again=False):
         self.keeper, self.config, self.host = keeper, config, config["name"]
-        self.pause = pause                              # s before the login, if it is not the first
+        self.again = again                              # whether the host has been in the pool before
         self.process, self.seen = None, b""             # the remote command, and its stdout until Python answers
         self.complaints = collections.deque(maxlen=50)  # the last lines of its stderr
         self.passed_on = ""                             # the last of these lines that the user was shown
@@ -5585,10 +5585,10 @@ class Gateway:
         """Serve the host from login to the end, and tell the root why it ended. Ends at once when the keeper does."""
         try:
             in_background(lambda: (os.read(self.keeper.lifeline_read, 1), self.end()))
-            if self.pause:
-                time.sleep(min(GRACE, self.pause / 2))  # if the pool is ending, so do we, before any warning
-                logger.warning("host %s: will log in again in %.0f s", self.host, self.pause)
-                time.sleep(self.pause)
+            if self.again:
+                time.sleep(GRACE)  # if the pool is ending, so do we, before any warning
+                logger.warning("host %s: will log in again in %.0f s", self.host, SILENCE)
+                time.sleep(SILENCE)
                 logger.warning("host %s: logging in again", self.host)
             os.read(self.keeper.tokens[0], 1)
             start = time.monotonic()
