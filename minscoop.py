@@ -4889,12 +4889,9 @@ class Worker(Node):
         self.holder.mark = mark
         self.marker[0] = SEVERAL if self.waiting else READY
         if mark is None:
-            self.marker[9:11] = b"\0\0"
+            self.marker[9] = 0  # the length of the id
             return
-        task_id, lo, hi = mark
-        length = len(task_id)
-        self.marker[1:35 + length] = struct.pack(f">QH{length}sQQd", self.begun, length, task_id, lo, hi,
-                                                 time.monotonic())
+        self.marker[1:MARK.size + 1] = MARK.pack(self.begun, *mark, time.monotonic())
 
     def stand_in(self):
         """One look by the deputy, which also sends results that have waited long enough, and shortens the running slice
@@ -4993,6 +4990,8 @@ with open(sys.argv[2], 'rb') as file:  # the byte code that the root runs: compi
 module.Keeper.main()"""
 READY, SEVERAL, LEAVING, RESTING = 1, 2, 3, 4  # first byte of a marker page (0: not ready): ready; has begun several
 #                                                tasks, some of them parked; leaves as told; ready, with nothing to run
+MARK = struct.Struct(">Q100pQQd")  # then: the highest number of a TASK that the worker has begun; id, lo and hi of what
+#                                    it is running (its latest task, once it rests), and since when
 
 
 pristine = _AS_SCRIPT  # nothing of the user's has run in this process
@@ -5379,20 +5378,17 @@ class Keeper:
 
 
 def running(marker):
-    """What a worker has written to its marker page: (its state, the highest number of a TASK that it has begun; id, lo
-    and hi of what it is running). All but the state as bytes."""
-    state, begun, length = struct.unpack(">BQH", marker[:11])
-    task_id, lo, hi = struct.unpack_from(f">{min(length, 4000)}sQQ", marker, 11)
-    return state, b"%d" % begun, task_id, b"%d" % lo, b"%d" % hi
+    """What a worker has written to its marker page: its state, then as in MARK, without the time. All but the state as
+    bytes."""
+    begun, task_id, lo, hi, _ = MARK.unpack_from(marker, 1)
+    return marker[0], b"%d" % begun, task_id, b"%d" % lo, b"%d" % hi
 
 
 def doing(marker):
     """What a worker is running and for how long, in words, by its marker page; None if it runs nothing."""
-    state, _, task_id, *bounds = running(marker)
-    if not task_id or state == RESTING:
+    _, task_id, lo, hi, since = MARK.unpack_from(marker, 1)
+    if not task_id or marker[0] == RESTING:
         return None
-    lo, hi = map_builtin(int, bounds)
-    since, = struct.unpack_from(">d", marker, 27 + len(task_id))
     items = f"item {lo}" if hi - lo == 1 else f"items {lo} to {hi - 1}"
     return f"{items} of task {task_id.decode()}, for {time.monotonic() - since:.1f} s"
 
