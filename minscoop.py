@@ -5745,7 +5745,7 @@ def remote_command(rsh, host):
             raise ValueError("it is empty")
     except ValueError as error:
         raise ValueError(f"the remote command {rsh!r} cannot be understood: {error}") from None
-    if not any("{host}" in word for word in words):
+    if "{host}" not in rsh:
         words.append("{host}")
     if os.path.basename(words[0]) == "ssh":
         at = next((i for i, word in enumerate(words) if re.fullmatch(r"(.*@)?\{host\}", word)), 1)
@@ -6104,7 +6104,7 @@ def slurm_hosts(env, nodes):
     """Each node with as many workers as it has tasks or, if no node has more than one task, CPUs."""
     if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         raise ValueError(f"srun started this program {env['SLURM_STEP_NUM_TASKS']} times; start it once, without srun")
-    names = [name for name, _ in add_up(parse_item(nodes))]
+    names = [name for name, _ in parse_item(nodes)]
     tasks, cpus = (slurm_counts(env.get(variable) or f"1(x{len(names)})")
                    for variable in ("SLURM_TASKS_PER_NODE", "SLURM_JOB_CPUS_PER_NODE"))
     if not len(tasks) == len(cpus) == len(names):
@@ -6117,8 +6117,8 @@ def slurm_counts(text):
     """The numbers of a list of counts: 2(x3),1 is 2, 2, 2, 1."""
     numbers = []
     for item in text.split(","):
-        match = re.fullmatch(r"(\d{1,9})(?:\(x(\d{1,9})\))?", item.strip())
-        if match is None or len(numbers) + int(match[2] or 1) > MAX_HOSTS:
+        match = re.fullmatch(r"(\d{1,9})(?:\(x(\d{1,5})\))?", item.strip())  # five digits: no more than MAX_HOSTS
+        if match is None:
             raise ValueError(f"{item!r} in {text!r} is not a count such as 2 or 2(x3)")
         numbers += [int(match[1])] * int(match[2] or 1)
     return numbers
@@ -6126,10 +6126,10 @@ def slurm_counts(text):
 
 def hosts_of_lines(env, path):
     """Read a file with a line per worker, as PBS, Torque and OAR write it."""
-    hosts = add_up((name, 1) for name in read_text(path).split())
-    if all(workers == 1 for _, workers in hosts) and env.get("NCPUS", "").isdecimal():
-        return [(name, int(env["NCPUS"])) for name, _ in hosts]  # PBS: select=2:ncpus=8 has one line per chunk
-    return hosts
+    lines = collections.Counter(read_text(path).split())
+    if {*lines.values()} == {1} and env.get("NCPUS", "").isdecimal():  # PBS: select=2:ncpus=8 has one line per chunk
+        lines = dict.fromkeys(lines, int(env["NCPUS"]))
+    return lines.items()
 
 
 def in_pairs(words):
