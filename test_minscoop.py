@@ -10561,20 +10561,19 @@ class Ends:
 
 def fuzz_tunnels(chance, count=100):
     """Whatever comes through the pipe, a Tunnel must carry it or raise HostError, with one open connection at most."""
-    with open(os.devnull, "wb") as sink:
-        for _ in range(count):
-            blocks = [struct.pack(">II", serial, size) + bytes(size) for serial, size in
-                      ((1 + i // 3, chance.choice([0, 1, 9, 1 << 16])) for i in range(chance.randrange(9)))]
-            data = bytearray(b"".join(blocks) + bytes(chance.randrange(10)))
-            for _ in range(chance.randrange(3) if data else 0):
-                data[chance.randrange(min(len(data), 64))] = chance.randrange(256)
-            ends = []
-            tunnel = minscoop.Tunnel(io.BytesIO(data), sink, lambda: ends.append(Ends()) or ends[-1])
-            with contextlib.suppress(minscoop.HostError):
-                tunnel.pour()
-            assert sum(not end.gone.is_set() for end in ends) <= 1
-            for end in ends:
-                end.gone.set()
+    for _ in range(count):
+        blocks = [struct.pack(">II", serial, size) + bytes(size) for serial, size in
+                  ((1 + i // 3, chance.choice([0, 1, 9, 1 << 16])) for i in range(chance.randrange(9)))]
+        data = bytearray(b"".join(blocks) + bytes(chance.randrange(10)))
+        for _ in range(chance.randrange(3) if data else 0):
+            data[chance.randrange(min(len(data), 64))] = chance.randrange(256)
+        ends = []
+        tunnel = minscoop.Tunnel(io.BytesIO(data), io.BytesIO(), lambda: ends.append(Ends()) or ends[-1])
+        with contextlib.suppress(minscoop.HostError):
+            tunnel.pour()
+        assert sum(not end.gone.is_set() for end in ends) <= 1
+        for end in ends:
+            end.gone.set()
     return count
 
 
