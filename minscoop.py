@@ -5131,9 +5131,8 @@ class Keeper:
         if config["profile"]:  # workers need these before they are connected, and so able to import
             importlib.import_module("cProfile")
             importlib.import_module("pstats")
-        if config["nice"]:
-            with contextlib.suppress(PermissionError):  # only the superuser may lower it
-                os.nice(config["nice"])
+        with contextlib.suppress(PermissionError):  # only the superuser may lower it
+            os.nice(config["nice"])
         global TOKEN
         TOKEN = bytes.fromhex(config["token"])
         for directory in filter(None, (config["directory"], config["memory"])):
