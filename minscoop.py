@@ -5249,12 +5249,11 @@ class Keeper:
     def start_worker(self):
         """Fork one worker. It writes what it is running to its marker, a page of memory that we share."""
         name, marker = f"{self.config['host']}.{next(self.numbers)}".encode(), mmap.mmap(-1, 4096)
-        pipes = [os.pipe(), os.pipe()] if self.config["piped"] else []
-        ends, theirs = [end for end, _ in pipes], [end for _, end in pipes]
+        ends, theirs = zip(os.pipe(), os.pipe()) if self.config["piped"] else ((), ())
         try:
-            if pipes:  # before the fork: it needs descriptors, and may fail
+            if ends:  # before the fork: it needs descriptors, and may fail
                 self.notify(b"PRINTS", name, descriptors=ends)
-            self.workers[self.fork(run_worker, name, self.config, marker, pipes)] = name, marker, *ends
+            self.workers[self.fork(run_worker, name, self.config, marker, ends, theirs)] = name, marker, *ends
         except OSError:
             close_all(ends)
             raise
@@ -5414,13 +5413,13 @@ def of_tasks(stacks):
     return "\n\n".join(tasks) or stacks or f"(it wrote no stacks within {ANSWER} s)"
 
 
-def run_worker(name, config, marker, pipes):
-    """The life of a worker process. pipes: for its stdout and stderr, if it is not to print where the root does; in
-    UTF-8, whatever the encoding is here."""
-    for descriptor, stream, pipe in zip((1, 2), ("stdout", "stderr"), pipes):
-        os.dup2(pipe[1], descriptor)
-        close_all(pipe)
+def run_worker(name, config, marker, ends, theirs):
+    """The life of a worker process. theirs: pipes for its stdout and stderr, if it is not to print where the root does;
+    in UTF-8, whatever the encoding is here. ends: their other ends, which the broker reads."""
+    for descriptor, stream, pipe in zip((1, 2), ("stdout", "stderr"), theirs):
+        os.dup2(pipe, descriptor)
         setattr(sys, stream, open(descriptor, "w", 1, "utf-8", "backslashreplace", closefd=False))
+    close_all(ends + theirs)
     with contextlib.suppress(AttributeError, ValueError):  # what a task prints appears at once
         sys.stdout.reconfigure(line_buffering=True)
     stacks = open(stacks_path(config, name), "a")
