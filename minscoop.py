@@ -6086,8 +6086,7 @@ def is_local(name):
     """Whether a name means this machine. Asks no name server."""
     node, env = os.uname().nodename, os.environ
     of_sge = env.get("PE_HOSTFILE") and env.get("HOSTNAME")  # in SGE, fully qualified where `node` may be short
-    return name in ("localhost", "127.0.0.1", "::1", node, env.get("SLURMD_NODENAME"), of_sge) \
-        or "." not in name and name == node.partition(".")[0]
+    return name in ("localhost", "127.0.0.1", "::1", node, node.partition(".")[0], env.get("SLURMD_NODENAME"), of_sge)
 
 
 # Readers for batch systems. Each gets the environment, and the value of the variable beside it in BATCH_SYSTEMS.
