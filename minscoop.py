@@ -5087,7 +5087,7 @@ class Keeper:
         self.broker = self.listener = None
         self.workers = {}          # pid -> (name, marker page, ends of the pipes into which it prints)
         self.broker_deaths = []    # when brokers died
-        self.gateways = {}        # pid -> number of its host
+        self.gateways = {}         # pid -> number of its host, as in names
         self.numbers = itertools.count(1)
         self.startup_deaths = 0
         self.limits = resource.getrlimit(resource.RLIMIT_NOFILE)  # of the program, and so of workers
@@ -5212,7 +5212,7 @@ class Keeper:
         logger.warning("%s; a new broker takes over", text)
         heirs = {name: running(marker)[2:] for name, marker, *_ in self.workers.values()}
         if not self.config["below"]:
-            heirs.update(dict.fromkeys([ROOT, *map_builtin(str.encode, self.gateways.values())], (b"", b"0", b"0")))
+            heirs.update(dict.fromkeys([ROOT, *self.gateways.values()], (b"", b"0", b"0")))
         self.start_broker(heirs)
         if self.failure:
             self.notify(b"FAILED", self.failure)
@@ -5263,7 +5263,7 @@ class Keeper:
     def start_gateway(self, number, name, size, again=False):
         """Fork the gateway of another host."""
         gateway = Gateway(self, self.config_for(number, name, size), again)
-        self.gateways[self.fork(gateway.run, tied=False)] = number
+        self.gateways[self.fork(gateway.run, tied=False)] = number.encode()
 
     def log_in_again(self, number):
         """A host has ended because we, stopped or asleep, were not heard: launch it anew, under another number."""
@@ -5286,7 +5286,7 @@ class Keeper:
                 self.replace_broker(code)
             elif pid in self.gateways:
                 number = self.gateways.pop(pid)
-                self.notify(b"DIED", number.encode(), b"", b"0", ALL, b"0", b"0", b"its host is gone")
+                self.notify(b"DIED", number, b"", b"0", ALL, b"0", b"0", b"its host is gone")
                 if code == SILENT:
                     self.log_in_again(number)
                 self.give_up_if_alone("no host is left")

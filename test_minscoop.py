@@ -11625,7 +11625,7 @@ class VirtualHost(minscoop.Keeper):
         self.config = dict(SIM.config, host=number.decode(), name=f"host{number.decode()}", size=size,
                            below=number != b"0")
         self.number, self.workers, self.numbers, self.startup_deaths = number, {}, itertools.count(1), 0
-        self.gateways = {} if self.config["below"] else {number: number for number, _, _ in SIM.config["hosts"]}
+        self.gateways = {} if self.config["below"] else {name: name.encode() for name, _, _ in SIM.config["hosts"]}
         self.returncode, self.queue, self.stdin, self.pid = None, [], self, 0
         self.failure = None
         self.broker_deaths, self.exit_code, self.notices = [], None, collections.deque()
