@@ -2203,8 +2203,9 @@ ALL = b"%d" % (1 << 62)  # the upper bound of a range that goes to the end, what
 class Link:
     """What a broker knows of one node, or of another broker, which counts as one node with all those behind it."""
 
-    def __init__(self, name, role, facts=None):
-        self.name, self.role, self.facts = name, role, facts
+    def __init__(self, name, facts=None):
+        self.name, self.facts = name, facts  # the latter: of a broker below, what its HELLO says
+        self.role = {UP: b"above", ROOT: b"root"}.get(name, b"broker" if facts else b"worker")
         self.size = facts["workers"] if facts else 1
         self.heard = None    # when it last said something
         self.demand = 0      # tasks that it would take; see Broker.want
@@ -2256,10 +2257,10 @@ class Broker:
         self.parcels = {}                       # owner -> SPLITs and RESULTs that go up together
         self.weight, self.posted = 0, 0.0       # bytes in these; when the latest parcels went
         self.placed = {}                        # task id -> name of its holder, if its results pass through here
-        self.consts = {}                        # name -> body
+        self.consts = {}                        # name -> its CONST
         self.keep = lambda frame: frame         # puts a constant's frame where all workers of this host can share it
         self.discard = lambda frames: None      # called with frames that nobody will read
-        self.files = {}                         # path -> what FILE said of it
+        self.files = {}                         # path -> its FILE
         self.fetching = {}                      # path -> names of those that wait for it
         self.dead = set()                       # names that are not coming back
         self.news = {}                          # number of a host -> its latest HOST message; b"FAILED" -> that message
@@ -2285,7 +2286,7 @@ class Broker:
         self.message, self.out, self.now = [], [], 0.0
         self.changed = False                    # maybe it has changed who wants work, or who has some
         if below:
-            self.links[UP] = self.unasked[UP] = Link(UP, b"above")
+            self.links[UP] = self.unasked[UP] = Link(UP)
 
     def handle(self, sender, frames, now):
         """Take a message; return the messages it leads to. Nonsense is dropped and counted."""
@@ -2335,18 +2336,19 @@ class Broker:
         self.conclude()
         if now - self.probed >= HEARTBEAT / 2:  # both sides ask: an echo may be stuck behind what its sender transmits
             self.probed = now
-            for link in list(self.links.values()):
-                if link.role in (b"broker", b"above"):
-                    self.send(link.name, b"PROBE")
+            for link in self.linked(b"broker", b"above"):
+                self.send(link.name, b"PROBE")
         return self.out
 
     def notice_silence(self):
         """Give up other brokers that have been silent for SILENCE; if it is the one above, end."""
-        for link in list(self.links.values()):
+        for link in list(self.linked(b"broker", b"above")):
             link.heard = self.now if link.heard is None else link.heard
-            if link.role == b"above":
-                self.finished = self.finished or self.now - link.heard > SILENCE
-            elif link.role == b"broker" and self.now - link.heard > SILENCE:
+            if self.now - link.heard <= SILENCE:
+                continue
+            if link.name == UP:
+                self.finished = True
+            else:
                 reason = f"not heard from for {SILENCE:.0f} s"
                 self.on_HOST(KEEPER, json.dumps({**link.facts, "state": "lost", "reason": reason}).encode())
                 self.on_DIED(KEEPER, link.name, b"", b"0", ALL, b"0", b"0",
@@ -2411,9 +2413,13 @@ class Broker:
         """Whether some are hungry while others seem to have more: if these do not give it, `tick` will notice."""
         return bool(self.hungry and self.rich)
 
+    def linked(self, *roles):
+        """The links of those that have one of these roles."""
+        return (link for link in self.links.values() if link.role in roles)
+
     def takers(self):
         """The links of those that execute tasks: workers, and brokers below."""
-        return (link for link in self.links.values() if link.role in (b"worker", b"broker"))
+        return self.linked(b"worker", b"broker")
 
     # SPLITs and RESULTs for owners on other hosts are collected, for a time that grows with the pool, and go up as one
     # MANY for each owner, whose body brokers on the way do not open. The first after a quiet time goes at once.
@@ -2453,22 +2459,23 @@ class Broker:
     # -- who is there
 
     def introduced(self, sender, facts):
-        """The role of the sender of a HELLO, by its name, and a broker's facts. Raises an error if these do not fit."""
+        """What the sender of a HELLO, by its name a broker, says of itself; None for a node. Raises an error if its
+        name and facts do not fit, or do not belong here."""
         host, number = re.fullmatch(rb"(\w+)(\.root|\.[0-9]+)?", sender).groups()
-        role = b"root" if sender == ROOT else b"worker" if number else b"broker"
-        if (role == b"broker") != bool(facts) or facts and self.below or sender == UP or \
-                (host == self.host) != bool(number):
+        if bool(facts) == bool(number) or facts and self.below or sender == UP or (host == self.host) != bool(number):
             raise ValueError("it does not belong here, or says of itself what is not true")
         if sender in self.dead:
             raise ValueError("a late word of one that has died meanwhile")
-        known = json.loads(bytes(facts)) if facts else None
-        if facts and not (known["number"] == host.decode() and 0 <= known["workers"] <= MAX_HOSTS and known["host"]):
+        if number:
+            return None
+        known = json.loads(bytes(facts))
+        if not (known["number"] == host.decode() and 0 <= known["workers"] <= MAX_HOSTS and known["host"]):
             raise ValueError("facts of another, or none")
-        return role, known
+        return known
 
-    def meet(self, name, role, facts=None):
+    def meet(self, name, facts=None):
         """Make a fresh link to a node: idle, except during a census, since it may have had work before we came."""
-        self.links[name] = self.unasked[name] = link = Link(name, role, facts)
+        self.links[name] = self.unasked[name] = link = Link(name, facts)
         link.heard, link.idle = self.now, self.round is None and not self.silent
 
     def forget(self, name):
@@ -2489,21 +2496,20 @@ class Broker:
 
     def on_HELLO(self, sender, facts=b""):
         """A node is there: tell it what it missed."""
-        role, known = self.introduced(sender, facts)
+        known = self.introduced(sender, facts)
         if sender not in self.links:
-            self.meet(sender, role, known)
+            self.meet(sender, known)
             if sender in self.silent and sender not in self.present and self.round is not None:
                 self.send_who(sender)  # it takes this for its first connection, and so has not announced it
         self.present.pop(sender, None)
-        late = self.late.pop(sender, self.news.values() if role == b"root" else ())
-        self.out += [(sender, list(frames)) for frames in late]
-        for name, body in self.consts.items():
-            self.send(sender, b"CONST", name, *body)
-        if role == b"broker":
+        late = self.late.pop(sender, self.news.values() if sender == ROOT else ())
+        for frames in [*late, *self.consts.values()]:
+            self.send(sender, *frames)
+        if known:
             self.on_HOST(sender, facts)
-        if not (role == b"broker" and self.resize()) and self.size:
+        if not (known and self.resize()) and self.size:
             self.send(sender, b"SIZE", b"%d" % self.size)
-        if self.stopping == "said" and role != b"root":
+        if self.stopping == "said" and sender != ROOT:
             self.send(sender, b"STOP")
 
     def on_BYE(self, sender):
@@ -2542,13 +2548,13 @@ class Broker:
 
     def on_FAILED(self, sender, reason):
         """No worker can work: tell the root, now or after its HELLO."""
-        self.news[b"FAILED"] = b"FAILED", bytes(reason)
-        self.send(ROOT, b"FAILED", reason)
+        self.news[b"FAILED"] = self.message
+        self.pass_on(ROOT)
 
     def on_HOST(self, sender, facts):
         """A host is there, or will not come, or is lost: tell the root, now or after its HELLO."""
-        self.news[json.loads(bytes(facts))["number"]] = b"HOST", bytes(facts)
-        self.send(ROOT, b"HOST", facts)
+        self.news[json.loads(bytes(facts))["number"]] = message = b"HOST", facts
+        self.send(ROOT, *message)
 
     def on_SIZE(self, sender, count):
         """The pool has grown or shrunk: tell everybody."""
@@ -2559,7 +2565,7 @@ class Broker:
         """Recount the pool's workers. Tell everybody and return True only if they have changed by more than the share
         `least`: else a thousand hosts that come one after another would cause a million messages. The root, which
         shares maps out by their number, is told of any change."""
-        size = self.own_size + sum(link.size for link in self.links.values() if link.role == b"broker")
+        size = self.own_size + sum(link.size for link in self.linked(b"broker"))
         changed = not self.below and abs(size - self.size) > size * least
         if changed:
             self.on_SIZE(KEEPER, b"%d" % size)
@@ -2625,8 +2631,7 @@ class Broker:
 
     def renew(self, name):
         """Start afresh with a node, as it does with us."""
-        link = self.forget(name)
-        self.meet(name, link.role, link.facts)
+        self.meet(name, self.forget(name).facts)
 
     def on_WHO(self, sender, number):
         """The broker above asks; or one below wants a new census."""
@@ -2762,7 +2767,7 @@ class Broker:
 
     def lack(self):
         """How many items the workers of this host lack until each has one to run and another in reserve."""
-        return 2 * self.own_size - sum(link.items for link in self.links.values() if link.role == b"worker")
+        return 2 * self.own_size - sum(link.items for link in self.links.values())
 
     def ask(self, link, count):
         """Ask a node for so many tasks, as wide as the newest of the hungry said; a single one from above is for as
@@ -2914,13 +2919,13 @@ class Broker:
         if self.below and sender != UP:
             self.pass_on(UP)
         elif name not in self.consts:  # the first one holds; the message names its setter
-            self.consts[name] = body = list(map_builtin(self.keep, body))
-            self.tell_all(b"CONST", name, *body)
+            self.consts[name] = b"CONST", name, *map_builtin(self.keep, body)
+            self.tell_all(*self.consts[name])
 
     def on_FETCH(self, sender, path):
         """A worker needs a file of the root's: give what we have, or ask for it once."""
         if path in self.files:
-            self.send(sender, b"FILE", path, *self.files[path])
+            self.send(sender, *self.files[path])
             return
         if path not in self.fetching:
             self.pass_on(ROOT)
@@ -2928,9 +2933,9 @@ class Broker:
 
     def on_FILE(self, sender, path, *body):
         """The root's answer, for all who asked so far and for those who will."""
-        self.files[path] = body
+        self.files[path] = self.message
         for name in self.fetching.pop(path, ()):
-            self.send(name, b"FILE", path, *body)
+            self.pass_on(name)
 
     def on_LOG(self, sender, *fields):
         """Pass a worker's message on to the root."""
@@ -2941,9 +2946,8 @@ class Broker:
     def on_STACKS(self, sender):
         """Have the stacks of all workers shown: the keeper sees to those of this host, brokers below to theirs."""
         self.out.append((KEEPER, [b"STACKS"]))
-        for link in self.takers():
-            if link.role == b"broker":
-                self.send(link.name, b"STACKS")
+        for link in self.linked(b"broker"):
+            self.send(link.name, b"STACKS")
 
     def on_OUTPUT(self, sender, *fields):
         """Pass on what a worker printed."""
