@@ -2277,7 +2277,7 @@ class Broker:
                        for name, (task_id, lo, hi) in heirs.items()}
         self.presumed = {}                      # the same, of those that did not answer in time
         self.census_began = 0.0                 # when the census began
-        self.over_above = False                 # the broker above has ended the census, without waiting for us
+        self.over_above = True                  # no broker above keeps the census from ending
         self.counted = bool(heirs)              # there was or will be a census: `placed` may have gaps
         self.printing = 0                       # bytes of OUTPUT from here that are not yet SHOWN
         self.stopping = False
@@ -2351,8 +2351,7 @@ class Broker:
             else:
                 reason = f"not heard from for {SILENCE:.0f} s"
                 self.on_HOST(KEEPER, json.dumps({**link.facts, "state": "lost", "reason": reason}).encode())
-                self.on_DIED(KEEPER, link.name, b"", b"0", ALL, b"0", b"0",
-                             f"host {link.facts['host']} was {reason}".encode())
+                self.on_DIED(KEEPER, link.name, obituary=f"host {link.facts['host']} was {reason}".encode())
 
     def conclude(self):
         """Do what may follow from a message or a tick: ask for tasks, stop, report to the broker above."""
@@ -2517,11 +2516,11 @@ class Broker:
         if sender == UP:
             self.finished = True
         elif self.links[sender].held:  # it should hold nothing
-            self.on_DIED(KEEPER, sender, b"", b"0", ALL, b"0", b"0", sender + b" ended while it still held tasks")
+            self.on_DIED(KEEPER, sender, obituary=sender + b" ended while it still held tasks")
         else:
             self.remove(sender)
 
-    def on_DIED(self, sender, name, task_id, lo, hi, flags, begun, obituary):
+    def on_DIED(self, sender, name, task_id=b"", lo=b"0", hi=ALL, flags=b"0", begun=b"0", obituary=b""):
         """A process or a host has ended: tell the owners of the tasks it held, and cancel the tasks it owned.
 
         flags: BLAME if the items lo..hi that it was running are suspected; BEGUN if it may have begun others of that
@@ -2596,7 +2595,10 @@ class Broker:
 
     def connected(self, name):
         """A node has connected anew: messages may be lost, or we have taken over, and it is new to us."""
-        if name in self.dead or len(self.present) >= MAX_HOSTS:  # a late message, or so many that it is nonsense
+        if name == UP:  # it may have lost what we said, and has to begin a census
+            self.send(UP, b"")
+            return
+        if name in self.dead:  # a late message
             return
         self.present[name] = None
         if name not in self.links:
@@ -2612,7 +2614,7 @@ class Broker:
             self.send(UP, b"WHO", self.round or b"0")  # the census that we take part in: we want another
             return
         number = number or b"%d" % (self.now * 1e6)  # never used before, nor by a broker that has died
-        self.round, self.census_began, self.counted, self.over_above = number, self.now, True, False
+        self.round, self.census_began, self.counted, self.over_above = number, self.now, True, not self.below
         self.fetching.clear()  # a FETCH, or its FILE, may be lost with a broker above: workers that wait ask again
         self.printing = 0      # and so may an OUTPUT, or its SHOWN
         self.silent, self.presumed = {**self.presumed, **self.silent}, {}
@@ -2624,14 +2626,15 @@ class Broker:
     def send_who(self, name):
         """Send WHO to a node, even before its HELLO. What it had is LOST if it dies before it answers."""
         had = self.silent.setdefault(name, {})
-        if name in self.links:
-            self.silent[name] = {**dict.fromkeys(self.links[name].held, (b"0", ALL)), **had}
-            self.renew(name)
+        for task_id in self.renew(name) if name in self.links else ():
+            had.setdefault(task_id, (b"0", ALL))
         self.out.append((name, [b"WHO", self.round]))
 
     def renew(self, name):
-        """Start afresh with a node, as it does with us."""
-        self.meet(name, self.forget(name).facts)
+        """Start afresh with a node, as it does with us. Returns what it held."""
+        link = self.forget(name)
+        self.meet(name, link.facts)
+        return link.held
 
     def on_WHO(self, sender, number):
         """The broker above asks; or one below wants a new census."""
@@ -2697,7 +2700,7 @@ class Broker:
             return
         if self.below:
             self.send(UP, b"TOLD", self.round)
-        if self.over_above or not self.below:
+        if self.over_above:
             self.finish_census()
 
     def finish_census(self):
@@ -2775,7 +2778,7 @@ class Broker:
         self.owe(link, link.asked + count)
         link.since = self.now
         if link.name != UP:
-            width = self.hungry[next(reversed(self.hungry))].width
+            width = next(reversed(self.hungry.values())).width
         else:
             width = max(1, min(self.own_size, self.lack())) if count == 1 else 1
         self.send(link.name, b"HUNGRY", b"%d" % count, *([b"%d" % width] if width > 1 else ()))
@@ -3174,15 +3177,15 @@ class Switchboard:
             if not last:
                 return
             data = b""
-        text, ended = rest + data, last or not data
+        text = rest + data
         length = text.rfind(b"\n") + 1
         at_once = not (self.broker.below or self.config["tag_output"])  # as if the worker wrote to the terminal itself
-        if ended or at_once or len(text) - length > OUTPUT_AHEAD:
+        if last or at_once or not data or len(text) - length > OUTPUT_AHEAD:
             length = len(text)
         self.prints[worker][descriptor] = stream, text[length:]
         if length:
             self.handle(KEEPER, [b"OUTPUT", worker, stream, text[:length]])
-        if ended:
+        if not data:
             self.poller.register(descriptor, 0)
             self.paused.discard(descriptor)
             del self.prints[worker][descriptor], self.sources[descriptor]
@@ -3211,7 +3214,7 @@ class Switchboard:
         """Find the way to the broker above, and say HELLO: by TCP if one of its addresses answers, else by tunnel."""
         config, addresses = self.config, self.config["addresses"]
         caller = os.environ.get("SSH_CONNECTION", "").split()[:1]  # the root's machine, as seen from here
-        if caller and addresses and not config["external_hostname"]:
+        if addresses and not config["external_hostname"]:
             addresses = [*caller, *addresses]
         address = self.first_answer(addresses)
         if address is None and (config["transport"] == "tcp" or not config["tunnel"]):
@@ -3238,12 +3241,8 @@ class Switchboard:
             self.watch(self.up.get_monitor_socket(), self.notice_cut)
 
     def take_up(self, up):
-        """A message of the broker above; an empty one says that the socket has connected anew."""
-        frames = receive(up)
-        if frames == [b""]:
-            self.said.append((UP, frames))
-        else:
-            self.handle(UP, *self.gather(UP, frames))
+        """Handle a message of the broker above."""
+        self.handle(UP, *self.gather(UP, receive(up)))
 
     def notice_cut(self, monitor):
         """Without a remote command, the end of the TCP connection is the sign that the root is gone."""
@@ -3255,11 +3254,12 @@ class Switchboard:
         (see router), as an endpoint for ØMQ. None: it does at none."""
         config, trials, poller = self.config, {}, zmq.Poller()
         for i, address in enumerate(addresses):
-            address = f"tcp://[{address}]:{config['port']}" if ":" in address else f"tcp://{address}:{config['port']}"
+            host = f"[{address}]" if ":" in address else address
+            endpoint = f"tcp://{host}:{config['port']}"
             with contextlib.suppress(zmq.ZMQError, ValueError):  # no valid name
-                trial = connect(self.context, address, b"%s?%d" % (self.broker.host, i), config["keys"])
+                trial = connect(self.context, endpoint, b"%s?%d" % (self.broker.host, i), config["keys"])
                 poller.register(trial, zmq.POLLIN)
-                trials[trial] = address
+                trials[trial] = endpoint
         patience = SILENCE if self.broker.counted and config["transport"] == "tcp" else TCP_PATIENCE
         answered = [trials[trial] for trial, _ in poller.poll(patience * 1000)] if trials else []
         for trial in trials:

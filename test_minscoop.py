@@ -11567,8 +11567,8 @@ class BrokerProcess(Process):
             self.connections += 1
             if self.connections == 1:
                 self.begin()
-            else:
-                self.connection.send([b""])
+            elif self.ended is None:
+                self.send(self.broker.handle(sender, frames, SIM.now))
         elif self.broker.below and not self.connections:
             self.early.append((sender, frames))
         elif self.ended is None:
