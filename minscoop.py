@@ -2543,7 +2543,6 @@ class Broker:
         if self.below:
             self.send(UP, b"DIED", name, b"", b"0", b"0", b"0", b"0", obituary)
         self.remove(name)
-        self.recheck(name)
 
     def on_FAILED(self, sender, reason):
         """No worker can work: tell the root, now or after its HELLO."""
@@ -2656,7 +2655,6 @@ class Broker:
             self.send(sender, b"CANCEL", task_id)
             return
         if sender in self.links:
-            self.lift(task_id)
             self.place(task_id, self.links[sender], number=0)  # not that of a TASK which has crossed this
             self.add_items(self.links[sender], sum(map_builtin(int, bounds[1::2])) - sum(map_builtin(int, bounds[::2])))
         self.send(owner_of(task_id), b"HELD", number, task_id, *bounds)
@@ -2667,34 +2665,29 @@ class Broker:
             self.over_above = number == self.round  # else it is of a census that began before we took over
             if self.over_above and not self.silent:  # else our own nodes have yet to answer: WHO reached us late
                 self.finish_census()
-        elif sender in self.presumed:
-            self.recheck(sender)
-        elif number == self.round:  # else it has yet to get the latest WHO
+        elif sender in self.presumed or number == self.round:  # else it has yet to get the latest WHO
             self.hear_out(sender)
-        elif self.round is None and not self.below and b"." not in sender:  # that ended before this host said HELLO
+        elif self.round is None and not self.below and b"." not in sender:  # that is over, and it was asked twice
             self.send(sender, b"TOLD", number)
-
-    def recheck(self, name):
-        """Begin another census if we only presumed what this node holds."""
-        if self.presumed.pop(name, None) is not None:
-            self.begin_census()
 
     def ask_again(self):
         """Ask nodes again that have not said HELLO: they may take this for their first connection. Give up in time."""
         for name in self.silent:
             if name not in self.links:
                 self.send_who(name)
-        if self.now - self.census_began > CENSUS_PATIENCE * (1 if self.below else 2):
-            for name in list(self.silent):  # these are presumed to hold what they had: see above
-                for task_id, (lo, hi) in self.silent[name].items():
+        if self.silent and self.now - self.census_began > CENSUS_PATIENCE * (1 if self.below else 2):
+            self.presumed, self.silent = self.silent, {}
+            for name, had in self.presumed.items():
+                for task_id, (lo, hi) in had.items():
                     self.on_HELD(name, self.round, task_id, lo, hi)
-                self.presumed[name] = self.silent[name]
-                if name in self.present and b"." not in name and not self.presumed[name]:
-                    del self.present[name], self.presumed[name]  # a host that had joined and never said HELLO
-                self.hear_out(name)
+            self.hear_out()
 
     def hear_out(self, name=None):
-        """Do not wait for a node's answer any more; once none is awaited, say TOLD."""
+        """Do not wait for a node's answer any more; once none is awaited, say TOLD. If we only presumed what this node
+        holds, begin another census."""
+        if self.presumed.pop(name, None) is not None:
+            self.begin_census()
+            return
         self.silent.pop(name, None)
         if self.round is None or self.silent:
             return
@@ -2856,6 +2849,7 @@ class Broker:
     def place(self, task_id, link, number=None):
         """Remember who holds a task, unless the same link leads to its owner: then its results do not pass us."""
         owner = owner_of(task_id)
+        self.lift(task_id)
         if self.gone(owner):
             self.send(link.name, b"CANCEL", task_id)
         elif self.way_to(owner) != link.name:
@@ -2874,9 +2868,6 @@ class Broker:
 
     def on_SPLIT(self, sender, task_id, lo, hi, new):
         """Pass the news of a split on to the owner."""
-        if int(lo) >= int(hi) or new.partition(b"/")[0] != task_id.partition(b"/")[0] or \
-                self.placed.get(new, sender) != sender:
-            raise ValueError("no part of the task")
         self.place(new, self.links[sender])  # until its TASK comes: if the sender dies before that, this is LOST, too
         self.collect(owner_of(task_id))
 
