@@ -3088,10 +3088,8 @@ class Switchboard:
         try:
             whole = self.pieces[sender].add(frames)
             return [[b"PIECE"]] if whole is None else unbundled(whole)
-        except Exception as error:
-            self.broker.dropped += 1
-            logger.debug("broker: dropped a piece from %r: %r", sender, error)
-            return []
+        except Exception:
+            return [frames]  # pieces before this one are lost: the broker drops it as nonsense
 
     def forget_pieces(self):
         """Drop incomplete messages of brokers that are gone."""
@@ -3137,9 +3135,8 @@ class Switchboard:
                 self.ended.append(frames)
             elif frames[0] != b"PRINTS":
                 self.handle(KEEPER, frames)
-        except Exception as error:
-            self.broker.dropped += 1
-            logger.debug("broker: dropped a notice: %r", error)
+        except Exception:
+            self.handle(KEEPER, [data])  # it is nonsense, which the broker drops
 
     def watch_prints(self, worker, ends):
         """Read what a worker prints to stdout and stderr, from now on."""
