@@ -268,8 +268,8 @@ class RemoteTraceback(Exception):
 # the rest, opaque to every broker. A node is the root or a worker. Each message has one handler, on_<NAME>.
 #
 #   name     from → to           fields                     why it is sent
-#   HELLO    node → broker       facts                      it is there; answered by what it missed: CONSTs, SIZE, STOP;
-#                                                           to the root also HOSTs and FAILED
+#   HELLO    node → broker       facts                      it is there; answered by what it missed: CONSTs, SIZE, STOP,
+#                                                           and all that was for it before
 #   HUNGRY   both ways           count width                the sender would take that many tasks; said only once. From
 #                                                           a broker: each for `width` workers (else for one)
 #   DRY      node → broker                                  it said it had more, but has none; it remembers the HUNGRY
@@ -2263,7 +2263,6 @@ class Broker:
         self.files = {}                         # path -> its FILE
         self.fetching = {}                      # path -> names of those that wait for it
         self.dead = set()                       # names that are not coming back
-        self.news = {}                          # number of a host -> its latest HOST message; b"FAILED" -> that message
         self.own_size, self.size = size, 0      # workers of this host; of the pool, if there are hosts
         self.received = 0                       # TASKs from above
         self.told = None                        # how many these were when we said IDLE to the one above; or None
@@ -2350,7 +2349,7 @@ class Broker:
                 self.finished = True
             else:
                 reason = f"not heard from for {SILENCE:.0f} s"
-                self.on_HOST(KEEPER, json.dumps({**link.facts, "state": "lost", "reason": reason}).encode())
+                self.send(ROOT, b"HOST", json.dumps({**link.facts, "state": "lost", "reason": reason}).encode())
                 self.on_DIED(KEEPER, link.name, obituary=f"host {link.facts['host']} was {reason}".encode())
 
     def conclude(self):
@@ -2501,11 +2500,10 @@ class Broker:
             if sender in self.silent and sender not in self.present and self.round is not None:
                 self.send_who(sender)  # it takes this for its first connection, and so has not announced it
         self.present.pop(sender, None)
-        late = self.late.pop(sender, self.news.values() if sender == ROOT else ())
-        for frames in [*late, *self.consts.values()]:
+        for frames in [*self.late.pop(sender, ()), *self.consts.values()]:
             self.send(sender, *frames)
         if known:
-            self.on_HOST(sender, facts)
+            self.send(ROOT, b"HOST", facts)
         if not (known and self.resize()) and self.size:
             self.send(sender, b"SIZE", b"%d" % self.size)
         if self.stopping == "said" and sender != ROOT:
@@ -2543,16 +2541,6 @@ class Broker:
         if self.below:
             self.send(UP, b"DIED", name, b"", b"0", b"0", b"0", b"0", obituary)
         self.remove(name)
-
-    def on_FAILED(self, sender, reason):
-        """No worker can work: tell the root, now or after its HELLO."""
-        self.news[b"FAILED"] = self.message
-        self.pass_on(ROOT)
-
-    def on_HOST(self, sender, facts):
-        """A host is there, or will not come, or is lost: tell the root, now or after its HELLO."""
-        self.news[json.loads(bytes(facts))["number"]] = message = b"HOST", facts
-        self.send(ROOT, *message)
 
     def on_SIZE(self, sender, count):
         """The pool has grown or shrunk: tell everybody."""
@@ -2932,10 +2920,10 @@ class Broker:
             self.pass_on(name)
 
     def on_LOG(self, sender, *fields):
-        """Pass a worker's message on to the root."""
+        """Pass on what is for the root, now or after its HELLO."""
         self.pass_on(ROOT)
 
-    on_PROFILE = on_RECORD = on_LOG
+    on_PROFILE = on_RECORD = on_FAILED = on_HOST = on_LOG
 
     def on_STACKS(self, sender):
         """Have the stacks of all workers shown: the keeper sees to those of this host, brokers below to theirs."""

@@ -3063,9 +3063,11 @@ def test_the_dead_get_nothing_when_they_were_hungry():
 
 def test_the_root_hears_it_when_no_worker_can_start():
     """FAILED goes to the root, also if the root says HELLO only later."""
-    desk = Desk(1)
-    assert desk("0.1 FAILED why") == ["0.root FAILED why"]
-    assert "0.root FAILED why" in desk("0.root HELLO")
+    assert Desk(1)("0.1 FAILED why") == ["0.root FAILED why"]
+    desk = Desk(0)
+    desk.broker = minscoop.Broker()
+    assert desk("0.1 HELLO") == desk("0.1 FAILED why") == []
+    assert desk("0.root HELLO") == ["0.root FAILED why"]
 
 
 def test_the_root_hears_all_when_it_comes_late():
