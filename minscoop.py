@@ -2298,7 +2298,7 @@ class Broker:
         try:
             name, handler = frames[0], check_shape(frames)
             if name not in MAY_SAY[role] or \
-                    name in OF_TASKS and not self.concerns(sender, frames[1], as_holder=name != b"CANCEL"):
+                    name in OF_TASKS and not self.concerns(sender, frames[1]):
                 raise ValueError(f"not from a {role.decode()}, or from who does not hold the task")
             if link:
                 link.heard = now
@@ -2311,10 +2311,10 @@ class Broker:
         self.conclude()
         return self.out
 
-    def concerns(self, sender, task_id, as_holder=True):
+    def concerns(self, sender, task_id):
         """Whether the sender may speak of a task: as its holder by our records (which have gaps after a census: then it
-        is believed), or as the link that leads to its owner. as_holder: if false, only as the latter."""
-        return as_holder and sender == self.placed.get(task_id, sender if self.counted else None) or \
+        is believed), or as the link that leads to its owner."""
+        return sender == self.placed.get(task_id, sender if self.counted else None) or \
             sender == self.way_to(owner_of(task_id))
 
     def tick(self, now):
@@ -2363,7 +2363,7 @@ class Broker:
 
     def report(self):
         """Let the broker above know how things are."""
-        if self.plenty and not self.links[UP].asked and self.lack() > self.own_size // 4:
+        if self.plenty and UP in self.unasked and self.lack() > self.own_size // 4:
             self.ask(self.links[UP], 1)
         if self.boasted and not self.rich:
             self.boasted = False
@@ -2629,8 +2629,7 @@ class Broker:
             if number == self.round or sender not in self.silent:  # else it has yet to get our latest WHO, and ask all
                 self.begin_census()
             return
-        self.round, self.received = number, 0
-        self.plenty, self.boasted = None, False
+        self.received, self.plenty, self.boasted = 0, None, False
         self.renew(UP)
         self.send(UP, b"HELLO", self.facts)
         self.begin_census(number)
