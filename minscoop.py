@@ -3201,8 +3201,7 @@ class Switchboard:
         self.up = connect(self.context, way, self.broker.host, keys,
                           events=0 if config["tunnel"] else zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECTED)
         facts = dict(about_this_machine(), host=config["name"], number=config["host"], workers=config["size"],
-                     state="ready", pyzmq=zmq.__version__, transport="tcp" if address else "stdio",
-                     address=address, login=config.get("login"), **figures)
+                     transport="tcp" if address else "stdio", address=address, login=config.get("login"), **figures)
         self.broker.facts = json.dumps(facts).encode()
         if not self.up.poll((SILENCE if config["tunnel"] else GRACE / 2) * 1000):
             raise PoolError("the root's broker has stopped answering")
@@ -3268,10 +3267,11 @@ def run_broker(*args):
 
 
 def about_this_machine():
-    """Facts of this host, as --check shows them: cores, bytes of memory, load, Python."""
+    """Facts of this host, which is ready, as --check shows them: cores, bytes of memory, load, Python, pyzmq."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {"node": os.uname().nodename, "cores": usable_cores(), "memory": pages, "load": os.getloadavg()[0],
-            "python": ".".join(map_builtin(str, sys.version_info[:3])), "executable": sys.executable}
+    return {"state": "ready", "node": os.uname().nodename, "cores": usable_cores(), "memory": pages,
+            "load": os.getloadavg()[0], "python": ".".join(map_builtin(str, sys.version_info[:3])),
+            "executable": sys.executable, "pyzmq": zmq.__version__}
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -7919,7 +7919,7 @@ def check_hosts(options):
         root = executor._node
         root.wait_for(lambda: root.broken or all("state" in facts for facts in root.hosts.values()), "hosts")
         root.check_open()
-        local = dict(about_this_machine(), host="(here)", state="ready", pyzmq=zmq.__version__, transport="ipc")
+        local = dict(about_this_machine(), host="(here)", transport="ipc")
         every = [local, *(facts for number, facts in root.hosts.items() if number != "0")]
     rows = [("HOST", "LOGIN", "PYTHON", "PYZMQ", "CORES", "MEMORY", "LOAD", "DATA", "ROUND TRIP", "BANDWIDTH")]
     for facts in every:
