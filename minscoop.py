@@ -2560,10 +2560,9 @@ class Broker:
         return changed
 
     def on_PROBE(self, sender, *body):
-        """Another broker lives. One below gets an echo; or BYE, if we have given it up or do not know it."""
+        """Another broker lives. One below, or its trial (see measure), gets an echo; or BYE, if we have given it up."""
         if sender != UP:
-            known = sender in self.links or self.counted or b"?" in sender  # the last: a trial, see first_answer
-            self.out.append((sender, [b"BYE"] if sender in self.dead or not known else [b"PROBE", *body]))
+            self.out.append((sender, [b"BYE"] if sender in self.dead else [b"PROBE", *body]))
 
     def on_PIECE(self, sender):
         """Another broker lives, and is just sending us something large."""

@@ -3836,7 +3836,6 @@ def test_a_host_goes_on_when_its_probe_comes_before_its_hello():
     broker.handle(b"1", [b"HELLO", host_facts("1")], 1)
     broker.handle(b"", [b"DIED", b"1", b"", b"0", b"0", b"0", b"0", b"gone"], 3)
     assert broker.handle(b"1", [b"PROBE"], 3) == [(b"1", [b"BYE"])]
-    assert minscoop.Broker().handle(b"1", [b"PROBE"], 3) == [(b"1", [b"BYE"])]
 
 
 @pytest.mark.parametrize("below", [False, True])
