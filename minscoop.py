@@ -2230,9 +2230,9 @@ MAY_SAY = {role: frozenset(names.encode().split()) for role, names in {
                "LOST DIED OUTPUT WHO PROBE PIECE LOG PROFILE",
     b"above": "TASK CANCEL CONST HELD TOLD HUNGRY SPLIT SINGLY RESULT MANY LOST WHO SIZE STOP BYE PROBE PIECE FILE "
               "SHOWN STACKS"}.items()}
-OF_TASKS = frozenset((b"SPLIT", b"SINGLY", b"RESULT", b"LOST", b"CANCEL"))  # only a task's holder or owner says them
+OF_TASKS = frozenset(b"SPLIT SINGLY RESULT LOST CANCEL".split())  # only a task's holder or owner says them
 OF_WISHES = frozenset(b"HELLO HUNGRY DRY TASK HELD TOLD WHO BYE DIED".split())  # change who wants work, or has some
-URGENT = frozenset((b"HUNGRY", b"DRY", b"PROBE", b"OUTPUT", b"FETCH", b"RECORD"))  # may overtake what `collect` delays
+URGENT = frozenset(b"HUNGRY DRY PROBE OUTPUT FETCH RECORD".split())  # may overtake what `collect` delays
 
 
 class Broker:
@@ -2612,8 +2612,9 @@ class Broker:
     def send_who(self, name):
         """Send WHO to a node, even before its HELLO. What it had is LOST if it dies before it answers."""
         had = self.silent.setdefault(name, {})
-        for task_id in self.renew(name) if name in self.links else ():
-            had.setdefault(task_id, (b"0", ALL))
+        if name in self.links:
+            for task_id in self.renew(name):
+                had.setdefault(task_id, (b"0", ALL))
         self.out.append((name, [b"WHO", self.round]))
 
     def renew(self, name):
@@ -2662,7 +2663,7 @@ class Broker:
             if name not in self.links:
                 self.send_who(name)
         if self.silent and self.now - self.census_began > CENSUS_PATIENCE * (1 if self.below else 2):
-            self.presumed, self.silent = self.silent, {}
+            self.presumed, self.silent = self.silent, {}  # to hold what they had: see above
             for name, had in self.presumed.items():
                 for task_id, (lo, hi) in had.items():
                     self.on_HELD(name, self.round, task_id, lo, hi)
