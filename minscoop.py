@@ -7048,10 +7048,10 @@ def send_logs(level, send, worker, host):
 # converted by adding the smallest difference seen between a RECORD's arrival here and its sending there: they are late
 # by as long as that RECORD travelled, some milliseconds.
 
-# Fields of an event: its worker; its function; its start and end; seconds in its own code, waiting excluded; its calls;
-# its name; its parent's name, or, if the parent ran on another worker, the shipment ("owner:serial") it came with; its
-# arguments; whether it ran again because a worker had died running it; how many of its calls raised an exception.
-WORKER, FN, START, END, OWN, COUNT, EVENT, PARENT, TEXT, AGAIN, FAILED = range(11)
+# An event has: worker; fn, its function's name; start; end; own, the seconds in its own code, waiting excluded; calls,
+# their number; failed, how many of these raised an exception; task, its name; parent, that of its parent or, if that ran
+# on another worker, the shipment ("owner:serial") with which it came; arguments, as text; again, whether it ran again
+# because a worker had died running it. While it runs, also clock, which measures its own time.
 
 
 def short(value, depth=2):
@@ -7094,27 +7094,32 @@ def first_call(unit):
 def thin(events, cap):
     """Merge neighbouring events of one worker and function, in place, shortest pairs first, until at most `cap` are
     left; if that is not enough, then those of any function. Counts and times stay exact, arguments are dropped."""
-    for fields in (WORKER, FN), (WORKER,):
-        kind = operator.itemgetter(*fields)
+    for fields in ("worker", "fn"), ("worker",):
+        kind = operator.attrgetter(*fields)
         while len(events) > cap:
-            events.sort(key=operator.itemgetter(*fields, START))
-            spans = sorted(b[END] - a[START] for a, b in zip(events, events[1:]) if kind(a) == kind(b))
+            events.sort(key=operator.attrgetter(*fields, "start"))
+            spans = sorted(b.end - a.start for a, b in zip(events, events[1:]) if kind(a) == kind(b))
             if not spans:
                 break
             limit, kept = spans[min(len(events) - cap, len(spans)) - 1], events[:1]
             for event in events[1:]:
-                if event[END] - kept[-1][START] <= limit and kind(kept[-1]) == kind(event):
-                    kept[-1] = merged(kept[-1], event)
+                if event.end - kept[-1].start <= limit and kind(kept[-1]) == kind(event):
+                    merge(kept[-1], event)
                 else:
                     kept.append(event)
             events[:] = kept
 
 
-def merged(a, b):
-    """Two events as one; b began later."""
-    fn, parent = (x if x == y else None for x, y in ((a[FN], b[FN]), (a[PARENT], b[PARENT])))
-    return [a[WORKER], fn or "(several)", a[START], max(a[END], b[END]), a[OWN] + b[OWN], a[COUNT] + b[COUNT],
-            a[EVENT], parent, None, a[AGAIN] or b[AGAIN], a[FAILED] + b[FAILED]]
+def merge(event, later):
+    """Make an event stand for another one, too, which began later."""
+    event.fn = event.fn if event.fn == later.fn else "(several)"
+    event.parent = event.parent if event.parent == later.parent else None
+    event.arguments = None
+    event.end = max(event.end, later.end)
+    event.own += later.own
+    event.calls += later.calls
+    event.failed += later.failed
+    event.again |= later.again
 
 
 def no_totals():
@@ -7142,14 +7147,15 @@ class Recording:
     def instead(self, event):
         """While the block runs, this thread works on `event`, or waits (None): not on the outer event."""
         outer = getattr(self.local, "event", None)
-        clock = time.thread_time if outer is not None and outer[END] else time.monotonic  # see ``yield_baton``
-        self.local.event, begun = event, clock()
+        if outer is not None:
+            outer.own += outer.clock()
+        self.local.event = event
         try:
             yield
         finally:
             self.local.event = outer
             if outer is not None:
-                outer[OWN] -= clock() - begun
+                outer.own -= outer.clock()
 
     def execute(self, unit, me=None):
         """Run user code, and record it as an event."""
@@ -7158,10 +7164,9 @@ class Recording:
             with self.instead(event):
                 super().execute(unit, me)
         finally:
-            now = time.monotonic()
-            own = (event[END] or now) - event[START] + (time.thread_time() if event[END] else 0.0)
-            event[OWN], event[END] = max(0.0, event[OWN] + own), now
-            event[FAILED] = len(unit.failures) if isinstance(unit, Slice) else int(unit._exception is not None)
+            event.own, event.end = max(0.0, event.own + event.clock()), time.monotonic()
+            del event.clock
+            event.failed = len(unit.failures) if isinstance(unit, Slice) else int(unit._exception is not None)
             self.end(event, unit)
 
     def wait_for(self, ready, what=None, timeout=None):
@@ -7172,31 +7177,33 @@ class Recording:
     def begin(self, unit):
         """A new event, for a Future or Slice that is about to be run."""
         parent, name = getattr(unit._parent, "event", None), self.name.decode()
-        task = parent[EVENT] if parent else getattr(getattr(unit, "job", None), "id", b"").decode().partition("/")[0]
-        event = [name, "?", 0.0, 0.0, 0.0, 1, f"{name}#{next(self.numbers)}", task, None,
-                 isinstance(unit, Slice) and unit.span.singly and unit.span.avoid != b"", 0]  # a worker died over it
+        event = types.SimpleNamespace(
+            worker=name, fn="?", calls=1, failed=0, task=f"{name}#{next(self.numbers)}", arguments=None,
+            parent=parent.task if parent else getattr(getattr(unit, "job", None), "id", b"").decode().partition("/")[0],
+            again=isinstance(unit, Slice) and unit.span.singly and unit.span.avoid != b"")  # a worker died over it
         with contextlib.suppress(Exception):
             fn, args, kwargs = first_call(unit)
-            event[FN] = name_of(fn)
+            event.fn = name_of(fn)
             if self.level > 1:
                 words = [short(value) for value in args[:5]] + ["…"] * (len(args) > 5)
                 words += [f"{key}={short(value)}" for key, value in itertools.islice(kwargs.items(), 5)]
-                event[TEXT] = ", ".join(words)[:120]
-        event[START] = time.monotonic()
+                event.arguments = ", ".join(words)[:120]
+        event.clock, event.start = time.monotonic, time.monotonic()
+        event.own = -event.start
         return event
 
     def end(self, event, unit):
         """Add a finished event to the totals. The calls of one slice are taken to have lasted equally long."""
-        event[COUNT] = unit.hi - unit.lo if isinstance(unit, Slice) else 1
-        names, mean, totals = {event[FN]: event[COUNT]}, event[OWN] / event[COUNT], self.totals
-        if event[COUNT] > 1 and unit.job.recipe is CALLS:
+        event.calls = unit.hi - unit.lo if isinstance(unit, Slice) else 1
+        names, mean, totals = {event.fn: event.calls}, event.own / event.calls, self.totals
+        if event.calls > 1 and unit.job.recipe is CALLS:
             names = collections.Counter(name_of(call[0]) for call in unit.span.items(unit.lo, unit.hi)[0])
         with self.lock:
             for name, count in names.items():
                 name = name if name in totals["seconds"] or len(totals["seconds"]) < 300 else "(others)"
                 totals["seconds"][name] += mean * count
                 totals["calls"][name, math.frexp(max(mean, 1e-7))[1]] += count
-            totals.update(first=min(totals["first"], event[START]), last=event[END], runs=totals["runs"] + 1)
+            totals.update(first=min(totals["first"], event.start), last=event.end, runs=totals["runs"] + 1)
             self.fresh = True
             if self.level > 1:
                 self.events.append(event)
@@ -7219,7 +7226,7 @@ class Recording:
         """As ever; note the parent event of what is shipped: its holder knows only the task id."""
         task_id, parent = super().register(span, lo, hi, frames), getattr(span._parent, "event", None)
         if parent and self.level > 1 and len(self.parents) < self.cap:
-            self.parents[task_id.partition(b"/")[0].decode()] = parent[EVENT]
+            self.parents[task_id.partition(b"/")[0].decode()] = parent.task
         return task_id
 
     def on_LOST(self, task_id, lo, hi, flags, obituary):
@@ -7263,9 +7270,10 @@ class RecordingWorker(Recording, Worker):
     def yield_baton(self):
         """As ever; from here on the task shares its worker with others, so only its CPU time is its own."""
         event = getattr(self.local, "event", None)
-        if event is not None and not event[END]:
-            event[END] = time.monotonic()
-            event[OWN] -= time.thread_time()  # ``execute`` adds what it is by then
+        if event is not None:
+            event.own += event.clock()
+            event.clock = time.thread_time
+            event.own -= event.clock()
         super().yield_baton()
 
     def initialise(self):
@@ -7301,7 +7309,7 @@ class Collector(Recording):
 
     def __init__(self, options):
         self.records, self.offsets = {}, {}   # worker -> its latest RECORD; host -> what to add to its times
-        self.slowest, self.queues = [], []    # events; [time, items that wait]
+        self.queues = []                      # [time, items that wait]
         self.interrupted, self.published = False, True
         self.used = time.process_time()
         self.asked = None                     # when the script first asked for something
@@ -7316,13 +7324,12 @@ class Collector(Recording):
     def on_RECORD(self, worker, body):
         """Keep a worker's latest totals, and its new events; these are thinned if they become too many."""
         news, host, here, now = unpickle(bytes(body)), host_of(worker), host_of(self.name), time.monotonic()
-        events, late = news.pop("events"), now - news["now"]
+        late = now - news["now"]
         self.offsets[host.decode()] = 0.0 if host == here else min(self.offsets.get(host.decode(), math.inf), late)
         self.losses += news.pop("losses")
         if len(self.parents) < 2 * MAX_EVENTS:
             self.parents.update(news.pop("parents"))
-        self.slowest = sorted(self.slowest + events, key=lambda event: -event[OWN] / event[COUNT])[:20]
-        self.events += events
+        self.events += news.pop("events")
         if len(self.events) > 2 * MAX_EVENTS:
             thin(self.events, MAX_EVENTS)
         self.records[worker.decode()] = news
@@ -7376,11 +7383,11 @@ def digest(root):
     def since(worker, moment):
         return max(0.0, moment + root.offsets.get(worker.partition(".")[0], 0.0) - root.born)
 
-    thin(root.events, MAX_EVENTS)
-    for event in {id(event): event for event in root.events + root.slowest}.values():
-        event[START], event[END] = since(event[WORKER], event[START]), since(event[WORKER], event[END])
-        parent = event[PARENT]  # a shipment that stays unresolved is the script's, or its RECORD is lost
-        event[PARENT] = root.parents.get(parent, None if parent and ":" in parent else parent)
+    thin(root.events, MAX_EVENTS)  # which leaves the slow ones alone, mostly
+    for event in root.events:
+        event.start, event.end = since(event.worker, event.start), since(event.worker, event.end)
+        parent = event.parent  # a shipment that stays unresolved is the script's, or its RECORD is lost
+        event.parent = root.parents.get(parent, None if parent and ":" in parent else parent)
     losses, seconds = {}, time.monotonic() - root.born
     hosts = {worker.partition(".")[0]: news["host"] for worker, news in root.records.items()}
     for owner, moment, obituary, again in root.losses:  # each owner of what it held reports the same death
@@ -7398,7 +7405,8 @@ def digest(root):
                seconds=seconds, cpu=(time.process_time() - root.used) / seconds, inline=isinstance(root, Inline),
                asked=since("", root.asked or root.born), interrupted=root.interrupted,
                failure=root.ended_by and first_line(root.ended_by).rstrip(":"),
-               events=root.events, slowest=root.slowest, records=records, losses=sorted(losses.values()),
+               slowest=[vars(event) for event in sorted(root.events, key=lambda event: -event.own / event.calls)[:20]],
+               events=root.events, records=records, losses=sorted(losses.values()),
                waiting=[[since("", moment), count] for moment, count in root.queues],
                moved=root.totals["received"] + root.totals["sent"], **sums(records))
     return dict(run, verdict=verdict(run), table=host_table(run["hosts"]))
@@ -7484,9 +7492,9 @@ def host_table(hosts):
 def lanes(events):
     """Yield (event, lane), by worker and start; no two events in one lane of a worker overlap."""
     ends = {}  # (worker, lane) -> when its last event ended
-    for event in sorted(events, key=operator.itemgetter(WORKER, START)):
-        lane = next(lane for lane in itertools.count() if ends.get((event[WORKER], lane), 0.0) <= event[START])
-        ends[event[WORKER], lane] = event[END]
+    for event in sorted(events, key=operator.attrgetter("worker", "start")):
+        lane = next(lane for lane in itertools.count() if ends.get((event.worker, lane), 0.0) <= event.start)
+        ends[event.worker, lane] = event.end
         yield event, lane
 
 
@@ -7496,21 +7504,21 @@ def trace_entries(run):
     hosts, numbers = [*run["hosts"]], {name: i for i, name in enumerate(run["workers"], 1)}
 
     def entry(ph, title, worker, moment=0.0, lane=0, **args):
-        return dict(ph=ph, name=title, ts=round(moment * 1e6), tid=100_000 * numbers[worker] + lane, args=args,
-                    pid=hosts.index(run["workers"][worker]) + 1)
+        return dict(ph=ph, name=title, ts=round(moment * 1e6), tid=100_000 * numbers[worker] + lane,
+                    pid=hosts.index(run["workers"][worker]) + 1,
+                    args={key: value for key, value in args.items() if value is not None})
 
-    placed = sorted(lanes(run["events"]), key=operator.itemgetter(1))
-    for name, host in run["workers"].items():
-        yield entry("M", "process_name", name, name=host)
-    for name, lane in sorted({(name, 0) for name in numbers}.union((event[WORKER], lane) for event, lane in placed)):
+    placed = [*lanes(run["events"])]
+    for name, lane in sorted({(name, 0) for name in numbers}.union((event.worker, lane) for event, lane in placed)):
+        yield entry("M", "process_name", name, name=run["workers"][name])
         yield entry("M", "thread_name", name, lane=lane, name=f"worker {name}" + f", within ({lane})" * (lane > 0))
     for event, lane in placed:
-        where = event[WORKER], event[START], lane
-        marks = {key: value for key, value in (("again", event[AGAIN]), ("failed", event[FAILED])) if value}
-        own, begin, end = (round(event[field] * 1e6) for field in (OWN, START, END))
-        yield dict(entry("X", event[FN], *where, task=event[EVENT], parent=event[PARENT], arguments=event[TEXT],
-                         calls=event[COUNT], own=own, **marks), dur=end - begin)
-        if event[AGAIN]:
+        where = event.worker, event.start, lane
+        own, begin, end = (round(seconds * 1e6) for seconds in (event.own, event.start, event.end))
+        yield dict(entry("X", event.fn, *where, task=event.task, parent=event.parent, arguments=event.arguments,
+                         calls=event.calls, own=own, again=event.again or None, failed=event.failed or None),
+                   dur=end - begin)
+        if event.again:
             yield dict(entry("i", "retry", *where), s="t")
     for name, moment, obituary, again in run["losses"]:
         yield dict(entry("i", "worker lost", name, moment, why=obituary, again=again), s="t")
@@ -7587,8 +7595,8 @@ $("merged").append(tasks.length >= D.runs ? "" : `${whole(tasks.length)} bars st
   slices: neighbours of one function on one worker were merged, shortest first; numbers and times stay exact.`)
 table("hosts", ...D.table)
 table("slowest", ["own time", "from", "to", "calls", "function", "worker", "arguments"], ...D.slowest.map(
-  ([worker, fn, start, end, own, count, , , text]) =>
-    [time(own), time(start), time(end), whole(count), fn, worker, text ?? ""]))
+  ({ own, start, end, calls, fn, worker, arguments: text }) =>
+    [time(own), time(start), time(end), whole(calls), fn, worker, text ?? ""]))
 table("lost", ["at", "worker", "why", "run again"], ...D.losses.map(
   ([worker, at, why, again]) => [time(at), worker, why, whole(again)]))
 const powers = functions.flatMap(([, [, , bins]]) => Object.keys(bins).map(Number))
@@ -7670,11 +7678,11 @@ function strips() {  // the axis of time; who is busy, each event's own time spr
   pen.fillText(`waiting, 0–${scaled(most, "")}`, 6, bottom - tall / 2)
 }
 function bars() {
-  let last = -1, edge = -1
+  const edges = []  // of each row: how far it is painted
   for (const { name, from, to, row, own, calls } of tasks) {
     const y = Y(row), h = Y(row + 1) - y, a = Math.max(X(from), GUTTER), b = Math.max(X(to), a + 1)
-    if (y < HEAD - 1 || y > height || X(to) < GUTTER || a > width || row === last && b <= edge) continue
-    last = row, edge = Math.ceil(b)
+    if (y < HEAD - 1 || y > height || X(to) < GUTTER || a > width || b <= edges[row]) continue
+    edges[row] = Math.ceil(b)
     const strength = .3 + .7 * Math.min(1, own / (to - from)), gap = b - a > 4
     pen.globalAlpha = strength, pen.fillStyle = hue(name), pen.fillRect(a, y, b - a - gap, Math.max(h - (h > 4), .5))
     pen.globalAlpha = 1, pen.fillStyle = strength < .6 ? ink.text : "#000"

@@ -9210,15 +9210,16 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 
 def event_of(start, seconds, fn="f", worker="0.1", count=1):
     """An event as a worker records it."""
-    return [worker, fn, start, start + seconds, seconds, count, f"{worker}#1", None, "1, 2", False, 0]
+    return types.SimpleNamespace(worker=worker, fn=fn, start=start, end=start + seconds, own=seconds, calls=count, failed=0,
+                                 task=f"{worker}#1", parent=None, arguments="1, 2", again=False)
 
 
 def sums(events):
     """What may not change when events are merged: calls and seconds of each worker."""
     total = collections.Counter()
     for event in events:
-        for field in minscoop.COUNT, minscoop.OWN:
-            total[event[minscoop.WORKER], field] += event[field]
+        total[event.worker, "calls"] += event.calls
+        total[event.worker, "own"] += event.own
     return {key: round(value, 6) for key, value in total.items()}
 
 
@@ -9277,10 +9278,10 @@ def test_totals_stay_exact_when_events_are_thinned(functions, workers):
     events = [event_of(draw.random() * 100, draw.expovariate(10), f"f{draw.randrange(functions)}",
                        f"0.{draw.randrange(workers)}", draw.randrange(1, 9))
               for _ in range(5000)]
-    before, first, last = sums(events), min(e[minscoop.START] for e in events), max(e[minscoop.END] for e in events)
+    before, first, last = sums(events), min(e.start for e in events), max(e.end for e in events)
     minscoop.thin(events, 100)
     assert 50 <= len(events) <= 100 and sums(events) == before
-    assert (first, last) == (min(e[minscoop.START] for e in events), max(e[minscoop.END] for e in events))
+    assert (first, last) == (min(e.start for e in events), max(e.end for e in events))
 
 
 def test_a_long_task_keeps_its_bar_when_short_ones_are_merged():
@@ -9288,15 +9289,15 @@ def test_a_long_task_keeps_its_bar_when_short_ones_are_merged():
     events = [event_of(i, 0.5) for i in range(1000)]
     events[700:] = [event_of(800, 9), *(event_of(i + 1000, 0.5) for i in range(299))]
     minscoop.thin(events, 300)
-    assert [e[minscoop.TEXT] for e in events if e[minscoop.START] == 800] == ["1, 2"] and 200 < len(events) <= 300
+    assert [e.arguments for e in events if e.start == 800] == ["1, 2"] and 200 < len(events) <= 300
 
 
 def test_bars_do_not_cross_when_events_overlap():
     """Within a lane, no event begins before the previous one has ended."""
     draw, until = random.Random(1), collections.Counter()
     for event, lane in minscoop.lanes([event_of(draw.random() * 100, draw.random() * 20) for _ in range(300)]):
-        assert until[lane] <= event[minscoop.START]
-        until[lane] = event[minscoop.END]
+        assert until[lane] <= event.start
+        until[lane] = event.end
 
 
 class Rude:
@@ -9386,7 +9387,7 @@ def test_everything_is_recorded_when_several_threads_of_a_worker_run_tasks():
         sys.setswitchinterval(before)
     said = [minscoop.unpickle(body) for _, _, body in worker.sent]
     assert said[-1]["runs"] == sum(said[-1]["calls"].values()) == 2000
-    assert sum(event[minscoop.COUNT] for news in said for event in news["events"]) == 2000
+    assert sum(event.calls for news in said for event in news["events"]) == 2000
 
 
 def test_a_task_has_only_its_own_time_when_it_polls_and_then_runs_another(monkeypatch):
@@ -9399,7 +9400,7 @@ def test_a_task_has_only_its_own_time_when_it_polls_and_then_runs_another(monkey
     def run(*steps): worker.execute(minscoop.Future(worker, (lambda: [step() for step in steps], (), {}), None))
     ten, poll = functools.partial(use, 10), worker.yield_baton
     run(poll, functools.partial(use, 30), functools.partial(run, ten), functools.partial(run, ten, poll, ten))
-    assert [round(event[minscoop.OWN], -1) for event in worker.events] == [0, 10, 30]
+    assert [round(event.own, -1) for event in worker.events] == [0, 10, 30]
 
 
 def test_a_record_is_dropped_when_it_is_nonsense(collector):
@@ -9419,7 +9420,7 @@ def test_records_are_few_and_small_when_tasks_are_many(monkeypatch):
     assert len(worker.events) <= 2 * worker.cap and len(worker.sent) < 100
     said = [minscoop.unpickle(body) for name, _, body in worker.sent] + [worker.news()]
     assert all(len(news["events"]) <= 2 * worker.cap for news in said)
-    assert sum(event[minscoop.COUNT] for news in said for event in news["events"]) == 30000
+    assert sum(event.calls for news in said for event in news["events"]) == 30000
 
 
 def test_other_hosts_times_are_moved_when_their_clocks_differ(collector, monkeypatch):
@@ -9433,7 +9434,7 @@ def test_other_hosts_times_are_moved_when_their_clocks_differ(collector, monkeyp
                     calls={("f", -3): 1}, seconds={"f": 0.1}, events=[event_of(now + 1000 - late, 0.1, worker="7.1")])
         collector.on_RECORD(b"7.1", pickle.dumps(news, 5))
     run = minscoop.digest(collector)
-    assert sorted(round(event[minscoop.START], 6) for event in run["events"]) == [0, 1, 2, 3]
+    assert sorted(round(event.start, 6) for event in run["events"]) == [0, 1, 2, 3]
 
 
 def test_nothing_ends_the_data_when_an_argument_looks_like_html(collector):
@@ -9441,7 +9442,7 @@ def test_nothing_ends_the_data_when_an_argument_looks_like_html(collector):
     evil = "</script><script>alert(1)</script><!-- \u2028 @DATA@ \udcff"
     news = RecordingWorker().news()
     event = event_of(collector.born, 0.1, fn=evil)
-    event[minscoop.TEXT] = evil
+    event.arguments = evil
     news.update(first=collector.born, last=collector.born, calls={(evil, -3): 1}, seconds={evil: 0.1}, events=[event])
     collector.on_RECORD(b"0.1", pickle.dumps(news, 5))
     collector.losses.append(["0.root", time.monotonic(), f"0.1 (host {evil})", 1])
@@ -9490,8 +9491,8 @@ def test_everything_is_in_the_report_when_tasks_are_nested_and_a_worker_dies(scr
     assert {"process_name", "thread_name"} <= {entry["name"] for entry in entries["M"]}
     tasks = {entry["args"]["task"]: entry for entry in entries["X"]}
     assert sum(entry["args"]["calls"] for entry in entries["X"]) == data["tasks"]
-    assert {str(i) for i in range(10, 14)} & {str(entry["args"]["arguments"]).split(", ")[-1] for entry in entries["X"]}
-    parents = {tasks[entry["args"]["parent"]]["name"] for entry in entries["X"] if entry["args"]["parent"] in tasks}
+    assert {str(i) for i in range(10, 14)} & {str(entry["args"].get("arguments")).split(", ")[-1] for entry in entries["X"]}
+    parents = {tasks[entry["args"]["parent"]]["name"] for entry in entries["X"] if entry["args"].get("parent") in tasks}
     assert parents == {"branch"}
 
 
