@@ -7049,9 +7049,9 @@ def send_logs(level, send, worker, host):
 # by as long as that RECORD travelled, some milliseconds.
 
 # An event has: worker; fn, its function's name; start; end; own, the seconds in its own code, waiting excluded; calls,
-# their number; failed, how many of these raised an exception; task, its name; parent, that of its parent or, if that ran
-# on another worker, the shipment ("owner:serial") with which it came; arguments, as text; again, whether it ran again
-# because a worker had died running it. While it runs, also clock, which measures its own time.
+# their number; failed, how many of these raised an exception; task, its name; parent, that of its parent or, if that
+# ran on another worker, the shipment ("owner:serial") with which it came; arguments, as text; again, whether it ran
+# again because a worker had died running it. While it runs, also clock, which measures its own time.
 
 
 def short(value, depth=2):
@@ -7143,57 +7143,59 @@ class Recording:
         self.fresh = False                                   # whether there is anything new
         super().__init__(*args)
 
-    @contextlib.contextmanager
-    def instead(self, event):
-        """While the block runs, this thread works on `event`, or waits (None): not on the outer event."""
-        outer = getattr(self.local, "event", None)
-        if outer is not None:
-            outer.own += outer.clock()
-        self.local.event = event
-        try:
-            yield
-        finally:
-            self.local.event = outer
-            if outer is not None:
-                outer.own -= outer.clock()
+    def switch(self, event):
+        """From here on, this thread works on `event`, or waits (None); returns on which it has worked until now."""
+        before, self.local.event = getattr(self.local, "event", None), event
+        if before is not None:
+            before.own += before.clock()
+        if event is not None:
+            event.own -= event.clock()
+        return before
 
     def execute(self, unit, me=None):
         """Run user code, and record it as an event."""
         event = unit.event = self.begin(unit)
+        outer = self.switch(event)
         try:
-            with self.instead(event):
-                super().execute(unit, me)
+            super().execute(unit, me)
         finally:
-            event.own, event.end = max(0.0, event.own + event.clock()), time.monotonic()
-            del event.clock
+            self.switch(outer)
+            event.end = time.monotonic()
+            event.own = max(0.0, event.own)
             event.failed = len(unit.failures) if isinstance(unit, Slice) else int(unit._exception is not None)
             self.end(event, unit)
 
     def wait_for(self, ready, what=None, timeout=None):
         """As ever; the time spent waiting is not the event's own."""
-        with self.instead(None):
+        event = self.switch(None)
+        try:
             return super().wait_for(ready, what, timeout)
+        finally:
+            self.switch(event)
 
     def begin(self, unit):
         """A new event, for a Future or Slice that is about to be run."""
         parent, name = getattr(unit._parent, "event", None), self.name.decode()
         event = types.SimpleNamespace(
-            worker=name, fn="?", calls=1, failed=0, task=f"{name}#{next(self.numbers)}", arguments=None,
+            worker=name, fn="?", own=0.0, calls=1, task=f"{name}#{next(self.numbers)}", arguments=None,
             parent=parent.task if parent else getattr(getattr(unit, "job", None), "id", b"").decode().partition("/")[0],
-            again=isinstance(unit, Slice) and unit.span.singly and unit.span.avoid != b"")  # a worker died over it
-        with contextlib.suppress(Exception):
+            again=isinstance(unit, Slice) and unit.span.singly and unit.span.avoid != b"",  # a worker died over it
+            clock=time.monotonic, start=0.0)
+        try:
             fn, args, kwargs = first_call(unit)
             event.fn = name_of(fn)
             if self.level > 1:
                 words = [short(value) for value in args[:5]] + ["…"] * (len(args) > 5)
                 words += [f"{key}={short(value)}" for key, value in itertools.islice(kwargs.items(), 5)]
                 event.arguments = ", ".join(words)[:120]
-        event.clock, event.start = time.monotonic, time.monotonic()
-        event.own = -event.start
+        except Exception:
+            pass  # the arguments' own slicing raises, say
+        event.start = time.monotonic()
         return event
 
     def end(self, event, unit):
         """Add a finished event to the totals. The calls of one slice are taken to have lasted equally long."""
+        del event.clock
         event.calls = unit.hi - unit.lo if isinstance(unit, Slice) else 1
         names, mean, totals = {event.fn: event.calls}, event.own / event.calls, self.totals
         if event.calls > 1 and unit.job.recipe is CALLS:
@@ -7269,11 +7271,10 @@ class RecordingWorker(Recording, Worker):
 
     def yield_baton(self):
         """As ever; from here on the task shares its worker with others, so only its CPU time is its own."""
-        event = getattr(self.local, "event", None)
+        event = self.switch(None)
         if event is not None:
-            event.own += event.clock()
             event.clock = time.thread_time
-            event.own -= event.clock()
+            self.switch(event)
         super().yield_baton()
 
     def initialise(self):
