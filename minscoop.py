@@ -7095,19 +7095,21 @@ def thin(events, cap):
     """Merge neighbouring events of one worker and function, in place, shortest pairs first, until at most `cap` are
     left; if that is not enough, then those of any function. Counts and times stay exact, arguments are dropped."""
     for fields in ("worker", "fn"), ("worker",):
-        kind = operator.attrgetter(*fields)
         while len(events) > cap:
             events.sort(key=operator.attrgetter(*fields, "start"))
-            spans = sorted(b.end - a.start for a, b in zip(events, events[1:]) if kind(a) == kind(b))
+            groups = [[*group] for _, group in itertools.groupby(events, operator.attrgetter(*fields))]
+            spans = sorted(b.end - a.start for group in groups for a, b in zip(group, group[1:]))
             if not spans:
                 break
-            limit, kept = spans[min(len(events) - cap, len(spans)) - 1], events[:1]
-            for event in events[1:]:
-                if event.end - kept[-1].start <= limit and kind(kept[-1]) == kind(event):
-                    merge(kept[-1], event)
-                else:
-                    kept.append(event)
-            events[:] = kept
+            limit = spans[min(len(events) - cap, len(spans)) - 1]
+            events.clear()
+            for first, *others in groups:
+                events.append(first)
+                for event in others:
+                    if event.end - events[-1].start <= limit:
+                        merge(events[-1], event)
+                    else:
+                        events.append(event)
 
 
 def merge(event, later):
@@ -7261,8 +7263,8 @@ class RecordingWorker(Recording, Worker):
     """A worker that says what it runs, a few times per second and at its end."""
 
     def __init__(self, name, config, mark):
-        share = MAX_EVENTS // 12 // max(1, config["total"])  # 0 if all workers are yet to join
-        super().__init__(name, config, mark, level=config["record"], cap=max(8, share))
+        share = MAX_EVENTS // 24 // max(1, config["total"])  # half of a RECORD; total: 0 if all are yet to join
+        super().__init__(name, config, mark, level=config["record"], cap=max(4, share))
 
     @property
     def pause(self):
@@ -7296,7 +7298,6 @@ class RecordingWorker(Recording, Worker):
         """Send a RECORD: `at_once`, or only if there is news and the last one is older than ``pause``."""
         with self.lock:
             if at_once or self.fresh and time.monotonic() - self.recorded > self.pause:
-                thin(self.events, self.cap)
                 self.send(b"RECORD", self.name, pickle.dumps(self.news(), 5))
 
     def leave(self):
