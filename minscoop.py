@@ -7059,7 +7059,7 @@ def short(value, depth=2):
     kind = type(value)
     if kind in (str, bytes):
         return repr(value[:30]) + "…" * (len(value) > 30)
-    if kind in (bool, float, complex, type(None)) or kind is int and value.bit_length() < 100:
+    if kind in PLAIN and (kind is not int or value.bit_length() < 100):
         return repr(value)
     if kind in BRACKETS and depth:
         rows = itertools.islice(value.items() if kind is dict else zip(value), 3)
@@ -7127,9 +7127,9 @@ def merge(event, later):
 def no_totals():
     """The totals of a worker that has not run anything: start of its first event, end of its last; events ended; bytes
     of its messages, including those in shared memory; seconds it has lived; seconds in each function; calls by
-    (function, log2 of seconds)."""
-    return dict(first=math.inf, last=0.0, runs=0, received=0, sent=0, life=0.0,
-                seconds=collections.Counter(), calls=collections.Counter())
+    (function, log2 of seconds); for the root, its host, when it died, and how many items ran again since it did."""
+    return dict(first=math.inf, last=0.0, runs=0, received=0, sent=0, life=0.0, seconds=collections.Counter(),
+                calls=collections.Counter(), host="(a lost host)", came=0.0, gone=math.inf, again=0)
 
 
 class Recording:
@@ -7229,15 +7229,15 @@ class Recording:
     def register(self, span, lo, hi, frames):
         """As ever; note the parent event of what is shipped: its holder knows only the task id."""
         task_id, parent = super().register(span, lo, hi, frames), getattr(span._parent, "event", None)
-        if parent and self.level > 1 and len(self.parents) < self.cap:
+        if parent and self.level > 1:
             self.parents[task_id.partition(b"/")[0].decode()] = parent.task
         return task_id
 
     def on_LOST(self, task_id, lo, hi, flags, obituary):
         """Note who died, and how many items run again."""
-        known, before = task_id in self.away, self.retried
+        before = self.retried
         super().on_LOST(task_id, lo, hi, flags, obituary)
-        if known and obituary:
+        if obituary:
             with self.lock:
                 self.losses.append([self.name.decode(), time.monotonic(), bytes(obituary).decode(errors="replace"),
                                     self.retried - before])
@@ -7266,11 +7266,6 @@ class RecordingWorker(Recording, Worker):
         share = MAX_EVENTS // 24 // max(1, config["total"])  # half of a RECORD; total: 0 if all are yet to join
         super().__init__(name, config, mark, level=config["record"], cap=max(4, share))
 
-    @property
-    def pause(self):
-        """Seconds between RECORDs."""
-        return RECORDS + self.size * 1e-3
-
     def yield_baton(self):
         """As ever; from here on the task shares its worker with others, so only its CPU time is its own."""
         event = self.switch(None)
@@ -7287,7 +7282,7 @@ class RecordingWorker(Recording, Worker):
     def attend(self, timeout):
         """As ever; but first send a RECORD, if one is due."""
         self.tell()
-        super().attend(min(timeout, self.pause) if self.fresh else timeout)
+        super().attend(min(timeout, RECORDS) if self.fresh else timeout)
 
     def end(self, event, unit):
         """As ever; then send a RECORD, if one is due: a busy worker never sleeps in ``attend``."""
@@ -7295,9 +7290,9 @@ class RecordingWorker(Recording, Worker):
         self.tell()
 
     def tell(self, at_once=False):
-        """Send a RECORD: `at_once`, or only if there is news and the last one is older than ``pause``."""
+        """Send a RECORD: `at_once`, or only if there is news and the last one is some time ago: see RECORDS."""
         with self.lock:
-            if at_once or self.fresh and time.monotonic() - self.recorded > self.pause:
+            if at_once or self.fresh and time.monotonic() - self.recorded > RECORDS + self.size * 1e-3:
                 self.send(b"RECORD", self.name, pickle.dumps(self.news(), 5))
 
     def leave(self):
@@ -7310,13 +7305,13 @@ class Collector(Recording):
     """Mixed into the node that has the script: it collects what all have recorded, and publishes it at the end."""
 
     def __init__(self, options):
-        self.records, self.offsets = {}, {}   # worker -> its latest RECORD; host -> what to add to its times
-        self.queues = []                      # [time, items that wait]
+        self.records, self.offsets = {}, {"0": 0.0}   # worker -> its latest RECORD; host -> what to add to its times
+        self.queues = [(time.monotonic(), 0)]  # (time, items that wait)
         self.interrupted, self.published = False, True
         self.used = time.process_time()
-        self.asked = None                     # when the script first asked for something
+        self.asked = None                      # when the script first asked for something
         super().__init__(options, level=options["record"])
-        self.published = False                # a pool that cannot start has nothing to publish
+        self.published = False                 # a pool that cannot start has nothing to publish
 
     def push(self, unit):
         """As ever; note when the script first did so."""
@@ -7325,19 +7320,18 @@ class Collector(Recording):
 
     def on_RECORD(self, worker, body):
         """Keep a worker's latest totals, and its new events; these are thinned if they become too many."""
-        news, host, here, now = unpickle(bytes(body)), host_of(worker), host_of(self.name), time.monotonic()
-        late = now - news["now"]
-        self.offsets[host.decode()] = 0.0 if host == here else min(self.offsets.get(host.decode(), math.inf), late)
+        news, now, worker = unpickle(bytes(body)), time.monotonic(), worker.decode()
+        host = worker.partition(".")[0]
+        self.offsets[host] = min(self.offsets.get(host, math.inf), now - news["now"])
         self.losses += news.pop("losses")
         if len(self.parents) < 2 * MAX_EVENTS:
             self.parents.update(news.pop("parents"))
         self.events += news.pop("events")
         if len(self.events) > 2 * MAX_EVENTS:
             thin(self.events, MAX_EVENTS)
-        self.records[worker.decode()] = news
-        if not self.queues or now - self.queues[-1][0] > 0.02:
-            self.queues.append([now, self.queued() + sum(news["queued"] for news in self.records.values())])
-            self.queues = self.queues[::2] if len(self.queues) > 4000 else self.queues
+        self.records[worker] = news
+        if now - self.queues[-1][0] > (now - self.born) / 1000:  # the page shows no more
+            self.queues.append((now, self.queued() + sum(news["queued"] for news in self.records.values())))
 
     def abort(self):
         """As ever; then publish, once, however the pool ended."""
@@ -7390,26 +7384,24 @@ def digest(root):
         event.start, event.end = since(event.worker, event.start), since(event.worker, event.end)
         parent = event.parent  # a shipment that stays unresolved is the script's, or its RECORD is lost
         event.parent = root.parents.get(parent, None if parent and ":" in parent else parent)
+    for worker, news in root.records.items():
+        news.update(first=since(worker, news["first"]), last=since(worker, news["last"]),
+                    came=since(worker, news["now"] - news["life"]))
     losses, seconds = {}, time.monotonic() - root.born
-    hosts = {worker.partition(".")[0]: news["host"] for worker, news in root.records.items()}
     for owner, moment, obituary, again in root.losses:  # each owner of what it held reports the same death
         name = re.match(r"\w+\.\d+ |", obituary)[0].strip() or "?"
-        losses.setdefault(obituary, [name, since(owner, moment), obituary, 0])[3] += again
-        root.records.setdefault(name, dict(no_totals(), host=hosts.get(name.partition(".")[0], "(a lost host)")))
-    for worker, news in root.records.items():
-        news.update(first=since(worker, news["first"]), last=since(worker, news["last"]), workers=1,
-                    came=since(worker, news.get("now", 0.0) - news["life"]),
-                    tasks=sum(news["calls"].values()), code=sum(news["seconds"].values()),
-                    again=sum(loss[3] for loss in losses.values() if loss[0] == worker),
-                    gone=min((loss[1] for loss in losses.values() if loss[0] == worker), default=seconds))
+        loss = losses.setdefault(obituary, [name, since(owner, moment), obituary, 0])
+        loss[3] += again
+        news = root.records.setdefault(name, no_totals())  # of a host, or its RECORDs are lost
+        news.update(again=news["again"] + again, gone=min(news["gone"], loss[1]))
     records = dict(sorted(root.records.items(), key=lambda item: [(len(word), word) for word in item[0].split(".")]))
     run = dict(title=" ".join(map_builtin(str, sys.argv)).strip()[:200] or "-", ended=time.strftime("%Y-%m-%d %H:%M"),
                seconds=seconds, cpu=(time.process_time() - root.used) / seconds, inline=isinstance(root, Inline),
-               asked=since("", root.asked or root.born), interrupted=root.interrupted,
+               asked=since("0", root.asked or root.born), interrupted=root.interrupted,
                failure=root.ended_by and first_line(root.ended_by).rstrip(":"),
                slowest=[vars(event) for event in sorted(root.events, key=lambda event: -event.own / event.calls)[:20]],
-               events=root.events, records=records, losses=sorted(losses.values()),
-               waiting=[[since("", moment), count] for moment, count in root.queues],
+               events=root.events, records=records, losses=[*losses.values()],
+               waiting=[(since("0", moment), count) for moment, count in root.queues],
                moved=root.totals["received"] + root.totals["sent"], **sums(records))
     return dict(run, verdict=verdict(run), table=host_table(run["hosts"]))
 
@@ -7417,16 +7409,16 @@ def digest(root):
 def sums(records):
     """Sums over all workers: hosts, {host: its figures}; functions, {name: [calls, seconds, {log2 of seconds: calls}]};
     tasks, the number of calls; runs, that of events; workers, {worker: its host}."""
-    hosts, functions, keys = {}, {}, ("workers", "tasks", "code", "life", "received", "sent", "again")
+    hosts, seconds, lengths = {}, collections.Counter(), collections.defaultdict(collections.Counter)
     for news in records.values():
-        hosts.setdefault(news["host"], collections.Counter()).update({key: news[key] for key in keys})
+        seconds.update(news["seconds"])
         for (name, power), count in news["calls"].items():
-            total = functions.setdefault(name, [0, 0.0, collections.Counter()])
-            total[0], total[2][power] = total[0] + count, total[2][power] + count
-        for name, seconds in news["seconds"].items():
-            functions[name][1] += seconds
-    return dict(hosts=hosts, functions=dict(sorted(functions.items(), key=lambda item: -item[1][1])),
-                tasks=sum(total[0] for total in functions.values()),
+            lengths[name][power] += count
+        hosts.setdefault(news["host"], collections.Counter()).update(
+            workers=1, tasks=sum(news["calls"].values()), code=sum(news["seconds"].values()),
+            **{key: news[key] for key in ("life", "received", "sent", "again")})
+    functions = {name: [sum(lengths[name].values()), own, lengths[name]] for name, own in seconds.most_common()}
+    return dict(hosts=hosts, functions=functions, tasks=sum(row["tasks"] for row in hosts.values()),
                 runs=sum(news["runs"] for news in records.values()),
                 workers={name: news["host"] for name, news in records.items()})
 
