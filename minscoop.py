@@ -7425,7 +7425,6 @@ def sums(records):
 
 def verdict(run):
     """One sentence: what the program was limited by, and what to change."""
-    records, seconds = [news for news in run["records"].values() if news["life"]], run["seconds"]
     if run["failure"]:
         return f"The run failed: {run['failure']}"
     if run["inline"]:
@@ -7434,37 +7433,36 @@ def verdict(run):
         return "The run was interrupted; what was under way is not counted."
     if not run["tasks"]:
         return "No task was run."
+    records, seconds = [news for news in run["records"].values() if news["life"]], run["seconds"]
+    if run["tasks"] < len(records):
+        return f"Limited by too few tasks: {run['tasks']} for {len(records)} workers."
     ready, end = min(news["came"] for news in records), max(news["last"] for news in records)
-    first = min(news["first"] for news in records if news["last"])
+    if ready > seconds / 2 and seconds > 1:
+        return f"Limited by the start: the first worker was ready only after {ready:.1f} of {seconds:.1f} s."
+    first = min(news["first"] for news in records)
     first = min(first, max(ready, run["asked"]))  # by then it was on its way; large arguments take time
     there = [(max(news["came"], first), min(news["gone"], end)) for news in records]
     whole = sum(max(gone - came, 1e-9) for came, gone in there)  # worker-seconds available in all
-    code, tail = sum(news["code"] for news in records), sum(
-        max(0.0, gone - max(news["last"], came)) for news, (came, gone) in zip(records, there))
-    short_ones, size = code / run["runs"] < 1e-3, run["moved"] / run["tasks"]  # slices of a map take longer than that
-    busy, idle = f"{code / whole:.0%} of the time between the first and the last task", first - ready + seconds - end
-    network = f"{scaled(run['moved'], 'B')} in and out of the root, {scaled(size, 'B')} for each task"
+    tail = sum(max(0.0, gone - max(news["last"], came)) for news, (came, gone) in zip(records, there))
+    code, idle = sum(row["code"] for row in run["hosts"].values()), first - ready + seconds - end
+    if idle > (seconds - ready) * (0.2 if code > 0.8 * whole else 0.5) and seconds - ready > 2:
+        return (f"Limited by the root: the script gave the pool nothing to do for {idle:.1f} of {seconds - ready:.1f} "
+                "s. Move that work into tasks, or submit earlier.")
+    busy, size = f"{code / whole:.0%} of the time between the first and the last task", run["moved"] / run["tasks"]
+    if code > 0.8 * whole:
+        return f"Limited by nothing but the number of workers: they ran tasks {busy}."
+    if size < 1e5 and code / run["runs"] < 1e-3:  # slices of a map take longer than that
+        return (f"Limited by too-short tasks: {scaled(code / run['tasks'], 's')} each on average; workers ran them "
+                f"{busy}. Let each do more, or use map, which runs many at a time.")
+    if tail > (whole - code) / 2:
+        return (f"Limited by imbalance: workers waited {tail / whole:.0%} of the time for the last tasks. Make tasks "
+                "smaller, or submit the longest first.")
+    if run["moved"] > 5e7 * (end - first):
+        return (f"Limited by the network, or by pickling what crosses it: {scaled(run['moved'], 'B')} in and out of "
+                f"the root, {scaled(size, 'B')} for each task. Send less: constants, map_reduce, file names.")
     why = f"its process was busy {run['cpu']:.0%} of the time" if run["cpu"] > 0.7 else "too few were made in time"
-    return next(text for holds, text in (
-        (run["tasks"] < len(records), f"Limited by too few tasks: {run['tasks']} for {len(records)} workers."),
-        (ready > seconds / 2 and seconds > 1,
-         f"Limited by the start: the first worker was ready only after {ready:.1f} of {seconds:.1f} s."),
-        (idle > (seconds - ready) * (0.2 if code > 0.8 * whole else 0.5) and seconds - ready > 2,
-         f"Limited by the root: the script gave the pool nothing to do for {idle:.1f} of {seconds - ready:.1f} s. Move "
-         "that work into tasks, or submit earlier."),
-        (code > 0.8 * whole, f"Limited by nothing but the number of workers: they ran tasks {busy}."),
-        (size < 1e5 and short_ones,
-         f"Limited by too-short tasks: {scaled(code / run['tasks'], 's')} each on average; workers ran them {busy}. "
-         "Let each do more, or use map, which runs many at a time."),
-        (run["moved"] > 5e7 * (end - first) and tail < (whole - code) / 2,
-         f"Limited by the network, or by pickling what crosses it: {network}. Send less: constants, map_reduce, "
-         "file names."),
-        (tail > (whole - code) / 2,
-         f"Limited by imbalance: workers waited {tail / whole:.0%} of the time for the last tasks. Make tasks smaller, "
-         "or submit the longest first."),
-        (True,
-         f"Limited by the root: workers ran tasks {busy}, and waited for more; {why}. Make tasks larger, create them "
-         "in tasks, or reduce results where they are made (map_reduce).")) if holds)
+    return (f"Limited by the root: workers ran tasks {busy}, and waited for more; {why}. Make tasks larger, create "
+            "them in tasks, or reduce results where they are made (map_reduce).")
 
 
 def scaled(number, unit):
@@ -7476,11 +7474,9 @@ def scaled(number, unit):
 
 def host_table(hosts):
     """What each host did, as rows of a table."""
-    rows = [("HOST", "WORKERS", "TASKS", "BUSY", "RECEIVED", "SENT", "RETRIES")]
-    for host, row in hosts.items():
-        rows.append((host, str(row["workers"]), str(row["tasks"]), f"{row['code'] / max(row['life'], 1e-9):.0%}",
-                     scaled(row["received"], "B"), scaled(row["sent"], "B"), str(row["again"])))
-    return rows
+    return [("HOST", "WORKERS", "TASKS", "BUSY", "RECEIVED", "SENT", "RETRIES"), *(
+        (host, str(row["workers"]), str(row["tasks"]), f"{row['code'] / max(row['life'], 1e-9):.0%}",
+         scaled(row["received"], "B"), scaled(row["sent"], "B"), str(row["again"])) for host, row in hosts.items())]
 
 
 def lanes(events):

@@ -9621,10 +9621,10 @@ def run_of(first, last, busy, workers=4, calls=1000, moved=0, seconds=None, cpu=
            gone=(), asked=math.inf):
     """What is known of a run in which each worker was busy for so long."""
     came, gone = [*came, *[0] * workers], [*gone, *[math.inf] * workers]
-    records = {f"0.{i}": dict(first=first, last=end, code=busy, life=last, came=came[i], gone=gone[i])
+    records = {f"0.{i}": dict(first=first, last=end, life=last, came=came[i], gone=gone[i])
                for i, end in enumerate([*ends, *[last] * workers][:workers])}
-    return dict(records=records, seconds=seconds or last + 0.1, tasks=calls, runs=calls, moved=moved, cpu=cpu,
-                inline=False, failure=failure, interrupted=False, asked=asked)
+    return dict(records=records, hosts={"vm": {"code": busy * workers}}, seconds=seconds or last + 0.1, tasks=calls,
+                runs=calls, moved=moved, cpu=cpu, inline=False, failure=failure, interrupted=False, asked=asked)
 
 
 @pytest.mark.parametrize("text, run", [
