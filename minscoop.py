@@ -7141,8 +7141,7 @@ class Recording:
         self.level, self.cap, self.local = level, cap, threading.local()
         self.totals, self.numbers = no_totals(), itertools.count(1)  # these are in the names of events
         self.events, self.losses, self.parents = [], [], {}  # since the last RECORD
-        self.born = self.recorded = time.monotonic()
-        self.fresh = False                                   # whether there is anything new
+        self.born, self.recorded, self.fresh = time.monotonic(), -math.inf, True  # fresh: there is something new
         super().__init__(*args)
 
     def switch(self, event):
@@ -7162,9 +7161,7 @@ class Recording:
             super().execute(unit, me)
         finally:
             self.switch(outer)
-            event.end = time.monotonic()
-            event.own = max(0.0, event.own)
-            event.failed = len(unit.failures) if isinstance(unit, Slice) else int(unit._exception is not None)
+            event.own, event.end = max(0.0, event.own), time.monotonic()
             self.end(event, unit)
 
     def wait_for(self, ready, what=None, timeout=None):
@@ -7179,16 +7176,16 @@ class Recording:
         """A new event, for a Future or Slice that is about to be run."""
         parent, name = getattr(unit._parent, "event", None), self.name.decode()
         event = types.SimpleNamespace(
-            worker=name, fn="?", own=0.0, calls=1, task=f"{name}#{next(self.numbers)}", arguments=None,
+            worker=name, fn="?", own=0.0, task=f"{name}#{next(self.numbers)}", arguments=None,
             parent=parent.task if parent else getattr(getattr(unit, "job", None), "id", b"").decode().partition("/")[0],
             again=isinstance(unit, Slice) and unit.span.singly and unit.span.avoid != b"",  # a worker died over it
-            clock=time.monotonic, start=0.0)
+            clock=time.monotonic)
         try:
             fn, args, kwargs = first_call(unit)
             event.fn = name_of(fn)
             if self.level > 1:
                 words = [short(value) for value in args[:5]] + ["…"] * (len(args) > 5)
-                words += [f"{key}={short(value)}" for key, value in itertools.islice(kwargs.items(), 5)]
+                words += [f"{key}={short(value)}" for key, value in kwargs.items()]
                 event.arguments = ", ".join(words)[:120]
         except Exception:
             pass  # the arguments' own slicing raises, say
@@ -7198,6 +7195,7 @@ class Recording:
     def end(self, event, unit):
         """Add a finished event to the totals. The calls of one slice are taken to have lasted equally long."""
         del event.clock
+        event.failed = len(unit.failures) if isinstance(unit, Slice) else int(unit._exception is not None)
         event.calls = unit.hi - unit.lo if isinstance(unit, Slice) else 1
         names, mean, totals = {event.fn: event.calls}, event.own / event.calls, self.totals
         if event.calls > 1 and unit.job.recipe is CALLS:
@@ -7253,7 +7251,7 @@ class Recording:
     def news(self):
         """The content of a RECORD: totals so far, and the events, losses and parents since the previous one."""
         self.recorded, self.fresh = time.monotonic(), False
-        said = dict(self.totals, now=self.recorded, life=self.recorded - self.born, host=place["host"],
+        said = dict(self.totals, now=self.recorded, came=self.born, life=self.recorded - self.born, host=place["host"],
                     queued=self.queued(), events=self.events, losses=self.losses, parents=self.parents)
         self.events, self.losses, self.parents = [], [], {}
         return said
@@ -7274,13 +7272,8 @@ class RecordingWorker(Recording, Worker):
             self.switch(event)
         super().yield_baton()
 
-    def initialise(self):
-        """As ever; then send a RECORD, since the first task may never end."""
-        super().initialise()
-        self.tell(at_once=True)
-
     def attend(self, timeout):
-        """As ever; but first send a RECORD, if one is due."""
+        """As ever; but first send a RECORD, if one is due. The first is at once: the first task may never end."""
         self.tell()
         super().attend(min(timeout, RECORDS) if self.fresh else timeout)
 
@@ -7385,8 +7378,7 @@ def digest(root):
         parent = event.parent  # a shipment that stays unresolved is the script's, or its RECORD is lost
         event.parent = root.parents.get(parent, None if parent and ":" in parent else parent)
     for worker, news in root.records.items():
-        news.update(first=since(worker, news["first"]), last=since(worker, news["last"]),
-                    came=since(worker, news["now"] - news["life"]))
+        news.update((key, since(worker, news[key])) for key in ("came", "first", "last"))
     losses, seconds = {}, time.monotonic() - root.born
     for owner, moment, obituary, again in root.losses:  # each owner of what it held reports the same death
         name = re.match(r"\w+\.\d+ |", obituary)[0].strip() or "?"

@@ -9393,6 +9393,7 @@ def test_everything_is_recorded_when_several_threads_of_a_worker_run_tasks():
 def test_a_task_has_only_its_own_time_when_it_polls_and_then_runs_another(monkeypatch):
     """Once it has polled, its thread's CPU time counts, of which each call of `use` takes some seconds here."""
     worker, used = RecordingWorker(), [0.0]
+    worker.recorded = math.inf  # no RECORD is due
     monkeypatch.setattr(minscoop, "time", types.SimpleNamespace(**{**vars(time), "thread_time": lambda: used[0]}))
     monkeypatch.setattr(minscoop.Worker, "yield_baton", lambda self: None)
 
