@@ -7208,9 +7208,13 @@ class Recording:
             totals.update(first=min(totals["first"], event.start), last=event.end, runs=totals["runs"] + 1)
             self.fresh = True
             if self.level > 1:
-                self.events.append(event)
-                if len(self.events) > 2 * self.cap:
-                    thin(self.events, self.cap)
+                self.collect(event)
+
+    def collect(self, *events):
+        """Keep events, to send or to publish them; merge neighbours if they become too many."""
+        self.events += events
+        if len(self.events) > 2 * self.cap:
+            thin(self.events, self.cap)
 
     def handle(self, message):
         """Count the bytes of a message, and handle it."""
@@ -7244,9 +7248,9 @@ class Recording:
     def queued(self):
         """Number of items queued here; beyond 1000 entries, each counts as one."""
         with self.lock:
-            units = [unit for unit in itertools.islice(self.queue, 1000) if not unit.stale]
             return max(0, len(self.queue) - 1000) + sum(
-                unit.hi - unit.lo if isinstance(unit, Span) else 1 for unit in units)
+                unit.hi - unit.lo if isinstance(unit, Span) else 1
+                for unit in itertools.islice(self.queue, 1000) if not unit.stale)
 
     def news(self):
         """The content of a RECORD: totals so far, and the events, losses and parents since the previous one."""
@@ -7312,16 +7316,14 @@ class Collector(Recording):
         super().push(unit)
 
     def on_RECORD(self, worker, body):
-        """Keep a worker's latest totals, and its new events; these are thinned if they become too many."""
+        """Keep a worker's latest totals, and its new events."""
         news, now, worker = unpickle(bytes(body)), time.monotonic(), worker.decode()
         host = worker.partition(".")[0]
         self.offsets[host] = min(self.offsets.get(host, math.inf), now - news["now"])
         self.losses += news.pop("losses")
         if len(self.parents) < 2 * MAX_EVENTS:
             self.parents.update(news.pop("parents"))
-        self.events += news.pop("events")
-        if len(self.events) > 2 * MAX_EVENTS:
-            thin(self.events, MAX_EVENTS)
+        self.collect(*news.pop("events"))
         self.records[worker] = news
         if now - self.queues[-1][0] > (now - self.born) / 1000:  # the page shows no more
             self.queues.append((now, self.queued() + sum(news["queued"] for news in self.records.values())))
@@ -7438,8 +7440,8 @@ def verdict(run):
     tail = sum(max(0.0, gone - max(news["last"], came)) for news, (came, gone) in zip(records, there))
     code, idle = sum(row["code"] for row in run["hosts"].values()), first - ready + seconds - end
     if idle > (seconds - ready) * (0.2 if code > 0.8 * whole else 0.5) and seconds - ready > 2:
-        return (f"Limited by the root: the script gave the pool nothing to do for {idle:.1f} of {seconds - ready:.1f} "
-                "s. Move that work into tasks, or submit earlier.")
+        return (f"Limited by the root: the script gave the pool nothing to do for {idle:.1f} of "
+                f"{seconds - ready:.1f} s. Move that work into tasks, or submit earlier.")
     busy, size = f"{code / whole:.0%} of the time between the first and the last task", run["moved"] / run["tasks"]
     if code > 0.8 * whole:
         return f"Limited by nothing but the number of workers: they ran tasks {busy}."
@@ -7482,13 +7484,14 @@ def lanes(events):
 
 def trace_entries(run):
     """Yield the run in Chrome's trace event format: hosts are processes, workers threads. Where events of a worker
-    overlap, as a task and its children do, the inner ones go to further threads. The page draws the same."""
+    overlap, as a task and its children do, the inner ones go to further threads. Arguments that are zero or not known
+    are left out. The page draws the same."""
     hosts, numbers = [*run["hosts"]], {name: i for i, name in enumerate(run["workers"], 1)}
 
     def entry(ph, title, worker, moment=0.0, lane=0, **args):
         return dict(ph=ph, name=title, ts=round(moment * 1e6), tid=100_000 * numbers[worker] + lane,
                     pid=hosts.index(run["workers"][worker]) + 1,
-                    args={key: value for key, value in args.items() if value is not None})
+                    args={key: value for key, value in args.items() if value})
 
     placed = [*lanes(run["events"])]
     for name, lane in sorted({(name, 0) for name in numbers}.union((event.worker, lane) for event, lane in placed)):
@@ -7498,8 +7501,7 @@ def trace_entries(run):
         where = event.worker, event.start, lane
         own, begin, end = (round(seconds * 1e6) for seconds in (event.own, event.start, event.end))
         yield dict(entry("X", event.fn, *where, task=event.task, parent=event.parent, arguments=event.arguments,
-                         calls=event.calls, own=own, again=event.again or None, failed=event.failed or None),
-                   dur=end - begin)
+                         calls=event.calls, own=own, again=event.again, failed=event.failed), dur=end - begin)
         if event.again:
             yield dict(entry("i", "retry", *where), s="t")
     for name, moment, obituary, again in run["losses"]:
@@ -7543,7 +7545,7 @@ children, or what its worker ran meanwhile. ✕: a worker died. △: something r
 "use strict"
 const $ = id => document.getElementById(id), D = JSON.parse($("data").textContent)
 const functions = Object.entries(D.functions), workers = Object.keys(D.workers), homes = Object.values(D.workers)
-const tasks = D.traceEvents.filter(({ ph }) => ph === "X").map(({ name, ts, dur, tid, args }) => ({ ...args,
+const tasks = D.traceEvents.filter(({ ph }) => ph === "X").map(({ name, ts, dur, tid, args }) => ({ own: 0, ...args,
   name, from: ts, to: ts + Math.max(dur, 1), w: Math.floor(tid / 1e5) - 1, lane: tid % 1e5 }))
 const HUES = ["#3393d6", "#e08e00", "#00a87a", "#cc6fa5", "#7cc4ea", "#e0661a", "#a08d10", "#9a7fdd"]
 const hues = new Map(functions.map(([name], f) => [name, HUES[f]])), hue = name => hues.get(name) ?? "#8a8f96"
