@@ -7095,21 +7095,22 @@ def thin(events, cap):
     """Merge neighbouring events of one worker and function, in place, shortest pairs first, until at most `cap` are
     left; if that is not enough, then those of any function. Counts and times stay exact, arguments are dropped."""
     for fields in ("worker", "fn"), ("worker",):
-        while len(events) > cap:
-            events.sort(key=operator.attrgetter(*fields, "start"))
-            groups = [[*group] for _, group in itertools.groupby(events, operator.attrgetter(*fields))]
+        if len(events) <= cap:
+            return
+        events.sort(key=operator.attrgetter(*fields, "start"))
+        groups = [[*group] for _, group in itertools.groupby(events, operator.attrgetter(*fields))]
+        while cap < len(events) > len(groups):
             spans = sorted(b.end - a.start for group in groups for a, b in zip(group, group[1:]))
-            if not spans:
-                break
             limit = spans[min(len(events) - cap, len(spans)) - 1]
-            events.clear()
-            for first, *others in groups:
-                events.append(first)
-                for event in others:
-                    if event.end - events[-1].start <= limit:
-                        merge(events[-1], event)
+            for group in groups:
+                kept = group[:1]
+                for event in group[1:]:
+                    if event.end - kept[-1].start <= limit:
+                        merge(kept[-1], event)
                     else:
-                        events.append(event)
+                        kept.append(event)
+                group[:] = kept
+            events[:] = itertools.chain.from_iterable(groups)
 
 
 def merge(event, later):
