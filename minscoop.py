@@ -7238,9 +7238,9 @@ class Recording:
 
     def on_LOST(self, task_id, lo, hi, flags, obituary):
         """Note who died, and how many items run again."""
-        before = self.retried
+        known, before = task_id in self.away, self.retried
         super().on_LOST(task_id, lo, hi, flags, obituary)
-        if obituary:
+        if known and obituary:
             with self.lock:
                 self.losses.append([self.name.decode(), time.monotonic(), bytes(obituary).decode(errors="replace"),
                                     self.retried - before])
