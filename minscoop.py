@@ -3340,9 +3340,8 @@ class Node:
         self.round = None                 # number of the latest census
         self.broken = None                # the PoolError after which nothing works any more
         self.stopped, self.alarm = threading.Event(), threading.Event()
-        self.looks = 0                     # how often any thread has looked at the socket
-        self.looked = 0.0                  # when a thread other than the deputy last did
-        self.alone = None                  # `looks` after the deputy's latest; if still equal, no other has looked
+        self.looked = 0.0                  # when a thread other than the deputy last looked at the socket
+        self.alone = None                  # `looked` at the deputy's latest look; if still equal, no other has looked
         self.outbox, self.sending = collections.deque(), False
         self.context = self.socket = None
 
@@ -3453,8 +3452,8 @@ class Node:
             return False
         left = 0
         try:
-            self.looks += 1
-            self.looked = self.looked if as_deputy else time.monotonic()
+            if not as_deputy:
+                self.looked = time.monotonic()
             self.fetch()
             while len(self.inbox) > left:
                 message = self.inbox.popleft()
@@ -3529,14 +3528,14 @@ class Node:
         with self.lock:
             self.watching = timeout = self.until_flush(timeout)
             ready = self.socket is None or readable_now(self.socket)
-        looks = self.looks  # later ones only: an earlier look has not seen what wakes us now
+        looked = self.looked  # later ones only: an earlier look has not seen what wakes us now
         came = ready or readable(timeout, self.wake_read, self.descriptor)
         self.watching = 0.0
         if came:
-            if self.executes or self.looks != self.alone:  # another thread that looked lately will do so again
+            if self.executes or self.looked != self.alone:  # another thread that looked lately will do so again
                 self.stopped.wait(max(0.0, self.looked + ATTEND - time.monotonic()))
             self.hear()
-        return self.looks == looks
+        return self.looked == looked
 
     def until_flush(self, timeout):
         """The timeout, but at most MAX_FLUSH if results wait here to be sent."""
@@ -3555,7 +3554,7 @@ class Node:
     def stand_in(self):
         """One look at the socket by the deputy."""
         self.serve(as_deputy=True)
-        self.alone = self.looks
+        self.alone = self.looked
         newest = id(self.queue[-1]) if self.queue else None
         self.give(reserve=0 if newest == self.seen else None)  # its maker is busy: even the last may go
         self.seen = newest

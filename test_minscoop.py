@@ -2026,8 +2026,8 @@ def test_waiting_ends_when_the_timeout_is_over(pool, tmp_path):
 def works_on(argument):
     """Run until the deputy has looked at the task; keep only a weak reference to the argument."""
     identity.argument = weakref.ref(argument)
-    before = minscoop.this_worker.looks
-    assert eventually(lambda: minscoop.this_worker.looks > before)
+    minscoop.this_worker.alone = None
+    assert eventually(lambda: minscoop.this_worker.alone is not None)
 
 
 def test_arguments_are_released_when_a_worker_has_nothing_to_do(guard):
@@ -2194,7 +2194,7 @@ def test_the_deputy_looks_at_once_when_nobody_else_has_lately():
     assert node.watch(1) and waits == [math.inf]
     node.looked = time.monotonic() - minscoop.ATTEND
     assert node.watch(1) and waits == [math.inf, 0]
-    node.alone = node.looks
+    node.alone = node.looked
     assert node.watch(1) and len(waits) == 2
     node.executes = True
     assert node.watch(1) and len(waits) == 3
