@@ -3736,26 +3736,20 @@ class Node:
                 queue.rotate(-1)
             else:
                 break
-        if not queue or queue[0].pinned:
-            return None
         alone = reserve and len(queue) == 1
-        if isinstance(queue[0], Future):
-            return None if alone else self.bundle()
-        return self.part_of(queue[0], alone)
+        if not queue or queue[0].pinned or alone and not queue[0].several:
+            return None
+        return self.bundle() if isinstance(queue[0], Future) else self.part_of(queue[0], alone)
 
     def part_of(self, span, alone):
         """Cut a part off a span: its end if this node runs the rest, else its beginning. None: no part is to spare."""
-        count = span.hi - span.lo
-        if alone and count == 1:
-            return None
-        if span.columns is None:  # still pickled: to be had as a whole, or not at all
-            if alone or not span.job.untouched(span.lo, span.hi):
-                return None
-            share = count
-        else:
-            share = self.portion(count, span.job.item_bytes or span.size_of_first(), span)
+        share = count = span.hi - span.lo
         if span.singly:
             share = 1
+        elif span.columns is not None:
+            share = self.portion(count, span.job.item_bytes or span.size_of_first(), span)
+        elif alone or not span.job.untouched(span.lo, span.hi):  # still pickled: to be had as a whole, or not at all
+            return None
         if self.executes:
             part = span.cut(span.hi - share, span.hi)
             span.hi -= share
@@ -3865,26 +3859,22 @@ class Node:
             with self.lock:
                 for i in reversed(range(span.lo, span.hi)):
                     job.requeue(span.cut(i, i + 1))
-            self.rouse()  # we may be the deputy, and the holder of the baton may sleep by now
-            return
-        if self.executes:  # it runs where it was made, which needs no pickling
+        elif self.executes:  # it runs where it was made, which needs no pickling
             span.pinned = True
             with self.lock:
                 self.queue.append(span)
-            self.rouse()
-            return
-        if not isinstance(error, CannotSend):
-            error = self.blame(span, error)
-        job.deliver(span.lo, count, [None] * count, dict.fromkeys(range(count), error))
+        else:
+            error = error if isinstance(error, CannotSend) else self.blame(span, error)
+            job.deliver(span.lo, count, [None] * count, dict.fromkeys(range(count), error))
+        self.rouse()  # we may be the deputy, and the holder of the baton may sleep by now
 
     def blame(self, span, error):
         """A CannotSend that names what cannot be pickled: an argument, or the callable."""
-        args, names = [column[span.lo - span.base] for column in span.columns], ()
+        args, others = [column[span.lo - span.base] for column in span.columns], ()
         if span.job.recipe is CALLS:
             fn, args, kwargs = args[0]
-            args, names = [*args, fn, *kwargs.values()], ["the callable", *(f"argument {key!r}" for key in kwargs)]
-        names = [*(f"argument {i}" for i in range(1, len(args) - len(names) + 1)), *names]
-        why = reason_of(error, *zip(args, names))
+            others = [(fn, "the callable"), *((value, f"argument {key!r}") for key, value in kwargs.items())]
+        why = reason_of(error, *((arg, f"argument {i}") for i, arg in enumerate(args, 1)), *others)
         result = CannotSend(f"{span.job.title(span.lo)} cannot be sent to a worker: {why}")
         result.__cause__ = error
         return result
@@ -3972,9 +3962,9 @@ class Node:
             if shipment:
                 discard(shipment.references)
                 rest = Ranges(shipment.open)
-                parts = [(part, True) for part in rest.cut(*suspects)] + [(part, False) for part in rest]
-                for (lo, hi), singly in sorted(parts, reverse=True):
-                    self.requeue(shipment, lo, hi, avoid, singly)
+                suspected = rest.cut(*suspects)
+                for part in sorted(suspected + rest, reverse=True):
+                    self.requeue(shipment, *part, avoid, part in suspected)
         self.give()
 
     def requeue(self, shipment, lo, hi, avoid=b"", singly=False):
