@@ -4174,9 +4174,10 @@ class Root(Node):
         if len(self.queue) == 1 and self.called_for():  # else an older one still waits
             self.give()
 
-    def on_RESULT(self, task_id, *fields):
-        """As any node; then more may be given unasked: see ``called_for``."""
-        super().on_RESULT(task_id, *fields)
+    def take_note(self, message):
+        """As any node; then give what is called for at once, not when the inbox is empty: the results of a large pool
+        never end."""
+        super().take_note(message)
         if self.called_for():
             self.give()
 
@@ -4210,11 +4211,6 @@ class Root(Node):
         super().check_open()
         if self.closing:
             raise RuntimeError("cannot schedule new futures after shutdown")
-
-    def on_HUNGRY(self, *fields):
-        """As any node; then give at once, not when the inbox is empty: the results of a large pool never end."""
-        super().on_HUNGRY(*fields)
-        self.give()
 
     def quiet(self):
         """Whether no work is queued, in hand or away, no unread map has inputs left, and no other thread serves."""

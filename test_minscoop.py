@@ -4599,11 +4599,11 @@ def test_calls_go_unasked_when_all_workers_have_something_else():
     """Also if they got that only after the calls were made. A few calls go at a time; the next, when one is done."""
     root, sent = VirtualRoot(mock.Mock()), []
     root.size, root.send_all = 2, lambda *messages: sent.extend(frames for frames in messages if frames[0] == b"TASK")
-    root.on_HUNGRY(b"1")
+    root.handle([b"HUNGRY", b"1"])
     job = minscoop.Mapping(root, minscoop.Recipe(identity), [range(100)])
     futures = [root.submit(identity, (0,), {})]
     assert len(sent) == 1 and len(root.queue) == 2  # a worker that is not HUNGRY may still have no work
-    root.on_HUNGRY(b"1")
+    root.handle([b"HUNGRY", b"1"])
     assert len(sent) == 3 and not root.queue
     futures += [root.submit(identity, (i,), {}) for i in range(1, 10)]
     assert len(root.calls_away) == 3 and len(job.shipments) == 2
