@@ -3393,8 +3393,7 @@ class Node:
         with self.lock:
             self.stopped.set()
             self.alarm.set()
-            if self.watching:
-                self.rouse(deputy=True)
+            self.rouse(self.watching)
             socket, self.socket = self.socket, None
             if socket is not None:
                 socket.close(linger=int(linger * 1000))
@@ -4245,10 +4244,9 @@ class Root(Node):
                     logger.info("host %s was not ready before all was done", facts["host"])
             self.closing = True
             self.send(b"STOP")
-            while not self.ended and self.keeper.poll() is None and self.broken is None:
-                self.wait_for(lambda: self.ended, None, 0.01)
-            if self.broken is None:  # the keeper may have ended before the last messages were read
-                self.wait_for(lambda: self.ended, None, GRACE / 4)
+            while self.keeper.poll() is None and not self.wait_for(lambda: self.ended or self.broken, None, 0.01):
+                pass
+            self.wait_for(lambda: self.ended or self.broken, None, GRACE / 4)  # the last messages may be yet to be read
         finally:
             self.abort()
             if self.profile:
@@ -4293,14 +4291,12 @@ class Root(Node):
         facts = json.loads(bytes(facts))
         before = self.hosts.get(facts["number"], {})
         self.hosts[facts["number"]] = {**before, **facts}
-        if facts["state"] == before.get("state") == "ready":
-            return
-        if facts["state"] == "ready":
+        state, was = facts["state"], before.get("state")
+        if state == "ready" != was:
             logger.info("host %s: Python %s, %d workers, data by %s%s", facts["host"], facts["python"],
                         facts["workers"], facts["transport"], f" ({facts['address']})" if facts["address"] else "")
-        elif not self.closing and before.get("state") in (None, "ready"):
-            lost = "lost: " if before.get("state") == "ready" else ""
-            text = f"host {facts['host']}: {lost}{facts['reason']}"
+        elif state != "ready" and was in (None, "ready") and not self.closing:
+            text = f"host {facts['host']}: {'lost: ' if was else ''}{facts['reason']}"
             if self.options["all_hosts"]:
                 self.break_off(PoolError(f"{text}; the pool ends, since all hosts are required"))
             elif not self.options["check"]:
@@ -4310,7 +4306,7 @@ class Root(Node):
     def on_FETCH(self, path):
         """A worker elsewhere imports a module: its source, or the names in a directory/."""
         name, body = path.decode(errors="surrogatepass"), []
-        beside = any(name.startswith(entry.rstrip("/") + "/") for entry in own_path()) and "/../" not in name
+        beside = name.startswith(tuple(entry.rstrip("/") + "/" for entry in own_path())) and "/../" not in name
         with contextlib.suppress(OSError):
             if beside and name.endswith("/"):
                 with os.scandir(name) as entries:

@@ -12383,7 +12383,7 @@ MUTATIONS = {
     "IDLE is never said": [("Worker.wishes", 'said.append((b"IDLE", b"%d" % self.received))', "pass")],
     "wake-ups are lost": [("Node.wake", "self.parked.pop(what, ())", "()")],
     "who sleeps on the socket is not roused": [("Node.rouse", "if deputy or self.attending.locked():", "if deputy:")],
-    "the deputy is not woken when the socket closes": [("Node.close", "if self.watching:", "if False:")],
+    "the deputy is not woken when the socket closes": [("Node.close", "self.rouse(self.watching)", "pass")],
     "a sleeper does not look once more": [("Node.listen", "if not ready():", "if True:")],
     "who parks does not look once more": [("Worker.park", "if ready() and", "if False and")],
     "a begun task is given away under its own id": [("Guest.untouched", "return ", "return True or ")],
