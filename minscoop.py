@@ -3283,8 +3283,6 @@ def about_this_machine():
 class Shipment:
     """A task that this node owns and another holds: its items, and which are still open (without a result)."""
 
-    __slots__ = ("span", "open", "doubt", "references", "__weakref__")
-
     def __init__(self, span, lo, hi, frames=()):
         self.span, self.open = span, Ranges([(lo, hi)])
         self.doubt = Ranges()  # open items that no holder has HELD since the last WHO
@@ -3412,9 +3410,7 @@ class Node:
     def attend(self, timeout):
         """Sleep until a message comes or a thread calls ``rouse``; at most a PATROL. The caller holds `attending`."""
         with self.lock:
-            if self.socket is None:
-                return
-            ready = self.inbox or readable_now(self.socket)
+            ready = self.socket is None or self.inbox or readable_now(self.socket)
         if not ready and self.wake_read in readable(min(timeout, PATROL), self.wake_read, self.descriptor):
             with contextlib.suppress(OSError):  # another thread was quicker, or has closed it
                 os.read(self.wake_read, 4096)
@@ -3793,7 +3789,7 @@ class Node:
 
     def ship(self, span):
         """Send a span to whoever is hungry; returns whether it went. What cannot be pickled stays here, or fails."""
-        job, lo, hi = span.job, span.lo, span.hi
+        job = span.job
         try:
             frames = self.pack(span)
         except FAULTS as error:
@@ -3809,8 +3805,7 @@ class Node:
                 return False
             trim(self.queue)
             self.rich = len(self.queue) > self.executes or bool(self.queue and self.queue[0].several)
-            task_id = self.register(span, lo, hi, frames)
-            bounds = b"%d" % lo, b"%d" % hi
+            task_id, bounds = self.register(span, frames), (b"%d" % span.lo, b"%d" % span.hi)
             news = [(b"SPLIT", job.id, *bounds, task_id)] if isinstance(job, Guest) and task_id != job.id else []
             self.send_all(*news,  # as one: no CANCEL comes between them
                           (b"TASK", task_id, span.avoid, b"%d" % self.rich, *bounds, b"%d" % span.singly, *frames))
@@ -3821,7 +3816,7 @@ class Node:
     def pack(self, span):
         """The body of a TASK: recipe and columns."""
         job = span.job
-        if isinstance(job, Guest) and job.body is not None:
+        if span.columns is None:
             return job.body
         recipe = job.recipe.encode(self.memory)
         columns = [list(c) if isinstance(c, (list, tuple)) else c for c in span.items(span.lo, span.hi)]
@@ -3831,9 +3826,9 @@ class Node:
             self.call_bytes = job.item_bytes
         return [recipe, *frames]
 
-    def register(self, span, lo, hi, frames):
+    def register(self, span, frames):
         """Note that a span leaves, and return its task id. An owner records a Shipment; a holder updates its Guest."""
-        job = span.job
+        job, lo, hi = span.job, span.lo, span.hi
         if not isinstance(job, Guest):
             task_id = b"%s:%d/%d" % (self.name, next(self.serial), lo)
             self.away[task_id] = Shipment(span, lo, hi, frames)
@@ -3929,17 +3924,17 @@ class Node:
             return
         job, obituary = shipment.span.job, bytes(obituary).decode(errors="replace")
         begun = int(ALL) if flags & BEGUN else hi  # items before lo may have run, their results unsent
+        suspects = (lo, hi) if flags & BLAME else (0, 0)
         if self.retries == 0:  # amid a census: what is in doubt may have begun elsewhere, news of a SPLIT being lost
             for part in [(0, begun), *shipment.doubt]:
                 for first, end in shipment.open.cut(*part):
                     self.fail_lost(job, first, end, obituary)
-        elif flags & BLAME:
-            for i in (i for part in Ranges(shipment.open).cut(lo, hi) for i in range(*part)):
-                job.deaths[i].append(obituary)
-                if len(job.deaths[i]) >= self.retries and shipment.open.close(i, i + 1):
-                    self.fail_lost(job, i, i + 1, *job.deaths[i])
-        self.retried += 0 if job.cancelled else sum(end - first for first, end in Ranges(shipment.open).cut(0, begun))
-        self.take_back(task_id, (lo, hi) if flags & BLAME else (0, 0), host_of(obituary.encode().partition(b" ")[0]))
+        for i in (i for part in Ranges(shipment.open).cut(*suspects) for i in range(*part)):
+            job.deaths[i].append(obituary)
+            if len(job.deaths[i]) >= self.retries and shipment.open.close(i, i + 1):
+                self.fail_lost(job, i, i + 1, *job.deaths[i])
+        self.retried += sum(end - first for first, end in Ranges(shipment.open).cut(0, begun))
+        self.take_back(task_id, suspects, host_of(obituary.encode().partition(b" ")[0]))
 
     def fail_lost(self, job, lo, hi, *deaths):
         """Fail items that are not to be run again. deaths: the obituaries of the workers that ran them."""
@@ -3963,11 +3958,10 @@ class Node:
         self.give()
 
     def requeue(self, shipment, lo, hi, avoid=b"", singly=False):
-        """Queue items of a shipment again, unless nobody wants them any more."""
-        if not shipment.span.job.cancelled:
-            span = shipment.span.cut(lo, hi)
-            span.avoid, span.singly = avoid, span.singly or singly
-            span.job.requeue(span)
+        """Queue items of a shipment again."""
+        span = shipment.span.cut(lo, hi)
+        span.avoid, span.singly = avoid, span.singly or singly
+        span.job.requeue(span)
 
     def on_CANCEL(self, task_id):
         """The owner of a task that we hold does not want it any more."""
@@ -4336,8 +4330,9 @@ class Root(Node):
     def on_LOG(self, record):
         """Handle what was logged elsewhere as if it had been logged here."""
         record = logging.makeLogRecord(json.loads(bytes(record)))
-        if logging.getLogger(record.name).isEnabledFor(record.levelno):
-            logging.getLogger(record.name).handle(record)
+        target = logging.getLogger(record.name)
+        if target.isEnabledFor(record.levelno):
+            target.handle(record)
 
     def on_PROFILE(self, worker, stats):
         """Keep a worker's profile: in a file of its own if there is a directory, and in the sum of all."""
@@ -7206,9 +7201,9 @@ class Recording:
             self.totals["sent"] += size
         super().send_all(*messages)
 
-    def register(self, span, lo, hi, frames):
+    def register(self, span, frames):
         """As ever; note the parent event of what is shipped: its holder knows only the task id."""
-        task_id, parent = super().register(span, lo, hi, frames), getattr(span._parent, "event", None)
+        task_id, parent = super().register(span, frames), getattr(span._parent, "event", None)
         if parent and self.level > 1:
             self.parents[task_id.partition(b"/")[0].decode()] = parent.task
         return task_id
