@@ -3990,15 +3990,12 @@ class Node:
             for shipment in list(self.away.values()) if number != self.round else ():
                 shipment.doubt = Ranges(shipment.open)
             self.round = number
-            self.send(b"HELLO")
-            for name, (setter, _, frames) in self.consts.items():
-                if self.name in (ROOT, owner_of(setter)) or sum(map_builtin(size_of, frames)) < OUT_OF_BAND:
-                    self.send(b"CONST", name.encode(), setter, *frames)  # large ones only from root and setter
-            for message in list(self.unanswered.values()):
-                self.send(*message)
-            for guest in list(self.guests.values()):
-                self.send(b"HELD", number, guest.id, *(b"%d" % bound for part in guest.open for bound in part))
-            self.send(b"TOLD", number)
+            consts = [(b"CONST", name.encode(), setter, *frames) for name, (setter, _, frames) in self.consts.items()
+                      # large ones only from root and setter
+                      if self.name in (ROOT, owner_of(setter)) or sum(map_builtin(size_of, frames)) < OUT_OF_BAND]
+            held = [(b"HELD", number, guest.id, *(b"%d" % bound for part in guest.open for bound in part))
+                    for guest in list(self.guests.values())]
+            self.send_all((b"HELLO",), *consts, *self.unanswered.values(), *held, (b"TOLD", number))
 
     def on_HELD(self, number, task_id, *bounds):
         """A holder will answer this task; if we do not wait for it, let the holder know."""
@@ -4194,12 +4191,6 @@ class Root(Node):
         """One look by the deputy, who also notices that the keeper is gone."""
         super().stand_in()
         self.patrol()
-
-    def check_open(self):
-        """Raise if no more work can be taken."""
-        super().check_open()
-        if self.closing:
-            raise RuntimeError("cannot schedule new futures after shutdown")
 
     def quiet(self):
         """Whether no work is queued, in hand or away, no unread map has inputs left, and no other thread serves."""

@@ -4767,11 +4767,11 @@ def test_a_worker_goes_on_when_it_can_have_no_further_thread(monkeypatch):
 
 
 def test_a_census_goes_on_when_a_file_comes_meanwhile():
-    """Whoever waited for the file removes its request from `unanswered`, while the census walks through these."""
+    """Whoever waited for the file removes its request from `unanswered`, while the answer to WHO repeats these."""
     worker = HandWorker(0)
     for path in "ab":
         worker.insist(path, b"FETCH", path.encode())
-    worker.send = lambda *frames: frames[0] != b"FETCH" or worker.unanswered.clear()
+    worker.send_all = lambda *messages: [worker.unanswered.clear() for name, *_ in messages if name == b"FETCH"]
     worker.on_WHO(b"7")
     assert worker.round == b"7" and not worker.unanswered
 
