@@ -3765,12 +3765,14 @@ class Node:
         share of what is left. Maps were once shared like that, too: it took twice the messages."""
         if item_bytes is None:
             return 1  # pickling this first one tells how large they are
+        whole, workers = count, self.size or 1
         if self.executes:
-            share = min(-(-count // 2), -(-count * self.width // (1 + self.width * self.wanted)))
+            workers = max(2 * self.width, 1 + self.width * self.wanted)
         elif span is None:
-            share = -(-2 * count * self.width // (3 * self.size or 1))
+            whole = 2 * count / 3
         else:
-            share = -(-(span.hi - span.base) * self.width // (self.size or 1))
+            whole = span.hi - span.base
+        share = math.ceil(whole * self.width / workers)
         return max(1, min(count, share, MAX_BODY // max(1, item_bytes)))
 
     def bundle(self):
