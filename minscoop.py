@@ -4005,14 +4005,17 @@ class Node:
             shipment = self.away.get(task_id)
             if shipment is None:
                 self.recall(task_id)
-            for lo, hi in zip(bounds[::2], bounds[1::2]) if shipment and number == self.round else ():
-                shipment.doubt.cut(int(lo), int(hi))
+            elif number == self.round:
+                for lo, hi in zip(bounds[::2], bounds[1::2]):
+                    shipment.doubt.cut(int(lo), int(hi))
 
     def on_TOLD(self, number):
         """The census is over: what no node holds runs again; with retries=0 it fails."""
+        if number != self.round:
+            return
         failed = []
         with self.lock:
-            for task_id, shipment in list(self.away.items()) if number == self.round else ():
+            for task_id, shipment in list(self.away.items()):
                 lost, shipment.doubt = shipment.doubt, Ranges()
                 for lo, hi in itertools.chain.from_iterable(shipment.open.cut(*part) for part in lost):
                     if self.retries == 0:
