@@ -3657,21 +3657,17 @@ class Node:
 
     def drop(self, shipped=False):
         """Cancel what has not started; shipped: also calls that were sent to workers, started or not."""
-        futures, jobs = self.pending()
-        for future in futures:
-            future.cancel()
-        for job in jobs:
-            if shipped or not isinstance(job, Bundle):
-                job.cancel()
+        for pending in self.pending():
+            if shipped or not isinstance(pending, Bundle):
+                pending.cancel()
         self.call_back()
 
     def pending(self):
-        """The futures that wait here, and the jobs that are not done."""
+        """The futures that wait here, and the jobs that are not done, each once."""
         with self.lock:
-            futures = [unit for unit in self.queue if isinstance(unit, Future) and not unit.stale]
-            shipped = (shipment.span.job for shipment in self.away.values())
-            return futures, {unit.job for unit in self.queue if isinstance(unit, Span)}.union(
-                shipped, self.sources, self.in_hand)
+            units = [unit for unit in self.queue if not unit.stale] + [shipment.span for shipment in self.away.values()]
+            queued_or_away = [unit if isinstance(unit, Future) else unit.job for unit in units]
+            return list(dict.fromkeys(queued_or_away + self.sources + self.in_hand))
 
     def break_off(self, error):
         """The pool cannot go on: everything that waits fails with this error."""
@@ -3679,12 +3675,13 @@ class Node:
             if self.broken is not None:
                 return
             self.broken = error
-            futures, jobs = self.pending()
+            failing = self.pending()
             self.queue.clear()
-        for future in futures:
-            future._settle(FINISHED, None, error, self.due)
-        for job in jobs:
-            job.cancel()
+        for pending in failing:
+            if isinstance(pending, Future):
+                pending._settle(FINISHED, None, error, self.due)
+            else:
+                pending.cancel()
         self.wake("const")
         self.call_back()
 
@@ -6907,7 +6904,7 @@ def prompt(namespace, node):
     except SystemExit as error:  # exit()
         if error.code:
             raise
-    maps = [job for job in node.pending()[1] if isinstance(job, Mapping)]
+    maps = [job for job in node.pending() if isinstance(job, Mapping)]
     more = not all(job.exhausted or job.begun for job in maps)  # the end pulls all inputs of unread maps
     left = calls_left(node) + sum(job.pulled - job.made for job in maps) or int(more)
     if left:
