@@ -3954,7 +3954,6 @@ class Node:
                 suspected = rest.cut(*suspects)
                 for part in sorted(suspected + rest, reverse=True):
                     self.requeue(shipment, *part, avoid, part in suspected)
-        self.give()
 
     def requeue(self, shipment, lo, hi, avoid=b"", singly=False):
         """Queue items of a shipment again."""
