@@ -1957,23 +1957,17 @@ class Guest(Job):
 
     def join(self, outcomes):
         """Merge adjacent outcomes, by concatenation or by the operation of the reduction."""
-        runs = []
-        for outcome in sorted(outcomes, key=operator.itemgetter(0)):
-            if runs and sum(runs[-1][-1][:2]) == outcome[0]:
-                runs[-1].append(outcome)
-            else:
-                runs.append([outcome])
-        return [self.merge(run) if len(run) > 1 else run[0] for run in runs]
-
-    def merge(self, run):
-        """One outcome for a run of adjacent ones."""
-        values, failures = [], {}
-        for _, _, some, failed in run:
-            failures.update((len(values) + i, error) for i, error in failed.items())
-            values += some
-        if self.recipe.op:
-            values, failures = reduced(self.recipe.op, values, failures)
-        return run[0][0], sum(count for _, count, _, _ in run), values, failures
+        joined = []
+        for lo, count, values, failures in sorted(outcomes, key=operator.itemgetter(0)):
+            if not joined or sum(joined[-1][:2]) != lo:
+                joined.append([lo, 0, [], {}])
+            run = joined[-1]
+            run[3].update((len(run[2]) + i, error) for i, error in failures.items())
+            run[2] += values
+            run[1] += count
+            if self.recipe.op:
+                run[2:] = reduced(self.recipe.op, *run[2:])
+        return joined
 
     def send(self, lo, count, values, failures, last):
         """Send one RESULT."""

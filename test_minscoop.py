@@ -2702,7 +2702,7 @@ def test_results_are_kept_when_there_is_no_memory_to_join_them():
     guest.recipe, guest.flushed = minscoop.Recipe(identity), math.inf
     guest.deliver(0, 1, [1], {})
     guest.deliver(1, 1, [2], {})
-    for step in "merge", "send":
+    for step in "join", "send":
         with mock.patch.object(guest, step, side_effect=MemoryError), pytest.raises(MemoryError):
             guest.left = 0
             guest.flush()
