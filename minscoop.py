@@ -1682,15 +1682,9 @@ class Slice:
     def run(self):
         """Run the items one after the other; an exception is the result of its item only."""
         recipe, values, start, count = self.job.recipe, self.values, time.perf_counter(), self.hi - self.lo
-        try:
-            columns = [list(column) for column in self.span.items(self.lo, self.hi)]
-            self.source = iter(columns[0])
-            results = map_builtin(recipe.fn, self.source, *columns[1:])
-        except BaseException as error:  # the arguments' own slicing or iteration raises
-            if interrupts(error, self.job.node):
-                raise
-            self.failures = dict.fromkeys(range(count), error)
-            values += [None] * count
+        columns = [list(column) for column in self.span.items(self.lo, self.hi)]
+        self.source = iter(columns[0])
+        results = map_builtin(recipe.fn, self.source, *columns[1:])
         while len(values) < self.hi - self.lo:
             try:
                 values.extend(results)
@@ -2009,7 +2003,7 @@ class Mapping(Job):
         self.exhausted = buffersize is None and all(
             hasattr(it, "__len__") and not (isinstance(it, range) and it[sys.maxsize:]) for it in iterables)
         if self.exhausted:  # copies, since a list may change after the call; not of arrays with rows, which are large
-            columns = [it if isinstance(it, (range, tuple)) or is_array(it) and it.ndim > 1 else
+            columns = [it if type(it) in (range, tuple) or is_array(it) and it.ndim > 1 else
                        it.copy() if is_array(it) else list(it) for it in iterables]
             self.pulled = min(map_builtin(len, columns), default=0)
         else:

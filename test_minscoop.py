@@ -2441,21 +2441,20 @@ def test_a_part_has_the_mark_of_its_span_when_a_thread_of_a_task_made_that():
     assert job.span.cut(2, 4).mark == job.span.mark
 
 
-class Unsliceable:
-    """A sequence that breaks when a slice of it is taken."""
-
-    def __len__(self):
-        return 3
+class Unsliceable(tuple):
+    """A tuple that breaks when a part of it is taken."""
 
     def __getitem__(self, key):
         raise IndexError("no such luck")
 
 
-def test_every_item_fails_when_the_arguments_cannot_be_had():
-    """An error of the input itself is every item's."""
-    job = HandJob(str, Unsliceable())
-    job.run_all()
-    assert [type(value) for value in job.got.values()] == [IndexError] * 3
+def test_a_map_reads_its_inputs_only_once_when_they_cannot_be_sliced():
+    """It slices copies of its own, and only what is known to bear that uncopied."""
+    node = HandNode()
+    job = minscoop.Mapping(node, minscoop.Recipe(str), [Unsliceable(range(3))])
+    piece = node.queue[-1].claim()
+    piece.run()
+    assert piece.values == ["0"] and job.pulled == 3
 
 
 def test_inputs_that_were_pulled_are_not_lost_when_ctrl_c_comes(monkeypatch):
