@@ -1627,7 +1627,7 @@ class Span:
     def __init__(self, job, columns, base, lo, hi, singly=False, avoid=b""):
         self.job, self.columns, self.base, self.lo, self.hi = job, columns, base, lo, hi
         self.singly, self.avoid = singly, avoid  # whether to run it item by item; the host where it failed
-        self._parent, self.mark = job._parent, job.mark
+        self._parent = job._parent
 
     @property
     def stale(self):
@@ -1641,9 +1641,7 @@ class Span:
 
     def cut(self, lo, hi):
         """The part [lo, hi) as a new span. It is up to the caller to shrink this one."""
-        part = Span(self.job, self.columns, self.base, lo, hi, self.singly, self.avoid)
-        part.mark = self.mark
-        return part
+        return Span(self.job, self.columns, self.base, lo, hi, self.singly, self.avoid)
 
     def items(self, lo, hi):
         """The columns of [lo, hi) only."""
@@ -1677,7 +1675,7 @@ class Slice:
     @property
     def mark(self):
         """For obituaries: (id, lo, hi), the part of another node's task that this is, or that led to it; or None."""
-        return (self.job.id, self.lo, self.hi) if isinstance(self.job, Guest) else self.span.mark
+        return (self.job.id, self.lo, self.hi) if isinstance(self.job, Guest) else self.job.mark
 
     def run(self):
         """Run the items one after the other; an exception is the result of its item only."""
@@ -4436,13 +4434,13 @@ PROFILED = {"_pystart_callback": ({}, "PY_START", "PY_RESUME", "PY_THROW"), "_cc
             "_creturn_callback": ({}, "C_RETURN", "C_RAISE")}
 
 
-OUTSIDE = types.SimpleNamespace(_parent=None, mark=None)  # the parent of what a thread without the baton creates
-
-
 class Worker(Node):
-    """Runs tasks: its own, and those that it asked for. One thread, the holder of the baton, at a time."""
+    """Runs tasks: its own, and those that it asked for. One thread, the holder of the baton, at a time.
+
+    What a thread without the baton creates has the worker itself as its parent, and the mark of what runs meanwhile."""
 
     executes = True
+    _parent = None
 
     def __init__(self, name, config, mark):
         super().__init__(name, config["total"], config["retries"])
@@ -4658,7 +4656,7 @@ class Worker(Node):
 
     def sleep_aside(self, ready, what, timeout):
         """Wait in a thread without the baton, such as one that a task started; it may run what it waits for itself."""
-        unit = self.take(what, OUTSIDE)
+        unit = self.take(what, self)
         if unit is None:
             if self.inbox:  # the baton's holder may wait for this thread, and not look at what the deputy left it
                 self.serve()
@@ -4687,15 +4685,18 @@ class Worker(Node):
 
     # -- what to run
 
+    @property
+    def mark(self):
+        """(id, lo, hi) of the other node's task for which a thread without the baton is most likely to work."""
+        return self.holder.mark
+
     def current_task(self):
-        """What the calling thread is running; OUTSIDE, if it does not have the baton."""
+        """What the calling thread is running; this worker, if it does not have the baton."""
         me = self.holder
-        return me.stack[-1] if me.ident == threading.get_ident() else OUTSIDE
+        return me.stack[-1] if me.ident == threading.get_ident() else self
 
     def push(self, unit):
         """Queue a Future or a Span; if others want work, give away something older, or a part of this."""
-        if unit._parent is OUTSIDE:
-            unit.mark = self.holder.mark
         self.idle = False
         super().push(unit)
         if self.attending.locked():

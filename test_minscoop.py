@@ -2434,11 +2434,13 @@ def test_rows_are_made_of_all_columns_when_a_slice_runs():
     assert [list(column) for column in part.items(part.lo, part.hi)] == [["d", "e"]]
 
 
-def test_a_part_has_the_mark_of_its_span_when_a_thread_of_a_task_made_that():
+def test_a_part_has_the_mark_of_a_task_when_a_thread_of_that_made_the_whole():
     """Else that task would not be blamed for the death if the part kills its worker."""
-    job = HandJob(str, "abcdef")
-    job.span.mark = b"0.root:0/0", 0, 1  # as Worker.push sets it
-    assert job.span.cut(2, 4).mark == job.span.mark
+    worker = HandWorker(0)
+    worker.holder.ident, worker.holder.mark = None, (b"0.root:0/0", 0, 1)
+    minscoop.Mapping(worker, minscoop.Recipe(str), ["abcdef"], parent=worker.current_task())
+    assert worker.queue.pop().cut(2, 4).claim().mark == (b"0.root:0/0", 0, 1)
+    assert worker.submit(str, (1,), {}).mark == (b"0.root:0/0", 0, 1)
 
 
 class Unsliceable(tuple):
