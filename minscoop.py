@@ -4706,23 +4706,20 @@ class Worker(Node):
         """Take the next unit off the queue, or None: `what`, if it is still here; else the newest, if `task` or one of
         its descendants made it. Without a task: the newest, whoever made it; but guests take turns, slice by slice."""
         with self.lock:
-            if isinstance(what, Future) and what._state == PENDING and what._node is self:
+            queue = self.queue
+            if isinstance(what, Future) and what._state == PENDING:
                 what._state = RUNNING
-                if self.queue and self.queue[-1] is what:
-                    self.queue.pop()
-                elif self.queue and self.queue[0] is what:
-                    self.queue.popleft()
+                if queue and queue[-1] is what:
+                    queue.pop()
+                else:
+                    trim(queue)
                 return what
             piece = what.claim() if isinstance(what, Job) else None
             if piece is not None:
                 return piece
-            queue = self.queue
-            while queue and queue[-1].stale:  # also stale children of the latest, which would hide it
-                queue.pop()
+            trim(queue)  # also of stale children of the latest, which would hide it
             if task is None and queue and id(queue[-1]) == self.latest:  # now it is another guest's turn, if any
                 queue.rotate(1)
-            while queue and queue[-1].stale:
-                queue.pop()
             if not queue or task is not None and not descends(queue[-1], task):
                 return None
             unit = queue[-1]
