@@ -4817,10 +4817,7 @@ class Worker(Node):
         """Write down what is being run, where the keeper reads it if we die."""
         self.holder.mark = mark
         self.marker[0] = SEVERAL if self.waiting else READY
-        if mark is None:
-            self.marker[9] = 0  # the length of the id
-            return
-        self.marker[1:MARK.size + 1] = MARK.pack(self.begun, *mark, time.monotonic())
+        self.marker[1:MARK.size + 1] = MARK.pack(self.begun, *(mark or (b"", 0, 0)), time.monotonic())
 
     def stand_in(self):
         """One look by the deputy, which also sends results that have waited long enough, and shortens the running slice
