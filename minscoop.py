@@ -1988,10 +1988,10 @@ class Mapping(Job):
 
     def __init__(self, node, recipe, iterables, ordered=True, buffersize=None, parent=None, label=None):
         super().__init__(node, parent)
-        self.tally, self.made = None, 0  # for the progress line; items that have results
         self.recipe, self.ordered = recipe, ordered
         self.chunks = {}                # first item (unordered: results so far) -> (count, values, failures), unread
         self.pulled = self.read = 0     # items pulled; items read. Those between are queued, running or unread
+        self.made = 0                   # items that have results
         self.begun = self.abandoned = False
         self.inputs_error = self.interrupted = None
         self.pulling = threading.Lock()
