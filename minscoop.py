@@ -1993,7 +1993,7 @@ class Mapping(Job):
         self.pulled = self.read = 0     # items pulled; items read. Those between are queued, running or unread
         self.made = 0                   # items that have results
         self.begun = self.abandoned = False
-        self.inputs_error = self.interrupted = None
+        self.inputs_error = None        # how they ended, or Ctrl-C amid the latest
         self.pulling = threading.Lock()
         self.fixed = buffersize
         self.window = buffersize or READ_AHEAD * max(1, node.size)
@@ -2050,15 +2050,14 @@ class Mapping(Job):
                 rows.append(row)
                 if time.monotonic() - start > ATTEND:
                     return False
-        except FAULTS as error:  # an iterator's: raised when the reader has come this far
+        except BaseException as error:  # an iterator's: raised when the reader has come this far
             self.inputs_error = error.with_traceback(without_ours(error.__traceback__))  # our frames keep the reader
+            if not isinstance(error, FAULTS):  # Ctrl-C, in the thread that pulls: it ends a generator
+                raise
             self.tell_of_inputs()
-        except BaseException as error:  # Ctrl-C, in the thread that pulls: it ends a generator
-            self.interrupted = error
-            raise
-        if self.interrupted is not None and not rows:  # Ctrl-C did end a generator: tell the reader
-            self.inputs_error = self.inputs_error or self.interrupted
-        self.interrupted = None
+        else:
+            if rows:  # it goes on: Ctrl-C did not end it
+                self.inputs_error = None
         return len(rows) < want
 
     def widen(self, count):
