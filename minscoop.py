@@ -1976,8 +1976,8 @@ class Guest(Job):
 
 
 def is_array(it):
-    """Whether it is a NumPy array with at least one dimension."""
-    return type(it).__module__ == "numpy" and type(it).__name__ in ("ndarray", "memmap") and it.ndim > 0
+    """Whether it is a NumPy array."""
+    return type(it).__module__ == "numpy" and type(it).__name__ in ("ndarray", "memmap")
 
 
 class Mapping(Job):
@@ -4590,8 +4590,7 @@ class Worker(Node):
 
     def yield_baton(self):
         """Let other threads go on until this task is done: it polls, or its event loop awaits futures without us."""
-        me = self.holder
-        if me.ident == threading.get_ident() and not self.serving._is_owned():
+        if self.current_task() is not self and not self.serving._is_owned():
             self.shorten()
             self.find_strand()
             self.waiting += 1
@@ -4822,8 +4821,7 @@ class Worker(Node):
         """One look by the deputy, which also sends results that have waited long enough, and shortens the running slice
         if that takes long (it was seen before) or if there is something better to do than the rest of it."""
         self.flush()
-        newest = next(reversed(self.holder.slices), None)
-        if newest is not None:
+        for newest in self.holder.slices[-1:]:
             if newest.watched:
                 self.shorten()
             newest.watched = True
