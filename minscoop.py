@@ -4473,10 +4473,8 @@ class Worker(Node):
             logger.debug("worker %s is ready", self.label)
         try:
             self.work()
-        except BaseException:  # the baton would be lost with this thread: better to die, which is noticed
-            traceback.print_exc()
-            flush_output()
-            os._exit(1)
+        except BaseException as error:  # the baton would be lost with this thread: better to die, which is noticed
+            self.exit(error)
 
     def initialise(self):
         """Run the initializer, if there is one."""
@@ -4601,7 +4599,7 @@ class Worker(Node):
         at its end until it is back."""
         main.context.copy().run(run_apart, unit)  # a context of its own: another task may wait below it on this stack
         if self.forked:
-            self.end_fork(unit.failures.get(len(unit.values) - 1) if isinstance(unit, Slice) else unit._exception)
+            self.exit(unit.failures.get(len(unit.values) - 1) if isinstance(unit, Slice) else unit._exception)
         if me is not None and self.holder is not me:
             me.set()
             me.gate.acquire()
@@ -4614,9 +4612,9 @@ class Worker(Node):
         for piece in self.holder.slices:
             piece.shorten()
 
-    def end_fork(self, error):
-        """End a child that a task has forked and that has returned from that task, maybe by an exception: exit as a
-        program would. Everything else in this process belongs to its parent."""
+    def exit(self, error):
+        """End this process as a program would that has ended, maybe by an exception; but run nothing else: in a child
+        that a task has forked, and that has returned from that task, all else belongs to the parent."""
         exits = error is None or isinstance(error, SystemExit) and isinstance(error.code, (int, type(None)))
         if not exits:
             traceback.print_exception(type(error), error, error.__traceback__)

@@ -12322,7 +12322,7 @@ def virtual_world():
                                      _exit=leave, set_blocking=nothing, path=os.path,
                                      getpid=lambda: SIM.current.process.pid),
             birth=OwnLock(), import_zmq=nothing, keep_spare=nothing,
-            traceback=types.SimpleNamespace(**{**vars(traceback), "print_exc": nothing}),  # it would print Killed
+            traceback=types.SimpleNamespace(**{**vars(traceback), "print_exception": nothing}),  # of a Killed
             make_socket_directory=lambda: "/nowhere", make_memory_directory=lambda: None,
             id=lambda thing: kept.append(thing) or id(thing),  # so that no id is given twice
             PATROL=1000.0,  # what is found by patrols only, is found too late
