@@ -1821,7 +1821,6 @@ class Job:
         """Queue a span of this job at its node."""
         span = Span(self, columns, lo, lo, hi)
         with self.node.lock:
-            trim(self.spans)
             self.spans.append(span)
         self.node.push(span)
 
@@ -2020,31 +2019,23 @@ class Mapping(Job):
         Runs the user's iterators: call it without the node's lock, from a thread of the user."""
         if self.exhausted or not self.pulling.acquire(blocking=False):
             return False
-        rows = []
         try:
-            ahead = self.pulled - self.read  # only now that no other thread pulls
+            before, ahead = self.pulled, self.pulled - self.read  # only now that no other thread pulls
             if self.exhausted or self.cancelled or ahead > self.window // 2 and not beyond:
                 return False
-            try:
-                ended = self.take_rows(rows, max(self.window - ahead, READ_AHEAD * max(1, self.node.size) * beyond))
-            finally:
-                if rows:  # also those that were pulled before Ctrl-C came
-                    lo, self.pulled = self.pulled, self.pulled + len(rows)
-                    self.tell(known=len(rows))
-                    self.push(tuple(zip(*rows)), lo, self.pulled)
-            if ended:
+            if self.take_rows(max(self.window - ahead, READ_AHEAD * max(1, self.node.size) * beyond)):
                 self.exhausted = True
                 self.tell(growing=-1)
                 with contextlib.suppress(ValueError):  # it was cancelled meanwhile
                     self.node.sources.remove(self)
                 self.node.wake(self)
-            return bool(rows)
+            return self.pulled > before
         finally:
             self.pulling.release()
 
-    def take_rows(self, rows, want):
-        """Append at most `want` rows of arguments, fewer if the iterators are slow. Return whether these have ended."""
-        start = time.monotonic()
+    def take_rows(self, want):
+        """Queue at most `want` inputs, fewer if the iterators are slow. Return whether these have ended."""
+        rows, start = [], time.monotonic()
         try:
             for row in itertools.islice(self.rows, want):
                 rows.append(row)
@@ -2058,6 +2049,11 @@ class Mapping(Job):
         else:
             if rows:  # it goes on: Ctrl-C did not end it
                 self.inputs_error = None
+        finally:
+            if rows:  # also those that were pulled before Ctrl-C came
+                lo, self.pulled = self.pulled, self.pulled + len(rows)
+                self.tell(known=len(rows))
+                self.push(tuple(zip(*rows)), lo, self.pulled)
         return len(rows) < want
 
     def widen(self, count):
