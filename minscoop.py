@@ -1572,7 +1572,7 @@ class Recipe:
         self.fn, self.op = fn, op
         self.frame = frame  # its pickle, made when it first travels
         self.pace = None    # s per item, from the latest slices
-        self.grain = 1      # items in the next slice
+        self.grain = 1      # items in the next slice, at most
         self.bulky = False  # of a reduction: the part that was sent last was large
 
     def encode(self, memory=None):
@@ -1597,10 +1597,10 @@ class Recipe:
         return Recipe(*loads([frame]), frame) if frame else CALLS
 
     def learn(self, count, seconds):
-        """Learn that `count` items took `seconds`: size the next slice to take SLICE, but at most 4 * `count` items."""
+        """Learn that `count` items took `seconds`."""
         pace = seconds / count
         self.pace = pace if self.pace is None else (self.pace + pace) / 2
-        self.grain = max(1, min(4 * count, int(SLICE / max(self.pace, 1e-9))))
+        self.grain = 4 * count
 
 
 def perform(call):
@@ -1781,6 +1781,7 @@ class Job:
     one for all of them if it is a reduction. failures: {offset: exception}."""
 
     recipe, cancelled, lo = CALLS, False, 0  # lo: the item with which its columns begin
+    pause = math.inf  # s that a slice may take for the sake of those who await its results, see Guest: here, any
 
     def __init__(self, node, parent=None):
         self.node, self._parent = node, parent         # parent: the task of this process that made it, or None
@@ -1792,8 +1793,9 @@ class Job:
 
     @property
     def grain(self):
-        """Items in the next slice."""
-        return self.recipe.grain
+        """Items in the next slice: few enough to take no longer than SLICE and `pause`."""
+        recipe = self.recipe
+        return max(1, min(recipe.grain, int(min(self.pause, SLICE) / max(recipe.pace or 0, 1e-9))))
 
     def cancel(self):
         """Drop what has not started, here and elsewhere."""
@@ -1930,11 +1932,6 @@ class Guest(Job):
         1 ms for each worker of the pool, so that the root of a large one gets one each millisecond."""
         most = max(MAX_FLUSH, 1e-3 * self.node.size) if self.recipe.op else MAX_FLUSH
         return most if self.recipe.bulky else min(FLUSH * 2 ** min(self.flushes, 16), most)
-
-    @property
-    def grain(self):
-        """Items in the next slice: few enough to take no longer than `pause`."""
-        return max(1, min(self.recipe.grain, int(self.pause / max(self.recipe.pace or 0, 1e-9))))
 
     @property
     def postpones(self):

@@ -2603,13 +2603,13 @@ def test_inputs_of_an_iterator_are_released_when_a_map_is_over(pool, closed):
 
 def test_a_slice_grows_at_most_fourfold_when_items_are_fast():
     """The size of slices follows the measured pace, carefully."""
-    recipe = minscoop.Recipe(abs)
-    recipe.learn(1, 1e-6)
-    assert recipe.grain == 4
-    recipe.learn(1000, 1000 * minscoop.SLICE)
-    assert recipe.grain == 1
-    recipe.learn(1, 0)
-    assert recipe.grain >= 1
+    job = HandJob(abs, range(1000))
+    job.recipe.learn(1, 1e-6)
+    assert job.grain == 4
+    job.recipe.learn(1000, 1000 * minscoop.SLICE)
+    assert job.grain == 1
+    job.recipe.learn(1, 0)
+    assert job.grain >= 1
 
 
 def test_slices_get_smaller_when_a_task_comes_to_its_end():
@@ -2632,20 +2632,22 @@ LONGER = [10, 20, 40, 80, 160, 250, 250]
     (None, lambda i: str(i) * minscoop.OUT_OF_BAND, 1, LONGER, 7),
 ], ids=["map", "calls", "reduction", "reduction in a large pool", "large reduction", "of buffers", "large results"])
 def test_a_slice_takes_as_long_as_its_results_would_wait_when_it_has_come_from_elsewhere(op, fn, size, expected, sent):
-    """Longer each time, except for calls. A reduction with large parts sends only the first before the end."""
+    """Longer each time, except for calls; but no longer than SLICE. A reduction with large parts sends only the first
+    before the end."""
     node = HandNode(b"0.1")
     node.size = size
     guest = node.guests[b"0.root:0/0"] = minscoop.Guest(node, b"0.root:0/0", 0, 10, None)
     guest.recipe = minscoop.Recipe(fn, op) if fn else minscoop.CALLS
     with mock.patch.multiple(guest.recipe, pace=0.9999e-3, grain=10 ** 6):
-        grains = []
+        grains, pauses = [], []
         for i in range(7):
             grains.append(guest.grain)
+            pauses.append(round(1e3 * guest.pause))
             guest.flushed = -math.inf
             guest.deliver(i, 1, [(fn or str)(i)], {})
         guest.flushes *= 10 ** 4
-        assert guest.grain == (10 if fn is None else max(250, size) if op else 250)
-    assert grains == expected
+        assert guest.pause == (0.01 if fn is None else max(0.25, 1e-3 * size) if op else 0.25)
+    assert pauses == expected and grains == [min(pause, 1e3 * minscoop.SLICE) for pause in pauses]
     assert len(node.named(b"RESULT")) == sent
 
 
