@@ -1832,7 +1832,7 @@ class Bundle(Job):
 
     def __init__(self, node, futures):
         super().__init__(node, futures[0]._parent)
-        self.futures, self.mark, self.shipments = futures, futures[0].mark, node.calls_away
+        self.futures, self.shipments = futures, node.calls_away
         self.columns = ([future._call for future in futures],)
 
     def deliver(self, lo, count, values, failures):
