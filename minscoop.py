@@ -1866,7 +1866,7 @@ class Guest(Job):
         self.flushing = threading.Lock()  # one thread sends at a time, so that the last message goes last
 
     def unpack(self):
-        """Unpickle callable and arguments; return the columns. Raises whatever unpickling raises."""
+        """Unpickle callable and arguments. Raises whatever unpickling raises."""
         recipe, *data = self.body
         self.body, self.item_bytes = None, sum(map_builtin(size_of, data)) // (self.hi - self.lo)
         try:
@@ -1878,7 +1878,6 @@ class Guest(Job):
             raise ValueError("its number of items is not the announced one")
         if self.recipe is CALLS and not all(isinstance(call, tuple) and len(call) == 3 for call in self.columns[0]):
             raise ValueError("some of its items are not calls")
-        return self.columns
 
     def deliver(self, lo, count, values, failures):
         """Collect results; send them when the last one is in, or `pause` has passed."""
@@ -4559,8 +4558,8 @@ class Worker(Node):
         return [(b"HUNGRY", b"1")]
 
     def pass_baton(self):
-        """Pass the baton to another thread: to one that can resume, else to a spare one, which takes new work."""
-        self.find_strand()
+        """Pass the baton to another thread: to one that can resume, else to a spare one, which takes new work. There is
+        one: see ``find_strand``."""
         self.holder = self.resumable.popleft() if self.resumable else self.spare_strands.pop()
         self.holder.gate.release()
 
@@ -4768,9 +4767,9 @@ class Worker(Node):
                 self.queue.remove(span)  # if unpickling waits, another thread goes on, and must not run this
                 self.in_hand.append(job)
         try:
-            columns = job.unpack()
+            job.unpack()
             with self.lock:
-                span.columns = columns
+                span.columns = job.columns
                 if not span.stale:
                     self.queue.append(span)
             return True

@@ -4754,6 +4754,7 @@ def test_a_worker_ends_when_any_thread_with_the_baton_fails(monkeypatch, capsys)
     monkeypatch.setattr(os, "_exit", ends.append)
     monkeypatch.setattr(threading, "excepthook", lambda _: ends.append("only the thread"))
     worker.work = sabotage
+    worker.find_strand()
     worker.pass_baton()
     assert eventually(lambda: ends) == [1] and "ValueError: sabotage" in capsys.readouterr().err
 
