@@ -2032,6 +2032,7 @@ class Mapping(Job):
     def take_rows(self, want):
         """Queue at most `want` inputs, fewer if the iterators are slow. Return whether these have ended."""
         rows, start = [], time.monotonic()
+        before, self.inputs_error = self.inputs_error, None
         try:
             for row in itertools.islice(self.rows, want):
                 rows.append(row)
@@ -2043,8 +2044,8 @@ class Mapping(Job):
                 raise
             self.tell_of_inputs()
         else:
-            if rows:  # it goes on: Ctrl-C did not end it
-                self.inputs_error = None
+            if not rows:  # if Ctrl-C came in the pull before, it has ended them
+                self.inputs_error = before
         finally:
             if rows:  # also those that were pulled before Ctrl-C came
                 lo, self.pulled = self.pulled, self.pulled + len(rows)
@@ -4851,6 +4852,8 @@ class Worker(Node):
             super().on_WHO(number)
             self.asked = self.idle = False
             self.received = self.begun = 0
+            for guest in list(self.guests.values()):
+                guest.number = 0  # as the broker takes it: what is HELD may have begun, and later TASKs have not
 
     # -- modules that are on the root's machine only
 
@@ -5199,7 +5202,8 @@ class Keeper:
                 self.replace_broker(code)
             elif pid in self.gateways:
                 number = self.gateways.pop(pid)
-                self.notify(b"DIED", number, b"", b"0", ALL, b"0", b"0", b"its host is gone")
+                name = self.config["hosts"][int(number) - 1][1]
+                self.notify(b"DIED", number, b"", b"0", ALL, b"0", b"0", f"host {name} is gone".encode())
                 if code == SILENT:
                     self.log_in_again(number)
                 self.give_up_if_alone("no host is left")

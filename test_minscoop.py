@@ -2459,8 +2459,9 @@ def test_a_map_reads_its_inputs_only_once_when_they_cannot_be_sliced():
     assert piece.values == ["0"] and job.pulled == 3
 
 
-def test_inputs_that_were_pulled_are_not_lost_when_ctrl_c_comes(monkeypatch):
-    """The program may catch it, and read on."""
+@pytest.mark.parametrize("slow", [False, True])
+def test_inputs_that_were_pulled_are_not_lost_when_ctrl_c_comes(monkeypatch, slow):
+    """The program may catch it, and read on. A map whose inputs went on is complete, also if the next pull took few."""
     monkeypatch.setattr(minscoop, "ATTEND", WAIT)  # a slow machine is to pull no fewer items
 
     class Inputs:
@@ -2478,8 +2479,14 @@ def test_inputs_that_were_pulled_are_not_lost_when_ctrl_c_comes(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         minscoop.Mapping(node, minscoop.Recipe(str), [Inputs()])
     job, = node.sources
+    if slow:
+        with monkeypatch.context() as patch:
+            patch.setattr(minscoop, "ATTEND", -1)
+            job.pull()
+        assert not job.exhausted and job.pulled == 3
     job.pull()
     assert job.exhausted and [column for span in node.queue for column in span.columns] == [(0, 1), (2,)]
+    assert job.inputs_error is None
 
 
 def test_results_come_first_when_an_input_ends_the_program(any_pool):
@@ -4643,6 +4650,18 @@ def test_a_character_is_whole_when_it_comes_in_two_parts(capsys):
     assert tuple(capsys.readouterr()) == ("12\ufffd\u20ac\xe9", "\xe4\n")
 
 
+def test_a_task_does_not_count_as_begun_when_one_from_before_a_census_begins():
+    """TASKs are counted anew from WHO on: if this worker then dies, only what was HELD may have begun."""
+    worker = HandWorker(0)
+    worker.on_WHO(b"1")
+    worker.on_TASK(b"0.root:1/0", b"", b"0", b"0", b"1", b"0", minscoop.Recipe(identity).encode(),
+                   *minscoop.dumps([[1]]))
+    for first in b"0.root:0/0", b"0.root:1/0":
+        piece = worker.take(None, None)
+        worker.begin_guest(piece)
+        assert (piece.job.id, worker.begun) == (first, first == b"0.root:1/0")
+
+
 @pytest.mark.parametrize("busy", [False, True])
 def test_results_go_when_a_later_item_of_their_task_waits(busy):
     """Whether or not there is other work meanwhile: the item may wait for something that the results' reader does."""
@@ -6579,8 +6598,10 @@ def test_last_words_of_a_connection_are_told_once_when_it_ends(since, said):
 @linux_only
 @pytest.mark.parametrize("options, code", [([], 0), (["--all-hosts"], 1)], ids=["", "all hosts"])
 def test_the_run_goes_on_when_a_host_is_lost_midway(ssh, script, tmp_path, options, code):
-    """One line says so; what ran there runs elsewhere, and the result is right; --all-hosts makes it an error."""
-    process = start(MINSCOOP, *options, "--hosts", "dies:2,localhost:1", script("""
+    """One line says so; what ran there runs elsewhere, and the result is right; --all-hosts makes it an error. The
+    report names the host."""
+    page = tmp_path / "run.html"
+    process = start(MINSCOOP, *options, "--report", page, "--hosts", "dies:2,localhost:1", script("""
         import os, sys, time
         from minscoop import futures
         def where(x, path):
@@ -6597,6 +6618,7 @@ def test_the_run_goes_on_when_a_host_is_lost_midway(ssh, script, tmp_path, optio
     done = finish(process)
     assert done.returncode == code and done.stdout == ("" if code else "True\n")
     assert re.fullmatch("minscoop: host dies: lost: .*closed by remote host.*\n", done.stderr), done.stderr
+    assert code or [why for _, _, why, _ in data_of(page)["losses"]] == ["host dies is gone"]
 
 
 @linux_only
