@@ -1360,6 +1360,22 @@ def test_a_large_constant_is_there_once_when_all_workers_use_it(guard, tmp_path)
         assert len(executor.get_const("other", WAIT).memory) == LARGE and len(shared_files(executor)) == 2
 
 
+def test_a_list_of_a_manager_is_shared_when_tasks_get_it(script):
+    """The key to it does not travel with its proxy, which multiprocessing sends only to processes that it starts."""
+    done = launch("-n", 2, script("""
+        import multiprocessing
+        from minscoop import futures
+        def note(shared, i):
+            shared.append(i)
+        if __name__ == "__main__":
+            with multiprocessing.Manager() as manager:
+                shared = manager.list()
+                list(futures.map(note, [shared] * 9, range(9)))
+                print(sorted(shared))
+    """))
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{[*range(9)]}\n", "")
+
+
 def test_the_programs_shared_memory_stays_when_a_worker_that_has_used_it_ends(script):
     """As with ProcessPoolExecutor: no resource tracker of the worker's own removes it. Locks are tracked as ever."""
     done = python(script("""
