@@ -4709,6 +4709,7 @@ class Worker(Node):
             trim(queue)  # also of stale children of the latest, which would hide it
             if task is None and queue and id(queue[-1]) == self.latest:  # now it is another guest's turn, if any
                 queue.rotate(1)
+                trim(queue)  # what now is the newest may be stale
             if not queue or task is not None and not descends(queue[-1], task):
                 return None
             unit = queue[-1]

@@ -4666,6 +4666,23 @@ def test_a_character_is_whole_when_it_comes_in_two_parts(capsys):
     assert tuple(capsys.readouterr()) == ("12\ufffd\u20ac\xe9", "\xe4\n")
 
 
+@pytest.mark.parametrize("how", ["cancelled", "run by those who waited for it"])
+def test_nothing_stale_is_run_when_its_turn_comes(how):
+    """Guests take turns. What has become stale below the latest one must not be taken: a slice of it may be empty."""
+    worker = HandWorker(0, 1, 2)
+    for task_id in b"0.root:1/0", b"0.root:2/0":
+        worker.on_TASK(task_id, b"", b"0", b"0", b"2", b"0", minscoop.Recipe(identity).encode(),
+                       *minscoop.dumps([[1, 2]]))
+    worker.begin_guest(worker.take(None, None))
+    if how == "cancelled":
+        worker.on_CANCEL(b"0.root:1/0")
+    else:
+        span, = (unit for unit in worker.queue if unit.job.id == b"0.root:1/0")
+        span.lo = span.hi
+    piece = worker.take(None, None)
+    assert (piece.job.id, piece.lo, piece.hi) == (b"0.root:2/0", 0, 1)
+
+
 def test_a_task_does_not_count_as_begun_when_one_from_before_a_census_begins():
     """TASKs are counted anew from WHO on: if this worker then dies, only what was HELD may have begun."""
     worker = HandWorker(0)
@@ -12280,8 +12297,27 @@ def by_endless_map(node, r, keys, depth, batch):
     return values
 
 
+def by_two_maps(node, r, keys, depth, batch):
+    """Read a map, and drop another amid it, whose parts lie in the same queues."""
+    other = SIM.new_batch()
+    source = (key * 16 + 8 * i for i in itertools.count(1) for key in keys)
+    dropped = node.map(task, (source, itertools.repeat(0), itertools.repeat(other)), {})
+    read(itertools.islice(dropped, r.choice((1, 1, 5))), [None], 0, False)
+
+    def sources():  # when the second key is pulled, nobody wants the other map any more
+        nonlocal dropped
+        yield keys[0]
+        dropped = None
+        SIM.batches[other][1] = SIM.now
+        yield from keys[1:]
+    keys = [key - key % 8 for key in keys]
+    values = read(node.map(task, (sources(), itertools.repeat(depth), itertools.repeat(batch)), {}, buffersize=2),
+                  keys, depth, True)
+    return values
+
+
 PROGRAMS = (by_result, by_as_completed, by_wait, by_timeout, by_callback, by_thread, by_cancel, by_neglect,
-            by_bad_argument, by_const, by_map, by_map, by_unordered_map, by_reduction, by_endless_map)
+            by_bad_argument, by_const, by_map, by_map, by_unordered_map, by_reduction, by_endless_map, by_two_maps)
 
 
 def program(sim, keys, answers):
@@ -12343,6 +12379,12 @@ def complain(text, *args):
         SIM.fail(text % args, error)
 
 
+def show_end(kind, error, tb):
+    """traceback.print_exception, with which a worker ends that is broken."""
+    if not isinstance(error, Killed):
+        SIM.fail("a worker ended by an unexpected exception", error)
+
+
 @contextlib.contextmanager
 def virtual_world():
     """The module, and the standard library's futures, on virtual ground."""
@@ -12363,7 +12405,7 @@ def virtual_world():
                                      _exit=leave, set_blocking=nothing, path=os.path,
                                      getpid=lambda: SIM.current.process.pid),
             birth=OwnLock(), import_zmq=nothing, keep_spare=nothing,
-            traceback=types.SimpleNamespace(**{**vars(traceback), "print_exception": nothing}),  # of a Killed
+            traceback=types.SimpleNamespace(**{**vars(traceback), "print_exception": show_end}),
             make_socket_directory=lambda: "/nowhere", make_memory_directory=lambda: None,
             id=lambda thing: kept.append(thing) or id(thing),  # so that no id is given twice
             PATROL=1000.0,  # what is found by patrols only, is found too late
@@ -12444,13 +12486,14 @@ MUTATIONS = {
     "who takes over waits for nobody": [("Broker.hear_out", "or self.silent", "")],
     "STOP comes amid a census": [("Broker.quiet", "self.round is None and not self.silent and", "")],
     "what may have begun runs again, with retries=0": [("Node.on_LOST", "if self.retries == 0:", "if False:")],
+    "what is stale is run when its turn comes": [("Worker.take", "trim(queue)  # what now", "pass  # what now")],
     "a piece of a message is no sign of life": [("Broker.handle", "if link:", "if link and name != b'PIECE':")],
 }
 RARE = {  # seeds, tried first, that show faults which few seeds show; if one no longer does, look for others
-    "STOP comes amid a census": [701, 756, 1749, 6866, 7644], "the mark of a task is not renewed": [819],
-    "one death more than retries": [290], "a late HELLO revives the dead": [761, 918, 2687, 2800, 6150],
-    "what may have begun runs again, with retries=0": [673], "who parks does not look once more": [323],
-    "the deputy is not woken when the socket closes": [46, 60, 69, 80]}
+    "what is stale is run when its turn comes": [724, 2324, 2508], "a late HELLO revives the dead": [183, 276, 327],
+    "who parks does not look once more": [247, 318, 494], "the mark of a task is not renewed": [86],
+    "a piece of a message is no sign of life": [157, 1477, 1887],
+    "the deputy is not woken when the socket closes": [82]}
 
 
 @contextlib.contextmanager
@@ -12555,7 +12598,7 @@ if __name__ == "__main__":  # round by round, until a file is there
 """
 SAID = re.compile(r"(\w+: )?minscoop: the broker .* ended: .*; a new broker takes over|"
                   r"(\w+: )?minscoop: worker .* killed by signal 9 .*|"
-                  r"minscoop: host \w+: lost: .*|\w+: Timeout, server [\d.]+ not responding\.")
+                  r"minscoop: host \w+: lost: .*|(minscoop: host )?\w+: Timeout, server [\d.]+ not responding\.")
 
 
 def holds_listener(pid, name):
