@@ -4473,7 +4473,7 @@ class Worker(Node):
         """Run the initializer, if there is one."""
         if self.config["initializer"]:
             try:
-                initializer, *initargs = loads(unpickle(self.config["initializer"].encode("latin-1")))
+                initializer, *initargs = loads([self.config["initializer"].encode("latin-1")])
                 initializer(*initargs)
                 main.context = contextvars.copy_context()
             except BaseException as error:
@@ -4568,7 +4568,7 @@ class Worker(Node):
         """See that there is a thread to pass the baton to. Raises RuntimeError if the system allows no more threads."""
         if not (self.resumable or self.spare_strands):
             strand = Strand(self)
-            threading.Thread(target=main.context.copy().run, args=(self.start, strand), daemon=True).start()
+            in_background(main.context.copy().run, self.start, strand)
             self.spare_strands.append(strand)
 
     def glance(self, pending=True):
@@ -6411,7 +6411,7 @@ def whole(name, number, least=0, most=math.inf):
 def packed(initializer, initargs):
     """An initializer and its arguments, as text for the workers. Raises CannotSend."""
     try:
-        return pickle.dumps(dumps((initializer, *initargs)), 5).decode("latin-1")
+        return dumps((initializer, *initargs), whole=True)[0].decode("latin-1")
     except FAULTS as error:
         raise CannotSend(reason_of(error, (initializer, "the initializer"), (initargs, "initargs"))) from error
 
