@@ -420,8 +420,8 @@ def unbundled(frames):
 
 
 # A large message may keep a slow link busy for longer than SILENCE, with the sender's signs of life queued behind it.
-# So it travels in pieces, one right after the other: PIECE, the message's number, how many bytes are still to come, then
-# some frames. The first of these has the sizes of the message's own frames; it is empty in all pieces but the first.
+# So it travels in pieces, one right after the other: PIECE, the message's number, how many bytes are still to come,
+# then some frames. The first of these has the sizes of the message's own frames; in all later pieces it is empty.
 
 
 def in_pieces(frames):
@@ -727,7 +727,7 @@ def reduce_definition(obj):
     is_function = type(obj) is types.FunctionType
     if is_function and this_worker is None and home_of(obj) == "__main__":
         main.warn_of_globals(obj)
-    if found_by_name(obj) or type(obj) in copyreg.dispatch_table:
+    if found_by_name(obj) or not is_function and type(obj) in copyreg.dispatch_table:
         return NotImplemented
     if not (is_function or obj.__flags__ & HEAP_TYPE):
         return reduce_by_identity(obj, types)  # FunctionType, say, whose own name is `builtins.function`
@@ -848,7 +848,8 @@ OF_ENUM = "_value_", "_name_", "__objclass__", "_sort_order_"  # attributes that
 
 
 def identify(obj, ident=None):
-    """The identity of a class or the like, which survives the journey there and back. ident: the one it came with."""
+    """The identity of a class or the like, which survives the journey there and back. ident: the one it came with,
+    unless it has one."""
     ident = CLASS_IDS.setdefault(obj, ident or f"{os.getpid()}-{id(obj)}-{time.monotonic_ns()}")
     CLASSES[ident] = obj
     return ident
@@ -926,7 +927,7 @@ def in_order(cls, ident, attributes):
         value = attributes[name]
         method = name not in makers and isinstance(value, (types.FunctionType, staticmethod, classmethod))
         special = method and name.startswith("__") and not isinstance(value, classmethod)
-        return 0 if name in ("__hash__", "__eq__") else 1 if special else 2 if method else 3
+        return 4 if name in makers else 0 if name in ("__hash__", "__eq__") else 1 if special else 2 if method else 3
     return [Made(set_attribute, (cls, ident, name, attributes[name])) for name in sorted(attributes, key=stage)]
 
 
@@ -967,7 +968,7 @@ def fill_class(cls, state):
             vars(cls.__members__[name]).update(look)
         for subclass in filter(None, registered):  # by ABCMeta
             cls.register(subclass)
-        identify(cls, ident)
+        CLASS_IDS[cls], CLASSES[ident] = ident, cls  # even if it was sent meanwhile, with an id of its own
 
 
 def reduce_method(method):
@@ -1061,7 +1062,7 @@ def parts_of(obj):
         if kind.__flags__ & HEAP_TYPE and not found_by_name(kind):
             for name, part in parts_of(kind):
                 yield f", its class {describe(kind)}{name}", part
-        for name, value in getattr(obj, "__dict__", {}).items():
+        for name, value in [*getattr(obj, "__dict__", {}).items()]:  # pickling one may add to it
             yield f", attribute {name!r}", value
     # else it is pickled in its own way: its complaint says more than its attributes would
 
@@ -1260,8 +1261,8 @@ class Main:
         for name in again and again & names_in(fn.__code__)[0]:
             self.warned.add(name)
             value = fn.__globals__.get(name)
-            kinds = types.ModuleType, type, types.FunctionType, types.BuiltinFunctionType
-            imported = isinstance(value, kinds) and getattr(value, "__module__", None) != "__main__"
+            imported = isinstance(value, types.ModuleType) or isinstance(
+                value, (type, types.FunctionType, types.BuiltinFunctionType)) and value.__module__ != "__main__"
             if not imported:  # else it most likely is the same object again
                 logger.warning("%s uses the global %s, which is bound again under if __name__ == '__main__': workers "
                                "do not run that block, so they see the value bound at the top level. Pass it as an "
@@ -1988,7 +1989,7 @@ class Mapping(Job):
         self.pulled = self.read = 0     # items pulled; items read. Those between are queued, running or unread
         self.made = 0                   # items that have results
         self.begun = self.abandoned = False
-        self.inputs_error = None        # how they ended, or Ctrl-C amid the latest
+        self.inputs_error = None        # the exception that ended them, or Ctrl-C that came in the latest pull
         self.pulling = threading.Lock()
         self.fixed = buffersize
         self.window = buffersize or READ_AHEAD * max(1, node.size)
@@ -2149,7 +2150,7 @@ class Mapping(Job):
 
     def tell_of_inputs(self):
         """Log the exception by which the inputs ended, if there is one and nobody can read it any more."""
-        if self.abandoned and self.inputs_error is not None:
+        if self.abandoned and isinstance(self.inputs_error, FAULTS):  # Ctrl-C was raised where it came
             logger.error("the inputs of a map that nobody reads raised an exception", exc_info=self.inputs_error)
 
 
@@ -2253,7 +2254,7 @@ class Broker:
                        for name, (task_id, lo, hi) in heirs.items()}
         self.presumed = {}                      # the same, of those that did not answer in time
         self.census_began = 0.0                 # when the census began
-        self.over_above = True                  # no broker above keeps the census from ending
+        self.over_above = True                  # during a census: no broker above has yet to end it
         self.counted = bool(heirs)              # there was or will be a census: `placed` may have gaps
         self.printing = 0                       # bytes of OUTPUT from here that are not yet SHOWN
         self.stopping = False
@@ -2537,7 +2538,7 @@ class Broker:
         return changed
 
     def on_PROBE(self, sender, *body):
-        """Another broker lives. One below, or its trial (see measure), gets an echo; or BYE, if we have given it up."""
+        """Another broker lives. If it is not the one above, it gets an echo, or BYE once it is given up."""
         if sender != UP:
             self.out.append((sender, [b"BYE"] if sender in self.dead else [b"PROBE", *body]))
 
@@ -2631,7 +2632,7 @@ class Broker:
                 self.finish_census()
         elif sender in self.presumed or number == self.round:  # else it has yet to get the latest WHO
             self.hear_out(sender)
-        elif self.round is None and not self.below and b"." not in sender:  # that is over, and it was asked twice
+        elif self.round is None and not self.below and b"." not in sender:  # that is over; it answers late, or twice
             self.send(sender, b"TOLD", number)
 
     def ask_again(self):
@@ -2640,10 +2641,12 @@ class Broker:
             if name not in self.links:
                 self.send_who(name)
         if self.silent and self.now - self.census_began > CENSUS_PATIENCE * (1 if self.below else 2):
-            self.presumed, self.silent = self.silent, {}  # to hold what they had: see above
-            for name, had in self.presumed.items():
+            self.presumed, self.silent = self.silent, {}  # these are presumed to hold what they had: see above
+            for name, had in list(self.presumed.items()):
                 for task_id, (lo, hi) in had.items():
                     self.on_HELD(name, self.round, task_id, lo, hi)
+                if name in self.present and b"." not in name and not had:  # a host that had joined, but not said HELLO:
+                    del self.present[name], self.presumed[name]            # if it is gone, nobody else will notice
             self.hear_out()
 
     def hear_out(self, name=None):
@@ -3735,9 +3738,10 @@ class Node:
         """How many of `count` items go to one taker. span: the one they are of; None: they are submitted calls.
 
         A worker keeps as much as it gives to each taker: of 90 items that two want, each gets 30; one that asks for the
-        8 workers of a host gets half. The root runs none, so each worker gets an equal share of a map at once, and
-        takes from others when it is done. Submitted calls are less alike: of these a taker gets two thirds of an equal
-        share of what is left. Maps were once shared like that, too: it took twice the messages."""
+        8 workers of a host gets half. The root runs none, so each worker gets an equal share of all the span's items
+        at once (from `base` on, whatever was given away before), and takes from others when it is done. Submitted calls
+        are less alike: of these a taker gets two thirds of an equal share of what is left. Maps were once shared like
+        that, too: it took twice the messages."""
         if item_bytes is None:
             return 1  # pickling this first one tells how large they are
         whole, workers = count, self.size or 1
@@ -3936,6 +3940,7 @@ class Node:
     def requeue(self, shipment, lo, hi, avoid=b"", singly=False):
         """Queue items of a shipment again."""
         span = shipment.span.cut(lo, hi)
+        span.columns, span.base = span.items(lo, hi), lo  # these items are to be shared out anew: see ``portion``
         span.avoid, span.singly = avoid, span.singly or singly
         span.job.requeue(span)
 
@@ -4170,6 +4175,12 @@ class Root(Node):
         """One look by the deputy, who also notices that the keeper is gone."""
         super().stand_in()
         self.patrol()
+
+    def check_open(self):
+        """Raise if no more work can be taken: a thread that reads a map without end would feed the pool for ever."""
+        super().check_open()
+        if self.closing:
+            raise RuntimeError("cannot schedule new futures after shutdown")
 
     def quiet(self):
         """Whether no work is queued, in hand or away, no unread map has inputs left, and no other thread serves."""
@@ -4559,8 +4570,8 @@ class Worker(Node):
         return [(b"HUNGRY", b"1")]
 
     def pass_baton(self):
-        """Pass the baton to another thread: to one that can resume, else to a spare one, which takes new work. There is
-        one: see ``find_strand``."""
+        """Pass the baton to another thread: to one that can resume, else to a spare one, which takes new work. The
+        caller has seen to it, by ``find_strand``, that there is one."""
         self.holder = self.resumable.popleft() if self.resumable else self.spare_strands.pop()
         self.holder.gate.release()
 
@@ -4612,7 +4623,7 @@ class Worker(Node):
         if not exits:
             traceback.print_exception(type(error), error, error.__traceback__)
         flush_output()
-        os._exit(getattr(error, "code", 0) or 0 if exits else 1)
+        os._exit((getattr(error, "code", 0) or 0) & 255 if exits else 1)
 
     def wait_for(self, ready, what=None, timeout=None):
         """As any node; if a callback waits, in the middle of a message, other threads may handle messages meanwhile."""
