@@ -5463,11 +5463,11 @@ SSH_SAYS = [  # causes before their consequences
 FIND_PYTHON = """\
 PROLOG={prolog}
 if [ -n "$PROLOG" ]; then
-    if [ -r "$PROLOG" ]; then . "$PROLOG" </dev/null; else echo; echo '{token} {{"missing": "prolog"}}'; exit 1; fi
+    if [ -r "$PROLOG" ]; then . "$PROLOG" </dev/null; else echo; echo '{token} {{"error": "prolog"}}'; exit 1; fi
 fi
 PYTHON={python}
 if [ -z "$PYTHON" ]; then PYTHON={here}; [ -x "$PYTHON" ] || PYTHON=python3; fi
-command -v "$PYTHON" >/dev/null 2>&1 || {{ echo; echo '{token} {{"missing": "python"}}'; exit 1; }}
+command -v "$PYTHON" >/dev/null 2>&1 || {{ echo; echo '{token} {{"error": "python"}}'; exit 1; }}
 exec "$PYTHON" -c '{boot}' {token}
 """
 
@@ -5581,18 +5581,19 @@ class Gateway:
 
     def check(self, answer):
         """Return the facts in Python's answer. Raises HostError if there are none, or this Python does not fit."""
-        config, here = self.config, sys.version_info[:2]
+        config = self.config
         try:
-            there = json.loads(answer)
-            missing, version = there.get("missing"), tuple(map_builtin(int, there.get("python", ())))
+            there = {**dict.fromkeys(("executable", "pyzmq", "platform", "machine")), "python": [0],
+                     **json.loads(answer)}
+            version, here = tuple(map_builtin(int, there["python"])), sys.version_info[:2]
         except Exception as error:
             raise HostError(f"its answer makes no sense: {answer[:80]!r} ({type(error).__name__})") from None
-        if missing == "python":
+        if there.get("error") == "python":
             raise HostError(f"no Python there ({config['python'] or 'python3'}): install it, or say where it is "
                             "with --python or --prolog")
-        if missing:
+        if there.get("error"):
             raise HostError(f"cannot read the prolog {config['prolog']}: the file has to exist there")
-        found = f"Python {'.'.join(map_builtin(str, version))} ({there.get('executable')})"
+        found = f"Python {'.'.join(map_builtin(str, version))} ({there['executable']})"
         if version < (3, 8):
             raise HostError(f"has {found}, and 3.8 is the oldest that works: name another with --python")
         if version[:2] != here and not config["mixed"]:
@@ -5650,8 +5651,9 @@ class Gateway:
             for step in (lambda: os.close(process.stdin.fileno()),
                          process.terminate,  # on SIGTERM srun cancels its step; on SIGKILL it cannot
                          lambda: os.killpg(process.pid, signal.SIGKILL)):
-                with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # it may be another user's, as with sudo
+                with contextlib.suppress(OSError):  # it may be another user's, as with sudo
                     step()
+                with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(GRACE / 4)
         os._exit(code)
 
@@ -5666,7 +5668,7 @@ def remote_command(rsh, host):
             raise ValueError("it is empty")
     except ValueError as error:
         raise ValueError(f"the remote command {rsh!r} cannot be understood: {error}") from None
-    if "{host}" not in rsh:
+    if not any("{host}" in word for word in words):
         words.append("{host}")
     if os.path.basename(words[0]) == "ssh":
         at = next((i for i, word in enumerate(words) if re.fullmatch(r"(.*@)?\{host\}", word)), 1)
@@ -5916,10 +5918,12 @@ HOW_TO_SAY = "write name, user@name, name:4 (or 'name 4', 'name slots=4' on a li
 
 def expand(text):
     """The names for which a bracket form stands, as Slurm writes it: n[1,5-9], a[1-2]b[03-04]. Raises ValueError."""
-    choices = [list(itertools.islice(numbers_of(piece, text), MAX_HOSTS + 1)) if i % 2 else [piece]
-               for i, piece in enumerate(re.split(r"\[([^\[\]:]*)\]", text))]  # every second one was in brackets
-    if math.prod(map_builtin(len, choices)) > MAX_HOSTS:
-        raise ValueError(f"{text[:80]!r} names more than {MAX_HOSTS} hosts")
+    choices, total = [], 1
+    for i, piece in enumerate(re.split(r"\[([^\[\]:]*)\]", text)):  # every second one was in brackets
+        choices.append(list(itertools.islice(numbers_of(piece, text), MAX_HOSTS + 1)) if i % 2 else [piece])
+        total *= len(choices[-1])
+        if total > MAX_HOSTS:
+            raise ValueError(f"{text[:80]!r} names more than {MAX_HOSTS} hosts")
     return map_builtin("".join, itertools.product(*choices))
 
 
@@ -6006,7 +6010,7 @@ def parse_hosts(source):
 def deal(hosts, total):
     """Distribute `total` workers over hosts as SCOOP does: fill the hosts in order, then deal the rest round robin.
     A host without a number has room for one worker; one with 0 gets none. Hosts without workers are left out."""
-    rooms = {name: 1 if workers is None else workers for name, workers in hosts if workers != 0}
+    rooms = {name: 1 if workers is None else min(workers, total) for name, workers in hosts if workers != 0}
     places = itertools.chain(*map_builtin(itertools.repeat, rooms, rooms.values()), itertools.cycle(rooms))
     return list(collections.Counter(itertools.islice(places, total)).items())
 
@@ -6024,7 +6028,7 @@ def slurm_hosts(env, nodes):
     """Each node with as many workers as it has tasks or, if no node has more than one task, CPUs."""
     if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         raise ValueError(f"srun started this program {env['SLURM_STEP_NUM_TASKS']} times; start it once, without srun")
-    names = [name for name, _ in parse_item(nodes)]
+    names = [name for name, _ in add_up(parse_items([nodes]))]
     tasks, cpus = (slurm_counts(env.get(variable) or f"1(x{len(names)})")
                    for variable in ("SLURM_TASKS_PER_NODE", "SLURM_JOB_CPUS_PER_NODE"))
     if not len(tasks) == len(cpus) == len(names):
@@ -6037,8 +6041,8 @@ def slurm_counts(text):
     """The numbers of a list of counts: 2(x3),1 is 2, 2, 2, 1."""
     numbers = []
     for item in text.split(","):
-        match = re.fullmatch(r"(\d{1,9})(?:\(x(\d{1,5})\))?", item.strip())  # five digits: no more than MAX_HOSTS
-        if match is None:
+        match = re.fullmatch(r"(\d{1,9})(?:\(x(\d{1,9})\))?", item.strip())
+        if match is None or len(numbers) + int(match[2] or 1) > MAX_HOSTS:
             raise ValueError(f"{item!r} in {text!r} is not a count such as 2 or 2(x3)")
         numbers += [int(match[1])] * int(match[2] or 1)
     return numbers
@@ -7078,9 +7082,9 @@ def merge(event, later):
 def no_totals():
     """The totals of a worker that has not run anything: start of its first event, end of its last; events ended; bytes
     of its messages, including those in shared memory; seconds it has lived; seconds in each function; calls by
-    (function, log2 of seconds); for the root, its host, when it died, and how many items ran again since it did."""
+    (function, log2 of seconds); for the root, when it came and died, and how many items ran again since it did."""
     return dict(first=math.inf, last=0.0, runs=0, received=0, sent=0, life=0.0, seconds=collections.Counter(),
-                calls=collections.Counter(), host="(a lost host)", came=0.0, gone=math.inf, again=0)
+                calls=collections.Counter(), came=0.0, gone=math.inf, again=0)
 
 
 class Recording:
@@ -7136,7 +7140,7 @@ class Recording:
             event.fn = name_of(fn)
             if self.level > 1:
                 words = [short(value) for value in args[:5]] + ["…"] * (len(args) > 5)
-                words += [f"{key}={short(value)}" for key, value in kwargs.items()]
+                words += [f"{key}={short(value)}" for key, value in itertools.islice(kwargs.items(), 5)]
                 event.arguments = ", ".join(words)[:120]
         except Exception:
             pass  # the arguments' own slicing raises, say
@@ -7182,7 +7186,7 @@ class Recording:
     def register(self, span, frames):
         """As ever; note the parent event of what is shipped: its holder knows only the task id."""
         task_id, parent = super().register(span, frames), getattr(span._parent, "event", None)
-        if parent and self.level > 1:
+        if parent and self.level > 1 and len(self.parents) < self.cap:
             self.parents[task_id.partition(b"/")[0].decode()] = parent.task
         return task_id
 
@@ -7254,6 +7258,7 @@ class Collector(Recording):
 
     def __init__(self, options):
         self.records, self.offsets = {}, {"0": 0.0}   # worker -> its latest RECORD; host -> what to add to its times
+        self.slowest = []                      # the slowest events, as they were before any merging here
         self.queues = [(time.monotonic(), 0)]  # (time, items that wait)
         self.interrupted, self.published = False, True
         self.used = time.process_time()
@@ -7274,7 +7279,10 @@ class Collector(Recording):
         self.losses += news.pop("losses")
         if len(self.parents) < 2 * MAX_EVENTS:
             self.parents.update(news.pop("parents"))
-        self.collect(*news.pop("events"))
+        events = news.pop("events")
+        slowest = sorted(self.slowest + events, key=lambda event: -event.own / event.calls)[:20]
+        self.slowest = [types.SimpleNamespace(**vars(event)) for event in slowest]  # copies: ``thin`` changes its own
+        self.collect(*events)
         self.records[worker] = news
         if now - self.queues[-1][0] > (now - self.born) / 1000:  # the page shows no more
             self.queues.append((now, self.queued() + sum(news["queued"] for news in self.records.values())))
@@ -7325,27 +7333,29 @@ def digest(root):
     def since(worker, moment):
         return max(0.0, moment + root.offsets.get(worker.partition(".")[0], 0.0) - root.born)
 
-    thin(root.events, MAX_EVENTS)  # which leaves the slow ones alone, mostly
-    for event in root.events:
+    thin(root.events, MAX_EVENTS)
+    for event in root.events + root.slowest:
         event.start, event.end = since(event.worker, event.start), since(event.worker, event.end)
         parent = event.parent  # a shipment that stays unresolved is the script's, or its RECORD is lost
         event.parent = root.parents.get(parent, None if parent and ":" in parent else parent)
     for worker, news in root.records.items():
         news.update((key, since(worker, news[key])) for key in ("came", "first", "last"))
     losses, seconds = {}, time.monotonic() - root.born
+    hosts = {worker.partition(".")[0]: news["host"] for worker, news in root.records.items()}
     for owner, moment, obituary, again in root.losses:  # each owner of what it held reports the same death
         name = re.match(r"\w+\.\d+ |", obituary)[0].strip() or "?"
         loss = losses.setdefault(obituary, [name, since(owner, moment), obituary, 0])
         loss[3] += again
-        news = root.records.setdefault(name, no_totals())  # of a host, or its RECORDs are lost
+        host = hosts.get(name.partition(".")[0], "(a lost host)")  # that name is "?"; a worker's RECORDs may be lost
+        news = root.records.setdefault(name, dict(no_totals(), host=host))
         news.update(again=news["again"] + again, gone=min(news["gone"], loss[1]))
     records = dict(sorted(root.records.items(), key=lambda item: [(len(word), word) for word in item[0].split(".")]))
     run = dict(title=" ".join(map_builtin(str, sys.argv)).strip()[:200] or "-", ended=time.strftime("%Y-%m-%d %H:%M"),
                seconds=seconds, cpu=(time.process_time() - root.used) / seconds, inline=isinstance(root, Inline),
                asked=since("0", root.asked or root.born), interrupted=root.interrupted,
                failure=root.ended_by and first_line(root.ended_by).rstrip(":"),
-               slowest=[vars(event) for event in sorted(root.events, key=lambda event: -event.own / event.calls)[:20]],
-               events=root.events, records=records, losses=[*losses.values()],
+               events=root.events, slowest=[*map_builtin(vars, root.slowest)],
+               records=records, losses=[*losses.values()],
                waiting=[(since("0", moment), count) for moment, count in root.queues],
                moved=root.totals["received"] + root.totals["sent"], **sums(records))
     return dict(run, verdict=verdict(run), table=host_table(run["hosts"]))
@@ -7727,7 +7737,7 @@ def make_parser():
     output.add_argument("--tag-output", action="store_true", help="host and worker before each line that tasks print")
     output.add_argument("--report", metavar="FILE", help="write a page (HTML) with what each worker ran when")
     output.add_argument("--trace", metavar="FILE", help="the same as JSON, for Perfetto or chrome://tracing")
-    output.add_argument("--profile", metavar="DIR", nargs="?", const=True,
+    output.add_argument("--profile", metavar="DIR", nargs="?", const=True, type=lambda name: name or True,
                         help="at the end, a table of the time spent in functions, on all workers; with DIR (a "
                              "directory, created if need be), also a file per worker there, for pstats")
     output.add_argument("--version", action="version", version=f"minscoop {__version__}")
@@ -7818,8 +7828,9 @@ def split_words(parser, words):
     """The command line as (our options; -m, -c, -- or ""; the program and its arguments). `--host a a b` among our
     options becomes `--host a,a,b`, and --profile takes what follows only if that can be a directory."""
     def goes_on(is_program):
-        """Whether the next word can be a value of an option: there is one, which is no option, and not the program."""
-        return words and not (words[0].startswith("-") or words[0].endswith(".py") or is_program(words[0]))
+        """Whether the next word can be a value of an option: it is there, is no option, and does not look like the
+        program."""
+        return bool(words) and not (words[0].startswith("-") or words[0].endswith(".py") or is_program(words[0]))
 
     valued = {option for action in parser._actions if action.nargs is None for option in action.option_strings}
     options, words = [], [*words]
@@ -7845,7 +7856,7 @@ def pool_options(options):
     """The Executor's arguments, by command line and batch job. Raises ValueError if hosts make no sense."""
     found = {name: value for name, value in vars(options).items() if name in ARGUMENTS and value is not None}
     found["summary"] = options.verbose > 0 and not (options.quiet or options.check)
-    vain = ", ".join("--" + name.replace("_", "-") for name in OPTIONS if found.get(name)
+    vain = ", ".join("--" + name.replace("_", "-") for name in OPTIONS if found.get(name, False) is not False
                      and name not in ("tag_output", "mixed"))  # these two work without other hosts, too
     if options.hosts:
         found["hosts"] = [pair for source in options.hosts for pair in parse_hosts(source)]

@@ -7692,6 +7692,7 @@ def test_a_name_is_a_hosts_when_a_directory_has_it_too(tmp_path, monkeypatch):
 def test_workers_are_dealt_as_scoop_does_when_their_total_is_given(hosts, total, dealt):
     """-n fills the hosts in their order, and deals the rest round robin."""
     assert minscoop.deal(minscoop.parse_hosts(hosts), total) == minscoop.parse_hosts(dealt)
+    assert minscoop.deal([("a", 10 ** 20), ("b", 1)], total) == [("a", total)]
 
 
 def test_this_machine_is_known_when_it_is_in_the_list(monkeypatch):
@@ -7730,6 +7731,7 @@ JOBS = [  # the variables of a batch job, the files that they name, the hosts th
     ("SLURM_JOB_NODELIST=n[1-4] SLURM_TASKS_PER_NODE=2(x3),1 SLURM_JOB_CPUS_PER_NODE=8(x4)", "n1:2,n2:2,n3:2,n4:1"),
     ("SLURM_JOB_NODELIST=n[1-2] SLURM_TASKS_PER_NODE=1(x2) SLURM_JOB_CPUS_PER_NODE=8,4", "n1:8,n2:4"),
     ("SLURM_JOB_NODELIST=n[1-2] SLURM_JOB_CPUS_PER_NODE=8(x2)", "n1:8,n2:8"), ("SLURM_JOB_NODELIST=n1", "n1:1"),
+    ("SLURM_JOB_NODELIST=n1,n1 SLURM_TASKS_PER_NODE=2", "n1:2"),
     ("SLURM_JOB_NODELIST=a[1-2]b[03-04] SLURM_TASKS_PER_NODE=3(x4)", "a1b03:3,a1b04:3,a2b03:3,a2b04:3"),
     ("SLURM_JOB_NODELIST=nodes[006,011],x,n[1,5-6] SLURM_TASKS_PER_NODE=2(x6)",
      "nodes006:2,nodes011:2,x:2,n1:2,n5:2,n6:2"),
@@ -7784,6 +7786,13 @@ def test_the_variable_is_named_when_a_batch_job_makes_no_sense(tmp_path, job):
     text = str(caught.value)
     assert job[0].partition("=")[0] in text and "--hosts" in text and "\n" not in text and len(text) < 400
     assert not re.search(r"list index|invalid literal|arg is an empty|unpack", text)
+
+
+def test_counts_of_slurm_are_bounded_when_there_are_many():
+    """As many as hosts may be named, and no more: each list of counts would take its memory."""
+    assert len(minscoop.slurm_counts(f"1(x{minscoop.MAX_HOSTS})")) == minscoop.MAX_HOSTS
+    with pytest.raises(ValueError, match="is not a count such as"):
+        minscoop.slurm_counts(f"1(x{minscoop.MAX_HOSTS}),1")
 
 
 @pytest.mark.parametrize("counts", ["SLURM_TASKS_PER_NODE=2(x3)", "SLURM_JOB_CPUS_PER_NODE=8"])
@@ -9562,6 +9571,29 @@ def test_records_are_few_and_small_when_tasks_are_many(monkeypatch):
     said = [minscoop.unpickle(body) for name, _, body in worker.sent] + [worker.news()]
     assert all(len(news["events"]) <= 2 * worker.cap for news in said)
     assert sum(event.calls for news in said for event in news["events"]) == 30000
+
+
+def test_the_slowest_calls_are_kept_when_there_are_too_many_events(collector, monkeypatch):
+    """With their arguments and times, although most events are merged with their neighbours."""
+    monkeypatch.setattr(minscoop, "MAX_EVENTS", 100)
+    collector.cap = 100
+    for i in range(0, 1000, 100):
+        news = RecordingWorker().news()
+        news["events"] = [event_of(j, 1 + j / 1000 + 2 * (j % 100 == 50)) for j in range(i, i + 100)]
+        collector.on_RECORD(b"0.1", pickle.dumps(news, 5))
+    run = minscoop.digest(collector)
+    assert len(run["events"]) <= 100 and len(run["slowest"]) == 20
+    assert [(round(event["own"], 6), event["calls"], event["arguments"]) for event in run["slowest"][:10]] == [
+        (round(3 + j / 1000, 6), 1, "1, 2") for j in range(950, 0, -100)]
+
+
+def test_a_lost_worker_is_one_of_its_host_when_none_of_its_records_has_come(collector):
+    """Its name says which host that is."""
+    for name, host in (b"0.1", "here"), (b"1.1", "there"):
+        collector.on_RECORD(name, pickle.dumps(dict(RecordingWorker(name).news(), host=host), 5))
+    collector.losses += [("0.root", time.monotonic(), "1.7 (host there, pid 3) was killed by signal 9", 2)]
+    run = minscoop.digest(collector)
+    assert run["workers"]["1.7"] == "there" and [row[0] for row in run["table"][1:]] == ["here", "there"]
 
 
 def test_other_hosts_times_are_moved_when_their_clocks_differ(collector, monkeypatch):
