@@ -1785,7 +1785,8 @@ class Job:
     pause = math.inf  # s that a slice may take for the sake of those who await its results, see Guest: here, any
 
     def __init__(self, node, parent=None):
-        self.node, self._parent = node, parent         # parent: the task of this process that made it, or None
+        self.node, self._parent = node, parent         # parent: the task of this process that made it; None; or the
+        #                                                Worker, for a thread without the baton
         self.mark = parent and parent.mark             # (id, lo, hi) of another node's task that led to it, or None
         self.item_bytes = None                         # mean size of a pickled item, once one was pickled
         self.deaths = collections.defaultdict(list)    # item -> obituaries of workers that died over it
