@@ -3763,7 +3763,7 @@ def test_a_joined_host_delays_one_census_only_when_it_never_says_hello():
     """It may have died just after it connected: it has no link, and no keeper here that would tell of its death."""
     broker = minscoop.Broker(size=1, heirs=dict.fromkeys([b"0.root", b"0.1"], (b"", b"0", b"0")))
     ours = [b"0.root", b"0.1"]
-    for name in *ours, b"7":
+    for name in [*ours, b"7"]:
         broker.handle(name, [b""], 1)
     for name, now in zip(ours * 2, (1, 1, 99, 99)):
         if now == 99 and name == ours[0]:
