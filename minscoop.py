@@ -427,9 +427,10 @@ def unbundled(frames):
 def in_pieces(frames):
     """The messages as which one travels to another host: just itself, or its pieces."""
     sizes = list(map_builtin(len, frames))
-    number, left, pieces = time.monotonic_ns(), sum(sizes), []  # number: unlike all before, also a predecessor's
+    left = sum(sizes)
     if left <= PIECE:
         return [frames]
+    number, pieces = time.monotonic_ns(), []  # number: unlike all before, also those of a predecessor
     for view in map_builtin(memoryview, frames):
         while view:
             if not pieces or left % PIECE == 0:
@@ -445,7 +446,7 @@ class Pieces:
     """Puts a message together from its pieces. If some are lost, with a connection, the whole message is dropped."""
 
     def __init__(self):
-        self.number, self.frames, self.rest = None, [], b""  # rest: the memory of the frames that is yet to be filled
+        self.number, self.frames, self.rest = None, [], b""  # rest: that part of the frames which is yet to come
 
     def add(self, frames):
         """Take the next piece, or a message that came whole. Returns a message if one is complete now, else None.
@@ -848,8 +849,8 @@ OF_ENUM = "_value_", "_name_", "__objclass__", "_sort_order_"  # attributes that
 
 
 def identify(obj, ident=None):
-    """The identity of a class or the like, which survives the journey there and back. ident: the one it came with,
-    unless it has one."""
+    """The identity of a class or the like, which survives the journey there and back. ident: that with which it
+    came; without effect if it has one already."""
     ident = CLASS_IDS.setdefault(obj, ident or f"{os.getpid()}-{id(obj)}-{time.monotonic_ns()}")
     CLASSES[ident] = obj
     return ident
@@ -1598,7 +1599,8 @@ class Recipe:
         return Recipe(*loads([frame]), frame) if frame else CALLS
 
     def learn(self, count, seconds):
-        """Learn that `count` items took `seconds`."""
+        """Learn that `count` items took `seconds`. That tells little of many: the next slice has at most four times as
+        many."""
         pace = seconds / count
         self.pace = pace if self.pace is None else (self.pace + pace) / 2
         self.grain = 4 * count
@@ -2183,7 +2185,7 @@ class Link:
     """What a broker knows of one node, or of another broker, which counts as one node with all those behind it."""
 
     def __init__(self, name, facts=None):
-        self.name, self.facts = name, facts  # the latter: of a broker below, what its HELLO says
+        self.name, self.facts = name, facts  # facts: what the HELLO of a broker below says; else None
         self.role = {UP: b"above", ROOT: b"root"}.get(name, b"broker" if facts else b"worker")
         self.size = facts["workers"] if facts else 1
         self.heard = None    # when it last said something
@@ -2436,8 +2438,8 @@ class Broker:
     # -- who is there
 
     def introduced(self, sender, facts):
-        """What the sender of a HELLO, by its name a broker, says of itself; None for a node. Raises an error if its
-        name and facts do not fit, or do not belong here."""
+        """The facts in a HELLO, if the sender's name is that of a broker; None for a node. Raises an error if name and
+        facts do not fit each other, or do not belong here."""
         host, number = re.fullmatch(rb"(\w+)(\.root|\.[0-9]+)?", sender).groups()
         if bool(facts) == bool(number) or facts and self.below or sender == UP or (host == self.host) != bool(number):
             raise ValueError("it does not belong here, or says of itself what is not true")
@@ -2539,9 +2541,11 @@ class Broker:
         return changed
 
     def on_PROBE(self, sender, *body):
-        """Another broker lives. If it is not the one above, it gets an echo, or BYE once it is given up."""
+        """Another broker lives. One below gets an echo; or BYE, if we have given it up or do not know it: its HELLO may
+        have been refused."""
         if sender != UP:
-            self.out.append((sender, [b"BYE"] if sender in self.dead else [b"PROBE", *body]))
+            known = sender in self.links or self.counted or b"?" in sender  # the last: a trial, see first_answer
+            self.out.append((sender, [b"BYE"] if sender in self.dead or not known else [b"PROBE", *body]))
 
     def on_PIECE(self, sender):
         """Another broker lives, and is just sending us something large."""

@@ -3919,6 +3919,7 @@ def test_a_host_goes_on_when_its_probe_comes_before_its_hello():
     broker.handle(b"1", [b"HELLO", host_facts("1")], 1)
     broker.handle(b"", [b"DIED", b"1", b"", b"0", b"0", b"0", b"0", b"gone"], 3)
     assert broker.handle(b"1", [b"PROBE"], 3) == [(b"1", [b"BYE"])]
+    assert minscoop.Broker().handle(b"1", [b"PROBE"], 3) == [(b"1", [b"BYE"])]
 
 
 @pytest.mark.parametrize("below", [False, True])
@@ -9359,8 +9360,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 def event_of(start, seconds, fn="f", worker="0.1", count=1):
     """An event as a worker records it."""
     return types.SimpleNamespace(worker=worker, fn=fn, start=start, end=start + seconds, own=seconds, calls=count,
-                                 failed=0,
-                                 task=f"{worker}#1", parent=None, arguments="1, 2", again=False)
+                                 failed=0, task=f"{worker}#1", parent=None, arguments="1, 2", again=False)
 
 
 def sums(events):
@@ -12425,9 +12425,8 @@ def by_two_maps(node, r, keys, depth, batch):
         SIM.batches[other][1] = SIM.now
         yield from keys[1:]
     keys = [key - key % 8 for key in keys]
-    values = read(node.map(task, (sources(), itertools.repeat(depth), itertools.repeat(batch)), {}, buffersize=2),
-                  keys, depth, True)
-    return values
+    columns = sources(), itertools.repeat(depth), itertools.repeat(batch)
+    return read(node.map(task, columns, {}, buffersize=2), keys, depth, True)
 
 
 PROGRAMS = (by_result, by_as_completed, by_wait, by_timeout, by_callback, by_thread, by_cancel, by_neglect,
