@@ -328,8 +328,9 @@ class RemoteTraceback(Exception):
 
 
 # A message's name and short fields travel in one frame, separated by NUL, since a frame costs as much as handling a
-# field. Messages sent together from one sender to one receiver travel as one: BUNDLE, the number of frames of each, and
-# their frames. This also wakes the receiver only once, so that its answer comes sooner.
+# field. Messages sent together from one sender to one receiver travel as one: BUNDLE, how many short fields and further
+# frames each has, and these fields, in one frame; then all their further frames. This also wakes the receiver only once,
+# so that its answer comes sooner.
 
 # The fields of each message: n is a number, i a task's id, s a short field, b anything; after the * comes the kind of
 # any further fields, in any number. The message without a name is the empty one.
@@ -398,24 +399,29 @@ def transmit(socket, frames, flags=0):
 
 def bundled(messages):
     """The frames of several messages that travel as one."""
-    parts = []
+    fields, rest, counts = [], [], []
     for message in messages:
-        short = shape_of(message[0])[2]
-        parts.append([b"\0".join(message[:short]), *message[short:]])
-    if len(parts) == 1:
-        return parts[0]
-    return [b"BUNDLE", b" ".join(b"%d" % len(frames) for frames in parts), *itertools.chain(*parts)]
+        short = min(len(message), shape_of(message[0])[2])
+        fields += message[:short]
+        rest += message[short:]
+        counts.append(b"%d %d" % (short, len(message) - short))
+    if len(counts) > 1:
+        fields[:0] = b"BUNDLE", b" ".join(counts)
+    return [b"\0".join(fields), *rest]
 
 
 def unbundled(frames):
     """The messages in frames made by ``bundled``; nonsense is one message, as it is."""
     try:
-        parts = [frames]
-        if frames[0] == b"BUNDLE":
-            rest = iter(frames[2:])
-            parts = [list(itertools.islice(rest, int(count))) for count in frames[1].split()]
-        return [part[0].split(b"\0") + part[1:] for part in parts]
-    except (AttributeError, IndexError, ValueError):
+        fields, rest, messages, at, there = bytes(frames[0]).split(b"\0"), frames[1:], [], 2, 0
+        if fields[0] != b"BUNDLE":
+            return [fields + rest]
+        counts = map_builtin(int, fields[1].split())
+        for short, count in zip(counts, counts):
+            messages.append([fields[at], *fields[at + 1:at + short], *rest[there:there + count]])
+            at, there = at + max(1, short), there + max(0, count)
+        return messages
+    except (IndexError, ValueError):
         return [frames]  # nonsense, which check_shape will reject
 
 
@@ -1763,10 +1769,11 @@ class Ranges(list):
 
     def close(self, lo, hi):
         """Remove [lo, hi) if all of it is there; return whether it was."""
-        whole = any(first <= lo < hi <= end for first, end in self)
-        if whole:
-            self.cut(lo, hi)
-        return whole
+        for i, (first, end) in enumerate(self):
+            if first <= lo < hi <= end:
+                self[i:i + 1] = [part for part in ((first, lo), (hi, end)) if part[0] < part[1]]
+                return True
+        return False
 
 
 def trim(units):
@@ -2714,7 +2721,7 @@ class Broker:
         """Ask for as many tasks as the hungry would take: the rich first; for what is still wanted, everybody once."""
         rich = [link for link in self.rich.values() if link.demand == 0]
         wanted = self.wanted - sum(link.asked for link in rich)
-        if wanted > 0:  # sorted once: to search them anew for each request kept a broker of 256 workers busy
+        if wanted > 0 and rich:  # sorted once: to search them anew for each request kept a broker of 256 workers busy
             rich.sort(key=lambda link: (link.role == b"root", link.items))
             each = wanted / max(1, sum(link.items for link in rich))  # per item: twice as many give twice as much
         while wanted > 0 and rich:
@@ -3679,7 +3686,7 @@ class Node:
 
     def give(self, reserve=None):
         """Give away as much as others want and we can spare. reserve: entries that stay here."""
-        while self.called_for() and (self.queue or self.rich):  # a look before the lock: mostly there is nothing
+        while (self.queue or self.rich) and self.called_for():  # a look before the lock: mostly there is nothing
             with self.lock:
                 asked = self.wanted > 0
                 if not self.called_for():
@@ -4056,28 +4063,30 @@ class Node:
 # 9  Root
 
 
-@contextlib.contextmanager
-def ctrl_c_waits():
-    """Defer Ctrl-C while the main thread handles or sends messages: one cut short is lost, and whoever waits for it
-    hangs. A second Ctrl-C is not deferred, since a callback may not end. Handlers but Python's own are left alone."""
-    came = []
+def ctrl_c_waits(method):
+    """Decorator: defer Ctrl-C while the main thread handles or sends messages: one cut short is lost, and whoever waits
+    for it hangs. A second one is not deferred, since a callback may not end. Other handlers than Python's own are left
+    alone."""
+    @functools.wraps(method)
+    def whole(*args, **options):
+        if _signal.getsignal(signal.SIGINT) is not signal.default_int_handler or \
+                threading.current_thread() is not threading.main_thread():
+            return method(*args, **options)
+        came = []
 
-    def note(*args):
-        if came:
-            signal.default_int_handler(*args)
-        came.append(args)
-    if threading.current_thread() is not threading.main_thread() or \
-            _signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    _signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        if _signal.getsignal(signal.SIGINT) is note:  # else a callback has set another
-            _signal.signal(signal.SIGINT, signal.default_int_handler)
-        if came:
-            raise KeyboardInterrupt
+        def note(*args):
+            if came:
+                signal.default_int_handler(*args)
+            came.append(args)
+        _signal.signal(signal.SIGINT, note)
+        try:
+            return method(*args, **options)
+        finally:
+            if _signal.getsignal(signal.SIGINT) is note:  # else a callback has set another
+                _signal.signal(signal.SIGINT, signal.default_int_handler)
+            if came:
+                raise KeyboardInterrupt
+    return whole
 
 
 class Root(Node):
@@ -4141,7 +4150,7 @@ class Root(Node):
         self.keeper.stdin.close()
 
     # As any node, but Ctrl-C is deferred: work in hand would stay so for ever, half a message sent would end everything
-    serve, give, send_all = map_builtin(ctrl_c_waits(), (Node.serve, Node.give, Node.send_all))
+    serve, give, send_all = map_builtin(ctrl_c_waits, (Node.serve, Node.give, Node.send_all))
 
     def push(self, unit):
         """As any node; if other work keeps all workers busy, some of this is given unasked: see ``called_for``."""
@@ -4153,7 +4162,7 @@ class Root(Node):
         """As any node; then give what is called for at once, not when the inbox is empty: the results of a large pool
         never end."""
         super().take_note(message)
-        if self.called_for():
+        if self.queue and self.called_for():
             self.give()
 
     def called_for(self):

@@ -602,6 +602,33 @@ def test_names_tell_owner_and_host_when_a_task_is_routed():
     assert minscoop.host_of(b"4.2") == b"4"
 
 
+@pytest.mark.parametrize("messages", [
+    [[b"STOP"]],
+    [[b"RESULT", b"0.root:1/0", b"", b"1", b"1", b"body", b""], [b"HUNGRY", b"1"], [b"PROBE"], [b"LOG", b"{}"]],
+    [[b"SPLIT", b"0.root:%d/0" % i, b"0", b"9", b"0.root:%d/9" % i] for i in range(3 * minscoop.OUT_OF_BAND // 30)]])
+def test_messages_are_the_same_when_they_travelled_as_one(messages):
+    """However many, and however large the frame that has all their short fields."""
+    zmq = pytest.importorskip("zmq")
+    context = zmq.Context()
+    sender, receiver = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
+    try:
+        receiver.bind("inproc://here")
+        sender.connect("inproc://here")
+        minscoop.transmit(sender, minscoop.bundled(messages))
+        came = minscoop.unbundled(minscoop.receive(receiver))
+    finally:
+        context.destroy(linger=0)
+    assert came == messages
+
+
+@pytest.mark.parametrize("frames", [
+    [], [b"BUNDLE"], [b"BUNDLE\0"], [b"BUNDLE\0many\0STOP"], [b"BUNDLE\0" + b"1 0 1 0\0STOP"], [b"BUNDLE\0" + b"0 0 0 0"],
+    [b"BUNDLE\0" + b"-1 1 1 -1\0STOP\0STOP", b"-"], [b"BUNDLE\0" + b"9 9 1 1\0STOP", b"-"], [b"BUNDLE\0" + b"1\0STOP"]])
+def test_nothing_raises_when_a_bundle_is_nonsense(frames):
+    """What comes out is handled like any other message: none is empty."""
+    assert all(message == frames or isinstance(message[0], bytes) for message in minscoop.unbundled(frames))
+
+
 # ---------------------------------------------------------------------------------------------------
 # 4  Sending objects
 
@@ -4190,13 +4217,16 @@ def test_ctrl_c_waits_once_only_when_something_must_be_done_as_a_whole(handler):
     """A second Ctrl-C is not deferred, since a callback may never end. Handlers but Python's own are left alone."""
     before, done = signal.signal(signal.SIGINT, handler), []
     own = handler is signal.default_int_handler
+
+    def press(times):
+        for _ in range(times):
+            signal.raise_signal(signal.SIGINT)
+        done.append(times)
+    twice = minscoop.ctrl_c_waits(minscoop.ctrl_c_waits(press))
     try:
         for times in 1, 2:
             with pytest.raises(KeyboardInterrupt) if own else contextlib.nullcontext():
-                with minscoop.ctrl_c_waits(), minscoop.ctrl_c_waits():
-                    for _ in range(times):
-                        signal.raise_signal(signal.SIGINT)
-                    done.append(times)
+                twice(times)
             assert signal.getsignal(signal.SIGINT) is handler
         assert done == [1] if own else [1, 2]
     finally:
