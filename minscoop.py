@@ -328,9 +328,9 @@ class RemoteTraceback(Exception):
 
 
 # A message's name and short fields travel in one frame, separated by NUL, since a frame costs as much as handling a
-# field. Messages sent together from one sender to one receiver travel as one: BUNDLE, how many short fields and further
-# frames each has, and these fields, in one frame; then all their further frames. This also wakes the receiver only once,
-# so that its answer comes sooner.
+# field. Messages sent together from one sender to one receiver travel as one: BUNDLE, how many short fields and how many
+# frames each has, and these fields, in one frame; then all these frames. This also wakes the receiver only once, so that
+# its answer comes sooner.
 
 # The fields of each message: n is a number, i a task's id, s a short field, b anything; after the * comes the kind of
 # any further fields, in any number. The message without a name is the empty one.
@@ -5988,8 +5988,9 @@ def add_up(pairs):
     for entry, pair in enumerate(pairs):
         name, workers = pair if isinstance(pair, (tuple, list)) and len(pair) == 2 else (pair, None)
         if not (isinstance(name, str) and re.fullmatch(NAME % IPV6, name)) \
-                or not (workers is None or isinstance(workers, int) and workers >= 0):
+                or not (workers is None or hasattr(workers, "__index__") and workers >= 0):
             raise ValueError(f"{pair!r} is not a host: expected a name, or a pair of a name and a number of workers")
+        workers = None if workers is None else operator.index(workers)  # NumPy's numbers too
         if name in numbers:
             workers = sum(1 if number is None else number for number in (numbers[name], workers))
         numbers[name] = workers

@@ -622,8 +622,8 @@ def test_messages_are_the_same_when_they_travelled_as_one(messages):
 
 
 @pytest.mark.parametrize("frames", [
-    [], [b"BUNDLE"], [b"BUNDLE\0"], [b"BUNDLE\0many\0STOP"], [b"BUNDLE\0" + b"1 0 1 0\0STOP"], [b"BUNDLE\0" + b"0 0 0 0"],
-    [b"BUNDLE\0" + b"-1 1 1 -1\0STOP\0STOP", b"-"], [b"BUNDLE\0" + b"9 9 1 1\0STOP", b"-"], [b"BUNDLE\0" + b"1\0STOP"]])
+    [], [b"BUNDLE"], [b"BUNDLE\0"], [b"BUNDLE\0many\0STOP"], [b"BUNDLE\0001 0 1 0\0STOP"], [b"BUNDLE\0000 0 0 0"],
+    [b"BUNDLE\0-1 1 1 -1\0STOP\0STOP", b"-"], [b"BUNDLE\0009 9 1 1\0STOP", b"-"], [b"BUNDLE\0001\0STOP"]])
 def test_nothing_raises_when_a_bundle_is_nonsense(frames):
     """What comes out is handled like any other message: none is empty."""
     assert all(message == frames or isinstance(message[0], bytes) for message in minscoop.unbundled(frames))
@@ -7673,6 +7673,13 @@ def test_the_culprit_is_named_when_a_list_of_hosts_makes_no_sense(source, text):
     assert text in str(caught.value) and len(str(caught.value)) < 300
 
 
+def test_a_number_of_workers_is_understood_when_it_comes_from_numpy():
+    """As in {name: n for name, n in ...} over its arrays; it ends up in JSON."""
+    numpy = pytest.importorskip("numpy")
+    assert json.dumps(minscoop.parse_hosts({"a": numpy.int64(2), "b": numpy.uint8(0)})) == '[["a", 2], ["b", 0]]'
+    pytest.raises(ValueError, minscoop.parse_hosts, [("a", numpy.float64(2))])
+
+
 def test_a_file_of_hosts_is_understood_when_its_lines_have_any_usual_form(tmp_path):
     """Comments, blank lines, `name`, `name 4`, OpenMPI's `slots=4`, `name:4`, bracket forms, lists as Slurm writes
     them; with a byte order mark, and comments in any encoding; a file needs no extension, and may be a Path."""
@@ -11195,6 +11202,15 @@ def benchmark(tmp_path, systems, only, *args, env=None):
     assert all(type(known) is list for systems in figures.values() for known in systems.values()), figures
     assert (tmp_path / "html").read_text().count("<rect") and done.stdout.count("\n") >= 2 * len(figures) + 5
     return figures
+
+
+@pytest.mark.parametrize("options, text", [
+    (["--rounds", "0"], "--rounds and --workers are at least 1"), (["--only", "all"], "no such system or work: all"),
+    (["--html", "none/page.html"], "cannot write none/page.html"), (["--json", "."], "cannot write .")])
+def test_the_benchmark_does_not_begin_when_it_could_not_end_well(tmp_path, options, text):
+    """A figure that nobody gets to see, after a quarter of an hour, is worth nothing."""
+    done = python(HERE / "examples" / "benchmark.py", *options, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.endswith(f"error: {text}\n")
 
 
 def test_the_benchmark_has_a_figure_for_all_when_they_can_do_it(tmp_path):

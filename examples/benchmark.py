@@ -583,6 +583,11 @@ def parse():
     unknown = {*options.systems, *options.only}.difference(SYSTEMS, WORK)
     if unknown:
         parser.error(f"no such system or work: {', '.join(unknown)}")
+    if min(options.rounds, options.workers) < 1:
+        parser.error("--rounds and --workers are at least 1")
+    for path in filter(None, (options.html, options.json)):  # now, not after a quarter of an hour
+        if not os.access(os.path.dirname(path) or ".", os.W_OK) or os.path.isdir(path):
+            parser.error(f"cannot write {path}")
     return options
 
 
