@@ -12621,7 +12621,7 @@ MUTATIONS = {
     "bystanders are blamed": [("Broker.on_DIED", '(b"0", b"0", b"%d" % (', '(b"0", b"99", b"%d" % (BLAME | ')],
     "one death more than retries": [("Node.on_LOST", ">= self.retries", "> self.retries")],
     "answers are sent and counted twice": [("Guest.send", "self.node.send_all(", "for _ in 0, 1: self.node.send_all("),
-                                           ("Ranges.close", "if whole:", "whole = True\n    if whole:")],
+                                           ("Ranges.close", "return False", "self.cut(lo, hi)\n    return True")],
     "a SPLIT is not recorded": [("Node.on_SPLIT", "self.away[new] = ", "")],
     "IDLE is never said": [("Worker.wishes", 'said.append((b"IDLE", b"%d" % self.received))', "pass")],
     "wake-ups are lost": [("Node.wake", "self.parked.pop(what, ())", "()")],
