@@ -6097,7 +6097,7 @@ BATCH_SYSTEMS = [  # name, a variable that is set in its jobs, a reader of that,
 ]
 
 
-def allocation(env=os.environ):
+def allocation(env=None):
     """What a batch job was given, as arguments of an Executor: {"hosts": ..., "rsh": ...}; {} outside of a job.
 
     Reads the variables and files of Slurm, PBS, Torque, SGE, LSF and OAR; runs no program. Raises ValueError
@@ -6107,6 +6107,7 @@ def allocation(env=os.environ):
     ...     executor.submit(abs, -1).result()
     1
     """
+    env = os.environ if env is None else env  # no default value: help() would print it, secrets and all
     for system, variable, read, rsh in BATCH_SYSTEMS:
         if env.get(variable):
             try:

@@ -7804,6 +7804,12 @@ def test_there_are_no_hosts_when_there_is_no_job():
     assert minscoop.allocation({}) == minscoop.allocation({"SLURM_JOB_NODELIST": "", "PBS_NODEFILE": ""}) == {}
 
 
+def test_no_secret_of_the_environment_is_shown_when_help_is_asked_for():
+    """A default value is part of the signature."""
+    done = python("-c", "import minscoop; help(minscoop)", env=dict(os.environ, TOKEN="hush-hush"))
+    assert "allocation(env=None)" in done.stdout and "hush-hush" not in done.stdout
+
+
 BAD_JOBS = [
     ("SLURM_JOB_NODELIST=n[1-4] SLURM_TASKS_PER_NODE=2(x3)",), ("SLURM_JOB_NODELIST=n1 SLURM_TASKS_PER_NODE=x",),
     ("SLURM_JOB_NODELIST=n[1-2 SLURM_TASKS_PER_NODE=2(x2)",), ("SLURM_JOB_NODELIST=n[1-99999999999]",),
