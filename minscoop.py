@@ -5606,7 +5606,8 @@ class Gateway:
             raise HostError(f"no Python there ({config['python'] or 'python3'}): install it, or say where it is "
                             "with --python or --prolog")
         if there.get("error"):
-            raise HostError(f"cannot read the prolog {config['prolog']}: the file has to exist there")
+            raise HostError(f"cannot read the prolog {config['prolog']}: the file has to exist there (a relative path "
+                            "starts at your home directory)")
         found = f"Python {'.'.join(map_builtin(str, version))} ({there['executable']})"
         if version < (3, 8):
             raise HostError(f"has {found}, and 3.8 is the oldest that works: name another with --python")
@@ -7777,7 +7778,9 @@ def add_host_options(parser):
                             "srun for the nodes of a Slurm job)")
     reach.add_argument("--python", "--python-interpreter", metavar="PATH",
                        help="interpreter there (default: the path of this one if it exists there, else python3)")
-    reach.add_argument("--prolog", metavar="FILE", help="a shell script that exists there, sourced first")
+    reach.add_argument("--prolog", metavar="FILE",
+                       help="a shell script that exists there, sourced first (a relative path starts at your home "
+                            "directory there)")
     reach.add_argument("--pythonpath", metavar="PATH",
                        help="directories there, in which modules are looked for first (default: PYTHONPATH)")
     reach.add_argument("--path", "-p", metavar="DIR",
