@@ -758,7 +758,7 @@ def found_by_name(obj):
     path = getattr(obj, "__qualname__", getattr(obj, "__name__", "")).split(".")
     if module is None:
         return isinstance(obj, type)
-    if main.by_value(path[0], module):
+    if main.by_value(path[0], module, obj):
         return False
     found = sys.modules.get(module)
     for name in path:
@@ -795,7 +795,7 @@ def shipped_globals(fn):
     those that pytest adds to a module whose assert statements it rewrites."""
     home = home_of(fn)
     return {name: fn.__globals__[name] for name in names_in(fn.__code__)[0] if name in fn.__globals__ and (
-        home is None or name.startswith("@") or main.by_value(name, home))}
+        home is None or name.startswith("@") or main.by_value(name, home, fn.__globals__[name]))}
 
 
 def modules_of(fn, values):
@@ -1255,11 +1255,13 @@ class Main:
             return cls(path, spec.name)
         return cls(os.path.abspath(path)) if path and os.path.isfile(path) else cls()
 
-    def by_value(self, name, module="__main__"):
+    def by_value(self, name, module="__main__", value=None):
         """Whether this global has to travel by value: it is of the main module, and workers that import the script do
-        not have it, or another one. IPython's %run may have replaced the main module since the latest pool was made."""
+        not have it, or another one; or it is a function that they may lack, since it was made at run time (exec, a
+        debugger's prompt). IPython's %run may have replaced the main module since the latest pool was made."""
         return module in ("__main__", "__mp_main__") and (
             self.path is None or self.module is not sys.modules.get("__main__") or name in self.guarded[0] or
+            type(value) is types.FunctionType and name not in self.guarded[2] or
             self.known is not None and self.module.__dict__.get(name) is not self.known.get(name))
 
     def warn_of_globals(self, fn):
@@ -1277,7 +1279,7 @@ class Main:
 
     @functools.cached_property
     def guarded(self):
-        """(names that only ``if __name__ == "__main__"`` binds, names that it binds again)."""
+        """(names that only ``if __name__ == "__main__"`` binds, names that it binds again, names bound outside)."""
         import ast
         skipped, run = [], []  # by workers
         for node in ast.parse(read_source(self.path), self.path).body:
@@ -1289,7 +1291,7 @@ class Main:
         inside, outside = (operands(compile(ast.Module(nodes, []), self.path, "exec", dont_inherit=True),
                                     "STORE_NAME", "STORE_GLOBAL")  # the latter if a function declares the name global
                            for nodes in (skipped, run))
-        return inside - outside, inside & outside
+        return inside - outside, inside & outside, outside
 
     def load(self):
         """Return the main module; in a worker, import it first. Raises what the script raises."""

@@ -1788,11 +1788,31 @@ def test_a_type_variable_has_all_that_it_was_made_with_when_it_goes_by_value(kin
 
 def test_names_travel_by_value_when_only_the_guard_binds_them(script):
     """Workers do not run what stands under `if __name__ == "__main__"`, and so lack the names bound only there."""
-    only, again = minscoop.Main(str(script(GUARDED))).guarded
+    only, again, _ = minscoop.Main(str(script(GUARDED))).guarded
     assert {"json", "p", "cosine", "sin", "inside", "Inner", "loop", "handle", "a", "b", "c", "total",
             "count", "reverse"} <= only
     assert not {"os", "both", "here", "top", "conditional", "local", "hidden", "attribute", "elsewhere"} & only
     assert again == {"both", "told"}
+
+
+def test_a_global_function_is_found_when_it_is_made_at_run_time(script):
+    """By exec, at a debugger's prompt, or by a function that declares its name global: workers may lack it."""
+    done = launch("-n", 1, script("""
+        import code
+        from minscoop import futures
+        exec("def top(x): return -x")
+        def make():
+            global made
+            def made(x): return x + 1
+        if __name__ == "__main__":
+            make()
+            exec("def doubled(x): return 2 * made(x)")
+            prompt = code.InteractiveConsole(globals())
+            prompt.push("def squared(x): return doubled(x) ** 2")
+            prompt.push("")
+            print(*(list(futures.map(fn, range(3))) for fn in (top, made, doubled, squared)))
+    """))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[0, -1, -2] [1, 2, 3] [2, 4, 6] [4, 16, 36]\n", "")
 
 
 def test_who_binds_a_global_again_is_warned_when_a_function_uses_it(script):
