@@ -7434,9 +7434,11 @@ def verdict(run):
     if run["moved"] > 5e7 * (end - first):
         return (f"Limited by the network, or by pickling what crosses it: {scaled(run['moved'], 'B')} in and out of "
                 f"the root, {scaled(size, 'B')} for each task. Send less: constants, map_reduce, file names.")
-    why = f"its process was busy {run['cpu']:.0%} of the time" if run["cpu"] > 0.7 else "too few were made in time"
-    return (f"Limited by the root: workers ran tasks {busy}, and waited for more; {why}. Make tasks larger, create "
-            "them in tasks, or reduce results where they are made (map_reduce).")
+    if run["cpu"] > 0.7:
+        return (f"Limited by the root: its process was busy {run['cpu']:.0%} of the time; workers ran tasks {busy}. Make "
+                "tasks larger, create them in tasks, or reduce results where they are made (map_reduce).")
+    return (f"Limited by the root: workers ran tasks {busy}, and waited for more. Submit more before you wait for "
+            "results, or create tasks in tasks.")
 
 
 def scaled(number, unit):
