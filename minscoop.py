@@ -7413,11 +7413,12 @@ def verdict(run):
     ready, end = min(news["came"] for news in records), max(news["last"] for news in records)
     if ready > seconds / 2 and seconds > 1:
         return f"Limited by the start: the first worker was ready only after {ready:.1f} of {seconds:.1f} s."
-    first = min(news["first"] for news in records)
-    first = min(first, max(ready, run["asked"]))  # by then it was on its way; large arguments take time
+    begun = min(news["first"] for news in records)
+    first = min(begun, max(ready, run["asked"]))  # by then it was on its way; large arguments take time
     there = [(max(news["came"], first), min(news["gone"], end)) for news in records]
     whole = sum(max(gone - came, 1e-9) for came, gone in there)  # worker-seconds available in all
     tail = sum(max(0.0, gone - max(news["last"], came)) for news, (came, gone) in zip(records, there))
+    heavy = run["moved"] > 5e7 * (end - first)
     code, idle = sum(row["code"] for row in run["hosts"].values()), first - ready + seconds - end
     if idle > (seconds - ready) * (0.2 if code > 0.8 * whole else 0.5) and seconds - ready > 2:
         return (f"Limited by the root: the script gave the pool nothing to do for {idle:.1f} of "
@@ -7425,13 +7426,16 @@ def verdict(run):
     busy, size = f"{code / whole:.0%} of the time between the first and the last task", run["moved"] / run["tasks"]
     if code > 0.8 * whole:
         return f"Limited by nothing but the number of workers: they ran tasks {busy}."
+    if begun - first > max(1.0, (end - first) / 2) and not heavy:
+        return (f"Limited by the start: the first task began only {begun - first:.1f} s after the script had asked for "
+                "it: until then, workers run the initializer, import the script, and read large arguments.")
     if size < 1e5 and code / run["runs"] < 1e-3:  # slices of a map take longer than that
         return (f"Limited by too-short tasks: {scaled(code / run['tasks'], 's')} each on average; workers ran them "
                 f"{busy}. Let each do more, or use map, which runs many at a time.")
     if tail > (whole - code) / 2:
         return (f"Limited by imbalance: workers waited {tail / whole:.0%} of the time for the last tasks. Make tasks "
                 "smaller, or submit the longest first.")
-    if run["moved"] > 5e7 * (end - first):
+    if heavy:
         return (f"Limited by the network, or by pickling what crosses it: {scaled(run['moved'], 'B')} in and out of "
                 f"the root, {scaled(size, 'B')} for each task. Send less: constants, map_reduce, file names.")
     if run["cpu"] > 0.7:

@@ -9877,6 +9877,8 @@ def run_of(first, last, busy, workers=4, calls=1000, moved=0, seconds=None, cpu=
     ("the root", run_of(90, 99, 9, seconds=100)),
     ("the root", run_of(0, 6, 6, seconds=10)),
     ("the start", run_of(6, 9, 2.9, seconds=10, came=[6, 6, 6, 7])),
+    ("the start.* 3.0 s after", run_of(4, 5, 0.4, asked=1)),
+    ("the start.* 3.0 s after", run_of(4, 5, 0.4, asked=1, calls=10 ** 6)),
     ("nothing", run_of(2, 4, 1.9, seconds=4.1, came=[1.9] * 4)),
     ("nothing", run_of(0, 10, 4.9, came=[5] * 4))])
 def test_the_summary_says_what_the_limit_was_when_it_can_be_told(text, run):
