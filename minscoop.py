@@ -7417,8 +7417,9 @@ def verdict(run):
     first = min(begun, max(ready, run["asked"]))  # by then it was on its way; large arguments take time
     there = [(max(news["came"], first), min(news["gone"], end)) for news in records]
     whole = sum(max(gone - came, 1e-9) for came, gone in there)  # worker-seconds available in all
-    tail = sum(max(0.0, gone - max(news["last"], came)) for news, (came, gone) in zip(records, there))
-    heavy = run["moved"] > 5e7 * (end - first)
+    rest = [max(0.0, gone - max(news["last"], came)) for news, (came, gone) in zip(records, there)]
+    lost = sum(part for part, news in zip(rest, records) if news["again"])  # running what a death undid, it seems
+    tail, heavy = sum(rest) - lost, run["moved"] > 5e7 * (end - first)
     code, idle = sum(row["code"] for row in run["hosts"].values()), first - ready + seconds - end
     if idle > (seconds - ready) * (0.2 if code > 0.8 * whole else 0.5) and seconds - ready > 2:
         return (f"Limited by the root: the script gave the pool nothing to do for {idle:.1f} of "
@@ -7426,6 +7427,9 @@ def verdict(run):
     busy, size = f"{code / whole:.0%} of the time between the first and the last task", run["moved"] / run["tasks"]
     if code > 0.8 * whole:
         return f"Limited by nothing but the number of workers: they ran tasks {busy}."
+    if lost > (whole - code) / 2:
+        return (f"Limited by lost workers: {len(run['losses'])} died, and {lost / whole:.0%} of the time went into "
+                "calls that had to run again. See what killed them.")
     if begun - first > max(1.0, (end - first) / 2) and not heavy:
         return (f"Limited by the start: the first task began only {begun - first:.1f} s after the script had asked for "
                 "it: until then, workers run the initializer, import the script, and read large arguments.")
