@@ -7647,7 +7647,8 @@ function strips() {  // the axis of time; who is busy, each event's own time spr
   }
   pen.fillStyle = HUES[0]
   load.forEach((n, x) => { const h = Math.min(n / workers.length, 1) * tall; pen.fillRect(GUTTER + x, base - h, 1, h) })
-  line(HUES[5], 1.5, ...D.waiting.map(([t, n]) => [Math.max(X(t * 1e6), GUTTER), bottom - n / most * tall]))
+  line(HUES[5], 1.5, ...D.waiting.map(([t, n]) => [X(t * 1e6), bottom - n / most * tall]))
+  pen.clearRect(0, base, GUTTER - 1, STRIP + 6)  // where the line was before the first time in view
   pen.fillStyle = ink.soft, pen.fillText(`busy, 0–${workers.length}`, 6, base - tall / 2)
   pen.fillText(`waiting, 0–${scaled(most, "")}`, 6, bottom - tall / 2)
 }

@@ -9917,11 +9917,17 @@ def test_a_browser_draws_the_page_when_it_is_opened(script, tmp_path):
         out.inks = inks.size
         canvas.ondblclick()
         out.all = String(t0 === 0 && t1 === end && y1 === rows)
+        D.waiting = [[0, 0], [D.seconds / 4, most], [D.seconds, 0]]
+        show(end / 2, end, 0, rows), paint()
+        const columns = [-9, 0].map(x => pen.getImageData(GUTTER + x, AXIS + STRIP, 1, STRIP).data)
+        out.line = columns.map(dots => dots.filter((red, i) => i % 4 === 0 && red > 200 && dots[i + 2] < 90).length)
         show(end - 100, end, 0, rows)
         out.ticks = new Set([0, 20, 40, 60].map(t => moment(t0 + t))).size""")
     found = dict(re.findall(r'data-(\w+)="([^"]*)"', seen))
     assert int(found["drawn"]) > 40 and int(found["inks"]) > 20 and found["all"] == "true"
     assert found["ticks"] == "4"  # all four are different, although the picture spans only 0.1 ms
+    gutter, edge = map(int, found["line"].split(","))  # rows in which the line of what waits shows, left of the picture
+    assert gutter == 0 < edge < 9  # and at its edge, where it is no column although more has waited before
     assert "leaf" in found["tip"] and "in its own code" in found["tip"] and 0 < float(found["zoomed"]) < 0.6
     assert all(f"<h2>{title}</h2>" in seen for title in ("Timeline", "Functions", "Slowest calls", "Lost workers"))
     assert "&lt;/script&gt;" in seen
