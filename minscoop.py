@@ -7550,7 +7550,7 @@ function make(parent, tag, text = "") {
   return element
 }
 function named(parent, name) {  // a function's, and its colour
-  make(parent, "i").style.background = hue(name), parent.append(name)
+  make(parent, "i").style.background = hue(name), make(parent, "bdi", name)
 }
 function table(id, head, ...rows) {  // a cell may be a function that fills it
   for (const row of [head, ...rows]) {
