@@ -7282,6 +7282,7 @@ class Collector(Recording):
         self.interrupted, self.published = False, True
         self.used = time.process_time()
         self.asked = None                      # when the script first asked for something
+        self.arrived = 0.0                     # when the last result came
         super().__init__(options, level=options["record"])
         self.published = False                 # a pool that cannot start has nothing to publish
 
@@ -7289,6 +7290,11 @@ class Collector(Recording):
         """As ever; note when the script first did so."""
         self.asked = self.asked or time.monotonic()
         super().push(unit)
+
+    def on_RESULT(self, *frames):
+        """As ever; note when: large results travel for long after their tasks have ended."""
+        super().on_RESULT(*frames)
+        self.arrived = time.monotonic()
 
     def on_RECORD(self, worker, body):
         """Keep a worker's latest totals, and its new events."""
@@ -7371,8 +7377,8 @@ def digest(root):
     records = dict(sorted(root.records.items(), key=lambda item: [(len(word), word) for word in item[0].split(".")]))
     run = dict(title=" ".join(map_builtin(str, sys.argv)).strip()[:200] or "-", ended=time.strftime("%Y-%m-%d %H:%M"),
                seconds=seconds, cpu=(time.process_time() - root.used) / seconds, inline=isinstance(root, Inline),
-               asked=since("0", root.asked or root.born), interrupted=root.interrupted,
-               failure=root.ended_by and first_line(root.ended_by).rstrip(":"),
+               asked=since("0", root.asked or root.born), arrived=since("0", root.arrived),
+               interrupted=root.interrupted, failure=root.ended_by and first_line(root.ended_by).rstrip(":"),
                events=root.events, slowest=[*map_builtin(vars, root.slowest)],
                records=records, losses=[*losses.values()],
                waiting=[(since("0", moment), count) for moment, count in root.queues],
@@ -7398,7 +7404,7 @@ def sums(records):
 
 
 def verdict(run):
-    """One sentence: what the program was limited by, and what to change."""
+    """One sentence: how the program ended, or what it was limited by, and what to change."""
     if run["failure"]:
         return f"The run failed: {run['failure']}"
     if run["inline"]:
@@ -7407,6 +7413,11 @@ def verdict(run):
         return "The run was interrupted; what was under way is not counted."
     if not run["tasks"]:
         return "No task was run."
+    return limit(run)
+
+
+def limit(run):
+    """What a program that has ended in good order was limited by, and what to change."""
     records, seconds = [news for news in run["records"].values() if news["life"]], run["seconds"]
     if run["tasks"] < len(records):
         return f"Limited by too few tasks: {run['tasks']} for {len(records)} workers."
@@ -7420,11 +7431,16 @@ def verdict(run):
     rest = [max(0.0, gone - max(news["last"], came)) for news, (came, gone) in zip(records, there)]
     lost = sum(part for part, news in zip(rest, records) if news["again"])  # running what a death undid, it seems
     tail, heavy = sum(rest) - lost, run["moved"] > 5e7 * (end - first)
-    code, idle = sum(row["code"] for row in run["hosts"].values()), first - ready + seconds - end
+    code, size = sum(row["code"] for row in run["hosts"].values()), run["moved"] / run["tasks"]
+    crossing = (f"Limited by the network, or by pickling what crosses it: {scaled(run['moved'], 'B')} in and out of "
+                f"the root, {scaled(size, 'B')} for each task. Send less: constants, map_reduce, file names.")
+    if run["arrived"] - end > max(1.0, (seconds - ready) / 2):  # the last results were on their way
+        return crossing
+    idle = first - ready + seconds - max(end, run["arrived"])
     if idle > (seconds - ready) * (0.2 if code > 0.8 * whole else 0.5) and seconds - ready > 2:
         return (f"Limited by the root: the script gave the pool nothing to do for {idle:.1f} of "
                 f"{seconds - ready:.1f} s. Move that work into tasks, or submit earlier.")
-    busy, size = f"{code / whole:.0%} of the time between the first and the last task", run["moved"] / run["tasks"]
+    busy = f"{code / whole:.0%} of the time between the first and the last task"
     if code > 0.8 * whole:
         return f"Limited by nothing but the number of workers: they ran tasks {busy}."
     if lost > (whole - code) / 2:
@@ -7440,13 +7456,13 @@ def verdict(run):
         return (f"Limited by imbalance: workers waited {tail / whole:.0%} of the time for the last tasks. Make tasks "
                 "smaller, or submit the longest first.")
     if heavy:
-        return (f"Limited by the network, or by pickling what crosses it: {scaled(run['moved'], 'B')} in and out of "
-                f"the root, {scaled(size, 'B')} for each task. Send less: constants, map_reduce, file names.")
+        return crossing
     if run["cpu"] > 0.7:
-        return (f"Limited by the root: its process was busy {run['cpu']:.0%} of the time; workers ran tasks {busy}. Make "
-                "tasks larger, create them in tasks, or reduce results where they are made (map_reduce).")
+        return (f"Limited by the root: its process was busy {run['cpu']:.0%} of the time; workers ran tasks {busy}. "
+                "Make tasks larger, create them in tasks, or reduce results where they are made (map_reduce).")
     return (f"Limited by the root: workers ran tasks {busy}, and waited for more. Submit more before you wait for "
-            "results, or create tasks in tasks.")
+            "results, or create tasks in tasks" +
+            f". If the network is slow, send less than {scaled(size, 'B')} for each" * (size > 1e5) + ".")
 
 
 def scaled(number, unit):

@@ -9855,14 +9855,14 @@ def test_nothing_is_recorded_when_nobody_asks(pool):
 
 
 def run_of(first, last, busy, workers=4, calls=1000, moved=0, seconds=None, cpu=0.1, ends=(), came=(), failure=None,
-           gone=(), asked=math.inf, again=()):
+           gone=(), asked=math.inf, again=(), arrived=0):
     """What is known of a run in which each worker was busy for so long."""
     came, gone, again = [*came, *[0] * workers], [*gone, *[math.inf] * workers], [*again, *[0] * workers]
     records = {f"0.{i}": dict(first=first, last=end, life=last, came=came[i], gone=gone[i], again=again[i])
                for i, end in enumerate([*ends, *[last] * workers][:workers])}
     return dict(records=records, hosts={"vm": {"code": busy * workers}}, seconds=seconds or last + 0.1, tasks=calls,
                 runs=calls, moved=moved, cpu=cpu, inline=False, failure=failure, interrupted=False, asked=asked,
-                losses=[*filter(None, again)])
+                losses=[*filter(None, again)], arrived=arrived)
 
 
 @pytest.mark.parametrize("text, run", [
@@ -9871,6 +9871,9 @@ def run_of(first, last, busy, workers=4, calls=1000, moved=0, seconds=None, cpu=
     ("the network", run_of(0, 10, 2, calls=10 ** 4, moved=10 ** 9)),
     ("the network", run_of(0, 10, 2, calls=100, moved=10 ** 9)),
     ("the network", run_of(6, 8, 2, calls=100, moved=10 ** 9, asked=1)),
+    ("the network", run_of(0, 2, 1.9, calls=100, moved=10 ** 7, seconds=10, arrived=9)),
+    ("the root: the script gave .* for 7.0 of 10.0 s", run_of(0, 3, 2.9, calls=100, seconds=10, arrived=3)),
+    ("the root.* Submit more .* send less than 1 MB ", run_of(0, 10, 2, calls=100, moved=10 ** 8)),
     ("imbalance", run_of(0, 10, 4, ends=[10, 4, 4, 4])),
     ("nothing", run_of(0, 10, 4.9, ends=[5, 5], came=[0, 0, 5, 5], gone=[5, 5])),
     ("lost workers: 2 died, and 32% ", run_of(0, 10, 5, ends=[1, 5], gone=[9, 9], again=[1, 3])),
