@@ -7383,7 +7383,15 @@ def digest(root):
                records=records, losses=[*losses.values()],
                waiting=[(since("0", moment), count) for moment, count in root.queues],
                moved=root.totals["received"] + root.totals["sent"], **sums(records))
-    return dict(run, verdict=verdict(run), table=host_table(run["hosts"]))
+    return dict(run, verdict=verdict(run), table=host_table(run["hosts"]), together=together(records))
+
+
+def together(records):
+    """The most workers that were there at a time: of one that died only until its last event, since its successor may
+    have come before the root knew."""
+    moments = [(news["came"], 1) for news in records.values()]
+    moments += [(max(news["came"], news["last"]), -1) for news in records.values() if news["gone"] < math.inf]
+    return max(itertools.accumulate(step for _, step in sorted(moments)), default=0)
 
 
 def sums(records):
@@ -7578,8 +7586,9 @@ function table(id, head, ...rows) {  // a cell may be a function that fills it
 // -- what stands around the picture
 $("title").append(document.title = `minscoop: ${D.title}`), $("verdict").append(D.verdict)
 $("facts").append(`ended ${D.ended} after ${time(D.seconds)} · ${whole(D.tasks)} calls${
-  D.losses.length ? ", without what lost workers ran after their last record" : ""} · `,
-  `${whole(workers.length)} workers · the root's process was busy ${Math.round(100 * D.cpu)} % of the time`)
+  D.losses.length ? ", without what lost workers ran after their last record" : ""} · ${whole(workers.length)} workers${
+  D.together < workers.length ? `, at most ${whole(D.together)} at a time` : ""} · `,
+  `the root's process was busy ${Math.round(100 * D.cpu)} % of the time`)
 $("losses").hidden = !D.losses.length
 $("merged").append(tasks.length >= D.runs ? "" : `${whole(tasks.length)} bars stand for ${whole(D.runs)} calls and
   slices: neighbours of one function on one worker were merged, shortest first; numbers and times stay exact.`)
@@ -7662,10 +7671,10 @@ function strips() {  // the axis of time; who is busy, each event's own time spr
     for (let x = Math.floor(a); x < b; x++) load[x] += own / (to - from) * (Math.min(b, x + 1) - Math.max(a, x))
   }
   pen.fillStyle = HUES[0]
-  load.forEach((n, x) => { const h = Math.min(n / workers.length, 1) * tall; pen.fillRect(GUTTER + x, base - h, 1, h) })
+  load.forEach((n, x) => { const h = Math.min(n / D.together, 1) * tall; pen.fillRect(GUTTER + x, base - h, 1, h) })
   line(HUES[5], 1.5, ...D.waiting.map(([t, n]) => [X(t * 1e6), bottom - n / most * tall]))
   pen.clearRect(0, base, GUTTER - 1, STRIP + 6)  // where the line was before the first time in view
-  pen.fillStyle = ink.soft, pen.fillText(`busy, 0–${workers.length}`, 6, base - tall / 2)
+  pen.fillStyle = ink.soft, pen.fillText(`busy, 0–${D.together}`, 6, base - tall / 2)
   pen.fillText(`waiting, 0–${scaled(most, "")}`, 6, bottom - tall / 2)
 }
 function bars() {

@@ -9659,6 +9659,13 @@ def test_a_lost_worker_is_one_of_its_host_when_none_of_its_records_has_come(coll
     assert run["workers"]["1.7"] == "there" and [row[0] for row in run["table"][1:]] == ["here", "there"]
 
 
+def test_a_worker_and_its_successor_count_once_when_the_most_at_a_time_are_wanted():
+    """Else two workers of which eight have died would seem to be ten, and never busy."""
+    facts = [(0, 3, 5.2), (0, 9, math.inf), (5, 9, math.inf), (0.5, 0, 4)]  # came, last, gone; the last ran nothing
+    assert minscoop.together({i: dict(zip(("came", "last", "gone"), row)) for i, row in enumerate(facts)}) == 2
+    assert minscoop.together({}) == 0
+
+
 def test_other_hosts_times_are_moved_when_their_clocks_differ(collector, monkeypatch):
     """By the delay that the quickest record seemed to have, but never to before the run began."""
     now = time.monotonic()
