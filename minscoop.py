@@ -7593,7 +7593,7 @@ $("losses").hidden = !D.losses.length
 $("merged").append(tasks.length >= D.runs ? "" : `${whole(tasks.length)} bars stand for ${whole(D.runs)} calls and
   slices: neighbours of one function on one worker were merged, shortest first; numbers and times stay exact.`)
 table("hosts", ...D.table)
-table("slowest", ["own time", "from", "to", "calls", "function", "worker", "arguments"], ...D.slowest.map(
+table("slowest", ["own time", "from", "to", "calls", "function", "worker", "arguments (of the first)"], ...D.slowest.map(
   ({ own, start, end, calls, fn, worker, arguments: text }) =>
     [time(own), time(start), time(end), whole(calls), fn, worker, text ?? ""]))
 table("lost", ["at", "worker", "why", "run again"], ...D.losses.map(
@@ -7610,9 +7610,9 @@ function histogram(cell, name, bins) {
   }
   bars.append(limit(high))
 }
-table("functions", ["function", "calls", "own time", "mean", "how long calls took"], ...functions.map(
-  ([name, [count, own, bins]]) => [cell => named(cell, name), whole(count), time(own), time(own / count),
-    cell => histogram(cell, name, bins)]))
+table("functions", ["function", "calls", "own time", "mean", "how long calls took (those of a slice: their mean)"],
+  ...functions.map(([name, [count, own, bins]]) => [
+    cell => named(cell, name), whole(count), time(own), time(own / count), cell => histogram(cell, name, bins)]))
 for (const [name] of functions.slice(0, HUES.length)) named($("legend"), name)
 
 // -- the picture: times are in µs; rows count from 0, each worker having as many as its tasks need

@@ -9941,6 +9941,7 @@ def test_a_browser_draws_the_page_when_it_is_opened(script, tmp_path):
     assert "leaf" in found["tip"] and "in its own code" in found["tip"] and 0 < float(found["zoomed"]) < 0.6
     assert all(f"<h2>{title}</h2>" in seen for title in ("Timeline", "Functions", "Slowest calls", "Lost workers"))
     assert "&lt;/script&gt;" in seen
+    assert "arguments (of the first)" in seen and "(those of a slice: their mean)" in seen  # nothing else is known
     assert "<bdi>leaf</bdi>" in seen  # names may run from right to left, but not in the order of the legend
 
 
