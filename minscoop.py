@@ -4245,6 +4245,8 @@ class Root(Node):
 
     def abort(self):
         """End the pool now, whatever is under way. Waits for it, at most GRACE seconds."""
+        if self.options["profile"] and not self.closing and self.broken is None:
+            logger.warning("no profile: workers that are ended at once, as by Ctrl-C, send none")
         self.closing = True
         if not self.stopped.is_set():
             self.ended_by = self.broken

@@ -9113,6 +9113,16 @@ def test_a_table_says_where_time_went_when_it_was_asked_for(script, tmp_path, wh
     assert len(files) == workers and sum(calls) == 1000 * bool(workers)
 
 
+def test_a_line_says_why_there_is_no_table_when_a_profiled_run_is_interrupted(script):
+    done = launch("-n", 1, "--profile", script("""
+        from minscoop import futures
+        if __name__ == "__main__":
+            list(futures.map(abs, range(100)))
+            raise KeyboardInterrupt
+    """))
+    assert done.returncode and done.stderr.count("minscoop: no profile: ") == 1 and "Ordered by" not in done.stderr
+
+
 def test_a_recursive_builtin_keeps_its_calls_when_we_call_it_too():
     """Our calls are subtracted. A profile has (primitive, all) calls of a function, but (all, primitive) by caller."""
     theirs, ours, builtin = ("user.py", 1, "f"), (str(MINSCOOP), 1, "g"), ("~", 0, "<built-in method next>")
