@@ -7370,12 +7370,16 @@ def digest(root):
     losses, seconds = {}, time.monotonic() - root.born
     hosts = {worker.partition(".")[0]: news["host"] for worker, news in root.records.items()}
     for owner, moment, obituary, again in root.losses:  # each owner of what it held reports the same death
-        name = re.match(r"\w+\.\d+ |", obituary)[0].strip() or "?"
-        loss = losses.setdefault(obituary, [name, since(owner, moment), obituary, 0])
+        name, host = re.match(r"(?:(\w+\.\d+)|host (.+?) (?:is|was)|) ?", obituary).groups()
+        moment = since(owner, moment)
+        gone = [name] if name else [worker for worker, news in root.records.items()
+                                    if news["host"] == host and news["came"] < moment] or ["?"]
+        loss = losses.setdefault(obituary, [gone[0], moment, obituary, 0])
         loss[3] += again
-        host = hosts.get(name.partition(".")[0], "(a lost host)")  # that name is "?"; a worker's RECORDs may be lost
-        news = root.records.setdefault(name, dict(no_totals(), host=host))
-        news.update(again=news["again"] + again, gone=min(news["gone"], loss[1]))
+        for worker in gone:  # of which no RECORD may have come
+            known = hosts.get(worker.partition(".")[0], host or "(a lost host)")
+            news = root.records.setdefault(worker, dict(no_totals(), host=known))
+            news.update(again=news["again"] + again * (worker == gone[0]), gone=min(news["gone"], loss[1]))
     records = dict(sorted(root.records.items(), key=lambda item: [(len(word), word) for word in item[0].split(".")]))
     run = dict(title=" ".join(map_builtin(str, sys.argv)).strip()[:200] or "-", ended=time.strftime("%Y-%m-%d %H:%M"),
                seconds=seconds, cpu=(time.process_time() - root.used) / seconds, inline=isinstance(root, Inline),
@@ -7454,8 +7458,9 @@ def limit(run):
     if code > 0.8 * whole:
         return f"Limited by nothing but the number of workers: they ran tasks {busy}."
     if lost > (whole - code) / 2:
-        return (f"Limited by lost workers: {len(run['losses'])} died, and {lost / whole:.0%} of the time went into "
-                "calls that had to run again. See what killed them.")
+        deaths = sum(news["gone"] < math.inf for news in run["records"].values())
+        return (f"Limited by lost workers: {deaths} died, and {lost / whole:.0%} of the time went into calls that had to "
+                "run again. See what killed them.")
     if begun - first > max(1.0, (end - first) / 2) and not heavy:
         return (f"Limited by the start: the first task began only {begun - first:.1f} s after the script had asked for "
                 "it: until then, workers run the initializer, import the script, and read large arguments.")

@@ -9669,6 +9669,17 @@ def test_a_lost_worker_is_one_of_its_host_when_none_of_its_records_has_come(coll
     assert run["workers"]["1.7"] == "there" and [row[0] for row in run["table"][1:]] == ["here", "there"]
 
 
+def test_all_workers_of_a_host_are_gone_when_it_is_lost(collector):
+    """They have waited no more since then; and there is no other worker of a host without a name."""
+    for name, host in (b"0.1", "here"), (b"1.1", "there"), (b"1.2", "there"):
+        collector.on_RECORD(name, pickle.dumps(dict(RecordingWorker(name).news(), host=host), 5))
+    collector.losses += [("0.root", time.monotonic(), "host there is gone", 2)]
+    run = minscoop.digest(collector)
+    assert [(name, news["gone"] < math.inf, news["again"]) for name, news in run["records"].items()] == [
+        ("0.1", False, 0), ("1.1", True, 2), ("1.2", True, 0)]
+    assert [row[0] for row in run["table"][1:]] == ["here", "there"] and run["losses"][0][0] == "1.1"
+
+
 def test_a_worker_and_its_successor_count_once_when_the_most_at_a_time_are_wanted():
     """Else two workers of which eight have died would seem to be ten, and never busy."""
     facts = [(0, 3, 5.2), (0, 9, math.inf), (5, 9, math.inf), (0.5, 0, 4)]  # came, last, gone; the last ran nothing
@@ -9879,7 +9890,7 @@ def run_of(first, last, busy, workers=4, calls=1000, moved=0, seconds=None, cpu=
                for i, end in enumerate([*ends, *[last] * workers][:workers])}
     return dict(records=records, hosts={"vm": {"code": busy * workers}}, seconds=seconds or last + 0.1, tasks=calls,
                 runs=calls, moved=moved, cpu=cpu, inline=False, failure=failure, interrupted=False, asked=asked,
-                losses=[*filter(None, again)], arrived=arrived)
+                arrived=arrived)
 
 
 @pytest.mark.parametrize("text, run", [
