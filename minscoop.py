@@ -1498,7 +1498,7 @@ class Future(concurrent.futures.Future):
         for callback in self._done_callbacks:
             try:
                 callback(self)
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, Terminated):
                 raise
             except BaseException:  # its result() raises what the call raised, even asyncio's CancelledError
                 logger.exception("exception in a callback of %r", self)

@@ -5949,6 +5949,20 @@ def test_a_program_cleans_up_when_another_signal_follows_the_first(script, tmp_p
     assert (tmp_path / "run.html").read_text()
 
 
+def test_a_program_ends_when_a_signal_comes_while_a_callback_works(script):
+    """What a callback raises is logged, but SIGTERM is meant for the program: it would not be raised again."""
+    done = launch("-n", 1, script("""
+        import os, signal, time
+        from minscoop import futures
+        if __name__ == "__main__":
+            future = futures.submit(time.sleep, 0.5)
+            future.add_done_callback(lambda _: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(1)))
+            future.result()
+            time.sleep(40)
+    """))
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGTERM, "", "")
+
+
 def test_nothing_is_lost_when_the_terminal_goes_under_nohup(script, tmp_path):
     """SIGHUP comes to the whole process group: keeper, broker and workers must ignore it, as the program does."""
     path = script("""
