@@ -8074,14 +8074,14 @@ class Terminated(BaseException):
     """SIGTERM or SIGHUP came: raised in the main thread of a program that the command line runs. Not a SystemExit:
     while an object is pickled, that is taken for a fault of the object (see FAULTS)."""
 
-    raised = False
+    raised = -math.inf  # when it was raised last
 
 
 def terminate(number, _):
-    """Handler of SIGTERM and SIGHUP: end with exit code 128 + number, as in shells. Only once, so that the clean-up is
-    not interrupted: systemd and closing terminals send both."""
-    if not Terminated.raised:
-        Terminated.raised = True
+    """Handler of SIGTERM and SIGHUP: end with exit code 128 + number, as in shells. Only once in GRACE, so that the
+    clean-up is not interrupted: systemd and closing terminals send both. But a bare `except:` may swallow the first."""
+    if time.monotonic() - Terminated.raised > GRACE:
+        Terminated.raised = time.monotonic()
         raise Terminated(number)
 
 

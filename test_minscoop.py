@@ -5963,6 +5963,22 @@ def test_a_program_ends_when_a_signal_comes_while_a_callback_works(script):
     assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGTERM, "", "")
 
 
+def test_a_program_ends_by_a_later_signal_when_it_has_swallowed_the_first(script):
+    """As a bare `except:` does, which is meant for an error of what it guards: no signal must be without effect then."""
+    done = launch("-n", 1, script("""
+        import minscoop, os, signal, time
+        def come():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(20)
+        if __name__ == "__main__":
+            minscoop.GRACE = 0  # as if the second came later
+            try: come()
+            except: print("swallowed")
+            come()
+    """))
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGTERM, "swallowed\n", "")
+
+
 def test_nothing_is_lost_when_the_terminal_goes_under_nohup(script, tmp_path):
     """SIGHUP comes to the whole process group: keeper, broker and workers must ignore it, as the program does."""
     path = script("""
