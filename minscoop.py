@@ -2016,11 +2016,15 @@ class Mapping(Job):
             self.rows = zip(*iterables)
             node.check_open()
         self.tally = progress.find_tally(node, label, self.pulled, not self.exhausted)
-        if self.pulled:
-            self.push(columns, 0, self.pulled)
-        elif not self.exhausted:
-            node.sources.append(self)
-            self.pull()
+        try:
+            if self.pulled:
+                self.push(columns, 0, self.pulled)
+            elif not self.exhausted:
+                node.sources.append(self)
+                self.pull()
+        except BaseException:  # Ctrl-C came, or the pool is broken: nobody gets the iterator
+            self.cancel()
+            raise
 
     def pull(self, beyond=False):
         """Queue more inputs, if the reader is close behind; beyond: even if it is not. Return whether there were any.

@@ -2568,6 +2568,22 @@ def test_a_map_reads_its_inputs_only_once_when_they_cannot_be_sliced():
     assert piece.values == ["0"] and job.pulled == 3
 
 
+class Counted:
+    """Inputs without an end; Ctrl-C comes while one of them is made."""
+
+    def __init__(self, bad):
+        self.bad, self.count = bad, 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.count += 1
+        if self.count == self.bad:
+            raise KeyboardInterrupt
+        return self.count
+
+
 @pytest.mark.parametrize("slow", [False, True])
 def test_inputs_that_were_pulled_are_not_lost_when_ctrl_c_comes(monkeypatch, caplog, slow):
     """The program may catch it, and read on. A map whose inputs went on is complete, also if the next pull took few."""
@@ -2585,9 +2601,11 @@ def test_inputs_that_were_pulled_are_not_lost_when_ctrl_c_comes(monkeypatch, cap
                 return number
             raise number
     node = HandNode()
+    with monkeypatch.context() as patch:
+        patch.setattr(minscoop, "ATTEND", -1)  # one item
+        job = minscoop.Mapping(node, minscoop.Recipe(str), [Inputs()])
     with pytest.raises(KeyboardInterrupt):
-        minscoop.Mapping(node, minscoop.Recipe(str), [Inputs()])
-    job, = node.sources
+        job.pull()
     job.abandon()  # which must not log Ctrl-C as an error of the inputs
     if slow:
         with monkeypatch.context() as patch:
@@ -2595,8 +2613,28 @@ def test_inputs_that_were_pulled_are_not_lost_when_ctrl_c_comes(monkeypatch, cap
             job.pull()
         assert not job.exhausted and job.pulled == 3
     job.pull()
-    assert job.exhausted and [column for span in node.queue for column in span.columns] == [(0, 1), (2,)]
+    assert job.exhausted and [column for span in node.queue for column in span.columns] == [(0,), (1,), (2,)]
     assert job.inputs_error is None and not caplog.records
+
+
+def test_a_map_is_dropped_when_ctrl_c_comes_before_its_iterator_is_there():
+    """Nobody can read it, or close it: it must not take inputs for the rest of the program, which then might not end."""
+    node, progress = HandNode(), minscoop.Progress(True)
+    progress.watch = lambda node: None
+    inputs = Counted(2)
+    with mock.patch.object(minscoop, "progress", progress), pytest.raises(KeyboardInterrupt):
+        minscoop.Mapping(node, minscoop.Recipe(str), [inputs])
+    node.feed(beyond=True)
+    assert not node.sources and not node.pending() and inputs.count == 2 and not progress.live()
+
+
+def test_a_map_is_not_counted_when_its_pool_is_broken():
+    """The progress line would wait for it for ever, and count it among the maps of the pool that comes next."""
+    node, progress = HandNode(), minscoop.Progress(True)
+    node.broken, progress.watch = PoolError("broken"), lambda node: None
+    with mock.patch.object(minscoop, "progress", progress), pytest.raises(PoolError):
+        minscoop.Mapping(node, minscoop.Recipe(str), [range(3)])
+    assert not progress.live()
 
 
 def test_results_come_first_when_an_input_ends_the_program(any_pool):
