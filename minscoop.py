@@ -2781,7 +2781,7 @@ class Broker:
         if taker is None:
             self.send(owner, b"LOST", task_id, b"0", b"0", b"0", b"")
             return
-        self.note_taker(taker, count)
+        self.note_taker(taker, count, owner)
         if taker.name == UP:
             self.boasted = more == b"1" or len(self.rich) > 0
             more = b"%d" % self.boasted
@@ -2801,13 +2801,14 @@ class Broker:
             giver.more = more
             self.add_items(giver, -count)
 
-    def note_taker(self, taker, count):
-        """Note that a node gets a task of so many items. If several, it forgets what it was asked for before."""
+    def note_taker(self, taker, count, owner):
+        """Note that a node gets a task of so many items. If several, it forgets what it was asked for before. Items of
+        its own that come back are not counted: no RESULT tells when they are done."""
         if taker.demand:
             self.want(taker, taker.demand - 1)
         if count > 1 and taker.name != UP:
             self.owe(taker, 0)
-        self.add_items(taker, count)
+        self.add_items(taker, count if owner != taker.name else 0)
         taker.idle = False
         taker.tasks += 1
 
