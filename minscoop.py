@@ -2639,7 +2639,9 @@ class Broker:
             return
         if sender in self.links:
             self.place(task_id, self.links[sender], number=0)  # not that of a TASK which has crossed this
-            self.add_items(self.links[sender], sum(map_builtin(int, bounds[1::2])) - sum(map_builtin(int, bounds[::2])))
+            if sender not in self.presumed:  # of what it had, the bounds are not known
+                self.add_items(self.links[sender],
+                               sum(map_builtin(int, bounds[1::2])) - sum(map_builtin(int, bounds[::2])))
         self.send(owner_of(task_id), b"HELD", number, task_id, *bounds)
 
     def on_TOLD(self, sender, number):

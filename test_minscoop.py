@@ -3994,6 +3994,19 @@ def test_a_task_stays_with_its_taker_when_its_giver_does_not_answer():
     assert desk.broker.round is None and desk.broker.placed == {b"0.root:0/0": b"0.2"}
 
 
+def test_who_does_not_answer_a_census_is_not_asked_when_others_have_more():
+    """It is presumed to hold all of what it had, in bounds that are not known: they must not count as items."""
+    desk = Desk(3)
+    for name in "0.1", "0.2":
+        desk(f"{name} HUNGRY 1")
+        desk(f"0.root TASK 0.root:{name[-1]}/0 - 0 0 9 0 body")
+    desk("0.3 -")
+    for line in "0.root TOLD 0", "0.2 HELD 0 0.root:2/0 0 9", "0.2 TOLD 0", "0.3 TOLD 0":
+        desk(line)
+    desk.broker.tick(3 * minscoop.CENSUS_PATIENCE)
+    assert desk("0.3 HUNGRY 1") == ["0.2 HUNGRY 1"]
+
+
 def test_a_held_task_is_cancelled_when_its_owner_is_gone():
     """CANCEL goes to the holder, and the items do not count as work that it could give."""
     broker = minscoop.Broker(size=2)
