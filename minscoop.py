@@ -3446,17 +3446,17 @@ class Node:
             self.alarm.set()  # the deputy may be resting, since somebody slept on the socket: that is over
         if not self.serving.acquire(blocking=False):
             return False
-        left = 0
+        left = 0  # messages at the inbox's beginning that stay there; a callback, which may wait for one, finds them
         try:
             if not as_deputy:
                 self.looked = time.monotonic()
             self.fetch()
             while len(self.inbox) > left:
-                message = self.inbox.popleft()
+                message = self.inbox[left]
                 if as_deputy and self.executes and message[0] in OWNERS_BUSINESS:
-                    self.inbox.append(message)  # before the next is handled: a callback of that may wait for this
                     left += 1
                 else:
+                    del self.inbox[left]
                     self.handle(message)
             if self.wanted and not as_deputy:
                 self.give()  # before call_back: what cannot be pickled fails here

@@ -4892,6 +4892,17 @@ def test_a_task_does_not_count_as_begun_when_one_from_before_a_census_begins():
         assert (piece.job.id, worker.begun) == (first, first == b"0.root:1/0")
 
 
+def test_messages_keep_their_order_when_a_callback_waits_amid_those_that_the_deputy_handles(monkeypatch):
+    """It handles what the deputy leaves to others: a RESULT before the SPLIT that announced its task would be lost."""
+    worker, handled = HandWorker(0), []
+    monkeypatch.setattr(worker, "take_note", lambda message: handled.append(message[0]))
+    worker.inbox.extend([[b"SPLIT"], [b"SIZE"], [b"RESULT"], [b"HUNGRY"], [b"LOST"]])
+    worker.due.append(mock.Mock(_call_back=lambda: worker.wait_for(lambda: b"RESULT" in handled, None, WAIT)))
+    with concurrent.futures.ThreadPoolExecutor(1) as deputy:
+        deputy.submit(worker.serve, as_deputy=True).result(WAIT)
+    assert handled == [b"SIZE", b"SPLIT", b"RESULT", b"HUNGRY", b"LOST"]
+
+
 @pytest.mark.parametrize("busy", [False, True])
 def test_results_go_when_a_later_item_of_their_task_waits(busy):
     """Whether or not there is other work meanwhile: the item may wait for something that the results' reader does."""
