@@ -3368,11 +3368,13 @@ class Node:
         self.send_all(frames)
 
     def send_all(self, *messages):
-        """Send messages, if there are any, bundled as one."""
+        """Send messages, if there are any, bundled as one; none if the socket is closed."""
         with self.lock:
+            if self.socket is None:
+                return
             if messages:
                 self.outbox.append(messages)
-            if self.sending or self.socket is None:
+            if self.sending:
                 return
             self.sending = True
             try:

@@ -4337,6 +4337,14 @@ def test_ctrl_c_waits_when_the_root_gives_or_sends(monkeypatch):
     assert len(done) == 2 and not root.sending
 
 
+def test_nothing_is_kept_to_be_sent_when_the_pool_has_ended():
+    """The progress thread may go on to ask, for the sake of another pool, as long as the program keeps this one."""
+    with minscoop.Executor(1) as executor:
+        node = executor._node
+    node.send(b"COUNT", b"0")
+    assert not node.outbox
+
+
 def test_results_are_read_as_they_came_when_any_order_will_do():
     """Else the first ones of an endless map would wait for ever, if new ones come faster than they are read."""
     job = minscoop.Mapping(HandNode(), minscoop.Recipe(identity), [range(9)], ordered=False)
