@@ -3271,8 +3271,8 @@ def run_broker(*args):
 
 def about_this_machine():
     """Facts of this host, which is ready, as --check shows them: cores, bytes of memory, load, Python, pyzmq."""
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {"state": "ready", "node": os.uname().nodename, "cores": usable_cores(), "memory": pages,
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {"state": "ready", "node": os.uname().nodename, "cores": usable_cores(), "memory": memory,
             "load": os.getloadavg()[0], "python": ".".join(map_builtin(str, sys.version_info[:3])),
             "executable": sys.executable, "pyzmq": zmq.__version__}
 
