@@ -2729,26 +2729,33 @@ class Broker:
 
     def ask_around(self):
         """Ask for as many tasks as the hungry would take: the rich first; for what is still wanted, everybody once."""
-        rich = [link for link in self.rich.values() if link.demand == 0]
-        wanted = self.wanted - sum(link.asked for link in rich)
-        if wanted > 0 and rich:  # sorted once: to search them anew for each request kept a broker of 256 workers busy
-            rich.sort(key=lambda link: (link.role == b"root", link.items))
-            each = wanted / max(1, sum(link.items for link in rich))  # per item: twice as many give twice as much
-        while wanted > 0 and rich:
-            link = rich.pop()
-            count = min(wanted, link.items - 1 - link.asked, math.ceil(link.items * each)) if not link.more else \
-                -(-wanted // (1 if link.role == b"root" else len(rich) + 1))
-            if count > 0:
-                self.ask(link, count)
-                wanted -= count
+        wanted = self.ask_the_rich()
         if wanted > 0:
-            for link in [link for link in self.unasked.values() if wanted > link.demand]:
+            for link in [link for link in self.unasked.values() if link.demand < wanted]:  # else the wish is its own
                 self.ask(link, 1)
             # A giver of single tasks is asked for all that is wanted: the root, if it is here; the one above, if its
             # latest TASK was of one item, or its last (else the root is looked up, which a broker below does not have)
             ample = self.links.get(UP if self.plenty is False else ROOT)
             if ample and wanted > ample.demand + ample.asked:
                 self.ask(ample, wanted - ample.demand - ample.asked)
+
+    def ask_the_rich(self):
+        """Ask those that have more, and are not hungry themselves; return how many tasks are wanted beyond these."""
+        rich = [link for link in self.rich.values() if link.demand == 0]
+        wanted = self.wanted - sum(link.asked for link in rich)
+        if wanted > 0:  # sorted once: to search them anew for each request kept a broker of 256 workers busy
+            rich.sort(key=lambda link: (link.role == b"root", link.items))
+            each = wanted / max(1, sum(link.items for link in rich))  # per item: twice as many give twice as much
+        while wanted > 0 and rich:
+            link = rich.pop()
+            if not link.more:
+                count = min(wanted, link.items - 1 - link.asked, math.ceil(link.items * each))
+            else:  # how much is not known: all from the root, which needs none for itself, else an equal share
+                count = wanted if link.role == b"root" else math.ceil(wanted / (len(rich) + 1))
+            if count > 0:
+                self.ask(link, count)
+                wanted -= count
+        return wanted
 
     def lack(self):
         """How many items the workers of this host lack until each has one to run and another in reserve."""
