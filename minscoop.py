@@ -2527,8 +2527,8 @@ class Broker:
         tasks.update({task_id: 0} if b":" in task_id else {})  # it had this one in any case
         tasks.update(link.held if link else {})
         for held, number in tasks.items():
-            span = (lo, hi, flags) if held == task_id or not task_id else \
-                (b"0", b"0", b"%d" % (BEGUN * (number <= int(begun))))
+            ran = held == task_id or not task_id  # the last: a host is gone, and may have run any of its tasks
+            span = (lo, hi, flags) if ran else (b"0", b"0", b"%d" % (BEGUN * (number <= int(begun))))
             self.send(owner_of(held), b"LOST", held, *span, obituary)
         for orphan in [task for task in self.placed if self.gone(owner_of(task))]:
             self.on_CANCEL(name, orphan)
@@ -2587,10 +2587,10 @@ class Broker:
         self.present[name] = None
         if name not in self.links:
             self.late.setdefault(name, [])  # what is for it, or for those behind it, waits for its HELLO
-        if name in self.links or self.round is None or name not in self.silent:  # the last: it came by --join
-            self.begin_census()
-        else:
+        if self.round is not None and name in self.silent and name not in self.links:  # the census waits for it already
             self.send_who(name)
+        else:  # it was here before; or it came by --join
+            self.begin_census()
 
     def begin_census(self, number=None):
         """Begin a census. A broker below asks the one above for one, and begins when a WHO brings its number."""
