@@ -1740,10 +1740,9 @@ class Slice:
     def deliver(self):
         """Hand over to the job the results made since the last call; also called while the slice is still running."""
         with self.job.node.lock:
-            whole = self.job.recipe.op is not None  # a reduction has one result, at the end
-            first, count = self.sent, self.hi - self.lo if whole else len(self.values) - self.sent
-            self.sent += count
-            values = self.values[first:self.sent]
+            first = self.sent
+            self.sent = len(self.values) if self.job.recipe.op is None else self.hi - self.lo  # one result is for all
+            count, values = self.sent - first, self.values[first:self.sent]
             failures = {i - first: self.failures[i] for i in list(self.failures) if first <= i < self.sent}
             self.failures.update((first + i, None) for i in failures)  # their frames refer to us; the keys still count
         if count:
@@ -4193,8 +4192,9 @@ class Root(Node):
             return self.wanted > 0
         with self.lock:
             job = getattr(self.queue[0], "job", None) if self.queue else None  # a call has none, until it is shipped
-            same = len(job.shipments if job else self.calls_away)
-            return same <= self.size <= len(self.away) - same
+            own = len(job.shipments if job else self.calls_away)
+            others = len(self.away) - own
+            return own <= self.size <= others
 
     def patrol(self):
         """Notice that the keeper is gone, and everything else with it; or that the socket is still not connected: the
