@@ -3044,9 +3044,13 @@ class Switchboard:
                 self.said += broker.tick(ticked)
                 self.forget_pieces()
             self.deliver()
+        self.leave()
+
+    def leave(self):
+        """Pass on what workers have printed last, and say BYE."""
         for worker in self.prints:
             self.read_all(worker)
-        self.said.append((UP if broker.below else ROOT, [b"BYE"]))
+        self.said.append((UP if self.broker.below else ROOT, [b"BYE"]))
         self.deliver()
         self.context.destroy(linger=0 if self.cut else 1000)
 
