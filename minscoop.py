@@ -936,7 +936,8 @@ def in_order(cls, ident, attributes):
         value = attributes[name]
         method = name not in makers and isinstance(value, (types.FunctionType, staticmethod, classmethod))
         special = method and name.startswith("__") and not isinstance(value, classmethod)
-        return 4 if name in makers else 0 if name in ("__hash__", "__eq__") else 1 if special else 2 if method else 3
+        data = name not in makers
+        return [name in ("__hash__", "__eq__"), special, method, data, True].index(True)
     return [Made(set_attribute, (cls, ident, name, attributes[name])) for name in sorted(attributes, key=stage)]
 
 
