@@ -1798,8 +1798,8 @@ class Job:
     pause = math.inf  # s that a slice may take for the sake of those who await its results, see Guest: here, any
 
     def __init__(self, node, parent=None):
-        self.node, self._parent = node, parent         # parent: the task of this process that made it; None; or the
-        #                                                Worker, for a thread without the baton
+        # parent: the task of this process that made it; the Worker, if a thread without the baton did; or None
+        self.node, self._parent = node, parent
         self.mark = parent and parent.mark             # (id, lo, hi) of another node's task that led to it, or None
         self.item_bytes = None                         # mean size of a pickled item, once one was pickled
         self.deaths = collections.defaultdict(list)    # item -> obituaries of workers that died over it
@@ -4958,10 +4958,11 @@ module.__file__ = sys.argv[1]
 with open(sys.argv[2], 'rb') as file:  # the byte code that the root runs: compiling this file anew takes 70 ms
     exec(marshal.load(file), module.__dict__)
 module.Keeper.main()"""
-READY, SEVERAL, LEAVING, RESTING = 1, 2, 3, 4  # first byte of a marker page (0: not ready): ready; has begun several
-#                                                tasks, some of them parked; leaves as told; ready, with nothing to run
-MARK = struct.Struct(">Q100pQQd")  # then: the highest number of a TASK that the worker has begun; id, lo and hi of what
-#                                    it is running (its latest task, once it rests), and since when
+# A marker page begins with the worker's state (0: it is not ready): ready; has begun several tasks, some of them
+# parked; leaves as told; ready, with nothing to run. MARK follows: the highest number of a TASK that it has begun; id,
+# lo and hi of what it is running (its latest task, once it rests), and since when.
+READY, SEVERAL, LEAVING, RESTING = 1, 2, 3, 4
+MARK = struct.Struct(">Q100pQQd")
 
 
 pristine = _AS_SCRIPT  # nothing of the user's has run in this process
