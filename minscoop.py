@@ -1985,9 +1985,16 @@ class Guest(Job):
             self.node.send_all(result, *(self.node.wishes_if_done() if last else ()))
 
 
-def is_array(it):
-    """Whether it is a NumPy array."""
-    return type(it).__module__ == "numpy" and type(it).__name__ in ("ndarray", "memmap")
+def is_bounded(it):
+    """Whether inputs can be taken at once: they have a length. That of a huge range is more than `len` can say."""
+    return hasattr(it, "__len__") and not (isinstance(it, range) and it[sys.maxsize:])
+
+
+def snapshot(it):
+    """A copy of inputs, since a list may change after the call; but not of an array with rows, which is large."""
+    if type(it).__module__ == "numpy" and type(it).__name__ in ("ndarray", "memmap"):
+        return it if it.ndim > 1 else it.copy()
+    return it if type(it) in (range, tuple) else list(it)
 
 
 class Mapping(Job):
@@ -2008,11 +2015,9 @@ class Mapping(Job):
         self.fixed = buffersize
         self.window = buffersize or READ_AHEAD * max(1, node.size)
         self.doubled = time.monotonic()
-        self.exhausted = buffersize is None and all(
-            hasattr(it, "__len__") and not (isinstance(it, range) and it[sys.maxsize:]) for it in iterables)
-        if self.exhausted:  # copies, since a list may change after the call; not of arrays with rows, which are large
-            columns = [it if type(it) in (range, tuple) or is_array(it) and it.ndim > 1 else
-                       it.copy() if is_array(it) else list(it) for it in iterables]
+        self.exhausted = buffersize is None and all(map_builtin(is_bounded, iterables))
+        if self.exhausted:
+            columns = [*map_builtin(snapshot, iterables)]
             self.pulled = min(map_builtin(len, columns), default=0)
         else:
             self.rows = zip(*iterables)
