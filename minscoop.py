@@ -7104,9 +7104,9 @@ def thin(events, cap):
             return
         events.sort(key=operator.attrgetter(*fields, "start"))
         groups = [[*group] for _, group in itertools.groupby(events, operator.attrgetter(*fields))]
-        while cap < len(events) > len(groups):
+        while len(events) > max(cap, len(groups)):  # at last each group is one event
             spans = sorted(b.end - a.start for group in groups for a, b in zip(group, group[1:]))
-            limit = spans[min(len(events) - cap, len(spans)) - 1]
+            limit = spans[min(len(events) - cap, len(spans)) - 1]  # as many pairs as there are events too many
             for group in groups:
                 kept = group[:1]
                 for event in group[1:]:
