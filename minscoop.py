@@ -3946,17 +3946,17 @@ class Node:
         if shipment is None:
             return
         job, obituary = shipment.span.job, bytes(obituary).decode(errors="replace")
-        begun = int(ALL) if flags & BEGUN else hi  # items before lo may have run, their results unsent
+        begun = 0, int(ALL) if flags & BEGUN else hi  # also those before lo: they may have run, their results unsent
         suspects = (lo, hi) if flags & BLAME else (0, 0)
         if self.retries == 0:  # amid a census: what is in doubt may have begun elsewhere, news of a SPLIT being lost
-            for part in [(0, begun), *shipment.doubt]:
+            for part in [begun, *shipment.doubt]:
                 for first, end in shipment.open.cut(*part):
                     self.fail_lost(job, first, end, obituary)
         for i in (i for part in Ranges(shipment.open).cut(*suspects) for i in range(*part)):
             job.deaths[i].append(obituary)
             if len(job.deaths[i]) >= self.retries and shipment.open.close(i, i + 1):
                 self.fail_lost(job, i, i + 1, *job.deaths[i])
-        self.retried += sum(end - first for first, end in Ranges(shipment.open).cut(0, begun))
+        self.retried += sum(end - first for first, end in Ranges(shipment.open).cut(*begun))
         self.take_back(task_id, suspects, host_of(obituary.encode().partition(b" ")[0]))
 
     def fail_lost(self, job, lo, hi, *deaths):
