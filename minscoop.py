@@ -1269,8 +1269,8 @@ class Main:
 
     def warn_of_globals(self, fn):
         """Warn of globals of fn that ``if __name__ == "__main__"`` binds again, which workers do not see; once each."""
-        again = self.path and self.known is None and self.guarded[1] - self.warned or ()
-        for name in again and again & names_in(fn.__code__)[0]:
+        again = self.guarded[1] - self.warned if self.path and self.known is None else set()
+        for name in again & names_in(fn.__code__)[0] if again else ():  # mostly there are none
             self.warned.add(name)
             value = fn.__globals__.get(name)
             imported = isinstance(value, types.ModuleType) or isinstance(
