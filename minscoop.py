@@ -441,7 +441,7 @@ def in_pieces(frames):
     number, pieces = time.monotonic_ns(), []  # number: unlike all before, also those of a predecessor
     for view in map_builtin(memoryview, frames):
         while view:
-            if not pieces or left % PIECE == 0:
+            if not pieces or left % PIECE == 0:  # all but the first are of full size
                 told = b"" if pieces else b" ".join(b"%d" % size for size in sizes)
                 pieces.append([b"PIECE\0%d\0%d" % (number, left), told])
             part = view[:left % PIECE or PIECE]
@@ -1668,7 +1668,8 @@ class Span:
 
     def claim(self):
         """Take a slice off the front, to be run now: one item of a span that is still pickled. Towards the end slices
-        get smaller, so that others can take what is left, and the worker asks for more before it runs dry."""
+        get smaller, half of what is left but no less than a quarter of a whole one, so that others can take the rest,
+        and the worker asks for more before it runs dry."""
         rest, grain = self.hi - self.lo, self.job.grain
         count = 1 if self.singly or self.columns is None else min(grain, max(-(-rest // 2), min(rest, grain // 4)))
         self.lo += count
@@ -2430,7 +2431,8 @@ class Broker:
 
     def collect(self, owner):
         """Forward the SPLIT or RESULT that is being handled to an owner, now or with others."""
-        if HOLD * self.size < 1e-3 or self.way_to(owner) != UP or \
+        small = HOLD * self.size < 1e-3  # a pool of less than 500 workers does not keep the top broker busy
+        if small or self.way_to(owner) != UP or \
                 any(reference(frame) or not isinstance(frame, bytes) for frame in self.message):  # large: uncopied
             self.pass_on(owner)
             return
@@ -3556,7 +3558,7 @@ class Node:
 
     def until_flush(self, timeout):
         """The timeout, but at most MAX_FLUSH if results wait here to be sent."""
-        waiting = any([guest.postpones for guest in list(self.guests.values())])
+        waiting = any(guest.postpones for guest in list(self.guests.values()))
         return min(timeout, MAX_FLUSH) if waiting else timeout
 
     def hear(self):
@@ -3658,7 +3660,8 @@ class Node:
 
     def feed(self, beyond=False):
         """Pull inputs of maps; returns whether any came. beyond: only of maps nobody reads yet, past their windows."""
-        return any([job.pull(beyond or job.abandoned) for job in list(self.sources) if not job.begun or not beyond])
+        ready = [job for job in list(self.sources) if not job.begun or not beyond]
+        return any([job.pull(beyond or job.abandoned) for job in ready])  # a list: each of them is to pull
 
     def forget(self, job):
         """Recall what was shipped of a cancelled job. Its spans here are stale, and are dropped when they are met."""
@@ -4010,7 +4013,7 @@ class Node:
         """Say who we are, what we want and what we hold; doubt what we shipped."""
         with self.lock:
             self.wanted, self.rich = 0, False
-            for shipment in list(self.away.values()) if number != self.round else ():
+            for shipment in list(self.away.values()) if number != self.round else ():  # else HELDs may have come since
                 shipment.doubt = Ranges(shipment.open)
             self.round = number
             consts = [(b"CONST", name.encode(), setter, *frames) for name, (setter, _, frames) in self.consts.items()
@@ -4167,7 +4170,7 @@ class Root(Node):
 
     def sleep(self, ready, what, timeout):
         """Of the threads that wait, one sleeps on the socket and serves it; the others wait to be woken."""
-        if self.wanted and not self.queue and self.feed():
+        if self.wanted and not self.queue and self.feed():  # workers want what only the inputs of a map can give
             return
         if not self.listen(ready, timeout, 0):
             super().sleep(ready, what, min(timeout, TICK))  # briefly: the thread on the socket may leave
