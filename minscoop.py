@@ -3366,6 +3366,10 @@ class Node:
         self.context = self.socket = None
 
     # -- the socket, and the threads that watch it
+    #
+    # A thread that waits sleeps on the socket in `attend`, and the deputy rests on `alarm` meanwhile; else the deputy
+    # sleeps there, in `watch`, and stands in for threads that are busy: ATTEND after one of these has `looked` last,
+    # since it may well look again by then. Both wake for a message, or for what `rouse` writes to a pipe.
 
     def open(self):
         """Connect to the broker and say HELLO; start the deputy."""
