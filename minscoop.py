@@ -155,18 +155,23 @@ SWITCH = 1e-3        # s for which a task in Python code keeps the interpreter's
                      # need; larger (Python's own 5e-3): others wait for 40 ms
 HOLD = 2e-6          # s per worker of the pool: how long a host's broker collects what its workers say to one owner.
                      # Smaller: the top broker is always busy (25 us a message); larger: results are late
-PATROL = 1.0         # s between looks at things that report no event (is the keeper alive?)
-GRACE = 2.0          # s that the end of a pool may take before what is left is killed
+PATROL = 1.0         # s between looks at things that report no event (is the keeper alive?). Smaller: processes wake up
+                     # for nothing; larger: such things are noticed later
+GRACE = 2.0          # s that the end of a pool may take before what is left is killed. Smaller: last words are lost;
+                     # larger: a pool that hangs takes longer to end
 MAX_INLINE = 32      # tasks run on top of each other on one stack. Larger: programs that recurse modestly hit Python's
                      # recursion limit (1000); smaller: more threads for deep chains
 MAX_WAITING = 1000   # threads of a worker whose tasks wait, beyond which endless recursion is suspected. Fewer: deep
                      # chains of tasks end in RecursionError (32 000 are possible); more: memory runs out first
-MAX_PARKED = 200     # parked threads at which a worker stops asking others for work
-SPARE_THREADS = 4    # threads kept for reuse when their task is done
-MAX_BODY = 4 << 20   # bytes of arguments in one message, at most, unless it has a single item
+MAX_PARKED = 200     # parked threads at which a worker stops asking others for work. Fewer: it idles while its tasks
+                     # wait; more: each takes memory for its stack
+SPARE_THREADS = 4    # threads kept for reuse when their task is done. Fewer: more are started; more: memory
+MAX_BODY = 4 << 20   # bytes of arguments in one message, at most, unless it has a single item. Smaller: more messages;
+                     # larger: more memory, and what comes behind it waits longer
 MAX_CALLS = 4096     # submitted calls in one task. Fewer: more messages; larger: its taker can run and give away none
                      # before all are unpickled (4096 tiny ones: 1 ms)
-OUT_OF_BAND = 1 << 16  # bytes from which a buffer has a frame of its own, and a frame is sent and received uncopied
+OUT_OF_BAND = 1 << 16  # bytes from which a buffer has a frame of its own, and a frame is sent and received uncopied.
+                     # Smaller: handling the frame costs more than the copy; larger: copies of large objects
 SHARED = 1 << 18     # bytes from which a frame travels through shared memory within a host. Smaller: making a
                      # file and mapping it (0.1 ms) costs more than it saves
 MAPPINGS = 256       # file descriptors in use up to which shared memory is mapped (one each); above, it is read
@@ -183,8 +188,10 @@ PIECE = 1 << 17      # bytes per piece of a large message between hosts; each th
                      # more messages; larger: a link that needs SILENCE for one (11 KB/s) loses its host
 PATIENCE = 0.3       # s that a node which said it has more may take to give it. Smaller: others are asked in vain;
                      # larger: the hungry idle while it computes without releasing the interpreter's lock
-TCP_PATIENCE = 1.0   # s in which a TCP address of the root has to answer; else the remote command carries the data
-LOGIN_PATIENCE = 60.0  # s that a remote command may take until Python answers (a batch system may be slow)
+TCP_PATIENCE = 1.0   # s in which a TCP address of the root has to answer; else the remote command carries the data.
+                     # Smaller: so it does where the network is slow; larger: hosts behind a firewall start later
+LOGIN_PATIENCE = 60.0  # s that a remote command may take until Python answers. Smaller: hosts of a slow batch system
+                     # are left out; larger: it is said later that a host does not answer
 MESSAGES = 64        # taken by a broker from one socket before it looks at others and answers. Smaller: more messages
                      # travel alone; larger: other sockets wait longer
 LOGINS = 8           # at a time; sshd begins to refuse at 10 (MaxStartups)
@@ -205,7 +212,8 @@ LOOK = 0.25          # s between looks at what is done, for the progress line. S
 PROGRESS_DELAY = 1.0  # s after which the line appears: what is done by then needs none
 PLAIN_PAUSE = 10.0   # s between lines of progress where there is no terminal (smaller: they fill log files); and until
                      # the user is told that the end of the run may wait for ever
-STARTUP_DEATHS = 3   # workers in a row that die before they are ready, after which no more are started
+STARTUP_DEATHS = 3   # workers in a row that die before they are ready, after which no more are started. Fewer: one that
+                     # is killed by chance may end the pool; more: a program that cannot run takes longer to fail
 
 
 def usable_cores():
