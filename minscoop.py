@@ -1812,7 +1812,7 @@ class Job:
         self.mark = parent and parent.mark             # (id, lo, hi) of another node's task that led to it, or None
         self.item_bytes = None                         # mean size of a pickled item, once one was pickled
         self.deaths = collections.defaultdict(list)    # item -> obituaries of workers that died over it
-        self.spans = collections.deque()               # its spans that are queued here
+        self.spans = collections.deque()               # its spans that were queued by push or requeue, see claim
         self.shipments = weakref.WeakSet()             # its Shipments in flight; for calls, those of all Bundles
 
     @property
