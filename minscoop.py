@@ -1295,10 +1295,11 @@ class Main:
         skipped, run = [], []  # by workers
         for node in ast.parse(read_source(self.path), self.path).body:
             guard = isinstance(node, ast.If) and "__name__" in ast.dump(node.test)
-            unequal = guard and isinstance(getattr(node.test, "ops", [None])[0], ast.NotEq)
-            branches = (node.body, node.orelse) if guard else ([], [node])
-            skipped += branches[unequal]
-            run += branches[not unequal]
+            body, orelse = (node.body, node.orelse) if guard else ([], [node])
+            if guard and isinstance(getattr(node.test, "ops", [None])[0], ast.NotEq):
+                body, orelse = orelse, body
+            skipped += body
+            run += orelse
         inside, outside = (operands(compile(ast.Module(nodes, []), self.path, "exec", dont_inherit=True),
                                     "STORE_NAME", "STORE_GLOBAL")  # the latter if a function declares the name global
                            for nodes in (skipped, run))
