@@ -2374,14 +2374,15 @@ class Broker:
 
     def report(self):
         """Let the broker above know how things are."""
-        if self.plenty and UP in self.unasked and self.lack() > self.own_size // 4:
+        if self.plenty and UP in self.unasked and self.lack() > self.own_size // 4:  # before workers run dry
             self.ask(self.links[UP], 1)
         if self.boasted and not self.rich:
             self.boasted = False
             self.send(UP, b"DRY")
         if not self.stopping:
-            told, self.told = self.told, self.received if self.quiet() else None
-            if self.told not in (None, told):  # as a worker would: all that we received is done
+            before, quiet = self.told, self.quiet()
+            self.told = self.received if quiet else None
+            if quiet and self.told != before:  # as a worker would: all that we received is done
                 self.send(UP, b"IDLE", b"%d" % self.told)
         if self.parcels and (self.now >= self.due or self.weight > MAX_BODY):
             self.send_parcels()
