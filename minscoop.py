@@ -894,7 +894,8 @@ def reduce_class(cls):
     registered = [subclass() for subclass in (abc._get_dump(cls)[0] if "_abc_impl" in vars(cls) else ())]
     if type(cls).__name__ == "_TypedDictMeta":  # which adds dict itself
         bases = tuple(base for base in bases if base is not dict)
-    head, looks = {name: attributes.pop(name) for name in ("__slots__", "__orig_bases__") if name in attributes}, {}
+    head = {name: attributes.pop(name) for name in ("__slots__", "__orig_bases__") if name in attributes}
+    looks = {}
     if "_member_map_" in vars(cls):  # an Enum
         head = members_of(cls)
         looks = {name: {key: value for key, value in vars(member).items() if key not in OF_ENUM}
