@@ -727,6 +727,8 @@ class Pickler(pickle.Pickler):
         # Not isinstance, which asks obj.__class__: that of list[int] (until 3.10), or of a proxy, may lie
         if kind is types.FunctionType or issubclass(kind, type):
             return reduce_definition(obj)
+        if module == "numpy" and kind.__name__ == "ufunc":
+            return reduce_ufunc(obj)
         if module == "dataclasses":  # MISSING is compared by identity
             return reduce_by_identity(obj, sys.modules[module])
         if module == "typing" and kind.__name__ in OF_TYPING and not found_by_name(obj):
@@ -759,6 +761,17 @@ def reduce_by_identity(obj, module):
     for name, value in vars(module).items():
         if value is obj:
             return getattr, (module, name)
+    return NotImplemented
+
+
+def reduce_ufunc(ufunc):
+    """Pickle a ufunc of NumPy or SciPy that does not know its module. Pickle itself would look for one that has it, and
+    take the main module under its second name, if that has imported it: workers do not have all of its globals."""
+    if getattr(ufunc, "__module__", None) is None:
+        for name, module in [*sys.modules.items()]:
+            if name != "__mp_main__" and name != "__main__" and type(module) is types.ModuleType \
+                    and vars(module).get(ufunc.__name__) is ufunc:
+                return getattr, (module, ufunc.__name__)
     return NotImplemented
 
 
@@ -1007,7 +1020,8 @@ def reduce_proxy(proxy):
 
 def reduce_variable(var):
     """Pickle a TypeVar, ParamSpec or TypeVarTuple by value."""
-    options = {name: getattr(var, f"__{name}__") for name in OF_VARIABLES if hasattr(var, f"__{name}__")}
+    options = {name: getattr(var, f"__{name}__") for name in OF_VARIABLES if hasattr(var, f"__{name}__")
+               and (name != "default" or var.has_default())}  # NoDefault does not know its module
     return functools.partial(type(var), var.__name__, **options), getattr(var, "__constraints__", ())
 
 

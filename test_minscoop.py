@@ -1541,6 +1541,17 @@ def test_an_array_can_be_written_to_when_it_arrives(pool):
             assert writable and copy[0] == 2 and copy[-1] == 1 and array[0] == 0
 
 
+def test_a_ufunc_arrives_when_the_program_has_imported_it_by_name():
+    """Most ufuncs do not know their module; pickle must not take the main one, which workers may not have."""
+    pytest.importorskip("scipy")
+    assert output_of("-n", 1, stdin="""
+from scipy.special import expit
+from minscoop import futures
+def half(x): return float(expit(x))
+print(*futures.map(half, [0, 0]), futures.submit(expit, 0).result(), futures.submit(lambda: expit).result() is expit)
+""") == "0.5 0.5 0.5 True\n"
+
+
 @pytest.mark.skipif(numpy is None, reason="no numpy")
 def test_an_array_is_mapped_by_rows_when_it_is_an_iterable(pool):
     """map takes an array as any sequence."""
@@ -1784,6 +1795,17 @@ def test_a_type_variable_has_all_that_it_was_made_with_when_it_goes_by_value(kin
     looks = [f"__{name}__" for name in options]
     assert copy is not var and type(copy) is type(var) and copy.__name__ == "Nameless"
     assert [getattr(copy, look) for look in looks] == [getattr(var, look) for look in looks]
+
+
+def test_a_type_variable_arrives_when_the_program_has_imported_all_of_typing():
+    """NoDefault, which it then has instead of a default, does not know its module; workers may not have the main one."""
+    assert output_of("-n", 1, stdin="""
+from typing import *
+from minscoop import futures
+T = TypeVar("T")
+class Box(Generic[T]): size = 2
+print(futures.submit(lambda box: box.size, Box()).result())
+""") == "2\n"
 
 
 def test_names_travel_by_value_when_only_the_guard_binds_them(script):
