@@ -848,13 +848,17 @@ def reduce_function(fn):
     return make_function, (fn.__code__, home_of(fn), fn.__name__, cells), state, None, None, fill_function
 
 
+def imported(module):
+    """The module of this name; in a worker, the script for the main module."""
+    return main.load() if module in ("__main__", "__mp_main__") else importlib.import_module(module)
+
+
 def make_function(code, module, name, cells):
     """The first half of unpickling a function by value."""
     if module is None:
         namespace = {"__builtins__": __builtins__}
     else:
-        home = main.load() if module in ("__main__", "__mp_main__") else importlib.import_module(module)
-        namespace = home.__dict__
+        namespace = imported(module).__dict__
     return types.FunctionType(code, namespace, name, None, tuple(cells))
 
 
@@ -874,6 +878,7 @@ def fill_function(fn, state):
 
 CLASS_IDS = weakref.WeakKeyDictionary()     # class -> id, so that a class that comes back is the very one that left
 CLASSES = weakref.WeakValueDictionary()     # id -> class; both hold functions with an lru_cache, too
+IMPORTED = weakref.WeakSet()                # classes that came by value, and were here already under an alias
 OF_ENUM = "_value_", "_name_", "__objclass__", "_sort_order_"  # attributes that an Enum itself gives its members
 
 
@@ -917,8 +922,25 @@ def reduce_class(cls):
                       if isinstance(value, (types.FunctionType, property, classmethod, staticmethod))
                       or name == "_boundary_" or name not in cls.__members__ and not name.startswith("_")}
     head.update(__module__=cls.__module__, __qualname__=cls.__qualname__)
-    made_of = ident, type(cls), cls.__name__, bases, head
+    made_of = ident, type(cls), cls.__name__, bases, head, alias_of(cls)
     return make_class, made_of, (ident, in_order(cls, ident, attributes), looks, registered), None, None, fill_class
+
+
+def alias_of(cls):
+    """(module, name) of a global that is bound to a class whose own name does not lead to it: `P = namedtuple("Q", "x")`
+    or what a decorator has put in a class's place; None if there is none, or workers may have another one."""
+    for module in cls.__module__, "__main__":
+        for name, value in [*getattr(sys.modules.get(module), "__dict__", {}).items()]:
+            if value is cls and not main.by_value(name, module, again=True):
+                return module, name
+    return None
+
+
+def class_at(module, name, qualname):
+    """The class with this qualified name to which that global is bound here, too; None if there is none."""
+    with contextlib.suppress(ImportError, AttributeError):
+        found = getattr(imported(module), name)
+        return found if issubclass(type(found), type) and found.__qualname__ == qualname else None
 
 
 def attributes_of(cls):
@@ -975,20 +997,24 @@ class Made:
 
 def set_attribute(cls, ident, name, value):
     """Set an attribute of a class that is being unpickled. In the root a class that is here already stays as it is:
-    like the root's globals, it is newer."""
-    if this_worker is None and CLASSES.get(ident) is cls:
+    like the root's globals, it is newer; so does one that this process has imported."""
+    if cls in IMPORTED or this_worker is None and CLASSES.get(ident) is cls:
         return
     kind = type if isinstance(type(cls).__setattr__, types.FunctionType) else type(cls)  # a user's may refuse or repeat
     with contextlib.suppress(AttributeError):  # a read-only one, such as __doc__ of some bases
         kind.__setattr__(cls, name, value)
 
 
-def make_class(ident, metaclass, name, bases, head):
+def make_class(ident, metaclass, name, bases, head, alias):
     """The first half of unpickling a class by value: the class that is here already, or an empty one."""
     def body(namespace):
         for key, value in head.items():  # one by one: an Enum's namespace does not notice `update`
             namespace[key] = value
     cls = CLASSES.get(ident)
+    if cls is None and alias:
+        cls = class_at(*alias, head["__qualname__"])
+        if cls is not None:
+            IMPORTED.add(cls)
     return types.new_class(name, bases, {"metaclass": metaclass}, body) if cls is None else cls
 
 
@@ -1281,12 +1307,14 @@ class Main:
             return cls(path, spec.name)
         return cls(os.path.abspath(path)) if path and os.path.isfile(path) else cls()
 
-    def by_value(self, name, module="__main__", value=None):
+    def by_value(self, name, module="__main__", value=None, again=False):
         """Whether this global has to travel by value: it is of the main module, and workers that import the script do
-        not have it, or another one; or it is a function that they may lack, since it was made at run time (exec, a
-        debugger's prompt). IPython's %run may have replaced the main module since the latest pool was made."""
+        not have it, or another one (again: also if the guard binds it again); or it is a function that they may lack,
+        since it was made at run time (exec, a debugger's prompt). IPython's %run may have replaced the main module
+        since the latest pool was made."""
         return module in ("__main__", "__mp_main__") and (
             self.path is None or self.module is not sys.modules.get("__main__") or name in self.guarded[0] or
+            again and name in self.guarded[1] or
             type(value) is types.FunctionType and name not in self.guarded[2] or
             self.known is not None and self.module.__dict__.get(name) is not self.known.get(name))
 

@@ -1798,7 +1798,7 @@ def test_a_type_variable_has_all_that_it_was_made_with_when_it_goes_by_value(kin
 
 
 def test_a_type_variable_arrives_when_the_program_has_imported_all_of_typing():
-    """NoDefault, which it then has instead of a default, does not know its module; workers may not have the main one."""
+    """NoDefault, which it then has instead of a default, does not know its module: workers may lack the main one's."""
     assert output_of("-n", 1, stdin="""
 from typing import *
 from minscoop import futures
@@ -1890,6 +1890,45 @@ def test_a_class_keeps_its_identity_when_its_metaclass_sends_it_while_it_is_made
             print(all(isinstance(one, Local) for one in minscoop.map(lambda _: Local(), range(5))))
     """))
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+def test_a_class_is_the_workers_own_when_the_script_binds_it_to_another_name(script):
+    """Its name does not lead to it, so it goes by value; but functions that go by name know that of their own module.
+    Not so if workers bind another class to that name, or none."""
+    script("""
+        import collections
+        Pair = collections.namedtuple("Couple", "left right")
+        def known(pair): return isinstance(pair, Pair), Pair(1, 2)
+    """, "library.py")
+    assert output_of("-n", 2, script("""
+        import dataclasses, library
+        from minscoop import futures
+        def make(size):
+            class Local:
+                def get(self): return size
+            return Local
+        def grown(cls):
+            class Grown(cls):
+                def twice(self): return 2 * super().get()
+            return Grown
+        @grown
+        class Item:
+            def get(self): return 2
+        Point, Local, Again, Later = dataclasses.make_dataclass("Spot", ["x"]), make(1), make(1), None
+        def known(point, local, item):
+            return type(point) is Point and point == Point(1), type(local) is Local, type(item) is Item and item.twice()
+        def made(_): return Point(1), Local(), Item()
+        def later():
+            global Later
+            Later = make(3)
+            return Later()
+        if __name__ == "__main__":
+            Again = make(2)
+            for _ in range(2): print(*futures.submit(known, Point(1), Local(), Item()).result())
+            for one in futures.map(made, range(4)): assert known(*one) == (True, True, 4)
+            print(*futures.submit(library.known, library.Pair(1, 2)).result(), library.known(library.Pair(1, 2))[0])
+            print(*futures.map(lambda one: one.get(), [Again(), later()]))
+    """)) == "True True 4\n" * 2 + "True Couple(left=1, right=2) True\n2 3\n"
 
 
 def test_a_name_error_says_why_when_the_script_binds_the_name_under_its_guard(script):
