@@ -797,6 +797,27 @@ def make_planet():
     return Planet
 
 
+def make_creature():
+    """As the documentation of Enum has it, too: members that are of a dataclass."""
+    @dataclasses.dataclass
+    class Traits:
+        legs: int
+        tail: bool = True
+
+    class Creature(Traits, enum.Enum):
+        DOG = 4
+        HUMAN = 2, False
+    return Creature
+
+
+def make_functions():
+    class Functions(enum.Enum):
+        @enum.member
+        def double(self):
+            return 2 * self
+    return lambda value: Functions.double.value(value)
+
+
 def make_status():
     """As the documentation of Enum has it: members made by a ``__new__``, which takes more than the value."""
     class Status(int, enum.Enum):
@@ -968,6 +989,9 @@ CALLABLES = {  # name -> (callable, argument, result)
 
 if sys.version_info >= (3, 9):  # before, an lru_cache does not reveal its parameters
     CALLABLES["cached partial"] = functools.lru_cache(None)(functools.partial(pow, 2)), 3, 8
+
+if sys.version_info >= (3, 11):
+    CALLABLES["member of an enum"] = make_functions(), 3, 6
 
 if sys.version_info >= (3, 12):
     made = {"__name__": __name__}
@@ -1194,6 +1218,8 @@ MEMBERS = {
     "enum member with __new__": (lambda: make_status().GONE,
                                  lambda obj: obj == 410 and obj is type(obj)("410") and obj.phrase == "not there"
                                  and obj.twice == 820 and obj in type(obj).FINAL),
+    "enum member of a dataclass": (lambda: make_creature().HUMAN, lambda obj: obj is type(obj).HUMAN and
+                                   (obj.legs, obj.tail, type(obj).DOG.legs) == (2, False, 4)),
     "generic": (lambda: make_generic()(1), lambda obj: obj.twice is obj.twice == [1, 1] and type(obj)[int](2).content),
     "named tuple": (lambda: make_namedtuple()(1, 2), lambda obj: obj.right == 2 and obj._replace(left=0) == (0, 2)),
     "registered with an abstract class": (lambda: make_abstract()(), lambda obj: isinstance(obj, obj.base)),
