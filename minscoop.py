@@ -839,8 +839,9 @@ def reduce_function(fn):
             contents.append((cell, cell.cell_contents))
     looks = {}
     for name in ("__defaults__", "__kwdefaults__", "__dict__", "__doc__", "__annotations__", "__qualname__",
-                 "__module__"):
-        with contextlib.suppress(NameError):  # annotations may use names that only a type checker imports (PEP 649)
+                 "__module__", "__type_params__"):
+        with contextlib.suppress(NameError, AttributeError):  # annotations may use names that only a type checker
+            # imports (PEP 649); type parameters are new in 3.12
             looks[name] = getattr(fn, name)
     shipped = shipped_globals(fn)
     imports = modules_of(fn, [*shipped.values(), *(value for _, value in contents)])
@@ -1059,14 +1060,33 @@ def reduce_variable(var):
     return functools.partial(type(var), var.__name__, **options), getattr(var, "__constraints__", ())
 
 
+def reduce_alias(alias):
+    """Pickle a type alias by value: first one without a value, which may contain the alias itself."""
+    if alias.__type_params__:
+        return functools.partial(type(alias), type_params=alias.__type_params__), (alias.__name__, alias.__value__)
+    namespace = {}
+    return make_alias, (alias.__name__, namespace), (namespace, alias.__value__), None, None, fill_alias
+
+
+def make_alias(name, namespace):
+    """The first half of unpickling a type alias: the value is a global, looked up when somebody asks for it."""
+    exec(f"type {name} = value", namespace)
+    return namespace[name]
+
+
+def fill_alias(_, state):
+    """The second half: its value."""
+    namespace, value = state
+    namespace["value"] = value
+
+
 OF_VARIABLES = ["bound", "covariant", "contravariant", *["infer_variance"] * (sys.version_info >= (3, 12)),
                 *["default"] * (sys.version_info >= (3, 13))]  # keywords, and attributes with underscores
 
 OF_TYPING = {  # type name -> how to rebuild an object that pickle would send by its name only
     **dict.fromkeys(("TypeVar", "ParamSpec", "TypeVarTuple"), reduce_variable),
     "NewType": lambda new: (type(new), (new.__name__, new.__supertype__)),
-    "TypeAliasType": lambda alias: (functools.partial(type(alias), type_params=alias.__type_params__),
-                                    (alias.__name__, alias.__value__)),
+    "TypeAliasType": reduce_alias,
 }
 
 REDUCERS = {  # types met inside functions and classes, whose instances pickle does not take by itself

@@ -995,9 +995,11 @@ if sys.version_info >= (3, 11):
 
 if sys.version_info >= (3, 12):
     made = {"__name__": __name__}
-    exec("type Number = int\ndef same[T](x: T) -> Number: return x\n"
+    exec("type Number = int\ndef same[T](x: T) -> Number: return x * len(same.__type_params__)\n"
+         "type Tree = list[Tree] | Leaves\ntype Leaves = tuple[Tree, ...]\ndef leaf(x: Tree): return x\n"
          "class Same[T]:\n    def __new__[K](cls, x: K): return x", made)
     CALLABLES["function with type parameters"] = made["same"], 3, 3
+    CALLABLES["function with recursive type aliases"] = made["leaf"], 3, 3
     CALLABLES["class with type parameters"] = made["Same"], 3, 3
 
 
