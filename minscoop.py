@@ -869,6 +869,8 @@ def fill_function(fn, state):
     for path in imports:
         with contextlib.suppress(ImportError):  # a module made at run time, which has not been made here
             importlib.import_module(path)
+    if shipped:
+        Recipe.decode.cache_clear()  # what came earlier was made to use the values that these globals had then
     fn.__globals__.update((name, value) for name, value in shipped.items()
                           if this_worker is not None or name not in fn.__globals__)  # the root's own are newer
     for cell, value in contents:
@@ -1009,6 +1011,7 @@ def set_attribute(cls, ident, name, value):
     like the root's globals, it is newer; so does one that this process has imported."""
     if cls in IMPORTED or this_worker is None and CLASSES.get(ident) is cls:
         return
+    Recipe.decode.cache_clear()  # see fill_function
     kind = type if isinstance(type(cls).__setattr__, types.FunctionType) else type(cls)  # a user's may refuse or repeat
     with contextlib.suppress(AttributeError):  # a read-only one, such as __doc__ of some bases
         kind.__setattr__(cls, name, value)

@@ -9573,6 +9573,23 @@ def test_cells_of_a_notebook_work_when_they_use_an_executor(script):
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "8 True\n[0, 3, 6]\n12\n5\n")
 
 
+def test_a_map_uses_what_is_there_now_when_its_function_was_sent_like_that_before():
+    """The pickle of the third map's function is that of the first, whose globals the second has replaced in the worker:
+    by other values, another function, a class with another attribute."""
+    assert output_of("-n", 1, stdin="""
+from minscoop import futures
+class Scale: of = 0
+def number(x): return factor
+def one(x): return 1
+def two(x): return 2
+def indirect(x): return called(x)
+def attribute(x): return Scale.of
+for factor, called in (1, one), (2, two), (1, one):
+    Scale.of = factor
+    print(*(list(futures.map(fn, [0])) for fn in (number, indirect, attribute)))
+""") == "[1] [1] [1]\n[2] [2] [2]\n[1] [1] [1]\n"
+
+
 OTHER = """
 import minscoop
 def f(x): return 3 * x
