@@ -1363,11 +1363,21 @@ class Main:
                                "argument, or use set_const or initializer=", describe(fn), name)
 
     @functools.cached_property
+    def source(self):
+        """The bytes of its file, as they were when they were first asked for: it may be edited during a run."""
+        return read_source(self.path)
+
+    def keep_source(self):
+        """Read the file now, if there is one and it can be read."""
+        with contextlib.suppress(OSError):
+            return self.path and self.source
+
+    @functools.cached_property
     def guarded(self):
         """(names that only ``if __name__ == "__main__"`` binds, names that it binds again, names bound outside)."""
         import ast
         skipped, run = [], []  # by workers
-        for node in ast.parse(read_source(self.path), self.path).body:
+        for node in ast.parse(self.source, self.path).body:
             guard = isinstance(node, ast.If) and "__name__" in ast.dump(node.test)
             body, orelse = (node.body, node.orelse) if guard else ([], [node])
             if guard and isinstance(getattr(node.test, "ops", [None])[0], ast.NotEq):
@@ -1387,7 +1397,7 @@ class Main:
             self.loaded, module = True, self.module
             self.importing = True
             try:
-                code, spec = self.program or read_main(self.path, self.name)
+                code, spec = self.program or read_main(self.path, self.name, None if self.name else self.source)
                 module.__file__, module.__spec__, module.__package__ = self.path, spec, spec.parent if spec else None
                 module.__loader__ = spec.loader if spec else RootLoader("__mp_main__", self.path)
                 exec(code, module.__dict__)
@@ -1425,10 +1435,10 @@ def read_source(path):
     return source
 
 
-def read_main(path, name=None):
-    """(code, spec) of a script or, if it has a name, of a module."""
+def read_main(path, name=None, source=None):
+    """(code, spec) of a script, whose source may be known already, or, if it has a name, of a module."""
     if name is None:
-        return compile(read_source(path), path, "exec"), None
+        return compile(read_source(path) if source is None else source, path, "exec"), None
     spec = importlib.util.find_spec(name)
     if spec is not None and spec.submodule_search_locations is not None:
         spec = importlib.util.find_spec(name + ".__main__")
@@ -4425,7 +4435,9 @@ class Root(Node):
                 with os.scandir(name) as entries:
                     names = [entry.name + "/" * entry.is_dir() for entry in entries]
                 body = [json.dumps([entry for entry in names if entry.endswith(("/", ".py"))]).encode()]
-            elif name == main.path or beside and name.endswith(".py"):
+            elif name == main.path:
+                body = [main.source]
+            elif beside and name.endswith(".py"):
                 with open(name, "rb") as file:
                     body = [file.read()]
         self.send(b"FILE", path, *body)
@@ -5205,9 +5217,11 @@ class Keeper:
         for directory in filter(None, (config["directory"], config["memory"])):
             fcntl.flock(os.open(directory, os.O_RDONLY), fcntl.LOCK_SH)  # while one of us lives, no pool removes it
         Main(*config["main"], config["mixed"]).install()
-        if main.path and not (main.name or config["below"]):  # -m: finding it runs the program's code; below: not here
+        if not config["below"]:  # else the file is not here
+            main.keep_source()
+        if main.path and not (main.name or config["below"]):  # -m: finding it runs the program's code
             with contextlib.suppress(OSError, SyntaxError, ValueError):  # workers will report it
-                main.program = read_main(main.path)
+                main.program = read_main(main.path, source=main.source)
                 preload(main.program[0])
         import_zmq(encrypts=config["listens"])
         if config["size"] is None:
@@ -6481,6 +6495,7 @@ class Executor(Interface):
             profile = os.path.abspath(profile)
             os.makedirs(profile, exist_ok=True)
         self._main = Main.of_this_process()
+        self._main.keep_source()
         self._main.by_name_only = options["mixed"] or any(other._main.by_name_only for other in executors)
         if this_worker is None:
             self._main.adopt()

@@ -10357,20 +10357,26 @@ def test_the_program_ends_when_a_signal_comes_while_a_task_runs_inline(script, t
 
 @pytest.mark.parametrize("launcher", [[MINSCOOP, "-n", "2"], []], ids=["launcher", "executor"])
 def test_workers_run_the_program_as_it_was_when_its_file_is_edited_meanwhile(script, launcher):
-    """The keeper has compiled it once for all of them."""
+    """The keeper has compiled it once for all of them, and keeps its source, which says what goes by value: nobody may
+    read the file again, such as to pickle an instance, when it is half of an edit, or another program."""
     done = python(*launcher, script("""
         import time
         import minscoop
+        class Result:
+            pass
+        def make(x):
+            return Result()
         def double(x):
             time.sleep(0.1)
             return 2 * x
         if __name__ == "__main__":
             with minscoop.Executor(2) as executor:
                 executor.submit(abs, -1).result()
-                open(__file__, "w").write("def double(: # half of an edit")
-                print(list(executor.map(double, range(4))))
+                for text in "def double(: # half of an edit", "if __name__ == '__main__':\\n    class Result: pass":
+                    open(__file__, "w").write(text)
+                    print(list(executor.map(double, range(4))), type(executor.submit(make, 1).result()) is Result)
     """), env=dict(os.environ, PYTHONPATH=str(HERE)))
-    assert (done.returncode, done.stdout, done.stderr) == (0, "[0, 2, 4, 6]\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[0, 2, 4, 6] True\n" * 2, "")
 
 
 SET_PATH = "sys.path.insert(0, os.path.join(os.path.dirname(__file__), 'lib'))"
