@@ -822,8 +822,8 @@ def shipped_globals(fn):
 
 
 def missing_globals(fn):
-    """Names of the globals that a function reads and the program's main module has not got, builtins mostly: workers may
-    have some of them from before, such as a `max` that was deleted since."""
+    """Names of the globals that a function reads and the program's main module has not got, builtins mostly. Workers
+    may have some of them from before, such as a `max` that was deleted since."""
     home = home_of(fn) if this_worker is None else None  # another worker may never have had them
     return [name for name in names_in(fn.__code__)[0] if home and name not in fn.__globals__
             and main.by_value(name, home)]
@@ -945,8 +945,8 @@ def reduce_class(cls):
 
 
 def alias_of(cls):
-    """(module, name) of a global that is bound to a class whose own name does not lead to it: `P = namedtuple("Q", "x")`
-    or what a decorator has put in a class's place; None if there is none, or workers may have another one."""
+    """(module, name) of a global that is bound to a class whose own name does not lead to it, such as what a decorator
+    has put in a class's place, or `P = namedtuple("Q", "x")`. None if there is none, or workers may have another."""
     for module in cls.__module__, "__main__":
         for name, value in [*getattr(sys.modules.get(module), "__dict__", {}).items()]:
             if value is cls and not main.by_value(name, module, again=True):
@@ -1071,6 +1071,11 @@ def reduce_proxy(proxy):
     return rebuild, (*rest, dict(options, authkey=bytes(proxy._authkey)))
 
 
+def reduce_stream(file):
+    """Pickle stdout and stderr, which may be a function's default argument, as those of the process that prints."""
+    return next(((getattr, (sys, name)) for name in ("stdout", "stderr") if getattr(sys, name) is file), NotImplemented)
+
+
 def reduce_variable(var):
     """Pickle a TypeVar, ParamSpec or TypeVarTuple by value."""
     options = {name: getattr(var, f"__{name}__") for name in OF_VARIABLES if hasattr(var, f"__{name}__")
@@ -1111,6 +1116,7 @@ REDUCERS = {  # types met inside functions and classes, whose instances pickle d
     types.CellType: lambda cell: (types.CellType, ()),  # empty: fill_function fills it
     types.MethodType: reduce_method,
     types.ModuleType: lambda module: (importlib.import_module, (module.__name__,)),
+    io.TextIOWrapper: reduce_stream,
     types.CodeType: lambda code: (marshal.loads, (marshal.dumps(code),)),
     **dict.fromkeys((types.MappingProxyType, weakref.WeakKeyDictionary),  # the latter of singledispatch
                     lambda mapping: (type(mapping), (dict(mapping),))),

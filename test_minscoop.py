@@ -1072,6 +1072,20 @@ def test_the_roots_globals_stay_when_a_function_comes_back(monkeypatch):
     assert minscoop.loads(frames)() == 1
 
 
+def test_a_function_prints_where_it_runs_when_a_stream_is_its_default_argument():
+    """stdout and stderr go by name; no other file does, nor does stdin, which workers do not have."""
+    done = launch("-n", 1, stdin="""
+import sys, minscoop
+def show(text, file=sys.stdout): print(text, file=file, flush=True)
+def warn(text, file=sys.stderr): print(text, file=file, flush=True)
+minscoop.submit(show, "shown").result()
+minscoop.submit(warn, "warned").result()
+try: minscoop.submit(show, "nowhere", sys.stdin).result()
+except minscoop.CannotSend as error: print("argument 2: cannot pickle" in str(error))
+""")
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["shown", "True"], "warned\n")
+
+
 def test_a_submodule_is_loaded_when_a_function_uses_it():
     """`import xml.dom.minidom` binds only xml, and a worker that imports just that would lack xml.dom.minidom."""
     assert output_of("-n", 1, "-c", """
