@@ -338,9 +338,9 @@ class RemoteTraceback(Exception):
 
 
 # A message's name and short fields travel in one frame, separated by NUL, since a frame costs as much as handling a
-# field. Messages sent together from one sender to one receiver travel as one: BUNDLE, how many short fields and how many
-# frames each has, and these fields, in one frame; then all these frames. This also wakes the receiver only once, so that
-# its answer comes sooner.
+# field. Messages sent together from one sender to one receiver travel as one: BUNDLE, how many short fields and frames
+# each has, and these fields, in one frame; then all these frames. This also wakes the receiver only once, so that its
+# answer comes sooner.
 
 # The fields of each message: n is a number, i a task's id, s a short field, b anything; after the * comes the kind of
 # any further fields, in any number. The message without a name is the empty one.
@@ -7616,8 +7616,8 @@ def limit(run):
         return f"Limited by nothing but the number of workers: they ran tasks {busy}."
     if lost > (whole - code) / 2:
         deaths = sum(news["gone"] < math.inf for news in run["records"].values())
-        return (f"Limited by lost workers: {deaths} died, and {lost / whole:.0%} of the time went into calls that had to "
-                "run again. See what killed them.")
+        return (f"Limited by lost workers: {deaths} died, and {lost / whole:.0%} of the time went into calls that had "
+                "to run again. See what killed them.")
     if begun - first > max(1.0, (end - first) / 2) and not heavy:
         return (f"Limited by the start: the first task began only {begun - first:.1f} s after the script had asked for "
                 "it: until then, workers run the initializer, import the script, and read large arguments.")
@@ -7757,8 +7757,8 @@ $("losses").hidden = !D.losses.length
 $("merged").append(tasks.length >= D.runs ? "" : `${whole(tasks.length)} bars stand for ${whole(D.runs)} calls and
   slices: neighbours of one function on one worker were merged, shortest first; numbers and times stay exact.`)
 table("hosts", ...D.table)
-table("slowest", ["own time", "from", "to", "calls", "function", "worker", "arguments (of the first)"], ...D.slowest.map(
-  ({ own, start, end, calls, fn, worker, arguments: text }) =>
+table("slowest", ["own time", "from", "to", "calls", "function", "worker", "arguments (of the first)"],
+  ...D.slowest.map(({ own, start, end, calls, fn, worker, arguments: text }) =>
     [time(own), time(start), time(end), whole(calls), fn, worker, text ?? ""]))
 table("lost", ["at", "worker", "why", "run again"], ...D.losses.map(
   ([worker, at, why, again]) => [time(at), worker, why, whole(again)]))

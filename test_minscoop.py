@@ -2721,7 +2721,7 @@ def test_inputs_that_were_pulled_are_not_lost_when_ctrl_c_comes(monkeypatch, cap
 
 
 def test_a_map_is_dropped_when_ctrl_c_comes_before_its_iterator_is_there():
-    """Nobody can read it, or close it: it must not take inputs for the rest of the program, which then might not end."""
+    """Nobody can read it, or close it: it must not take inputs for the rest of the program, which might never end."""
     node, progress = HandNode(), minscoop.Progress(True)
     progress.watch = lambda node: None
     inputs = Counted(2)
@@ -6152,7 +6152,7 @@ def test_a_program_ends_when_a_signal_comes_while_a_callback_works(script):
 
 
 def test_a_program_ends_by_a_later_signal_when_it_has_swallowed_the_first(script):
-    """As a bare `except:` does, which is meant for an error of what it guards: no signal must be without effect then."""
+    """As a bare `except:` does, which is meant for an error of what it guards: no signal must be without effect."""
     done = launch("-n", 1, script("""
         import minscoop, os, signal, time
         def come():
