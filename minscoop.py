@@ -5389,6 +5389,8 @@ class Keeper:
             elif pid in self.gateways:
                 number = self.gateways.pop(pid)
                 name = self.config["hosts"][int(number) - 1][1]
+                if code not in (0, SILENT):  # it was killed, and could not tell why
+                    self.notify(*gone(number.decode(), name, f"its gateway (pid {pid}) ended: {status_text(code)}"))
                 self.notify(b"DIED", number, b"", b"0", ALL, b"0", b"0", f"host {name} is gone".encode())
                 if code == SILENT:
                     self.log_in_again(number)
@@ -5667,6 +5669,12 @@ module.run_agent(config, library)
 """
 
 
+def gone(number, host, reason):
+    """The notice that tells the root why a host is not in the pool, or not any more."""
+    facts = {"host": host, "number": number, "state": "gone", "reason": reason[:1000]}
+    return b"HOST", json.dumps(facts).encode()
+
+
 class Gateway:
     """Brings one host into the pool, and keeps it there. Runs in a process of its own, forked by the root's keeper."""
 
@@ -5700,8 +5708,7 @@ class Gateway:
             raise HostError(self.diagnose("the connection has ended"))
         except Exception as error:
             reason = str(error) if isinstance(error, (HostError, OSError)) else repr(error)
-            facts = {"host": self.host, "number": self.config["host"], "state": "gone", "reason": reason[:1000]}
-            self.keeper.notify(b"HOST", json.dumps(facts).encode())
+            self.keeper.notify(*gone(self.config["host"], self.host, reason))
             self.flush()
         self.end(SILENT if self.up and self.process.poll() == 0 else 0)
 

@@ -6518,6 +6518,22 @@ def test_the_root_is_told_when_a_gateway_fails_of_something_unforeseen(where):
         os.close(end)
 
 
+@linux_only
+@pytest.mark.parametrize("option", ["--check", "--all-hosts"])
+def test_the_host_is_named_when_its_gateway_is_killed(ssh, option):
+    """The gateway cannot say so any more. A check would wait for ever, else, and a program for all hosts go on."""
+    program = "import minscoop, time; minscoop.submit(time.sleep, 1000).result()"
+    process = start(MINSCOOP, option, "--hosts", "mute,localhost:1", *["-c", program] * (option != "--check"))
+    assert eventually(lambda: lines_of(ssh / "log"))
+    keeper, = children_of(process.pid)
+    (gateway, remote), = [(pid, *children_of(pid)) for pid in children_of(keeper) if children_of(pid)]
+    kill_all([gateway])
+    done = finish(process, "")
+    kill_all([remote])  # this ssh does not notice the end of its stdin
+    assert done.returncode == 1, done
+    assert f"its gateway (pid {gateway}) ended: killed by signal 9 (SIGKILL)" in done.stdout + done.stderr, done
+
+
 def test_a_tunnel_says_that_a_connection_has_ended_when_there_is_no_broker_here(guard):
     """One that takes over is not there yet: the broker at the other end then connects again, as if by TCP."""
     gateway = HandGateway()
