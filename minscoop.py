@@ -310,7 +310,8 @@ class RemoteTraceback(Exception):
 #                                                           what was not HELD is lost
 #   RECORD   worker → root       worker body                what it ran and when, if that is wanted; may be lost
 #   STOP     root → worker                                  end when all is done
-#   BYE      worker → broker → root                         its last word; to a broker below: you count as lost
+#   BYE      worker → broker → root                         its last word; to a broker below: you count as lost; from
+#                                                           the keeper of a host that joined: leave
 #   HOST     keeper → root       facts                      a host is there, or why it is not (JSON)
 #   SIZE     broker → node       workers                    of the whole pool, whenever that changes
 #   PROBE    broker → broker     anything                   a sign of life; the upper one echoes it, to time the link
@@ -2338,7 +2339,7 @@ class Link:
 BLAME, BEGUN = 1, 2  # flags of DIED and LOST
 
 MAY_SAY = {role: frozenset(names.encode().split()) for role, names in {
-    b"stranger": "HELLO PROBE", b"keeper": "DIED FAILED HOST OUTPUT LOG",
+    b"stranger": "HELLO PROBE", b"keeper": "BYE DIED FAILED HOST OUTPUT LOG",
     b"root": "HELLO DRY TASK CANCEL CONST TOLD STOP FILE SHOWN STACKS COUNT",
     b"worker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT FAILED FETCH RECORD BYE "
                "LOG PROFILE",
@@ -2464,9 +2465,12 @@ class Broker:
             if link.name == UP:
                 self.finished = True
             else:
-                reason = f"not heard from for {SILENCE:.0f} s"
-                self.send(ROOT, b"HOST", json.dumps({**link.facts, "state": "lost", "reason": reason}).encode())
-                self.on_DIED(KEEPER, link.name, obituary=f"host {link.facts['host']} was {reason}".encode())
+                self.give_up(link, f"not heard from for {SILENCE:.0f} s")
+
+    def give_up(self, link, reason):
+        """Another host is lost: tell the root."""
+        self.send(ROOT, b"HOST", json.dumps({**link.facts, "state": "lost", "reason": reason}).encode())
+        self.on_DIED(KEEPER, link.name, obituary=f"host {link.facts['host']} was lost: {reason}".encode())
 
     def conclude(self):
         """Do what may follow from a message or a tick: ask for tasks, stop, report to the broker above."""
@@ -2628,9 +2632,11 @@ class Broker:
             self.send(sender, b"STOP")
 
     def on_BYE(self, sender):
-        """A worker, or a broker below, has ended as it was told; or the broker above has given us up."""
-        if sender == UP:
+        """A worker, or a broker below, has ended as it was told; or the broker above has given us up, or we leave."""
+        if sender in (UP, KEEPER):
             self.finished = True
+        elif not self.stopping and (self.links[sender].facts or {}).get("number", "").startswith("j"):
+            self.give_up(self.links[sender], "it has left")  # one that joined: of others, their gateways tell
         elif self.links[sender].held:  # it should hold nothing
             self.on_DIED(KEEPER, sender, obituary=sender + b" ended while it still held tasks")
         else:
@@ -5296,6 +5302,16 @@ class Keeper:
                 self.reap()
             if self.stdin in ready and not os.read(self.stdin, 4096):
                 self.exit_code = 0
+                if self.config["below"] and not self.config["tunnel"]:
+                    self.take_leave()
+
+    def take_leave(self):
+        """Have the broker tell that this host, which joined, ends: it has no remote command whose end would tell, and
+        its tasks would be missed only after SILENCE. Blocks, for GRACE / 2 at most."""
+        self.notify(b"BYE")
+        deadline = time.monotonic() + GRACE / 2
+        while time.monotonic() < deadline and os.waitpid(self.broker, os.WNOHANG)[0] == 0:
+            time.sleep(TICK / 4)
 
     def start_broker(self, heirs=None):
         """Fork the broker, which inherits sockets and pipes. heirs, if it takes over: node -> (id, lo, hi) it runs."""
@@ -5938,6 +5954,7 @@ def run_agent(config, library=b""):
     try:
         keeper.wait()
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one comes at once if `timeout`, say, passes it on
         keeper.stdin.close()
         keeper.wait()
     remove(directory, memory)

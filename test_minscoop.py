@@ -7170,6 +7170,23 @@ def test_joined_workers_end_by_themselves_when_the_root_is_killed(guard, script,
 
 
 @linux_only
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_the_run_goes_on_at_once_when_a_host_that_joined_is_ended(guard, script, tmp_path, signum):
+    """It says that it leaves: SILENCE, after which it would be missed, is longer here than the test may last. SIGINT
+    comes twice when Ctrl-C ends `timeout 60 python minscoop.py --join`, and must not show our frames."""
+    path, errors, copy = tmp_path / "pool.json", tmp_path / "errors", patched(tmp_path, "SILENCE = 1000.0")
+    with open(errors, "w") as stderr:
+        process = start(copy, "-v", "--listen", path, "-n", 1, script(SQUARES), "", tmp_path / "go", stderr=stderr)
+    joined = start(copy, "--join", path, "-n", 2, env=dict(os.environ, FATE="joined"))
+    assert eventually(lambda: "2 workers, data by tcp" in errors.read_text())
+    for _ in range(2):
+        joined.send_signal(signum)
+    done = finish_after(process, tmp_path / "go", lambda: f"host {NODE}: lost: it has left; " in errors.read_text())
+    assert done.returncode == 0 and errors.read_text().count(" lost: ") == 1, errors.read_text()
+    assert "Traceback" not in finish(joined).stderr and not eventually_none(lambda: on_fake_host("joined"), two_seconds())
+
+
+@linux_only
 def test_a_joining_host_ends_when_the_root_has_gone_just_before_it_connects(guard, script, tmp_path):
     """The root answers the trial connection, but is gone before the real one: no disconnect will ever be reported."""
     path, copy = tmp_path / "pool.json", patched(tmp_path, f"""
