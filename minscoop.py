@@ -316,7 +316,8 @@ class RemoteTraceback(Exception):
 #   SIZE     broker → node       workers                    of the whole pool, whenever that changes
 #   PROBE    broker → broker     anything                   a sign of life; the upper one echoes it, to time the link
 #   PIECE    broker → broker                                a sign of life: a part of a large message, see below
-#   FETCH    worker → root       path                       wanted: a source file, or the names in a directory/
+#   FETCH    worker → root       path                       wanted: a source file, the names in a directory/, or (?) the
+#                                                           program's own part of sys.path
 #   FILE     root → worker       path body                  its content, if there is any; brokers on the way keep it
 #   OUTPUT   broker → root       worker stream text         lines that a worker has printed; from the keeper: its stacks
 #   SHOWN    root → broker       host count                 so many bytes of that host's OUTPUT are on the screen
@@ -591,13 +592,14 @@ def loads(frames):
     """The object in frames made by ``dumps``; large buffers are used in place, writable."""
     pickled, *buffers = map_builtin(content, frames)
     buffers = [bytearray(b) if isinstance(b, bytes) else b for b in buffers]
-    try:
-        return unpickle(pickled, buffers=buffers)
-    except ModuleNotFoundError:
-        if main.loaded:
-            raise
-        main.load()  # the script may add to sys.path the place where the module is
-        return unpickle(pickled, buffers=buffers)
+    while True:
+        try:
+            return unpickle(pickled, buffers=buffers)
+        except ModuleNotFoundError as error:
+            if not main.loaded:
+                main.load()  # the script may add to sys.path the place where the module is
+            elif this_worker is None or not this_worker.learn_path(error.name):
+                raise
 
 
 # Shared memory: within a host, a large frame is a file in the pool's directory in /dev/shm, that is, memory with a
@@ -4454,11 +4456,13 @@ class Root(Node):
         self.wake("hosts")
 
     def on_FETCH(self, path):
-        """A worker elsewhere imports a module: its source, or the names in a directory/."""
+        """A worker elsewhere imports a module: its source, or the names in a directory/; ?: see Worker.learn_path."""
         name, body = path.decode(errors="surrogatepass"), []
         beside = name.startswith(tuple(entry.rstrip("/") + "/" for entry in own_path())) and "/../" not in name
         with contextlib.suppress(OSError):
-            if beside and name.endswith("/"):
+            if name.startswith("?"):
+                body = [json.dumps(own_path()).encode()]
+            elif beside and name.endswith("/"):
                 with os.scandir(name) as entries:
                     names = [entry.name + "/" * entry.is_dir() for entry in entries]
                 body = [json.dumps([entry for entry in names if entry.endswith(("/", ".py"))]).encode()]
@@ -5055,6 +5059,15 @@ class Worker(Node):
                 self.serve()  # the answer may be in the inbox, if we are called amid the handling of messages
         self.unanswered.pop(path, None)
         return self.files[path]
+
+    def learn_path(self, missing):
+        """Take over what the program has added to its sys.path since the pool began, at a prompt, say, as a module is
+        missing; returns whether there was anything. Blocks as ``fetch_file`` does."""
+        own = json.loads(self.fetch_file(f"?{missing}"))  # brokers keep the answer, hence the name
+        added = [entry for entry in own if entry not in sys.path]
+        sys.path += added
+        self.config["own_path"] += added  # so that RootFinder serves them
+        return bool(added)
 
     def on_FILE(self, path, *body):
         """Keep the answer for which ``fetch_file`` waits."""
@@ -6009,7 +6022,7 @@ def find_modules(config):
         if config["path"]:
             raise PoolError(f"cannot work in {path} (--path): {error.strerror}") from None
         os.chdir(config["directory"])
-    sys.path_hooks.insert(0, functools.partial(RootFinder, tuple(config["own_path"])))
+    sys.path_hooks.insert(0, functools.partial(RootFinder, config["own_path"]))  # the list: see learn_path
     sys.path_importer_cache.clear()
     return [*filter(None, (config["pythonpath"] or "").split(os.pathsep)), *config["own_path"], *sys.path]
 

@@ -10490,6 +10490,25 @@ def test_modules_are_found_when_only_the_script_says_where_they_are(script, tmp_
     """)).replace("[", "").replace("]", "") == "42\n"
 
 
+@pytest.mark.parametrize("where", [["-n", 1], ["--hosts", "good1:1"]], ids=["here", "elsewhere"])
+def test_modules_are_found_when_a_prompt_has_just_said_where_they_are(ssh, script, tmp_path, where):
+    """Workers have been there for long, and have no script that would tell them. A module that nobody has is missing."""
+    for name in "one", "two":
+        script("def double(x): return 2 * x", f"{name}/{name}.py")
+    done = launch(*where, stdin=f"""
+import sys, types
+from minscoop import futures
+print(futures.submit(abs, -1).result())
+for name in "one", "two":
+    sys.path.append(f"{tmp_path}/{{name}}")
+    print(list(futures.map(__import__(name).double, range(3))))
+sys.modules["ghost"] = ghost = types.ModuleType("ghost")
+exec("def haunt(x): pass", vars(ghost))
+print(repr(futures.submit(ghost.haunt, 1).exception()))
+""")
+    assert done.stdout.splitlines()[:3] == ["1", *["[0, 2, 4]"] * 2] and "No module named 'ghost'" in done.stdout, done
+
+
 @pytest.mark.parametrize("top, options", [("prepare()", ""), ("", ", initializer=prepare")])
 def test_tasks_have_the_context_of_the_script_when_others_wait_below_or_beside(script, top, options):
     """What the top level or the initializer sets in its context (decimal's precision, say) holds for all tasks. What a
