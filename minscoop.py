@@ -1603,7 +1603,7 @@ class Future(concurrent.futures.Future):
                      waiter.add_result if error is None else waiter.add_exception)(self)
                 condition.notify_all()
         self._call = self._parent = None
-        if self._node.parked or self._node.attending.locked():
+        if self._node.parked or self._node.attended:
             self._node.wake(self)
         if "_done_callbacks" in self.__dict__:
             if self._node.serving._is_owned():  # amid a message: callbacks may wait for what the rest of it settles
@@ -3451,6 +3451,7 @@ class Node:
     connections = 0   # made by the socket
     known = None      # `received` of a worker when it last considered asking for more
     seen = None       # id of the newest queue entry at the deputy's last look: has the queue moved since?
+    attended = False  # a thread sleeps on the socket, or is about to
     watching = 0.0    # s: timeout of the deputy's sleep on the socket; 0: it does not sleep there
     dropped = 0       # messages that made no sense
     calls = 0         # submitted calls that were shipped and are done
@@ -3463,7 +3464,7 @@ class Node:
 
     def __init__(self, name, size, retries):
         self.name, self.size, self.retries = name, size, retries
-        self.lock, self.serving, self.attending = threading.RLock(), threading.RLock(), threading.Lock()
+        self.lock, self.serving, self.attending = threading.RLock(), threading.RLock(), threading.RLock()
         self.queue = collections.deque()  # given away from the left, run here from the right
         self.sources = []                 # jobs whose inputs are not all pulled
         self.in_hand = []                 # jobs of spans that are being pickled (to be shipped) or unpickled
@@ -3530,7 +3531,7 @@ class Node:
                     transmit(self.socket, bundled(self.outbox.popleft()))
             finally:
                 self.sending = False
-            if (self.watching or self.attending.locked()) and readable_now(self.socket):
+            if (self.watching or self.attended) and readable_now(self.socket):
                 self.rouse(self.watching)
 
     def insist(self, key, *message):
@@ -3554,8 +3555,8 @@ class Node:
 
     def disown(self):
         """In a forked child: let go of the parent's socket, and of locks that its other threads may have held."""
-        self.forked = True
-        self.lock, self.serving, self.attending = threading.RLock(), threading.RLock(), threading.Lock()
+        self.forked, self.attended = True, False
+        self.lock, self.serving, self.attending = threading.RLock(), threading.RLock(), threading.RLock()
         self.socket, self.broken = None, PoolError("this pool belongs to the parent process")
         self.away, self.guests, self.queue = {}, {}, collections.deque()  # their files belong to the parent
 
@@ -3572,18 +3573,25 @@ class Node:
 
         patience: seconds to wait while another thread sleeps on the socket; negative: for ever. After that ready() is
         asked once more: the deputy may have handled what we wait for, without seeing anybody to rouse."""
-        if not self.attending.acquire(timeout=patience):
-            return False
         try:
+            if not self.attending.acquire(timeout=patience):
+                return False
+            self.attended = True
             if not ready():
                 self.attend(timeout)
         finally:
-            self.attending.release()
+            self.get_up()
         return self.serve()
+
+    def get_up(self):
+        """Let another thread sleep on the socket, if this one may have: Ctrl-C may come just as it has got the lock."""
+        if self.attending._is_owned():
+            self.attended = False
+            self.attending.release()
 
     def rouse(self, deputy=False):
         """Wake the thread that sleeps in ``attend``, if there is one. deputy: also the deputy, in ``watch``."""
-        if deputy or self.attending.locked():
+        if deputy or self.attended:
             with contextlib.suppress(OSError):  # pipe full: it will wake; closed: nobody sleeps there
                 os.write(self.wake_write, b"!")
 
@@ -3656,9 +3664,9 @@ class Node:
         queued, which may go at the second look), per MAX_FLUSH while results wait to be sent, else per PATROL."""
         while not self.stopped.wait(TICK):
             self.alarm.clear()
-            if self.attending.locked():
+            if self.attended:
                 self.alarm.wait(PATROL)
-            while not (self.attending.locked() or self.stopped.is_set()):
+            while not (self.attended or self.stopped.is_set()):
                 try:
                     if self.watch((ATTEND if self.queue else TICK) if self.wanted else PATROL):
                         self.stand_in()
@@ -4880,7 +4888,7 @@ class Worker(Node):
         """Queue a Future or a Span; if others want work, give away something older, or a part of this."""
         self.idle = False
         super().push(unit)
-        if self.attending.locked():
+        if self.attended:
             self.rouse()
 
     def take(self, what, task):

@@ -4448,6 +4448,20 @@ def test_nothing_is_kept_to_be_sent_when_the_pool_has_ended():
     assert not node.outbox
 
 
+def test_others_may_sleep_on_the_socket_when_ctrl_c_comes_just_as_one_begins_to():
+    """Else nobody would hear of results any more, in a program that catches Ctrl-C, or at a prompt."""
+    node = HandNode()
+    lock = node.attending
+
+    def get_it(timeout):
+        lock.acquire(timeout=timeout)
+        raise KeyboardInterrupt
+    node.attending = mock.Mock(wraps=lock, acquire=get_it)
+    pytest.raises(KeyboardInterrupt, node.listen, bool, 0)
+    with concurrent.futures.ThreadPoolExecutor(1) as another:
+        assert another.submit(lock.acquire, blocking=False).result(WAIT) and not node.attended
+
+
 def test_results_are_read_as_they_came_when_any_order_will_do():
     """Else the first ones of an endless map would wait for ever, if new ones come faster than they are read."""
     job = minscoop.Mapping(HandNode(), minscoop.Recipe(identity), [range(9)], ordered=False)
@@ -12519,7 +12533,7 @@ class Simulation(Scheduler):
     def check_hunger(self):
         """No node may have work lying in its queue for long while another node is hungry."""
         nodes = [process.node for process in self.nodes.values() if process.node and process.ended is None]
-        hungry = [node for node in nodes if node.executes and node.asked and node.attending.locked() and not node.queue]
+        hungry = [node for node in nodes if node.executes and node.asked and node.attended and not node.queue]
         laden = [node for node in nodes if any(not unit.stale and not unit.pinned for unit in node.queue)]
         if not hungry or not laden or any(process.frozen > self.now for process in self.processes):
             self.idle_since = None
@@ -13006,7 +13020,7 @@ MUTATIONS = {
     "a SPLIT is not recorded": [("Node.on_SPLIT", "self.away[new] = ", "")],
     "IDLE is never said": [("Worker.wishes", 'said.append((b"IDLE", b"%d" % self.received))', "pass")],
     "wake-ups are lost": [("Node.wake", "self.parked.pop(what, ())", "()")],
-    "who sleeps on the socket is not roused": [("Node.rouse", "if deputy or self.attending.locked():", "if deputy:")],
+    "who sleeps on the socket is not roused": [("Node.rouse", "if deputy or self.attended:", "if deputy:")],
     "the deputy is not woken when the socket closes": [("Node.close", "self.rouse(self.watching)", "pass")],
     "a sleeper does not look once more": [("Node.listen", "if not ready():", "if True:")],
     "who parks does not look once more": [("Worker.park", "if ready() and", "if False and")],
