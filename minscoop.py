@@ -4231,29 +4231,42 @@ class Node:
 # 9  Root
 
 
-def ctrl_c_waits(method):
-    """Decorator: defer Ctrl-C while the main thread handles or sends messages: one cut short is lost, and whoever waits
-    for it hangs. A second one is not deferred, since a callback may not end. Other handlers than Python's own are left
-    alone."""
+class Late(list):
+    """Stands in for a signal's handler: keeps the first signal for later; what follows is not deferred, since a
+    callback may not end."""
+
+    def __init__(self, handler):
+        super().__init__()
+        self.handler = handler
+
+    def __call__(self, *args):
+        """Handle a signal."""
+        self.handler(*args) if self else self.append(args)
+
+
+def signals_wait(method):
+    """Decorator: defer Ctrl-C, and the program's own handlers of SIGALRM and SIGTERM, which may raise to set a time
+    limit or to exit, while the main thread handles or sends messages: one cut short is lost, and whoever waits for it
+    hangs. The command line's handler of SIGTERM ends the pool at once, and is left alone."""
     @functools.wraps(method)
     def whole(*args, **options):
-        if _signal.getsignal(signal.SIGINT) is not signal.default_int_handler or \
-                threading.current_thread() is not threading.main_thread():
+        if threading.current_thread() is not threading.main_thread():
             return method(*args, **options)
-        came = []
-
-        def note(*args):
-            if came:
-                signal.default_int_handler(*args)
-            came.append(args)
-        _signal.signal(signal.SIGINT, note)
+        for number in (signal.SIGINT, signal.SIGALRM, signal.SIGTERM):
+            handler = _signal.getsignal(number)
+            if callable(handler) and handler is not terminate and type(handler) is not Late:
+                break
+        else:
+            return method(*args, **options)
+        late = Late(handler)
+        _signal.signal(number, late)
         try:
-            return method(*args, **options)
+            return whole(*args, **options)  # for the next of these signals
         finally:
-            if _signal.getsignal(signal.SIGINT) is note:  # else a callback has set another
-                _signal.signal(signal.SIGINT, signal.default_int_handler)
-            if came:
-                raise KeyboardInterrupt
+            if _signal.getsignal(number) is late:  # else a callback has set another
+                _signal.signal(number, handler)
+            if late:
+                handler(*late[0])
     return whole
 
 
@@ -4317,8 +4330,8 @@ class Root(Node):
         super().disown()
         self.keeper.stdin.close()
 
-    # As any node, but Ctrl-C is deferred: work in hand would stay so for ever, half a message sent would end everything
-    serve, give, send_all = map_builtin(ctrl_c_waits, (Node.serve, Node.give, Node.send_all))
+    # As any node, as a whole: else work in hand would stay so for ever, half a message sent would end everything
+    serve, give, send_all = map_builtin(signals_wait, (Node.serve, Node.give, Node.send_all))
 
     def push(self, unit):
         """As any node; if other work keeps all workers busy, some of this is given unasked: see ``called_for``."""

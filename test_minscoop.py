@@ -4401,25 +4401,26 @@ def test_no_message_is_lost_when_ctrl_c_comes_while_it_is_handled(pool, tmp_path
     assert future.result(WAIT / 2) == [None] and list(pool.map(identity, range(5))) == list(range(5))
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGALRM, signal.SIGTERM])
 @pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN, lambda *_: None])
-def test_ctrl_c_waits_once_only_when_something_must_be_done_as_a_whole(handler):
-    """A second Ctrl-C is not deferred, since a callback may never end. Handlers but Python's own are left alone."""
-    before, done = signal.signal(signal.SIGINT, handler), []
-    own = handler is signal.default_int_handler
+def test_signals_wait_once_only_when_something_must_be_done_as_a_whole(handler, number):
+    """A second one is not deferred, since a callback may never end. What handlers raise must not cut messages short."""
+    before, done = signal.signal(number, handler), []
+    raises = handler is signal.default_int_handler
 
     def press(times):
         for _ in range(times):
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         done.append(times)
-    twice = minscoop.ctrl_c_waits(minscoop.ctrl_c_waits(press))
+    twice = minscoop.signals_wait(minscoop.signals_wait(press))
     try:
         for times in 1, 2:
-            with pytest.raises(KeyboardInterrupt) if own else contextlib.nullcontext():
+            with pytest.raises(KeyboardInterrupt) if raises else contextlib.nullcontext():
                 twice(times)
-            assert signal.getsignal(signal.SIGINT) is handler
-        assert done == [1] if own else [1, 2]
+            assert signal.getsignal(number) is handler
+        assert done == [1] if raises else [1, 2]
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
 
 
 def test_ctrl_c_waits_when_the_root_gives_or_sends(monkeypatch):
