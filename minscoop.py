@@ -4284,7 +4284,7 @@ class Root(Node):
         self.directory, self.memory = make_socket_directory(), make_memory_directory()
         self.address = f"ipc://{self.directory}/broker"
         try:
-            self.keeper = self.start_keeper(options)
+            self.start_keeper(options)
             with contextlib.suppress(OSError, SyntaxError, ValueError):
                 main.by_value("")  # parse the script, for pickling: now, while the keeper starts and before an edit
             import_zmq(DESCRIPTORS + 8, options["listens"])
@@ -4302,11 +4302,10 @@ class Root(Node):
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until the keeper has its own handler
         try:
             fork = pristine and None not in (sys.stdin, sys.stdout, sys.stderr)  # else a pipe may get number 0, 1 or 2
-            keeper = ForkedKeeper() if fork else subprocess.Popen(self.keepers_command(), stdin=subprocess.PIPE)
+            self.keeper = ForkedKeeper() if fork else subprocess.Popen(self.keepers_command(), stdin=subprocess.PIPE)
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        tell(keeper, json.dumps(config).encode() + b"\n")
-        return keeper
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)  # Ctrl-C may come now: ``abort`` has to know the keeper
+        tell(self.keeper, json.dumps(config).encode() + b"\n")
 
     def keepers_command(self):
         """The command that runs a keeper in an interpreter like this one."""

@@ -8289,6 +8289,26 @@ def test_the_workers_are_ended_when_ctrl_c_comes_just_as_the_block_is_left(guard
     assert executor not in minscoop.executors and executor._node.keeper.poll() is not None
 
 
+def test_the_keeper_ends_before_its_directory_goes_when_ctrl_c_comes_as_it_starts(script):
+    """Else it would print a traceback of its own, or live on as long as the program keeps the KeyboardInterrupt."""
+    done = python(script("""
+        import minscoop, signal, subprocess, sys
+
+        class Popen(subprocess.Popen):
+            def __init__(self, *args, **options):
+                super().__init__(*args, **options)
+                started.append(self)
+                signal.raise_signal(signal.SIGINT)
+        started, minscoop.subprocess.Popen = [], Popen
+        if __name__ == "__main__":
+            try:
+                minscoop.Executor(1)
+            except KeyboardInterrupt:
+                print(started[0].poll() is not None)
+    """), env=dict(os.environ, PYTHONPATH=str(HERE)))
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
 @pytest.mark.parametrize("wait", [False, True])
 def test_a_second_shutdown_waits_when_another_thread_does_the_first(guard, tmp_path, wait):
     """So does the end of the block. A callback of a future that the first waits for must not: it would deadlock."""
@@ -12343,7 +12363,7 @@ class Root(minscoop.Root):
     def start_keeper(self, options):
         for number, _, size in options["hosts"]:
             SIM.at(SIM.rng.choice((0.001, 0.01, 0.3)), self.launch, number.encode(), size)
-        return VirtualHost(b"0", options["size"])
+        self.keeper = VirtualHost(b"0", options["size"])
 
     @staticmethod
     def launch(number, size):
