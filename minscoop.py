@@ -6142,7 +6142,7 @@ MARKS = r"""\s,:@\[\]={}();*"'\x00-\x1f\x7f\ud800-\udfff"""  # in no name; surro
 WORD = rf"(?![0-9]+/)[^{MARKS}-][^{MARKS}]*"  # no option (-x), nor 8/name, GNU parallel's way to say 8 workers
 NAME = rf"(?!.{{300}})(?:{WORD}@)?(?:{WORD}|%s)"  # of less than 300 characters; %s: how an IPv6 address is written
 IPV6 = r"[0-9a-fA-F:.]*:[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(?:%\w+)?"
-HOST = "(" + NAME % rf"\[{IPV6}\]" + r")(?:(?::|\s+(?:slots=)?)([0-9]{1,9}))?(?:\s+max[-_]slots=[0-9]+)?"
+HOST = "(" + NAME % rf"\[{IPV6}\]" + r")(?:(?::|\s+(?:slots=|workers=)?)([0-9]{1,9}))?(?:\s+max[-_]slots=[0-9]+)?"
 ITEM = r"(?:\[[^\[\]]*\]|[^,%s])+"  # of a list: up to a comma outside brackets, or another separator (%s)
 HOW_TO_SAY = "write name, user@name, name:4 (or 'name 4', 'name slots=4' on a line) for 4 workers, [::1]:4 or " \
              "node[01-16]:8; a port belongs in ~/.ssh/config, or -e 'ssh -p 2222'"
@@ -6227,6 +6227,8 @@ def parse_hosts(source):
         items = source.items()
     elif isinstance(source, str):
         items = re.findall(ITEM % r"\s" + r"(?:\s+[0-9]+(?![^,\s]))?", source)
+    elif not isinstance(source, (collections.abc.Iterable, os.PathLike)):
+        raise ValueError(f"{source!r} is no list of hosts: {HOW_TO_SAY}")
     if isinstance(source, os.PathLike) or isinstance(source, str) and (
             os.path.isfile(source) or "/" in source or source.endswith(".txt")):
         try:

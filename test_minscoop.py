@@ -7198,7 +7198,8 @@ def test_the_run_goes_on_at_once_when_a_host_that_joined_is_ended(guard, script,
         joined.send_signal(signum)
     done = finish_after(process, tmp_path / "go", lambda: f"host {NODE}: lost: it has left; " in errors.read_text())
     assert done.returncode == 0 and errors.read_text().count(" lost: ") == 1, errors.read_text()
-    assert "Traceback" not in finish(joined).stderr and not eventually_none(lambda: on_fake_host("joined"), two_seconds())
+    assert "Traceback" not in finish(joined).stderr
+    assert not eventually_none(lambda: on_fake_host("joined"), two_seconds())
 
 
 @linux_only
@@ -7929,6 +7930,7 @@ LISTS = [  # what the user writes, what it means
     ("me@[::1]:3", [("me@::1", 3)]), ("10.0.0.[1-2]:2", [("10.0.0.1", 2), ("10.0.0.2", 2)]),
     ("a 4, b 2 c\nd 1", [("a", 4), ("b", 2), ("c", None), ("d", 1)]), ("a 4b", [("a", None), ("4b", None)]),
     (["a", "b 3", "c slots=2", ("d", 4), ("e", None)], [("a", None), ("b", 3), ("c", 2), ("d", 4), ("e", None)]),
+    (["a workers=2"], [("a", 2)]),  # as older versions of SCOOP wrote it
     (["a,b:2", "n[1,3],c 4"], [("a", None), ("b", 2), ("n1", None), ("n3", None), ("c", 4)]),
     ({"a": 4, "me@b": None}, [("a", 4), ("me@b", None)]), (["pod/x", "8a/y:2"], [("pod/x", None), ("8a/y", 2)])]
 
@@ -7946,6 +7948,7 @@ BAD_LISTS = [  # what the user writes, what the error says of it
     ("n[]", "n[]"), ("n[3-1]", "3-1"), ("n[1-]", "1-"), ("n[a-b]", "a-b"), ("n[1,,2]", "n[1,,2]"), ("n[²]", "n[²]"),
     ("n[0-9999999999999]", "100000"), ("n[0-9999][0-9999][0-9999]", "100000"), ("n[0-999],m[0-999][0-999]", "100000"),
     ([("-oProxyCommand=x", 3)], "-oProxyCommand=x"), ([("b", -3)], "-3"), ([("b", "x")], "'x'"), (("b", 3), "3"),
+    (3, "3 is no list"),
     ([("b",)], "('b',)"), (["a b"], "a b"), ("a:22222", "a:22222"), ("a:" + "9" * 5000, "a:9"), ("n{1..3}", "n{1..3}"),
     ("none.txt", "'none.txt': No such file"), ("./none", "'./none': No such file"), ("ssh://a", "ssh://a"),
     (["8/a"], "'8/a' is not a host"), (["a", "8/me@b"], "'8/me@b' is not"), (["me@8/a:2"], "'me@8/a:2' is not")]
@@ -10527,7 +10530,7 @@ def test_modules_are_found_when_only_the_script_says_where_they_are(script, tmp_
 
 @pytest.mark.parametrize("where", [["-n", 1], ["--hosts", "good1:1"]], ids=["here", "elsewhere"])
 def test_modules_are_found_when_a_prompt_has_just_said_where_they_are(ssh, script, tmp_path, where):
-    """Workers have been there for long, and have no script that would tell them. A module that nobody has is missing."""
+    """Workers have been there for long, and no script tells them. A module that nobody has is missing, as ever."""
     for name in "one", "two":
         script("def double(x): return 2 * x", f"{name}/{name}.py")
     done = launch(*where, stdin=f"""
