@@ -824,14 +824,6 @@ def shipped_globals(fn):
         home is None or name.startswith("@") or main.by_value(name, home, fn.__globals__[name]))}
 
 
-def missing_globals(fn):
-    """Names of the globals that a function reads and the program's main module has not got, builtins mostly. Workers
-    may have some of them from before, such as a `max` that was deleted since."""
-    home = home_of(fn) if this_worker is None else None  # another worker may never have had them
-    return [name for name in names_in(fn.__code__)[0] if home and name not in fn.__globals__
-            and main.by_value(name, home)]
-
-
 def modules_of(fn, values):
     """Dotted names of the modules among these values, and of their loaded submodules that fn mentions: `import xml.dom`
     only binds xml, and importing that elsewhere would not load xml.dom."""
@@ -856,7 +848,7 @@ def reduce_function(fn):
             looks[name] = getattr(fn, name)
     shipped = shipped_globals(fn)
     imports = modules_of(fn, [*shipped.values(), *(value for _, value in contents)])
-    state = shipped, missing_globals(fn), contents, imports, looks
+    state = shipped, contents, imports, looks
     return make_function, (fn.__code__, home_of(fn), fn.__name__, cells), state, None, None, fill_function
 
 
@@ -876,18 +868,12 @@ def make_function(code, module, name, cells):
 
 def fill_function(fn, state):
     """The second half: globals, closure, defaults and attributes."""
-    shipped, missing, contents, imports, looks = state
+    shipped, contents, imports, looks = state
     for path in imports:
         with contextlib.suppress(ImportError):  # a module made at run time, which has not been made here
             importlib.import_module(path)
-    deleted = ARRIVED.intersection(missing)
-    if shipped or deleted:
+    if shipped:
         Recipe.decode.cache_clear()  # what came earlier was made to use the values that these globals had then
-    if this_worker is not None:
-        ARRIVED.difference_update(deleted)
-        ARRIVED.update(shipped)
-        for name in deleted:
-            fn.__globals__.pop(name, None)
     fn.__globals__.update((name, value) for name, value in shipped.items()
                           if this_worker is not None or name not in fn.__globals__)  # the root's own are newer
     for cell, value in contents:
@@ -896,7 +882,6 @@ def fill_function(fn, state):
         setattr(fn, name, value)
 
 
-ARRIVED = set()                             # names of globals that came with functions
 CLASS_IDS = weakref.WeakKeyDictionary()     # class -> id, so that a class that comes back is the very one that left
 CLASSES = weakref.WeakValueDictionary()     # id -> class; both hold functions with an lru_cache, too
 IMPORTED = weakref.WeakSet()                # classes that came by value, and were here already under an alias

@@ -9675,23 +9675,6 @@ for factor, called in (1, one), (2, two), (1, one):
 """) == "[1] [1] [1]\n[2] [2] [2]\n[1] [1] [1]\n"
 
 
-def test_a_worker_has_no_global_any_more_when_the_program_has_deleted_it():
-    """Such as one that hid a builtin. What an initializer has set is no business of the program's, and stays."""
-    assert output_of("-n", 0, stdin="""
-import minscoop
-def prepare():
-    global prepared
-    prepared = 5
-def largest(x): return max(x, prepared)
-with minscoop.Executor(1, initializer=prepare) as executor:
-    print(list(executor.map(largest, [1])))
-    max = min
-    print(list(executor.map(largest, [1])))
-    del max
-    print(list(executor.map(largest, [1])))
-""") == "[5]\n[1]\n[5]\n"
-
-
 OTHER = """
 import minscoop
 def f(x): return 3 * x
