@@ -872,16 +872,37 @@ def fill_function(fn, state):
     for path in imports:
         with contextlib.suppress(ImportError):  # a module made at run time, which has not been made here
             importlib.import_module(path)
-    if shipped:
-        Recipe.decode.cache_clear()  # what came earlier was made to use the values that these globals had then
-    fn.__globals__.update((name, value) for name, value in shipped.items()
-                          if this_worker is not None or name not in fn.__globals__)  # the root's own are newer
+    for name, value in shipped.items():
+        if this_worker is not None and "__name__" in fn.__globals__:  # else they are this function's only
+            bind(fn.__globals__, name, value)
+        else:
+            fn.__globals__.setdefault(name, value)  # the root's own are newer
     for cell, value in contents:
         cell.cell_contents = value
     for name, value in looks.items():
         setattr(fn, name, value)
 
 
+def bind(owner, name, value, again=False):
+    """Bind a global, or an attribute of a class, that came with a function or class. again: it came before, with a
+    Recipe that is about to be used again, and is left alone if no other came since: a task may have changed it."""
+    latest = LATEST.setdefault(owner, {}) if isinstance(owner, type) else ARRIVED.setdefault(id(owner), {})
+    if again and latest.get(name) == id(value):
+        return
+    latest[name] = id(value)
+    if not again and arriving is not None:
+        arriving[id(owner), name] = owner, name, value
+    if not isinstance(owner, type):
+        owner[name] = value
+        return
+    guarded = isinstance(type(owner).__setattr__, types.FunctionType)  # by the user's code: it may refuse or repeat
+    with contextlib.suppress(AttributeError):  # a read-only one, such as __doc__ of some bases
+        (type if guarded else type(owner)).__setattr__(owner, name, value)
+
+
+arriving = None                             # what the Recipe that is being unpickled brings: arguments of `bind`
+ARRIVED = {}                                # id of a module's namespace -> global by value -> id of the latest value
+LATEST = weakref.WeakKeyDictionary()        # class by value -> attribute -> id of the latest value
 CLASS_IDS = weakref.WeakKeyDictionary()     # class -> id, so that a class that comes back is the very one that left
 CLASSES = weakref.WeakValueDictionary()     # id -> class; both hold functions with an lru_cache, too
 IMPORTED = weakref.WeakSet()                # classes that came by value, and were here already under an alias
@@ -1014,10 +1035,7 @@ def set_attribute(cls, ident, name, value):
     like the root's globals, it is newer; so does one that this process has imported."""
     if cls in IMPORTED or this_worker is None and CLASSES.get(ident) is cls:
         return
-    Recipe.decode.cache_clear()  # see fill_function
-    kind = type if isinstance(type(cls).__setattr__, types.FunctionType) else type(cls)  # a user's may refuse or repeat
-    with contextlib.suppress(AttributeError):  # a read-only one, such as __doc__ of some bases
-        kind.__setattr__(cls, name, value)
+    bind(cls, name, value)
 
 
 def make_class(ident, metaclass, name, bases, head, alias):
@@ -1683,6 +1701,8 @@ class Recipe:
     """What to do with each item: the callable and, for a reduction, the operation. A worker has one Recipe
     for equal pickles, so that it unpickles a callable once, and remembers how long its calls take."""
 
+    brought = ()  # globals and attributes of classes that came with it: arguments of ``bind``
+
     def __init__(self, fn, op=None, frame=None):
         self.fn, self.op = fn, op
         self.frame = frame  # its pickle, made when it first travels
@@ -1704,12 +1724,28 @@ class Recipe:
         return self.frame
 
     @staticmethod
-    @functools.lru_cache(64)
     def decode(frame):
-        """The recipe of a frame; the same one for the same frame."""
+        """The recipe of a frame; the same one for the same frame, with the globals that came with it."""
+        recipe = Recipe.decoded(frame) if frame else CALLS
+        for owner, name, value in recipe.brought:
+            bind(owner, name, value, again=True)
+        return recipe
+
+    @staticmethod
+    @functools.lru_cache(64)
+    def decoded(frame):
+        """The recipe of a frame, for ``decode``."""
+        global arriving
         if size_of(frame) >= SHARED:
-            Recipe.decode.cache_clear()  # else up to 64 large ones stay in memory
-        return Recipe(*loads([frame]), frame) if frame else CALLS
+            Recipe.decoded.cache_clear()  # else up to 64 large ones stay in memory
+        brought, outer = {}, arriving
+        arriving = brought
+        try:
+            recipe = Recipe(*loads([frame]), frame)
+        finally:
+            arriving = outer
+        recipe.brought = brought.values()  # not `arriving`: another thread may have unpickled meanwhile
+        return recipe
 
     def learn(self, count, seconds):
         """Learn that `count` items took `seconds`. That tells little of many: the next slice has at most four times as

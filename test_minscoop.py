@@ -9675,6 +9675,46 @@ for factor, called in (1, one), (2, two), (1, one):
 """) == "[1] [1] [1]\n[2] [2] [2]\n[1] [1] [1]\n"
 
 
+def test_maps_do_not_share_a_global_when_its_value_has_changed_between_them():
+    """Each map's tasks come in turn, and are told apart by the value."""
+    assert output_of("-n", 1, stdin="""
+import itertools
+from minscoop import futures
+class Scale: of = 0
+def number(x): return factor, Scale.of
+results = []
+for factor in 1, 2, 3:
+    Scale.of = factor
+    results.append(futures.map(number, itertools.repeat(0, 40), buffersize=1))
+    print(next(results[-1]))
+print(*map(set, zip(*zip(*results))))
+""") == "(1, 1)\n(2, 2)\n(3, 3)\n{(1, 1)} {(2, 2)} {(3, 3)}\n"
+
+
+def test_a_map_keeps_what_its_tasks_have_set_when_other_things_come_by_value():
+    """Its function is not unpickled anew with each part of the inputs, which would be slow if it brings much along, and
+    would set globals and attributes back, such as those that are made when a task first needs them."""
+    assert output_of("-n", 1, stdin="""
+from minscoop import futures
+made, other = 0.0, [1]
+class Item:
+    pass
+class Shared:
+    made = None
+def load(x):
+    global made
+    fresh = (made == zero()) + (Shared.made is None)
+    made = Shared.made = 1
+    return fresh, type(other)
+def zero(): return 0.0 * made
+def read(x): return other
+items = [Item() for _ in range(20)]
+for _ in range(2):
+    parts = futures.map(load, iter(items), buffersize=1)
+    print(sum(fresh for (fresh, _), _ in zip(parts, futures.map(read, iter(items), buffersize=1))))
+""") == "2\n0\n"
+
+
 OTHER = """
 import minscoop
 def f(x): return 3 * x
@@ -12927,10 +12967,10 @@ def settle_once(future, *args, settle=minscoop.Future._settle):
     settle(future, *args)
 
 
-def decode(frame, decode=minscoop.Recipe.decode.__wrapped__):
-    """Recipe.decode, with a cache for each process."""
+def decoded(frame, make=minscoop.Recipe.decoded.__wrapped__):
+    """Recipe.decoded, with a cache for each process."""
     recipes = SIM.current.process.recipes
-    return recipes.get(frame) or recipes.setdefault(frame, decode(frame))
+    return recipes.get(frame) or recipes.setdefault(frame, make(frame))
 
 
 def complain(text, *args):
@@ -12973,7 +13013,7 @@ def virtual_world():
             HEARTBEAT=0.3, SILENCE=1.2, CENSUS_PATIENCE=0.5, PATIENCE=0.1, **SIM.limits)),
         (minscoop.Future, dict(__hash__=number_of, _settle=settle_once)), (minscoop.Job, dict(__hash__=number_of)),
         (minscoop.Root, {name: getattr(minscoop.Node, name) for name in ("serve", "give", "send_all")}),  # no Ctrl-C
-        (minscoop.Recipe, dict(decode=staticmethod(decode))), (minscoop.CALLS, dict(pace=None, grain=1)),
+        (minscoop.Recipe, dict(decoded=staticmethod(decoded))), (minscoop.CALLS, dict(pace=None, grain=1)),
         (_base, dict(threading=threading, time=clock, LOGGER=logger, id=hash)),
         (sys, dict(unraisablehook=nothing))]
     collecting = gc.isenabled()
