@@ -7634,7 +7634,8 @@ def together(records):
     have come before the root knew."""
     moments = [(news["came"], 1) for news in records.values()]
     moments += [(max(news["came"], news["last"]), -1) for news in records.values() if news["gone"] < math.inf]
-    return max(itertools.accumulate(step for _, step in sorted(moments)), default=0)
+    most = max(itertools.accumulate(step for _, step in sorted(moments)), default=0)
+    return max(most, min(1, len(records)))  # nothing may be known of those that died early
 
 
 def sums(records):

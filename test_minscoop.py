@@ -10031,6 +10031,7 @@ def test_a_worker_and_its_successor_count_once_when_the_most_at_a_time_are_wante
     facts = [(0, 3, 5.2), (0, 9, math.inf), (5, 9, math.inf), (0.5, 0, 4)]  # came, last, gone; the last ran nothing
     assert minscoop.together({i: dict(zip(("came", "last", "gone"), row)) for i, row in enumerate(facts)}) == 2
     assert minscoop.together({}) == 0
+    assert minscoop.together({"0.1": dict(came=0.0, last=0.0, gone=0.5)}) == 1  # died before it was heard of
 
 
 def test_other_hosts_times_are_moved_when_their_clocks_differ(collector, monkeypatch):
