@@ -1367,12 +1367,12 @@ class Main:
 
     def by_value(self, name, module="__main__", value=None, again=False):
         """Whether this global has to travel by value: it is of the main module, and workers that import the script do
-        not have it, or another one (again: also if the guard binds it again); or it is a function that they may lack,
+        not have it, or another one (again: also if it may be bound again); or it is a function that they may lack,
         since it was made at run time (exec, a debugger's prompt). IPython's %run may have replaced the main module
         since the latest pool was made."""
         return module in ("__main__", "__mp_main__") and (
             self.path is None or self.module is not sys.modules.get("__main__") or name in self.guarded[0] or
-            again and name in self.guarded[1] or
+            again and name in self.guarded[1] | self.guarded[3] or
             type(value) is types.FunctionType and name not in self.guarded[2] or
             self.known is not None and self.module.__dict__.get(name) is not self.known.get(name))
 
@@ -1401,7 +1401,8 @@ class Main:
 
     @functools.cached_property
     def guarded(self):
-        """(names that only ``if __name__ == "__main__"`` binds, names that it binds again, names bound outside)."""
+        """(names that only ``if __name__ == "__main__"`` binds, names that it binds again, names bound outside, those of
+        them that functions may bind again)."""
         import ast
         skipped, run = [], []  # by workers
         for node in ast.parse(self.source, self.path).body:
@@ -1411,10 +1412,9 @@ class Main:
                 body, orelse = orelse, body
             skipped += body
             run += orelse
-        inside, outside = (operands(compile(ast.Module(nodes, []), self.path, "exec", dont_inherit=True),
-                                    "STORE_NAME", "STORE_GLOBAL")  # the latter if a function declares the name global
-                           for nodes in (skipped, run))
-        return inside - outside, inside & outside, outside
+        codes = [compile(ast.Module(nodes, []), self.path, "exec", dont_inherit=True) for nodes in (skipped, run)]
+        inside, outside = (operands(code, "STORE_NAME", "STORE_GLOBAL") for code in codes)
+        return inside - outside, inside & outside, outside, operands(codes[1], "STORE_GLOBAL")  # if declared global
 
     def load(self):
         """Return the main module; in a worker, import it first. Raises what the script raises."""

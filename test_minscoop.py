@@ -1852,7 +1852,7 @@ print(futures.submit(lambda box: box.size, Box()).result())
 
 def test_names_travel_by_value_when_only_the_guard_binds_them(script):
     """Workers do not run what stands under `if __name__ == "__main__"`, and so lack the names bound only there."""
-    only, again, _ = minscoop.Main(str(script(GUARDED))).guarded
+    only, again, *_ = minscoop.Main(str(script(GUARDED))).guarded
     assert {"json", "p", "cosine", "sin", "inside", "Inner", "loop", "handle", "a", "b", "c", "total",
             "count", "reverse"} <= only
     assert not {"os", "both", "here", "top", "conditional", "local", "hidden", "attribute", "elsewhere"} & only
@@ -1932,6 +1932,26 @@ def test_a_class_keeps_its_identity_when_its_metaclass_sends_it_while_it_is_made
             print(all(isinstance(one, Local) for one in minscoop.map(lambda _: Local(), range(5))))
     """))
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+def test_a_class_is_not_taken_for_the_workers_own_when_a_function_binds_its_name_again(script):
+    """The same code may have made both, so that even their qualified names are equal."""
+    assert output_of("-n", 1, script("""
+import collections
+from minscoop import futures
+def make(n):
+    class Made:
+        number = n
+    return Made
+Current, Point = make(1), collections.namedtuple("Pair", "x y")
+def change():
+    global Current, Point
+    Current, Point = make(2), collections.namedtuple("Pair", "x y z")
+def look(current, point): return current.number, point.z
+if __name__ == "__main__":
+    change()
+    print(*futures.map(look, [Current()], [Point(1, 2, 3)]))
+""")) == "(2, 3)\n"
 
 
 def test_a_class_is_the_workers_own_when_the_script_binds_it_to_another_name(script):
