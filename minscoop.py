@@ -3425,10 +3425,13 @@ class Switchboard:
         return {"round_trip": round_trip, "bandwidth": 2 * size / seconds}
 
 
-def run_broker(*args):
-    """The life of a broker process. Arguments: those of a Switchboard."""
+def run_broker(keeper, heirs):
+    """The life of a broker process."""
     log_to_stderr(logger.level)  # the handler inherited from the keeper sends notices, whose receiver we are
-    Switchboard(*args).run()
+    if keeper.joined:  # a batch system, or a terminal that closes, signals all of us: see take_leave
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    Switchboard(keeper, heirs).run()
 
 
 def about_this_machine():
@@ -5255,6 +5258,11 @@ class Keeper:
         self.failure = None        # why no worker can start
         self.exit_code = None
 
+    @property
+    def joined(self):
+        """Whether this host came by --join."""
+        return self.config["below"] and not self.config["tunnel"]
+
     @classmethod
     def main(cls):
         """The life of a keeper process: its configuration comes through stdin."""
@@ -5354,9 +5362,9 @@ class Keeper:
                 if signal.SIGUSR1 in os.read(self.signalled, 4096):
                     self.tell_stacks()
                 self.reap()
-            if self.stdin in ready and not os.read(self.stdin, 4096):
+            if self.stdin in ready and self.exit_code is None and not os.read(self.stdin, 4096):
                 self.exit_code = 0
-                if self.config["below"] and not self.config["tunnel"]:
+                if self.joined:
                     self.take_leave()
 
     def take_leave(self):

@@ -7205,17 +7205,19 @@ def test_joined_workers_end_by_themselves_when_the_root_is_killed(guard, script,
 
 
 @linux_only
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_the_run_goes_on_at_once_when_a_host_that_joined_is_ended(guard, script, tmp_path, signum):
+@pytest.mark.parametrize("kill, signum", [(os.kill, signal.SIGINT), (os.kill, signal.SIGTERM), (os.kill, signal.SIGKILL),
+                                          (os.killpg, signal.SIGTERM), (os.killpg, signal.SIGHUP)])
+def test_the_run_goes_on_at_once_when_a_host_that_joined_is_ended(guard, script, tmp_path, kill, signum):
     """It says that it leaves: SILENCE, after which it would be missed, is longer here than the test may last. SIGINT
-    comes twice when Ctrl-C ends `timeout 60 python minscoop.py --join`, and must not show our frames."""
+    comes twice when Ctrl-C ends `timeout 60 python minscoop.py --join`, and must not show our frames. A batch system
+    signals all processes, as a terminal does that closes."""
     path, errors, copy = tmp_path / "pool.json", tmp_path / "errors", patched(tmp_path, "SILENCE = 1000.0")
     with open(errors, "w") as stderr:
         process = start(copy, "-v", "--listen", path, "-n", 1, script(SQUARES), "", tmp_path / "go", stderr=stderr)
     joined = start(copy, "--join", path, "-n", 2, env=dict(os.environ, FATE="joined"))
     assert eventually(lambda: "2 workers, data by tcp" in errors.read_text())
     for _ in range(2):
-        joined.send_signal(signum)
+        kill(joined.pid, signum)
     done = finish_after(process, tmp_path / "go", lambda: f"host {NODE}: lost: it has left; " in errors.read_text())
     assert done.returncode == 0 and errors.read_text().count(" lost: ") == 1, errors.read_text()
     assert "Traceback" not in finish(joined).stderr
