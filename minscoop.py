@@ -3475,7 +3475,7 @@ class Node:
     connections = 0   # made by the socket
     known = None      # `received` of a worker when it last considered asking for more
     seen = None       # id of the newest queue entry at the deputy's last look: has the queue moved since?
-    attended = False  # a thread sleeps on the socket, or is about to
+    attended = None   # the thread that sleeps on the socket, or is about to
     watching = 0.0    # s: timeout of the deputy's sleep on the socket; 0: it does not sleep there
     dropped = 0       # messages that made no sense
     calls = 0         # submitted calls that were shipped and are done
@@ -3579,7 +3579,7 @@ class Node:
 
     def disown(self):
         """In a forked child: let go of the parent's socket, and of locks that its other threads may have held."""
-        self.forked, self.attended = True, False
+        self.forked, self.attended = True, None
         self.lock, self.serving, self.attending = threading.RLock(), threading.RLock(), threading.RLock()
         self.socket, self.broken = None, PoolError("this pool belongs to the parent process")
         self.away, self.guests, self.queue = {}, {}, collections.deque()  # their files belong to the parent
@@ -3597,21 +3597,21 @@ class Node:
 
         patience: seconds to wait while another thread sleeps on the socket; negative: for ever. After that ready() is
         asked once more: the deputy may have handled what we wait for, without seeing anybody to rouse."""
+        me = threading.get_ident()
         try:
             if not self.attending.acquire(timeout=patience):
                 return False
-            self.attended = True
+            self.attended = me
             if not ready():
                 self.attend(timeout)
-        finally:
-            self.get_up()
+        finally:  # Ctrl-C may come just as we have got the lock, or at a call: so none comes before it is released
+            if self.attended == me:
+                self.attended = None
+            try:
+                self.attending.release()
+            except RuntimeError:  # we have not got it
+                pass
         return self.serve()
-
-    def get_up(self):
-        """Let another thread sleep on the socket, if this one may have: Ctrl-C may come just as it has got the lock."""
-        if self.attending._is_owned():
-            self.attended = False
-            self.attending.release()
 
     def rouse(self, deputy=False):
         """Wake the thread that sleeps in ``attend``, if there is one. deputy: also the deputy, in ``watch``."""

@@ -4483,6 +4483,29 @@ def test_others_may_sleep_on_the_socket_when_ctrl_c_comes_just_as_one_begins_to(
         assert another.submit(lock.acquire, blocking=False).result(WAIT) and not node.attended
 
 
+def test_others_may_sleep_on_the_socket_when_ctrl_c_comes_at_any_call():
+    """Python raises it as a function begins, for one: also of a function that would let others sleep there."""
+    node, calls = HandNode(), itertools.count()
+
+    def trace(frame, event, arg):
+        if "minscoop" in frame.f_code.co_filename and next(calls) == wanted:
+            raise KeyboardInterrupt
+    for wanted in range(100):
+        calls, before = itertools.count(), sys.gettrace()
+        sys.settrace(trace)
+        try:
+            node.listen(lambda: True, 0)
+            break
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        with concurrent.futures.ThreadPoolExecutor(1) as another:
+            assert another.submit(node.attending.acquire, blocking=False).result(WAIT) and not node.attended
+            another.submit(node.attending.release).result(WAIT)
+    assert wanted > 1
+
+
 def test_results_are_read_as_they_came_when_any_order_will_do():
     """Else the first ones of an endless map would wait for ever, if new ones come faster than they are read."""
     job = minscoop.Mapping(HandNode(), minscoop.Recipe(identity), [range(9)], ordered=False)
