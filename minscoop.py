@@ -4290,7 +4290,7 @@ def signals_wait(method):
             if _signal.getsignal(number) is late:  # else a callback has set another
                 _signal.signal(number, handler)
             if late:
-                handler(*late[0])
+                handler(*late.pop())  # it refers to frames, and so to what these hold: a message, large results
     return whole
 
 

@@ -4443,6 +4443,20 @@ def test_signals_wait_once_only_when_something_must_be_done_as_a_whole(handler, 
         signal.signal(number, before)
 
 
+def test_messages_are_not_kept_when_a_signal_has_waited_for_them():
+    """A program may have a timer that comes often: what large messages hold is not left to the garbage collector."""
+    before, message = signal.signal(signal.SIGALRM, lambda *_: None), threading.Event()
+    there = weakref.ref(message)
+    gc.disable()
+    try:
+        minscoop.signals_wait(lambda message: signal.raise_signal(signal.SIGALRM))(message)
+        del message
+        assert there() is None
+    finally:
+        gc.enable()
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_ctrl_c_waits_when_the_root_gives_or_sends(monkeypatch):
     """Otherwise Ctrl-C would leave work in hand for ever, or half a message sent, which would end everything."""
     root, done = VirtualRoot(mock.Mock()), []
