@@ -7242,8 +7242,9 @@ def test_joined_workers_end_by_themselves_when_the_root_is_killed(guard, script,
 
 
 @linux_only
-@pytest.mark.parametrize("kill, signum", [(os.kill, signal.SIGINT), (os.kill, signal.SIGTERM), (os.kill, signal.SIGKILL),
-                                          (os.killpg, signal.SIGTERM), (os.killpg, signal.SIGHUP)])
+@pytest.mark.parametrize("kill, signum", [
+    (os.kill, signal.SIGINT), (os.kill, signal.SIGTERM), (os.kill, signal.SIGKILL), (os.killpg, signal.SIGTERM),
+    (os.killpg, signal.SIGHUP)])
 def test_the_run_goes_on_at_once_when_a_host_that_joined_is_ended(guard, script, tmp_path, kill, signum):
     """It says that it leaves: SILENCE, after which it would be missed, is longer here than the test may last. SIGINT
     comes twice when Ctrl-C ends `timeout 60 python minscoop.py --join`, and must not show our frames. A batch system
