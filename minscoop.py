@@ -4257,15 +4257,15 @@ class Node:
 
 class Late(list):
     """Stands in for a signal's handler: keeps the first signal for later; what follows is not deferred, since a
-    callback may not end."""
+    callback may not end. Nor is any in a process that another thread has forked meanwhile: there is no later there."""
 
     def __init__(self, handler):
         super().__init__()
-        self.handler = handler
+        self.handler, self.process = handler, os.getpid()
 
     def __call__(self, *args):
         """Handle a signal."""
-        self.handler(*args) if self else self.append(args)
+        self.handler(*args) if self or os.getpid() != self.process else self.append(args)
 
 
 def signals_wait(method):

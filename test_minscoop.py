@@ -4443,6 +4443,24 @@ def test_signals_wait_once_only_when_something_must_be_done_as_a_whole(handler, 
         signal.signal(number, before)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_signals_do_not_wait_when_another_thread_has_forked_the_process_amid_a_message():
+    """Such as Process.terminate of multiprocessing: nothing would ever handle them there."""
+    before = signal.signal(signal.SIGTERM, lambda *_: os._exit(3))
+    fork = multiprocessing.get_context("fork").Process
+
+    def forked():
+        child = fork(target=signal.raise_signal, args=(signal.SIGTERM,))
+        child.start()
+        child.join(WAIT)
+        return child.exitcode
+    try:
+        with concurrent.futures.ThreadPoolExecutor(1) as another:
+            assert minscoop.signals_wait(lambda: another.submit(forked).result(WAIT))() == 3
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_messages_are_not_kept_when_a_signal_has_waited_for_them():
     """A program may have a timer that comes often: what large messages hold is not left to the garbage collector."""
     before, message = signal.signal(signal.SIGALRM, lambda *_: None), threading.Event()
