@@ -1401,8 +1401,8 @@ class Main:
 
     @functools.cached_property
     def guarded(self):
-        """(names that only ``if __name__ == "__main__"`` binds, names that it binds again, names bound outside, those of
-        them that functions may bind again)."""
+        """(names that only ``if __name__ == "__main__"`` binds, names that it binds again, names bound outside of it,
+        those of these that functions may bind again)."""
         import ast
         skipped, run = [], []  # by workers
         for node in ast.parse(self.source, self.path).body:
@@ -1414,7 +1414,8 @@ class Main:
             run += orelse
         codes = [compile(ast.Module(nodes, []), self.path, "exec", dont_inherit=True) for nodes in (skipped, run)]
         inside, outside = (operands(code, "STORE_NAME", "STORE_GLOBAL") for code in codes)
-        return inside - outside, inside & outside, outside, operands(codes[1], "STORE_GLOBAL")  # if declared global
+        declared = operands(codes[1], "STORE_GLOBAL")  # as global, by a function
+        return inside - outside, inside & outside, outside, declared
 
     def load(self):
         """Return the main module; in a worker, import it first. Raises what the script raises."""
