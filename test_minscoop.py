@@ -12053,6 +12053,11 @@ class RLock(Lock):
 
     reentrant = True
 
+    def release(self):
+        if not self._is_owned():
+            raise RuntimeError("cannot release un-acquired lock")
+        super().release()
+
     def _is_owned(self):
         return self.owner is SIM.current
 
