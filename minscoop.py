@@ -432,7 +432,7 @@ def unbundled(frames):
         for short, count in zip(counts, counts):
             messages.append([fields[at], *fields[at + 1:at + short], *rest[there:there + count]])
             at, there = at + max(1, short), there + max(0, count)
-        return messages
+        return messages or [frames]
     except (IndexError, ValueError):
         return [frames]  # nonsense, which check_shape will reject
 

@@ -625,8 +625,9 @@ def test_messages_are_the_same_when_they_travelled_as_one(messages):
     [], [b"BUNDLE"], [b"BUNDLE\0"], [b"BUNDLE\0many\0STOP"], [b"BUNDLE\0001 0 1 0\0STOP"], [b"BUNDLE\0000 0 0 0"],
     [b"BUNDLE\0-1 1 1 -1\0STOP\0STOP", b"-"], [b"BUNDLE\0009 9 1 1\0STOP", b"-"], [b"BUNDLE\0001\0STOP"]])
 def test_nothing_raises_when_a_bundle_is_nonsense(frames):
-    """What comes out is handled like any other message: none is empty."""
-    assert all(message == frames or isinstance(message[0], bytes) for message in minscoop.unbundled(frames))
+    """What comes out is handled like any other message: there is one at least, and none is empty."""
+    messages = minscoop.unbundled(frames)
+    assert messages and all(message == frames or isinstance(message[0], bytes) for message in messages)
 
 
 # ---------------------------------------------------------------------------------------------------
