@@ -5180,6 +5180,7 @@ class ForkedKeeper(subprocess.Popen):
     def become_keeper(self, stdin):
         """The rest of the child's life: it never returns, or there would be two roots."""
         try:
+            sys.setprofile(None)  # that of `python -m profile` fails at a signal's handler amid a call of C code
             os.dup2(stdin, 0)
             known = os.listdir("/dev/fd") if os.path.isdir("/dev/fd") else ["99"]  # where /proc is not mounted
             os.closerange(3, max(map_builtin(int, known)) + 1)

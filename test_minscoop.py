@@ -10851,16 +10851,18 @@ def test_a_program_is_not_replaced_when_it_is_named_by_mistake(script):
 @pytest.mark.parametrize("tool", ["cProfile", "profile"])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_program_runs_when_a_profiler_runs_minscoop(script, tool, workers):
-    """A profiler runs minscoop.py in a namespace that belongs to no module."""
+    """A profiler runs minscoop.py in a namespace that belongs to no module. It profiles that process only."""
     program = script("""
+        import sys
         import scoop
         from minscoop import futures
         def double(x): return 2 * x
+        def profiled(): return scoop.worker != "0.root" and sys.getprofile() is not None
         if __name__ == "__main__":
-            print(list(futures.map(double, range(3))), scoop.IS_RUNNING)
+            print(list(futures.map(double, range(3))), scoop.IS_RUNNING, futures.submit(profiled).result())
     """)
     done = python("-m", tool, MINSCOOP, "-n", workers, program)
-    assert done.returncode == 0 and done.stdout.startswith("[0, 2, 4] True\n") and done.stderr == ""
+    assert done.returncode == 0 and done.stdout.startswith("[0, 2, 4] True False\n") and done.stderr == ""
 
 
 def test_other_processes_of_a_program_end_as_usual_when_they_are_terminated(script):
