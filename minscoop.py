@@ -843,8 +843,8 @@ def reduce_function(fn):
     looks = {}
     for name in ("__defaults__", "__kwdefaults__", "__dict__", "__doc__", "__annotations__", "__qualname__",
                  "__module__", "__type_params__"):
-        with contextlib.suppress(NameError, AttributeError):  # annotations may use names that only a type checker
-            # imports (PEP 649); type parameters are new in 3.12
+        # Annotations may use names that only a type checker imports (PEP 649); type parameters are new in 3.12
+        with contextlib.suppress(NameError, AttributeError):
             looks[name] = getattr(fn, name)
     shipped = shipped_globals(fn)
     imports = modules_of(fn, [*shipped.values(), *(value for _, value in contents)])
@@ -5470,7 +5470,8 @@ class Keeper:
                 number = self.gateways.pop(pid)
                 name = self.config["hosts"][int(number) - 1][1]
                 if code not in (0, SILENT):  # it was killed, and could not tell why
-                    self.notify(*gone(number.decode(), name, f"its gateway (pid {pid}) ended: {status_text(code)}"))
+                    reason = f"its gateway (pid {pid}) ended: {status_text(code)}"
+                    self.notify(*host_notice(number.decode(), name, reason))
                 self.notify(b"DIED", number, b"", b"0", ALL, b"0", b"0", f"host {name} is gone".encode())
                 if code == SILENT:
                     self.log_in_again(number)
@@ -5749,7 +5750,7 @@ module.run_agent(config, library)
 """
 
 
-def gone(number, host, reason):
+def host_notice(number, host, reason):
     """The notice that tells the root why a host is not in the pool, or not any more."""
     facts = {"host": host, "number": number, "state": "gone", "reason": reason[:1000]}
     return b"HOST", json.dumps(facts).encode()
@@ -5788,7 +5789,7 @@ class Gateway:
             raise HostError(self.diagnose("the connection has ended"))
         except Exception as error:
             reason = str(error) if isinstance(error, (HostError, OSError)) else repr(error)
-            self.keeper.notify(*gone(self.config["host"], self.host, reason))
+            self.keeper.notify(*host_notice(self.config["host"], self.host, reason))
             self.flush()
         self.end(SILENT if self.up and self.process.poll() == 0 else 0)
 
