@@ -1635,11 +1635,16 @@ def run_apart(unit):
     if not loop:
         unit.run()
         return
+    coroutine = asyncio.current_task(loop)  # from Python 3.14 on there is one for each thread, not for each loop
+    if coroutine:
+        asyncio.tasks._leave_task(loop, coroutine)
     asyncio._set_running_loop(None)
     try:
         unit.run()
     finally:
         asyncio._set_running_loop(loop)
+        if coroutine:
+            asyncio.tasks._enter_task(loop, coroutine)
 
 
 def interrupts(error, node):
