@@ -840,16 +840,22 @@ def reduce_function(fn):
     for cell in cells:
         with contextlib.suppress(ValueError):  # a cell that is still empty
             contents.append((cell, cell.cell_contents))
-    looks = {}
-    for name in ("__defaults__", "__kwdefaults__", "__dict__", "__doc__", "__annotations__", "__qualname__",
-                 "__module__", "__type_params__"):
-        # Annotations may use names that only a type checker imports (PEP 649); type parameters are new in 3.12
-        with contextlib.suppress(NameError, AttributeError):
-            looks[name] = getattr(fn, name)
+    looks = {name: getattr(fn, name) for name in ("__defaults__", "__kwdefaults__", "__dict__", "__doc__",
+             "__qualname__", "__module__", "__type_params__") if hasattr(fn, name)}  # the last: since Python 3.12
+    looks["__annotations__"] = annotations_of(fn)
     shipped = shipped_globals(fn)
     imports = modules_of(fn, [*shipped.values(), *(value for _, value in contents)])
     state = shipped, contents, imports, looks
     return make_function, (fn.__code__, home_of(fn), fn.__name__, cells), state, None, None, fill_function
+
+
+def annotations_of(obj):
+    """The annotations of a function or class, which are evaluated only now (PEP 649, from Python 3.14 on); as text, if
+    one cannot be: it may use a name that only a type checker imports."""
+    try:
+        return obj.__annotations__
+    except Exception:
+        return importlib.import_module("annotationlib").get_annotations(obj, format=4)  # Format.STRING
 
 
 def imported(module):
@@ -972,8 +978,9 @@ def class_at(module, name, qualname):
 
 def attributes_of(cls):
     """A class's own attributes, except those that a copy of it gets by itself: slots, __dict__, __weakref__."""
-    return {name: value for name, value in cls.__dict__.items() if name not in ("_abc_impl", "__weakref__")
-            and getattr(value, "__objclass__", None) is not cls}
+    lazy = {"__annotations__": annotations_of(cls)} if "__annotate_func__" in vars(cls) else {}
+    return {**{name: value for name, value in vars(cls).items() if getattr(value, "__objclass__", None) is not cls
+               and name not in ("_abc_impl", "__weakref__", "__annotate_func__", "__annotations_cache__")}, **lazy}
 
 
 def members_of(cls):
@@ -1150,6 +1157,9 @@ def explain(obj, where, depth=6):
 
 def reason_of(error, *suspects):
     """Why pickling has failed with this error, as text. suspects: pairs of an object that was pickled, and its name."""
+    notes = getattr(error, "__notes__", None)
+    if isinstance(notes, list):  # from Python 3.14 on: where it was, one level each, of which there may be thousands
+        notes[:] = [note for note in notes if not str(note).startswith("when serializing ")]
     return next(filter(None, itertools.starmap(explain, suspects)), None) or text_of(error)
 
 
@@ -8257,6 +8267,9 @@ def prepare_program(options):
     if spec is not None:
         module.__spec__, module.__package__, module.__file__ = spec, spec.parent, spec.origin
     sys.modules["__main__"] = sys.modules["__mp_main__"] = module
+    here = os.path.dirname(os.path.abspath(__file__))
+    if here not in sys.path:  # for what multiprocessing starts afresh, from Python 3.14 on by default: it has our path
+        sys.path.append(here)
     return code
 
 

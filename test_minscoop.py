@@ -1440,15 +1440,17 @@ def test_a_large_constant_is_there_once_when_all_workers_use_it(guard, tmp_path)
         assert len(executor.get_const("other", WAIT).memory) == LARGE and len(shared_files(executor)) == 2
 
 
-def test_a_list_of_a_manager_is_shared_when_tasks_get_it(script):
-    """The key to it does not travel with its proxy, which multiprocessing sends only to processes that it starts."""
-    done = launch("-n", 2, script("""
+@pytest.mark.parametrize("how", ["fork", "spawn", "forkserver"])
+def test_a_list_of_a_manager_is_shared_when_tasks_get_it(script, how):
+    """The key to it does not travel with its proxy, which multiprocessing sends only to processes that it starts. Those
+    that it starts afresh import the script, and with that minscoop, which need not be beside it."""
+    done = launch("-n", 2, script(f"""
         import multiprocessing
         from minscoop import futures
         def note(shared, i):
             shared.append(i)
         if __name__ == "__main__":
-            with multiprocessing.Manager() as manager:
+            with multiprocessing.get_context("{how}").Manager() as manager:
                 shared = manager.list()
                 list(futures.map(note, [shared] * 9, range(9)))
                 print(sorted(shared))
@@ -1670,6 +1672,25 @@ def test_an_object_that_contains_itself_is_explained_when_it_cannot_be_sent():
     circle = [LOCK]
     circle.append(circle)
     assert "lock" in minscoop.explain(circle, "the thing")
+
+
+def test_the_text_of_an_error_is_short_when_what_cannot_be_sent_is_nested_deeply():
+    """Python 3.14's pickle notes each level at which it was, on a line of its own; those of others are left."""
+    with pytest.raises(CannotSend) as caught:
+        minscoop.Recipe(functools.partial(abs, make_nest())).encode()
+    assert len(minscoop.traceback_text(caught.value).splitlines()) < 100
+    error = TypeError("no")
+    error.__notes__ = ["when serializing list item 0", "mine"]
+    assert minscoop.reason_of(error) == "no" and error.__notes__ == ["mine"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="before Python 3.14 annotations are evaluated at once")
+def test_annotations_are_text_when_one_of_them_cannot_be_evaluated(pool):
+    """A name that only a type checker imports is no error where it is only an annotation (PEP 649), nor when sent."""
+    made = {"__name__": __name__}
+    exec("class Noted:\n x: int\n y: Missing\n def f(self, z: int | 'Missing'): return z", made)
+    texts = pool.submit(lambda cls: (cls().f(3), cls.__annotations__, cls.f.__annotations__), made["Noted"])
+    assert texts.result(WAIT) == (3, {"x": "int", "y": "Missing"}, {"z": "int | 'Missing'"})
 
 
 class Unreadable:
@@ -5824,7 +5845,7 @@ SABOTEURS = {  # what goes wrong -> (callable, how its argument is made, the err
     "argument raises without words at pickling": (identity, lambda: At(pickling=grumble), CannotSend, "Wordless"),
     "argument raises without words at unpickling": (identity, lambda: At(unpickling=grumble), CannotSend, "Wordless"),
     "argument exits at pickling": (identity, lambda: At(pickling=sys.exit), ANY, ""),
-    "argument is nested too deep": (identity, make_nest, ANY, "recursion|depth"),
+    "argument is nested too deep": (identity, make_nest, ANY, "recursion|depth|overflow"),
     "argument raises at unpickling": (identity, lambda: At(unpickling=sabotage), CannotSend, "sabotage"),
     "argument exits at unpickling": (identity, lambda: At(unpickling=sys.exit), ANY, ""),
     "argument interrupts at unpickling": (identity, lambda: At(unpickling=interrupt), ANY, ""),
@@ -5851,7 +5872,7 @@ SABOTEURS = {  # what goes wrong -> (callable, how its argument is made, the err
     "result raises without words at pickling": (make_at(pickling=grumble), int, CannotSend, "Wordless"),
     "result raises without words at unpickling": (make_at(unpickling=grumble), int, CannotSend, "Wordless"),
     "result exits at pickling": (make_at(pickling=sys.exit), int, ANY, ""),
-    "result is nested too deep": (make_nest, int, ANY, "recursion|depth"),
+    "result is nested too deep": (make_nest, int, ANY, "recursion|depth|overflow"),
     "result raises at unpickling": (make_at(unpickling=sabotage), int, CannotSend, "sabotage"),
     "result exits at unpickling": (make_at(unpickling=sys.exit), int, ANY, ""),
     "result ends the process at pickling": (make_at(pickling=die), int, WorkerLost, "exit code 9"),
@@ -10458,7 +10479,7 @@ def test_no_directory_hides_another_when_python_is_to_put_none_before_it(script,
                    for before in ((), (MINSCOOP, "-n", 0), (MINSCOOP, "-n", 1))]
     for done in ours:
         assert (done.returncode, done.stderr) == (0, "")
-        assert json.loads(done.stdout)["path"] == json.loads(bare.stdout)["path"]
+        assert json.loads(done.stdout)["path"] == [*json.loads(bare.stdout)["path"], str(HERE)]  # the last hides none
 
 
 def test_tasks_find_their_functions_when_the_program_is_a_directory_or_a_zip_file(script, tmp_path):
