@@ -734,7 +734,7 @@ class Pickler(pickle.Pickler):
             return reduce_ufunc(obj)
         if module == "dataclasses":  # MISSING is compared by identity
             return reduce_by_identity(obj, sys.modules[module])
-        if module == "typing" and kind.__name__ in OF_TYPING and not found_by_name(obj):
+        if module in ("typing", "annotationlib") and kind.__name__ in OF_TYPING and not found_by_name(obj):
             return OF_TYPING[kind.__name__](obj)
         if issubclass(kind, getattr(sys.modules.get("multiprocessing.managers"), "BaseProxy", ())):
             return reduce_proxy(obj)
@@ -1116,6 +1116,14 @@ def fill_alias(_, state):
     namespace["value"] = value
 
 
+def reduce_forward(ref):
+    """Pickle a forward reference. From Python 3.14 on, it may refer to all globals, which those of its owner replace."""
+    if not hasattr(ref, "__owner__"):
+        return NotImplemented
+    options = {"owner": ref.__owner__, "module": ref.__forward_module__, "is_class": ref.__forward_is_class__}
+    return functools.partial(type(ref), ref.evaluate(format=4), **options), ()  # Format.STRING
+
+
 OF_VARIABLES = ["bound", "covariant", "contravariant", *["infer_variance"] * (sys.version_info >= (3, 12)),
                 *["default"] * (sys.version_info >= (3, 13))]  # keywords, and attributes with underscores
 
@@ -1123,6 +1131,7 @@ OF_TYPING = {  # type name -> how to rebuild an object that pickle would send by
     **dict.fromkeys(("TypeVar", "ParamSpec", "TypeVarTuple"), reduce_variable),
     "NewType": lambda new: (type(new), (new.__name__, new.__supertype__)),
     "TypeAliasType": reduce_alias,
+    "ForwardRef": reduce_forward,
 }
 
 REDUCERS = {  # types met inside functions and classes, whose instances pickle does not take by itself

@@ -1693,6 +1693,22 @@ def test_annotations_are_text_when_one_of_them_cannot_be_evaluated(pool):
     assert texts.result(WAIT) == (3, {"x": "int", "y": "Missing"}, {"z": "int | 'Missing'"})
 
 
+@pytest.mark.skipif(sys.version_info < (3, 10), reason="before Python 3.10 there was no | of types")
+def test_a_dataclass_can_be_sent_when_its_fields_refer_to_itself(pool):
+    """Python 3.14 notes as the type of such a field a reference that knows all globals, whatever they are."""
+    made = {"__name__": __name__, "secret": LOCK}
+    exec("import dataclasses\n@dataclasses.dataclass\nclass Node:\n item: int\n"
+         f" rest: {'Node | None' if sys.version_info >= (3, 14) else repr('Node | None')} = None", made)
+    node = made["Node"]
+
+    def extend(chain):
+        assert type(chain).__dataclass_fields__["rest"].default is None
+        return type(chain)(1, chain)
+    assert pool.submit(extend, node(2)).result(WAIT) == node(1, node(2))
+    kind = pool.submit(lambda cls: cls.__dataclass_fields__["rest"].type, node).result(WAIT)
+    assert getattr(kind, "__forward_arg__", kind) == "Node | None"
+
+
 class Unreadable:
     """Can be pickled, and not unpickled."""
 
