@@ -1117,7 +1117,7 @@ def fill_alias(_, state):
 
 
 def reduce_forward(ref):
-    """Pickle a forward reference. From Python 3.14 on, it may refer to all globals, which those of its owner replace."""
+    """Pickle a forward reference. From Python 3.14 on it may refer to all globals; those of its owner replace them."""
     if not hasattr(ref, "__owner__"):
         return NotImplemented
     options = {"owner": ref.__owner__, "module": ref.__forward_module__, "is_class": ref.__forward_is_class__}
@@ -3843,9 +3843,10 @@ class Node:
             raise self.broken.with_traceback(None)  # else each raise would add frames to it
 
     def feed(self, beyond=False):
-        """Pull inputs of maps; returns whether any came. beyond: only of maps nobody reads yet, past their windows."""
+        """Pull inputs of maps; returns whether any came. beyond: only of maps nobody reads yet, past their windows, but
+        not past a buffersize."""
         ready = [job for job in list(self.sources) if not job.begun or not beyond]
-        return any([job.pull(beyond or job.abandoned) for job in ready])  # a list: each of them is to pull
+        return any([job.pull((beyond or job.abandoned) and not job.fixed) for job in ready])  # a list: each is to pull
 
     def forget(self, job):
         """Recall what was shipped of a cancelled job. Its spans here are stale, and are dropped when they are met."""
@@ -4427,13 +4428,15 @@ class Root(Node):
             raise RuntimeError("cannot schedule new futures after shutdown")
 
     def quiet(self):
-        """Whether no work is queued, in hand or away, no unread map has inputs left, and no other thread serves."""
+        """Whether no work is queued, in hand or away, no unread map has inputs that it may pull, and no other thread
+        serves."""
         if not self.serving.acquire(blocking=False):
             return False
         try:
             with self.lock:
                 trim(self.queue)
-                return not (self.queue or self.in_hand or self.away) and all(job.begun for job in self.sources)
+                return not (self.queue or self.in_hand or self.away) and \
+                    all(job.begun or job.fixed for job in self.sources)
         finally:
             self.serving.release()
 
@@ -6674,6 +6677,13 @@ class Executor(Interface):
         else:
             self._ender = threading.Thread(target=self._finish, name="minscoop shutdown")
             self._ender.start()
+
+    def terminate_workers(self):
+        """End the pool at once, tasks that are running too. What is not done fails with PoolError; nothing can be
+        submitted any more. Blocks for up to GRACE seconds. As ``ProcessPoolExecutor`` has it since Python 3.14."""
+        self._finish("abort")
+
+    kill_workers = terminate_workers
 
     def _finish(self, end="finish"):
         if self._ended.is_set() or self._node.forked:

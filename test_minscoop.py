@@ -5390,6 +5390,17 @@ def test_bad_arguments_are_refused_when_the_call_is_made(any_pool, make):
         make(any_pool)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_more_is_run_than_allowed_when_nobody_reads_a_map_with_a_buffersize(guard, workers):
+    """Not even at the end, as with the standard library's; without a buffersize, all is done."""
+    some, all_of_it = iter(range(40)), iter(range(40))
+    with minscoop.Executor(workers) as executor:
+        kept = executor.map(identity, some, buffersize=3)
+        executor.map(identity, some, buffersize=3)
+        executor.map(identity, all_of_it)
+    assert (list(some), list(all_of_it), next(kept)) == ([*range(6, 40)], [], 0)
+
+
 @pytest.mark.parametrize("arguments", [{"chunksize": 0}, {"buffersize": 0}, {"buffersize": -1}])
 def test_numbers_are_refused_when_they_cannot_be_meant(any_pool, arguments):
     """ValueError, as the standard library has it."""
@@ -8531,6 +8542,49 @@ def test_what_has_not_started_is_cancelled_when_shutdown_says_so(guard, tmp_path
     assert len(lines_of(tmp_path / "ran")) == sum(not future.cancelled() for future in queued) < 50
 
 
+@pytest.mark.parametrize("how", ["here", "while shutdown waits", "in a callback"])
+@pytest.mark.parametrize("end", ["terminate_workers", "kill_workers"])
+def test_tasks_end_at_once_when_their_workers_are_terminated(guard, tmp_path, end, how):
+    """A call that runs, calls that wait and a map fail with PoolError; `guard` sees that no process is left."""
+    executor = minscoop.Executor(2)
+    end = getattr(executor, end)
+    running = [executor.submit(await_file, tmp_path / "never", 5, tmp_path / str(i)) for i in range(2)]
+    await_file(tmp_path / "0")
+    await_file(tmp_path / "1")
+    queued, results = executor.submit(identity, 1), executor.map(identity, range(9))
+    if how == "in a callback":
+        first = executor.submit(abs, -1)
+        touch(tmp_path / "never")
+        first.add_done_callback(lambda _: end())
+        assert first.result(WAIT) == 1 and eventually(executor._ended.is_set)
+        executor.shutdown()
+        return
+    if how == "while shutdown waits":
+        waiting = threading.Thread(target=executor.shutdown)
+        waiting.start()
+        assert eventually(executor._ending.locked)
+    end()
+    end()
+    if how == "while shutdown waits":
+        waiting.join(WAIT)
+        assert not waiting.is_alive()
+    for future in *running, queued:
+        assert isinstance(future.exception(0), PoolError) and isinstance(future.exception(0), RuntimeError)
+    pytest.raises(PoolError, list, results)
+    pytest.raises(RuntimeError, executor.submit, identity, 1)
+    with executor:
+        pass
+
+
+def test_an_inline_pool_takes_no_more_when_its_workers_are_terminated():
+    """There are none; what was submitted is done already."""
+    with minscoop.Executor(0) as executor:
+        future = executor.submit(identity, 1)
+        executor.terminate_workers()
+        assert future.result() == 1
+        pytest.raises(RuntimeError, executor.submit, identity, 1)
+
+
 @pytest.mark.parametrize("wait", [False, True])
 def test_the_pool_ends_when_a_callback_of_what_shutdown_cancels_calls_it_again(guard, tmp_path, wait):
     """In the callback, shutdown must not wait for the thread that runs the callback: that would be a deadlock."""
@@ -8714,7 +8768,12 @@ CPYTHONS_EXCEPTIONS = {  # why they are left out -> tests
         "InitializerMixin.test_initializer FailingInitializerMixin.test_initializer",
     "no such option: max_tasks_per_child":
         "ProcessPoolExecutorTest.test_max_tasks_per_child ProcessPoolExecutorTest.test_max_tasks_early_shutdown "
-        "ProcessPoolExecutorTest.test_max_tasks_per_child_defaults_to_spawn_context",
+        "ProcessPoolExecutorTest.test_max_tasks_per_child_defaults_to_spawn_context "
+        "ProcessPoolExecutorTest.test_max_tasks_per_child_pending_tasks_gh115634 "
+        "ProcessPoolExecutorTest.test_gc_during_max_tasks_worker_exit_gh152967 "
+        "ProcessPoolExecutorTest.test_shutdown_no_wait_max_tasks_gh119592 "
+        "ProcessPoolExecutorTest.test_failed_worker_replacement_breaks_pool "
+        "ProcessPoolExecutorTest.test_force_shutdown_during_max_tasks_worker_exit",
     "better: what cannot be unpickled is the CannotSend of one future, and no worker dies of it":
         "ExecutorDeadlockTest.test_error_at_task_unpickle ExecutorDeadlockTest.test_exit_at_task_unpickle "
         "ExecutorDeadlockTest.test_error_during_result_unpickle_in_result_handler "
@@ -8729,6 +8788,12 @@ CPYTHONS_EXCEPTIONS = {  # why they are left out -> tests
         "ProcessPoolShutdownTest.test_cancel_futures",
     "differs: a cancelled future is CANCELLED_AND_NOTIFIED at once; it looks at _state":
         "FutureTests.test_cancel",
+    "looks inside, or replaces insides: _processes, _force_shutdown":
+        "ProcessPoolExecutorTest.test_terminate_workers ProcessPoolExecutorTest.test_kill_workers "
+        "ProcessPoolExecutorTest.test_force_shutdown_workers "
+        "ProcessPoolExecutorTest.test_broken_process_pool_traceback "
+        "ProcessPoolExecutorTest.test_force_shutdown_workers_invalid_op "
+        "ProcessPoolExecutorTest.test_force_shutdown_workers_stops_pool",
     "looks inside: _processes, _max_workers, _executor_manager_thread, _call_queue, _RemoteTraceback":
         "ProcessPoolExecutorTest.test_idle_process_reuse_one ProcessPoolExecutorTest.test_idle_process_reuse_multiple "
         "ProcessPoolExecutorTest.test_saturation ProcessPoolExecutorTest.test_traceback "
@@ -8738,6 +8803,7 @@ CPYTHONS_EXCEPTIONS = {  # why they are left out -> tests
     "replaces insides: threads of concurrent.futures.process, or how threading starts one":
         "ExecutorDeadlockTest.test_gh105829_should_not_deadlock_if_wakeup_pipe_full "
         "ProcessPoolExecutorTest.test_python_finalization_error",
+    "differs: a ValueError, but with another text": "ProcessPoolExecutorTest.test_map_buffersize_value_validation",
     "for Windows": "ProcessPoolExecutorTest.test_max_workers_too_large",
 }
 if sys.version_info < (3, 9):
@@ -8762,8 +8828,9 @@ def import_cpythons_tests():
 
     def run_adapted(option, program):
         for old, new in (("concurrent.futures", "minscoop"), ("test.test_", "test_"), (", mp_context=context", ""),
+                         (", mp_context=get_context(context)", ""),
                          ("if 'spawn': multiprocessing.set_start_method('spawn')", "pass")):
-            program = program.replace(old, new)
+            program = re.sub(r",\s+mp_context", ", mp_context", program).replace(old, new)
         return run(option, program, PYTHONPATH=os.pathsep.join(sys.path))
 
     with pytest.MonkeyPatch.context() as patch:
@@ -8786,7 +8853,8 @@ def find_cpythons_tests():
     for kind in {kind for module in modules for kind in vars(module).values() if isinstance(kind, type)}:
         if [base.__name__ for base in kind.__bases__[1:]] == ["ProcessPoolSpawnMixin", "BaseTestCase"]:
             tests, spawn, base = kind.__bases__
-            ours = type("MinscoopMixin", (spawn.__base__,), {"executor_type": CPythonsExecutor, "ctx": "spawn"})
+            ours = type("MinscoopMixin", (spawn.__base__,), {"executor_type": CPythonsExecutor, "ctx": "spawn",
+                                                              "create_event": getattr(spawn, "create_event", None)})
             kind = type(tests.__name__, (tests, ours, base), {"__module__": kind.__module__})
         elif kind.__name__ != "FutureTests":
             continue
@@ -8803,7 +8871,7 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("cpythons_test", [cases[name] for name in sorted(cases)], ids=sorted(cases))
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 14), reason="the list of exceptions is for those of Python 3.8 to 3.13")
+@pytest.mark.skipif(sys.version_info >= (3, 15), reason="the list of exceptions is for those of Python 3.8 to 3.14")
 def test_cpythons_test_passes_when_the_executor_is_ours(monkeypatch, cpythons_test):
     """One of CPython's, with the set-up and tear-down of its class and module; `guard` sees what it leaves behind."""
     if isinstance(cpythons_test, str):
