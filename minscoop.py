@@ -4586,8 +4586,13 @@ class Root(Node):
 
 
 def own_path():
-    """Those directories of sys.path that are the program's own: neither Python's nor of installed packages."""
-    return [entry for entry in map_builtin(os.path.abspath, sys.path) if os.path.isdir(entry) and not installed(entry)]
+    """Those directories of sys.path that are the program's own: neither Python's nor of installed packages, nor what we
+    have added at its end. Hosts look into them first, and so must not find there what the program does not."""
+    entries = map_builtin(os.path.abspath, sys.path[:len(sys.path) - (sys.path[-1:] == [beside])])
+    return [entry for entry in entries if os.path.isdir(entry) and not installed(entry)]
+
+
+beside = None  # this file's directory, if `prepare_program` has added it to sys.path
 
 
 def installed(path):
@@ -8286,9 +8291,10 @@ def prepare_program(options):
     if spec is not None:
         module.__spec__, module.__package__, module.__file__ = spec, spec.parent, spec.origin
     sys.modules["__main__"] = sys.modules["__mp_main__"] = module
-    here = os.path.dirname(os.path.abspath(__file__))
-    if here not in sys.path:  # for what multiprocessing starts afresh, from Python 3.14 on by default: it has our path
-        sys.path.append(here)
+    if os.path.dirname(os.path.abspath(__file__)) not in sys.path:
+        global beside
+        beside = os.path.dirname(os.path.abspath(__file__))
+        sys.path.append(beside)  # so that what multiprocessing starts afresh, from Python 3.14 on by default, finds us
     return code
 
 

@@ -1440,6 +1440,19 @@ def test_a_large_constant_is_there_once_when_all_workers_use_it(guard, tmp_path)
         assert len(executor.get_const("other", WAIT).memory) == LARGE and len(shared_files(executor)) == 2
 
 
+def test_hosts_do_not_look_beside_this_file_when_only_we_have_put_it_on_the_path(script):
+    """They look into the program's own directories first, where packages of theirs might be hidden."""
+    done = launch("-n", 1, script("""
+        import sys, minscoop
+        if __name__ == "__main__":
+            ours = sys.path[-1]
+            print(ours, ours in minscoop.own_path())
+            sys.path.insert(1, ours)
+            print(minscoop.own_path().count(ours), minscoop.submit(eval, "__import__('sys').path[-1]").result() == ours)
+    """))
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{HERE} False\n1 True\n", "")
+
+
 @pytest.mark.parametrize("how", ["fork", "spawn", "forkserver"])
 def test_a_list_of_a_manager_is_shared_when_tasks_get_it(script, how):
     """The key to it does not travel with its proxy, which multiprocessing sends only to processes that it starts. Those
