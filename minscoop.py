@@ -820,8 +820,10 @@ def shipped_globals(fn):
     """The globals that a function takes along, since its module will not have them where it goes. Names with an @ are
     those that pytest adds to a module whose assert statements it rewrites."""
     home = home_of(fn)
-    return {name: fn.__globals__[name] for name in names_in(fn.__code__)[0] if name in fn.__globals__ and (
+    shipped = {name: fn.__globals__[name] for name in names_in(fn.__code__)[0] if name in fn.__globals__ and (
         home is None or name.startswith("@") or main.by_value(name, home, fn.__globals__[name]))}
+    return {name: value.resolve() if type(value).__name__ == "lazy_import" else value  # since Python 3.15 (PEP 810)
+            for name, value in shipped.items()}
 
 
 def modules_of(fn, values):

@@ -994,6 +994,11 @@ if sys.version_info >= (3, 9):  # before, an lru_cache does not reveal its param
 if sys.version_info >= (3, 11):
     CALLABLES["member of an enum"] = make_functions(), 3, 6
 
+if sys.version_info >= (3, 15):
+    made = {"__name__": __name__}
+    exec("lazy import json\nlazy from xml import dom\ndef text(x): return json.dumps([x, dom.Node.TEXT_NODE])", made)
+    CALLABLES["function that imports lazily"] = made["text"], 1, "[1, 3]"
+
 if sys.version_info >= (3, 12):
     made = {"__name__": __name__}
     exec("type Number = int\ndef same[T](x: T) -> Number: return x * len(same.__type_params__)\n"
