@@ -5286,7 +5286,7 @@ class Keeper:
         self.broker = self.listener = None
         self.workers = {}          # pid -> (name, marker page, ends of the pipes into which it prints)
         self.broker_deaths = []    # when brokers died
-        self.gateways = {}         # pid -> number of its host, as in names
+        self.gateways = {}         # pid -> Gateway
         self.numbers = itertools.count(1)
         self.startup_deaths = 0
         self.limits = resource.getrlimit(resource.RLIMIT_NOFILE)  # of the program, and so of workers
@@ -5387,7 +5387,8 @@ class Keeper:
         self.tokens = os.pipe()
         os.write(self.tokens[1], b"." * LOGINS)
         for host in self.config["hosts"]:
-            self.start_gateway(*host)
+            self.start_gateway(self.config_for(*host))
+        self.more_hosts = itertools.count(len(self.config["hosts"]) + 1)  # numbers for those that come back
         track_no_shared_memory()  # here, since it takes 4 ms, and the broker takes as long to start
         for _ in range(self.config["size"]):
             self.start_worker()
@@ -5428,7 +5429,8 @@ class Keeper:
         logger.warning("%s; a new broker takes over", text)
         heirs = {name: running(marker)[2:] for name, marker, *_ in self.workers.values()}
         if not self.config["below"]:
-            heirs.update(dict.fromkeys([ROOT, *self.gateways.values()], (b"", b"0", b"0")))
+            hosts = [gateway.number for gateway in self.gateways.values()]
+            heirs.update(dict.fromkeys([ROOT, *hosts], (b"", b"0", b"0")))
         self.start_broker(heirs)
         if self.failure:
             self.notify(b"FAILED", self.failure)
@@ -5476,18 +5478,10 @@ class Keeper:
         finally:
             close_all(theirs)
 
-    def start_gateway(self, number, name, size, again=False):
+    def start_gateway(self, config, returns=0):
         """Fork the gateway of another host."""
-        gateway = Gateway(self, self.config_for(number, name, size), again)
-        self.gateways[self.fork(gateway.run, tied=False)] = number.encode()
-
-    def log_in_again(self, number):
-        """A host has ended because we, stopped or asleep, were not heard: launch it anew, under another number."""
-        hosts = self.config["hosts"]
-        _, name, size = hosts[int(number) - 1]
-        if sum(host[1] == name for host in hosts) <= RETURNS:
-            hosts.append((str(len(hosts) + 1), name, size))
-            self.start_gateway(*hosts[-1], again=True)
+        gateway = Gateway(self, config, returns)
+        self.gateways[self.fork(gateway.run, tied=False)] = gateway
 
     def reap(self):
         """Reap the children that have ended, and act on each death."""
@@ -5501,14 +5495,14 @@ class Keeper:
             elif pid == self.broker:
                 self.replace_broker(code)
             elif pid in self.gateways:
-                number = self.gateways.pop(pid)
-                name = self.config["hosts"][int(number) - 1][1]
+                gateway = self.gateways.pop(pid)
                 if code not in (0, SILENT):  # it was killed, and could not tell why
-                    reason = f"its gateway (pid {pid}) ended: {status_text(code)}"
-                    self.notify(*host_notice(number.decode(), name, reason))
-                self.notify(b"DIED", number, b"", b"0", ALL, b"0", b"0", f"host {name} is gone".encode())
-                if code == SILENT:
-                    self.log_in_again(number)
+                    gateway.report(f"its gateway (pid {pid}) ended: {status_text(code)}")
+                self.notify(b"DIED", gateway.number, b"", b"0", ALL, b"0", b"0",
+                            f"host {gateway.host} is gone".encode())
+                if code == SILENT and gateway.returns < RETURNS:  # else it would be launched anew for ever
+                    number = str(next(self.more_hosts))
+                    self.start_gateway(dict(gateway.config, host=number), gateway.returns + 1)
                 self.give_up_if_alone("no host is left")
             else:
                 self.bury(pid, code, *self.workers.pop(pid))
@@ -5707,7 +5701,8 @@ class HostError(MinscoopError):
     """A host cannot take part; the text says why, and what to do."""
 
 
-SILENT = 3  # a gateway's exit code if its host ended in good order, as it does when it no longer hears from us
+SILENT = 3  # a gateway's exit code if its host ended in good order, as it does when it no longer hears from us, since
+            # we were stopped or asleep: then it is launched anew, under another number
 
 
 SSH_OPTIONS = [
@@ -5784,18 +5779,12 @@ module.run_agent(config, library)
 """
 
 
-def host_notice(number, host, reason):
-    """The notice that tells the root why a host is not in the pool, or not any more."""
-    facts = {"host": host, "number": number, "state": "gone", "reason": reason[:1000]}
-    return b"HOST", json.dumps(facts).encode()
-
-
 class Gateway:
     """Brings one host into the pool, and keeps it there. Runs in a process of its own, forked by the root's keeper."""
 
-    def __init__(self, keeper, config, again=False):
-        self.keeper, self.config, self.host = keeper, config, config["name"]
-        self.again = again                              # whether the host has been in the pool before
+    def __init__(self, keeper, config, returns=0):
+        self.keeper, self.config, self.host, self.number = keeper, config, config["name"], config["host"].encode()
+        self.returns = returns                          # how often the host has been in the pool before
         self.process, self.seen = None, b""             # the remote command, and its stdout until Python answers
         self.complaints = collections.deque(maxlen=50)  # the last lines of its stderr
         self.passed_on = ""                             # the last of these lines that the user was shown
@@ -5805,7 +5794,7 @@ class Gateway:
         """Serve the host from login to the end, and tell the root why it ended. Ends at once when the keeper does."""
         try:
             in_background(lambda: (os.read(self.keeper.lifeline_read, 1), self.end()))
-            if self.again:
+            if self.returns:
                 time.sleep(GRACE)  # if the pool is ending, so do we, before any warning
                 logger.warning("host %s: will log in again in %.0f s", self.host, SILENCE)
                 time.sleep(SILENCE)
@@ -5823,9 +5812,14 @@ class Gateway:
             raise HostError(self.diagnose("the connection has ended"))
         except Exception as error:
             reason = str(error) if isinstance(error, (HostError, OSError)) else repr(error)
-            self.keeper.notify(*host_notice(self.config["host"], self.host, reason))
+            self.report(reason)
             self.flush()
         self.end(SILENT if self.up and self.process.poll() == 0 else 0)
+
+    def report(self, reason):
+        """Tell the root why the host is not in the pool, or not any more. The keeper does, if we could not."""
+        facts = {"host": self.host, "number": self.config["host"], "state": "gone", "reason": reason[:1000]}
+        self.keeper.notify(b"HOST", json.dumps(facts).encode())
 
     def start(self):
         """Start the remote command, and a thread that reads its stderr."""

@@ -7141,7 +7141,7 @@ def on_fake_host(name):
 @pytest.mark.parametrize("since, said", [(1000, ": Closed by remote host"), (-1000, "")], ids=["young", "old"])
 def test_last_words_of_a_connection_are_told_once_when_it_ends(since, said):
     """Once a host has been up for a while, each line of ssh is shown as it comes, and not again as the reason."""
-    gateway = minscoop.Gateway(None, {"name": "alpha"})
+    gateway = minscoop.Gateway(None, {"name": "alpha", "host": "1"})
     gateway.up, gateway.flush = time.monotonic() + since, lambda: None
     gateway.ears = types.SimpleNamespace(join=lambda timeout: None)
     gateway.process = types.SimpleNamespace(stderr=io.BytesIO(b"Closed by remote host.\r\n"), poll=lambda: 255,
@@ -11478,7 +11478,7 @@ def fuzz_hosts(chance, count=300):
 
 def fuzz_answers(chance, count=300):
     """A host's damaged answer about its Python must be accepted, or refused with a HostError (or a ValueError)."""
-    gateway = minscoop.Gateway(None, {"python": None, "prolog": None, "mixed": False, "name": "h"})
+    gateway = minscoop.Gateway(None, {"python": None, "prolog": None, "mixed": False, "name": "h", "host": "1"})
     for _ in range(count):
         with contextlib.suppress(ValueError):
             there = mutated_text(chance, json.dumps(THERE)).encode()
@@ -12505,7 +12505,8 @@ class VirtualHost(minscoop.Keeper):
         self.config = dict(SIM.config, host=number.decode(), name=f"host{number.decode()}", size=size,
                            below=number != b"0")
         self.number, self.workers, self.numbers, self.startup_deaths = number, {}, itertools.count(1), 0
-        self.gateways = {} if self.config["below"] else {name: name.encode() for name, _, _ in SIM.config["hosts"]}
+        self.gateways = {} if self.config["below"] else {
+            name: types.SimpleNamespace(number=name.encode()) for name, _, _ in SIM.config["hosts"]}
         self.returncode, self.queue, self.stdin, self.pid = None, [], self, 0
         self.failure = None
         self.broker_deaths, self.exit_code, self.notices = [], None, collections.deque()
