@@ -3453,7 +3453,7 @@ class Switchboard:
 
 
 def run_broker(keeper, heirs):
-    """The life of a broker process."""
+    """The life of a broker process. heirs, if it takes over: node -> (id, lo, hi) of what it runs."""
     log_to_stderr(logger.level)  # the handler inherited from the keeper sends notices, whose receiver we are
     if keeper.joined:  # a batch system, or a terminal that closes, signals all of us: see take_leave
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -5077,8 +5077,8 @@ class Worker(Node):
     def note(self, mark):
         """Write down what is being run, where the keeper reads it if we die."""
         self.holder.mark = mark
-        self.marker[0] = SEVERAL if self.waiting else READY
-        self.marker[1:MARK.size + 1] = MARK.pack(self.begun, *(mark or (b"", 0, 0)), time.monotonic())
+        self.marker[:MARK.size] = MARK.pack(SEVERAL if self.waiting else READY, self.begun, *(mark or (b"", 0, 0)),
+                                            time.monotonic())
 
     def stand_in(self):
         """One look by the deputy, which also sends results that have waited long enough, and shortens the running slice
@@ -5185,11 +5185,11 @@ module.__file__ = sys.argv[1]
 with open(sys.argv[2], 'rb') as file:  # the byte code that the root runs: compiling this file anew takes 70 ms
     exec(marshal.load(file), module.__dict__)
 module.Keeper.main()"""
-# A marker page begins with the worker's state (0: it is not ready): ready; has begun several tasks, some of them
-# parked; leaves as told; ready, with nothing to run. MARK follows: the highest number of a TASK that it has begun; id,
-# lo and hi of what it is running (its latest task, once it rests), and since when.
+# A marker page begins with a MARK: the worker's state; the highest number of a TASK that it has begun; id, lo and hi of
+# what it is running (its latest task, once it rests), and since when. States (0: it is not ready): ready; has begun
+# several tasks, some of them parked; leaves as told; ready, with nothing to run.
+MARK = struct.Struct(">BQ100pQQd")
 READY, SEVERAL, LEAVING, RESTING = 1, 2, 3, 4
-MARK = struct.Struct(">Q100pQQd")
 
 
 pristine = _AS_SCRIPT  # nothing of the user's has run in this process
@@ -5207,20 +5207,16 @@ class ForkedKeeper(subprocess.Popen):
         flush_output()
         self.pid = os.fork()
         if self.pid == 0:
-            self.become_keeper(read)
+            try:
+                sys.setprofile(None)  # that of `python -m profile` fails at a signal's handler amid a call of C code
+                os.dup2(read, 0)
+                known = os.listdir("/dev/fd") if os.path.isdir("/dev/fd") else ["99"]  # where /proc is not mounted
+                os.closerange(3, max(map_builtin(int, known)) + 1)
+                Keeper.main()
+            finally:
+                os._exit(1)  # the child never returns, or there would be two roots
         os.close(read)
         self.stdin = open(write, "wb")
-
-    def become_keeper(self, stdin):
-        """The rest of the child's life: it never returns, or there would be two roots."""
-        try:
-            sys.setprofile(None)  # that of `python -m profile` fails at a signal's handler amid a call of C code
-            os.dup2(stdin, 0)
-            known = os.listdir("/dev/fd") if os.path.isdir("/dev/fd") else ["99"]  # where /proc is not mounted
-            os.closerange(3, max(map_builtin(int, known)) + 1)
-            Keeper.main()
-        finally:
-            os._exit(1)
 
 
 def preload(code):
@@ -5383,7 +5379,7 @@ class Keeper:
         with contextlib.suppress(OSError, ValueError):  # we, and the broker, need up to three descriptors per worker
             most = 10240 if sys.platform == "darwin" else self.limits[1]
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, self.limits[1]))
-        self.start_broker()
+        self.broker = self.fork(run_broker, self, None)
         self.tokens = os.pipe()
         os.write(self.tokens[1], b"." * LOGINS)
         for host in self.config["hosts"]:
@@ -5412,10 +5408,6 @@ class Keeper:
         while time.monotonic() < deadline and os.waitpid(self.broker, os.WNOHANG)[0] == 0:
             time.sleep(TICK / 4)
 
-    def start_broker(self, heirs=None):
-        """Fork the broker, which inherits sockets and pipes. heirs, if it takes over: node -> (id, lo, hi) it runs."""
-        self.broker = self.fork(run_broker, self, heirs)
-
     def replace_broker(self, code):
         """The broker has died: start another, which learns by a census what it cannot know; or end this host."""
         text = f"the broker (host {self.config['name']}, pid {self.broker}) ended: {status_text(code)}"
@@ -5431,7 +5423,7 @@ class Keeper:
         if not self.config["below"]:
             hosts = [gateway.number for gateway in self.gateways.values()]
             heirs.update(dict.fromkeys([ROOT, *hosts], (b"", b"0", b"0")))
-        self.start_broker(heirs)
+        self.broker = self.fork(run_broker, self, heirs)
         if self.failure:
             self.notify(b"FAILED", self.failure)
 
@@ -5590,16 +5582,15 @@ class Keeper:
 
 
 def running(marker):
-    """What a worker has written to its marker page: its state, then as in MARK, without the time. All but the state as
-    bytes."""
-    begun, task_id, lo, hi, _ = MARK.unpack_from(marker, 1)
-    return marker[0], b"%d" % begun, task_id, b"%d" % lo, b"%d" % hi
+    """What a worker has written to its marker page, without the time; all but the state as bytes."""
+    state, begun, task_id, lo, hi, _ = MARK.unpack_from(marker)
+    return state, b"%d" % begun, task_id, b"%d" % lo, b"%d" % hi
 
 
 def doing(marker):
     """What a worker is running and for how long, in words, by its marker page; None if it runs nothing."""
-    _, task_id, lo, hi, since = MARK.unpack_from(marker, 1)
-    if not task_id or marker[0] == RESTING:
+    state, _, task_id, lo, hi, since = MARK.unpack_from(marker)
+    if not task_id or state == RESTING:
         return None
     items = f"item {lo}" if hi - lo == 1 else f"items {lo} to {hi - 1}"
     return f"{items} of task {task_id.decode()}, for {time.monotonic() - since:.1f} s"

@@ -12511,7 +12511,7 @@ class VirtualHost(minscoop.Keeper):
         self.failure = None
         self.broker_deaths, self.exit_code, self.notices = [], None, collections.deque()
         SIM.hosts[number] = self
-        self.start_broker()
+        self.broker = self.fork(minscoop.run_broker, self, None)
         for _ in range(size):
             self.start_worker()
 
@@ -12520,8 +12520,8 @@ class VirtualHost(minscoop.Keeper):
         return json.dumps(dict(host=self.config["name"], number=self.config["host"], workers=self.config["size"],
                                state=state, python="3", transport="tcp", address=None, reason="gone")).encode()
 
-    def start_broker(self, heirs=None):
-        self.broker = BrokerProcess(self, self.config["size"], heirs)
+    def fork(self, target, keeper, heirs):
+        return BrokerProcess(self, self.config["size"], heirs)
 
     def start_worker(self):
         name = b"%s.%d" % (self.number, next(self.numbers))
