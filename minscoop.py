@@ -5340,10 +5340,10 @@ class Keeper:
         Main(*config["main"], config["mixed"]).install()
         if not config["below"]:  # else the file is not here
             main.keep_source()
-        if main.path and not (main.name or config["below"]):  # -m: finding it runs the program's code
-            with contextlib.suppress(OSError, SyntaxError, ValueError):  # workers will report it
-                main.program = read_main(main.path, source=main.source)
-                preload(main.program[0])
+            if main.path and not main.name:  # -m: finding it runs the program's code
+                with contextlib.suppress(OSError, SyntaxError, ValueError):  # workers will report it
+                    main.program = read_main(main.path, source=main.source)
+                    preload(main.program[0])
         import_zmq(encrypts=config["listens"])
         if config["size"] is None:
             config["size"] = usable_cores()
@@ -5437,13 +5437,15 @@ class Keeper:
             for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP and self.nohup else signal.SIG_DFL)
             signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN, which programs started here inherit
-            prints = [end for _, _, *ends in self.workers.values() for end in ends if target is not run_broker]
-            late = [end for _, ends in self.backlog for end in ends]
+            close_all((self.stdin, self.lifeline, self.signalled, self.signal_write))
+            for _, ends in self.backlog:
+                close_all(ends)
             self.backlog.clear()  # the keeper itself sends these
-            close_all((self.stdin, self.lifeline, self.signalled, self.signal_write, *prints, *late))
             sys.stdin = open(os.devnull)
             if target is not run_broker:
                 resource.setrlimit(resource.RLIMIT_NOFILE, self.limits)
+                for _, _, *ends in self.workers.values():
+                    close_all(ends)
             if tied:
                 tie_to(self.lifeline_read)
             target(*args)
@@ -5864,15 +5866,14 @@ class Gateway:
         """Return the facts in Python's answer. Raises HostError if there are none, or this Python does not fit."""
         config = self.config
         try:
-            there = {**dict.fromkeys(("executable", "pyzmq", "platform", "machine")), "python": [0],
-                     **json.loads(answer)}
+            there = collections.defaultdict(str, json.loads(answer))
             version, here = tuple(map_builtin(int, there["python"])), sys.version_info[:2]
         except Exception as error:
             raise HostError(f"its answer makes no sense: {answer[:80]!r} ({type(error).__name__})") from None
-        if there.get("error") == "python":
+        if there["error"] == "python":
             raise HostError(f"no Python there ({config['python'] or 'python3'}): install it, or say where it is "
                             "with --python or --prolog")
-        if there.get("error"):
+        if there["error"]:
             raise HostError(f"cannot read the prolog {config['prolog']}: the file has to exist there (a relative path "
                             "starts at your home directory)")
         found = f"Python {'.'.join(map_builtin(str, version))} ({there['executable']})"
@@ -5887,7 +5888,7 @@ class Gateway:
     def hand_over(self, there):
         """Send this program, its configuration and, where it is missing, pyzmq."""
         library = b""
-        if there["pyzmq"] is None:
+        if not there["pyzmq"]:
             here = [*sys.version_info[:2], sys.platform, os.uname().machine]
             if [*there["python"][:2], there["platform"], there["machine"]] != here:
                 raise HostError(f"pyzmq is missing there, and this machine's build does not fit {there['platform']} "
@@ -5950,7 +5951,7 @@ def remote_command(rsh, host):
             raise ValueError("it is empty")
     except ValueError as error:
         raise ValueError(f"the remote command {rsh!r} cannot be understood: {error}") from None
-    if not any("{host}" in word for word in words):
+    if "{host}" not in " ".join(words):
         words.append("{host}")
     if os.path.basename(words[0]) == "ssh":
         at = next((i for i, word in enumerate(words) if re.fullmatch(r"(.*@)?\{host\}", word)), 1)
@@ -6032,9 +6033,12 @@ def run_agent(config, library=b""):
     keeper = ForkedKeeper()
     tell(keeper, json.dumps(config).encode() + b"\n")
     if config["tunnel"]:
+        def pour():
+            with keeper.stdin:  # whose end ends the keeper
+                tunnel.pour()
         tunnel.write(0, b"")  # tells the gateway that the program runs
         in_background(tunnel.accept, server)
-        in_background(pour_until_end, tunnel, keeper)
+        in_background(pour)
     try:
         keeper.wait()
     except KeyboardInterrupt:
@@ -6045,20 +6049,14 @@ def run_agent(config, library=b""):
     os._exit(1 if keeper.returncode else 0)
 
 
-def pour_until_end(tunnel, keeper):
-    """Carry what comes through the pipe, in a thread; when that ends, end the keeper by closing its stdin."""
-    with keeper.stdin:
-        tunnel.pour()
-
-
 def pack_pyzmq():
     """This machine's pyzmq, as the bytes of a zip file."""
     import pathlib
     import zipfile
-    package, buffer = pathlib.Path(zmq.__file__).parent, io.BytesIO()
+    root, buffer = pathlib.Path(zmq.__file__).parent.parent, io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1, strict_timestamps=False) as archive:
-        for path in itertools.chain(package.rglob("*"), package.with_name("pyzmq.libs").rglob("*")):
-            name = path.relative_to(package.parent)
+        for path in itertools.chain(root.glob("zmq/**/*"), root.glob("pyzmq.libs/**/*")):
+            name = path.relative_to(root)
             if not {"__pycache__", "tests"}.intersection(name.parts):
                 archive.write(path, name)
     return buffer.getvalue()
@@ -6201,13 +6199,13 @@ HOW_TO_SAY = "write name, user@name, name:4 (or 'name 4', 'name slots=4' on a li
 
 def expand(text):
     """The names for which a bracket form stands, as Slurm writes it: n[1,5-9], a[1-2]b[03-04]. Raises ValueError."""
-    choices, total = [], 1
+    forms = [""]
     for i, piece in enumerate(re.split(r"\[([^\[\]:]*)\]", text)):  # every second one was in brackets
-        choices.append(list(itertools.islice(numbers_of(piece, text), MAX_HOSTS + 1)) if i % 2 else [piece])
-        total *= len(choices[-1])
-        if total > MAX_HOSTS:
+        choices = list(itertools.islice(numbers_of(piece, text), MAX_HOSTS + 1)) if i % 2 else [piece]
+        if len(forms) * len(choices) > MAX_HOSTS:
             raise ValueError(f"{text[:80]!r} names more than {MAX_HOSTS} hosts")
-    return map_builtin("".join, itertools.product(*choices))
+        forms = [form + choice for form in forms for choice in choices]
+    return forms
 
 
 def numbers_of(bracket, text):
@@ -6218,7 +6216,7 @@ def numbers_of(bracket, text):
         if lo > hi:
             raise ValueError(f"{part!r} in {text[:80]!r} is not a number or a range such as 01-16")
         for number in range(lo, hi + 1):
-            yield str(number).zfill(len(match[1]))
+            yield f"{number:0{len(match[1])}}"
 
 
 def parse_item(item):
@@ -6314,7 +6312,7 @@ def slurm_hosts(env, nodes):
     """Each node with as many workers as it has tasks or, if no node has more than one task, CPUs."""
     if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         raise ValueError(f"srun started this program {env['SLURM_STEP_NUM_TASKS']} times; start it once, without srun")
-    names = [name for name, _ in add_up(parse_items([nodes]))]
+    names = dict(add_up(parse_item(nodes)))
     tasks, cpus = (slurm_counts(env.get(variable) or f"1(x{len(names)})")
                    for variable in ("SLURM_TASKS_PER_NODE", "SLURM_JOB_CPUS_PER_NODE"))
     if not len(tasks) == len(cpus) == len(names):
@@ -6344,8 +6342,9 @@ def hosts_of_lines(env, path):
 
 def in_pairs(words):
     """Pair up words that are alternately names and counts."""
-    if len(words) % 2 or not all(count.isdecimal() for count in words[1::2]):
-        raise ValueError(f"{' '.join(words)[:80]!r} is not a name and a count")
+    text = " ".join(words)
+    if not re.fullmatch(r"(\S+ [0-9]{1,18}( |$))*", text):
+        raise ValueError(f"{text[:80]!r} is not a name and a count")
     return zip(words[::2], map_builtin(int, words[1::2]))
 
 
