@@ -3455,7 +3455,7 @@ class Switchboard:
 def run_broker(keeper, heirs):
     """The life of a broker process. heirs, if it takes over: node -> (id, lo, hi) of what it runs."""
     log_to_stderr(logger.level)  # the handler inherited from the keeper sends notices, whose receiver we are
-    if keeper.joined:  # a batch system, or a terminal that closes, signals all of us: see take_leave
+    if not keeper.config["tunnel"]:  # a batch system, or a terminal that closes, signals all of us: see take_leave
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     Switchboard(keeper, heirs).run()
@@ -4688,7 +4688,7 @@ def start_profile():
 
 
 def ignore(*_):
-    """Ignore an event of a thread that has no profile."""
+    """Ignore a signal, or an event of a thread that has no profile."""
 
 
 # Method of a Profile -> ({thread's ident: its Profile's bound method}, *the events for which it is called).
@@ -5290,11 +5290,6 @@ class Keeper:
         self.failure = None        # why no worker can start
         self.exit_code = None
 
-    @property
-    def joined(self):
-        """Whether this host came by --join."""
-        return self.config["below"] and not self.config["tunnel"]
-
     @classmethod
     def main(cls):
         """The life of a keeper process: its configuration comes through stdin."""
@@ -5373,8 +5368,8 @@ class Keeper:
 
     def run(self):
         """Fork broker, workers and gateways; then reap and replace until the broker or the root ends."""
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGUSR1, lambda *_: None)
+        signal.signal(signal.SIGCHLD, ignore)
+        signal.signal(signal.SIGUSR1, ignore)
         signal.set_wakeup_fd(self.signal_write, warn_on_full_buffer=False)
         with contextlib.suppress(OSError, ValueError):  # we, and the broker, need up to three descriptors per worker
             most = 10240 if sys.platform == "darwin" else self.limits[1]
@@ -5397,12 +5392,12 @@ class Keeper:
                 self.reap()
             if self.stdin in ready and self.exit_code is None and not os.read(self.stdin, 4096):
                 self.exit_code = 0
-                if self.joined:
+                if not self.config["tunnel"]:
                     self.take_leave()
 
     def take_leave(self):
-        """Have the broker tell that this host, which joined, ends: it has no remote command whose end would tell, and
-        its tasks would be missed only after SILENCE. Blocks, for GRACE / 2 at most."""
+        """Have the broker tell that this host ends, which came by --join: there is no remote command whose end would
+        tell, and its tasks would be missed only after SILENCE. Blocks, for GRACE / 2 at most."""
         self.notify(b"BYE")
         deadline = time.monotonic() + GRACE / 2
         while time.monotonic() < deadline and os.waitpid(self.broker, os.WNOHANG)[0] == 0:
@@ -5436,7 +5431,7 @@ class Keeper:
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP and self.nohup else signal.SIG_DFL)
-            signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN, which programs started here inherit
+            signal.signal(signal.SIGINT, ignore)  # not SIG_IGN, which programs started here inherit
             close_all((self.stdin, self.lifeline, self.signalled, self.signal_write))
             for _, ends in self.backlog:
                 close_all(ends)
@@ -5609,14 +5604,11 @@ def stacks_path(config, name):
 
 def of_tasks(stacks):
     """Of a worker's stacks, those of tasks, without our frames; all if there are none: we may be stuck."""
-    our_file = '"%s"' % __file__.encode("ascii", "backslashreplace").decode()  # as faulthandler writes it
-    tasks, beneath = [], re.compile(
-        f'{re.escape(our_file)}|"<(string|frozen runpy)>"|/(threading|garbage|runpy).py"').search
-    for stack in stacks.split("\n\n"):
-        head, *lines = stack.splitlines() or [""]
-        while lines and beneath(lines[-1]):
-            lines.pop()
-        tasks += ["\n".join([head, *(line for line in lines if our_file not in line)])] if lines else []
+    ours = re.escape('"%s"' % __file__.encode("ascii", "backslashreplace").decode())  # as faulthandler writes it
+    beneath = r'"<(string|frozen runpy)>"|/(threading|garbage|runpy)\.py"'  # what the program or a thread begins with
+    text = re.sub(rf"\n.*{ours}.*", "", stacks)
+    text = re.sub(rf"(\n.*({beneath}).*)+(?=\n\n|\s*\Z)", "", text)
+    tasks = [stack for stack in text.split("\n\n") if "\n" in stack.strip()]
     return "\n\n".join(tasks) or stacks or f"(it wrote no stacks within {ANSWER} s)"
 
 
@@ -5802,7 +5794,7 @@ class Gateway:
             self.config["login"] = time.monotonic() - start
             self.hand_over(there)
             Tunnel(self.process.stdout, self.process.stdin, self.open_connection).pour()
-            raise HostError(self.diagnose("the connection has ended"))
+            raise self.diagnosis("the connection has ended")
         except Exception as error:
             reason = str(error) if isinstance(error, (HostError, OSError)) else repr(error)
             self.report(reason)
@@ -5830,7 +5822,7 @@ class Gateway:
         for line in iter(lambda: self.process.stderr.readline(1000), b""):
             text = line.decode(errors="replace").rstrip()
             self.complaints.append(text)
-            if text and self.up and time.monotonic() > self.up + GRACE:  # before that, see ``diagnose``
+            if text and self.up and time.monotonic() > self.up + GRACE:  # before that, see ``diagnosis``
                 logger.warning("host %s: %s", self.host, text)
                 self.passed_on = text.strip()
                 self.flush()
@@ -5853,14 +5845,14 @@ class Gateway:
         while True:
             left = deadline - time.monotonic()
             if left < 0 or not readable(left, self.process.stdout):
-                raise HostError(self.diagnose(f"no Python answers within {LOGIN_PATIENCE:.0f} s"))
+                raise self.diagnosis(f"no Python answers within {LOGIN_PATIENCE:.0f} s")
             data = os.read(self.process.stdout.fileno(), 1 << 16)
             self.seen = (self.seen + data)[-(1 << 16):]
             answer = re.search(rb"%s (.*)\n" % token.encode(), self.seen)
             if answer:
                 return self.check(answer[1])
             if not data:
-                raise HostError(self.diagnose("the remote command ended before Python ran"))
+                raise self.diagnosis("the remote command ended before Python ran")
 
     def check(self, answer):
         """Return the facts in Python's answer. Raises HostError if there are none, or this Python does not fit."""
@@ -5894,16 +5886,16 @@ class Gateway:
                 raise HostError(f"pyzmq is missing there, and this machine's build does not fit {there['platform']} "
                                 f"{there['machine']}: run '{there['executable']} -m pip install pyzmq' there")
             library = pack_pyzmq()
-        with open(__file__, "rb") as file:
-            data = pickle.dumps((file.read(), self.config, library), 5)
+        data = pickle.dumps((read_source(__file__), self.config, library), 5)
         in_background(tell, self.process, data)  # the host may not read it
         self.up = time.monotonic()
         if not readable(LOGIN_PATIENCE, self.process.stdout) or not self.process.stdout.peek(1):
-            raise HostError(self.diagnose(
-                f"logged in, but the program did not start there ({LOGIN_PATIENCE:.0f} s are allowed)"))
+            raise self.diagnosis(
+                f"logged in, but the program did not start there ({LOGIN_PATIENCE:.0f} s are allowed)")
 
-    def diagnose(self, otherwise):
-        """Say in one line why the remote command failed, and what to do. otherwise: why, if no known message tells."""
+    def diagnosis(self, otherwise):
+        """The HostError that says in one line why the remote command failed, and what to do. otherwise: why, if no
+        known message tells."""
         with contextlib.suppress(subprocess.TimeoutExpired):  # its last words may still be on their way
             self.process.wait(1)
         self.ears.join(1)
@@ -5912,12 +5904,15 @@ class Gateway:
         for pattern, reason, remedy in SSH_SAYS if not self.up else ():
             found = re.search(f".*({pattern}).*", "\n".join(said), re.IGNORECASE)
             if found:
-                return f"{reason}: " + remedy.format(host=self.host, name=self.host.rpartition("@")[2], line=found[0])
+                remedy = remedy.format(host=self.host, name=self.host.rpartition("@")[2], line=found[0])
+                return HostError(f"{reason}: {remedy}")
         last = next(filter(str.strip, reversed(said)), "").strip()
-        if last == self.passed_on:  # the user has just been shown it
-            last = ""
         code = self.process.poll()
-        return otherwise + (f" ({status_text(code)})" if code else "") + (f": {last.rstrip('.')}" if last else "")
+        if code:
+            otherwise += f" ({status_text(code)})"
+        if last and last != self.passed_on:  # else the user has just been shown it
+            otherwise += f": {last.rstrip('.')}"
+        return HostError(otherwise)
 
     def open_connection(self):
         """Connect to the broker here, on behalf of the one there. If there is none, since another is to take over, the
@@ -5982,8 +5977,11 @@ class Tunnel:
         with contextlib.suppress(OSError):
             self.write(serial, b"")
 
-    def accept(self, server):
+    def accept(self, path):
         """On the lower side: accept the connections of the broker there, and serve one after the other, for ever."""
+        server = socket.socket(socket.AF_UNIX)
+        server.bind(path)
+        server.listen()
         for serial in itertools.count(1):
             self.current = serial, server.accept()[0]
             self.drain(*self.current)
@@ -6022,9 +6020,6 @@ def run_agent(config, library=b""):
     directory, memory = make_socket_directory(), make_memory_directory()
     config.update(directory=directory, memory=memory, address=f"ipc://{directory}/broker")
     if config["tunnel"]:
-        server = socket.socket(socket.AF_UNIX)
-        server.bind(f"{directory}/up")
-        server.listen()
         tunnel = Tunnel(open(os.dup(0), "rb"), open(os.dup(1), "wb"))
         os.dup2(2, 1)  # what is printed goes to stderr, so that only blocks go to the old stdout
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
@@ -6037,7 +6032,7 @@ def run_agent(config, library=b""):
             with keeper.stdin:  # whose end ends the keeper
                 tunnel.pour()
         tunnel.write(0, b"")  # tells the gateway that the program runs
-        in_background(tunnel.accept, server)
+        in_background(tunnel.accept, f"{directory}/up")
         in_background(pour)
     try:
         keeper.wait()
@@ -6150,8 +6145,7 @@ def write_private(path, text):
 
 def checksum(config):
     """CRC-32 of this file and a configuration, by which --join detects another version or a damaged file."""
-    with open(__file__, "rb") as file:
-        return zlib.crc32(json.dumps(config, sort_keys=True).encode(), zlib.crc32(file.read()))
+    return zlib.crc32(json.dumps(config, sort_keys=True).encode(), zlib.crc32(read_source(__file__)))
 
 
 def join(path, size):
@@ -6272,12 +6266,6 @@ def parse_hosts(source):
     workers: None for one per core. The workers of a name that occurs repeatedly add up, one each time if no
     number is given. Raises ValueError, with the line number if it is a file."""
     path, items = None, source
-    if isinstance(source, collections.abc.Mapping):
-        items = source.items()
-    elif isinstance(source, str):
-        items = re.findall(ITEM % r"\s" + r"(?:\s+[0-9]+(?![^,\s]))?", source)
-    elif not isinstance(source, (collections.abc.Iterable, os.PathLike)):
-        raise ValueError(f"{source!r} is no list of hosts: {HOW_TO_SAY}")
     if isinstance(source, os.PathLike) or isinstance(source, str) and (
             os.path.isfile(source) or "/" in source or source.endswith(".txt")):
         try:
@@ -6285,6 +6273,12 @@ def parse_hosts(source):
             items = [line.partition("#")[0] for line in read_text(path).splitlines()]
         except (OSError, ValueError) as error:
             raise ValueError(f"cannot read the hosts file {path!r}: {first_line(error, path)}") from None
+    elif isinstance(source, str):
+        items = re.findall(ITEM % r"\s" + r"(?:\s+[0-9]+(?![^,\s]))?", source)
+    elif isinstance(source, collections.abc.Mapping):
+        items = source.items()
+    elif not isinstance(source, collections.abc.Iterable):
+        raise ValueError(f"{source!r} is no list of hosts: {HOW_TO_SAY}")
     found = add_up(parse_items(items, path))
     if not found:
         raise ValueError(f"no hosts in {path or source!r}: {HOW_TO_SAY}")

@@ -6644,7 +6644,7 @@ def test_advice_is_for_what_ssh_itself_says_when_a_host_cannot_be_had(said, told
     """Similar words of a banner, a login file, a prolog or docker must be quoted as they are, without any advice."""
     gateway = HandGateway(said.encode())
     gateway.listen()
-    text = gateway.diagnose("it ended")
+    text = str(gateway.diagnosis("it ended"))
     assert text == f"it ended (exit code 255): {said}" if told == "it ended" else text.startswith(told), text
 
 
@@ -7147,7 +7147,7 @@ def test_last_words_of_a_connection_are_told_once_when_it_ends(since, said):
     gateway.process = types.SimpleNamespace(stderr=io.BytesIO(b"Closed by remote host.\r\n"), poll=lambda: 255,
                                              wait=lambda timeout: None)
     gateway.listen()
-    assert gateway.diagnose("the connection has ended") == "the connection has ended (exit code 255)" + said
+    assert str(gateway.diagnosis("the connection has ended")) == "the connection has ended (exit code 255)" + said
 
 
 @linux_only
