@@ -5625,7 +5625,8 @@ def run_worker(name, config, marker, ends, theirs):
     dump_when_asked(stacks, lambda *_: (stacks.truncate(0), faulthandler.dump_traceback(stacks)))
     if "PYTHONBREAKPOINT" not in os.environ:
         sys.breakpointhook = refuse_breakpoint
-    global this_worker
+    global this_worker, pristine
+    pristine = False
     this_worker = (RecordingWorker if config["record"] else Worker)(name, config, marker)
     send_logs(config["log_level"], this_worker.send, name.decode(), config["name"])
     this_worker.start()

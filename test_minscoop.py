@@ -10962,6 +10962,18 @@ def test_there_is_one_root_when_it_dies_as_its_keeper_begins(monkeypatch):
     keeper.stdin.close()
 
 
+def test_the_keeper_of_a_pool_is_no_fork_of_a_worker_when_a_task_makes_the_pool(script):
+    """A worker has threads, and what the program has imported: a keeper must begin with neither."""
+    done = launch("-n", 1, script("""
+        import minscoop
+        def kinds(x):
+            with minscoop.Executor(1) as executor:
+                return type(executor._node.keeper).__name__, executor.submit(abs, x).result()
+        if __name__ == "__main__": print(*minscoop.submit(kinds, -1).result())
+    """))
+    assert (done.returncode, done.stdout) == (0, "Popen 1\n"), done
+
+
 def test_a_program_is_not_replaced_when_it_is_named_by_mistake(script):
     """`--report script.py`, where the name of the page was forgotten."""
     path = script("print(1)")
