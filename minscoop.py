@@ -5703,34 +5703,35 @@ SSH_OPTIONS = [
     "-oLogLevel=INFO",               # the table below looks for its messages
 ]
 
-# What ssh says (a regular expression), why the host cannot be reached, what to do. The first that matches counts.
-SSH_SAYS = [  # causes before their consequences
-    ("host identification has changed", "its host key has changed",
-     "if you know why, run 'ssh-keygen -R {name}' and then 'ssh {host}' once"),
-    ("host key verification failed", "its host key is unknown", "run 'ssh {host}' once by hand, and accept it"),
-    ("unprotected private key|bad permissions", "your private key may be read by others", "run chmod 600 on it"),
-    ("cannot execute command-line", "RemoteCommand is set for it", "give another name without it in ~/.ssh/config"),
-    ("configuration option|bad owner|command-line", "ssh's options or configuration are wrong", "mend {line!r}"),
-    ("too many authentication failures", "too many keys were offered",
-     "set IdentityFile and 'IdentitiesOnly yes' for it in ~/.ssh/config"),
-    (r"permission denied \(", "no key was accepted",
-     "check the user's name; run 'ssh-copy-id {host}', or load your key with ssh-add"),
-    ("no matching", "ssh here and there have no method in common", "allow in ~/.ssh/config what it offers"),
-    ("temporary failure in name", "names cannot be looked up now", "is the network, or the VPN, up?"),
-    ("could not resolve hostname", "unknown name",
-     "check the spelling (if you meant a hosts file: there is no such file here), or add it to ~/.ssh/config"),
-    ("stdio forwarding failed|unknown port 65535", "the jump host cannot reach it", "try 'ssh {host}' by hand"),
-    ("connection refused", "connection refused", "is sshd running there, and on that port?"),
-    ("no route to host|network is unreachable", "no route to it", "is it switched on, and the network up?"),
-    ("timed out", "no answer in time", "is it switched on? is a VPN or a jump host needed? does a firewall drop ssh?"),
-    ("kex_exchange|ssh_exchange", "it hung up before the login",
-     "too many logins at a time (MaxStartups), or it blocks this machine: try again"),
-    ("no active jobs", "only users with a job there may log in", "allocate it first (salloc, sbatch)"),
-    ("(account|password) .*(expired|not available)|not permitted to log in", "your account may not log in there",
-     "ask its administrators"),
-    ("request failed|open failed", "it started no process for you", "too many sessions or processes there"),
-    ("connection (reset|closed)|broken pipe|closed by remote", "the connection broke", "try again"),
-]
+# What ssh says (a regular expression), why the host cannot be reached and what to do. The first that matches counts.
+SSH_SAYS = {  # causes before their consequences
+    "host identification has changed":
+        "its host key has changed: if you know why, run 'ssh-keygen -R {name}' and then 'ssh {host}' once",
+    "host key verification failed": "its host key is unknown: run 'ssh {host}' once by hand, and accept it",
+    "unprotected private key|bad permissions": "your private key may be read by others: run chmod 600 on it",
+    "cannot execute command-line": "RemoteCommand is set for it: give another name without it in ~/.ssh/config",
+    "configuration option|bad owner|command-line": "ssh's options or configuration are wrong: mend {line!r}",
+    "too many authentication failures":
+        "too many keys were offered: set IdentityFile and 'IdentitiesOnly yes' for it in ~/.ssh/config",
+    r"permission denied \(":
+        "no key was accepted: check the user's name; run 'ssh-copy-id {host}', or load your key with ssh-add",
+    "no matching": "ssh here and there have no method in common: allow in ~/.ssh/config what it offers",
+    "temporary failure in name": "names cannot be looked up now: is the network, or the VPN, up?",
+    "could not resolve hostname":
+        "unknown name: check the spelling (if you meant a hosts file: there is no such file here), or add it to "
+        "~/.ssh/config",
+    "stdio forwarding failed|unknown port 65535": "the jump host cannot reach it: try 'ssh {host}' by hand",
+    "connection refused": "connection refused: is sshd running there, and on that port?",
+    "no route to host|network is unreachable": "no route to it: is it switched on, and the network up?",
+    "timed out": "no answer in time: is it switched on? is a VPN or a jump host needed? does a firewall drop ssh?",
+    "kex_exchange|ssh_exchange":
+        "it hung up before the login: too many logins at a time (MaxStartups), or it blocks this machine: try again",
+    "no active jobs": "only users with a job there may log in: allocate it first (salloc, sbatch)",
+    "(account|password) .*(expired|not available)|not permitted to log in":
+        "your account may not log in there: ask its administrators",
+    "request failed|open failed": "it started no process for you: too many sessions or processes there",
+    "connection (reset|closed)|broken pipe|closed by remote": "the connection broke: try again",
+}
 
 FIND_PYTHON = """\
 PROLOG={prolog}
@@ -5902,11 +5903,10 @@ class Gateway:
         self.ears.join(1)
         noise = b"" if self.up else self.seen[-1000:]  # nologin complains on stdout
         said = [*noise.decode(errors="replace").splitlines(), *self.complaints]
-        for pattern, reason, remedy in SSH_SAYS if not self.up else ():
+        for pattern, advice in SSH_SAYS.items() if not self.up else ():
             found = re.search(f".*({pattern}).*", "\n".join(said), re.IGNORECASE)
             if found:
-                remedy = remedy.format(host=self.host, name=self.host.rpartition("@")[2], line=found[0])
-                return HostError(f"{reason}: {remedy}")
+                return HostError(advice.format(host=self.host, name=self.host.rpartition("@")[2], line=found[0]))
         last = next(filter(str.strip, reversed(said)), "").strip()
         code = self.process.poll()
         if code:
