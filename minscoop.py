@@ -914,7 +914,6 @@ LATEST = weakref.WeakKeyDictionary()        # class by value -> attribute -> id 
 CLASS_IDS = weakref.WeakKeyDictionary()     # class -> id, so that a class that comes back is the very one that left
 CLASSES = weakref.WeakValueDictionary()     # id -> class; both hold functions with an lru_cache, too
 IMPORTED = weakref.WeakSet()                # classes that came by value, and were here already under an alias
-OF_ENUM = "_value_", "_name_", "__objclass__", "_sort_order_"  # attributes that an Enum itself gives its members
 
 
 def identify(obj, ident=None):
@@ -949,13 +948,11 @@ def reduce_class(cls):
         bases = tuple(base for base in bases if base is not dict)
     head = {name: attributes.pop(name) for name in ("__slots__", "__orig_bases__") if name in attributes}
     looks = {}
-    if "_member_map_" in vars(cls):  # an Enum
+    if vars(cls).get("_member_map_"):  # an Enum
         head = members_of(cls)
-        looks = {name: {key: value for key, value in vars(member).items() if key not in OF_ENUM}
-                 for name, member in cls.__members__.items()}  # what __init__ has set
-        attributes = {name: value for name, value in attributes.items()  # none that EnumMeta makes itself
-                      if isinstance(value, (types.FunctionType, property, classmethod, staticmethod))
-                      or name == "_boundary_" or name not in cls.__members__ and not name.startswith("_")}
+        looks = {name: vars(member) for name, member in cls.__members__.items()}  # with what __init__ has set
+        attributes = {name: value for name, value in attributes.items()  # none that leads to its members
+                      if name not in ("_member_map_", "_value2member_map_", *cls.__members__)}
     head.update(__module__=cls.__module__, __qualname__=cls.__qualname__)
     made_of = ident, type(cls), cls.__name__, bases, head, alias_of(cls)
     return make_class, made_of, (ident, in_order(cls, ident, attributes), looks, registered), None, None, fill_class
@@ -988,15 +985,10 @@ def attributes_of(cls):
 def members_of(cls):
     """What the body of an Enum has to bind to make its members anew. A ``__new__`` of its own, or ``__init__`` of the
     dataclass that they are, takes the arguments from which the values were made, which are not known any more:
-    ``make_member`` and ``no_init`` then replace them."""
-    members, kind = cls.__members__.items(), cls._member_type_
-    makers = getattr(cls, "_new_member_", getattr(cls, "__new_member__", None)), kind.__init__
-    if not any(isinstance(maker, types.FunctionType) for maker in makers):
-        member_of = getattr(sys.modules["enum"], "member", lambda value: value)  # a value may be a function
-        return {name: member_of(member._value_) for name, member in members}
-    content = getattr(kind, "__getnewargs__", lambda member: ())  # the int or str that it is, say
+    ``make_member`` and ``no_init`` replace them, until the Enum's own attributes are set."""
+    content = getattr(cls._member_type_, "__getnewargs__", lambda member: ())  # the int or str that it is, say
     return {"__new__": make_member, "__init__": no_init,
-            **{name: (member._value_, *content(member)) for name, member in members}}
+            **{name: (member._value_, *content(member)) for name, member in cls.__members__.items()}}
 
 
 def make_member(cls, value, *content):

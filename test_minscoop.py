@@ -798,6 +798,14 @@ def make_planet():
     return Planet
 
 
+def make_empty():
+    """One without members is there to be subclassed."""
+    class Empty(enum.Enum):
+        def half(self):
+            return self.value[0]
+    return Empty
+
+
 def make_creature():
     """As the documentation of Enum has it, too: members that are of a dataclass."""
     @dataclasses.dataclass
@@ -1240,6 +1248,8 @@ MEMBERS = {
     "enum member with __new__": (lambda: make_status().GONE,
                                  lambda obj: obj == 410 and obj is type(obj)("410") and obj.phrase == "not there"
                                  and obj.twice == 820 and obj in type(obj).FINAL),
+    "enum whose members come later": (
+        make_empty, lambda obj: obj("Pair", {"HERE": (1, 2)}).HERE.half() == 1),
     "enum member of a dataclass": (lambda: make_creature().HUMAN, lambda obj: obj is type(obj).HUMAN and
                                    (obj.legs, obj.tail, type(obj).DOG.legs) == (2, False, 4)),
     "generic": (lambda: make_generic()(1), lambda obj: obj.twice is obj.twice == [1, 1] and type(obj)[int](2).content),
