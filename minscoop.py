@@ -733,7 +733,7 @@ class Pickler(pickle.Pickler):
         if module == "numpy" and kind.__name__ == "ufunc":
             return reduce_ufunc(obj)
         if module == "dataclasses":  # MISSING is compared by identity
-            return reduce_by_identity(obj, sys.modules[module])
+            return reduce_by_identity(obj, [sys.modules[module]])
         if module in ("typing", "annotationlib") and kind.__name__ in OF_TYPING and not found_by_name(obj):
             return OF_TYPING[kind.__name__](obj)
         if issubclass(kind, getattr(sys.modules.get("multiprocessing.managers"), "BaseProxy", ())):
@@ -752,30 +752,28 @@ def reduce_definition(obj):
     if found_by_name(obj) or not is_function and type(obj) in copyreg.dispatch_table:
         return NotImplemented
     if not (is_function or obj.__flags__ & HEAP_TYPE):
-        return reduce_by_identity(obj, types)  # FunctionType, say, whose own name is `builtins.function`
+        return reduce_by_identity(obj, [types])  # FunctionType, say, whose own name is `builtins.function`
     if main.by_name_only:
         raise pickle.PicklingError(f"{describe(obj)} would travel by value, which --mixed rules out: define it "
                                    "at the top level of a module")
     return reduce_function(obj) if is_function else reduce_class(obj)
 
 
-def reduce_by_identity(obj, module):
-    """Pickle by the name under which this module has the very object, which may not know that name; if it has it."""
-    for name, value in vars(module).items():
-        if value is obj:
-            return getattr, (module, name)
-    return NotImplemented
+def reduce_by_identity(obj, modules, *names):
+    """Pickle by a name under which one of these modules has the very object, which may not know that name; if one has
+    it. names: those to try; all, if there are none."""
+    return next(((getattr, (module, name)) for module in modules for name in names or [*vars(module)]
+                 if vars(module).get(name) is obj), NotImplemented)
 
 
 def reduce_ufunc(ufunc):
     """Pickle a ufunc of NumPy or SciPy that does not know its module. Pickle itself would look for one that has it, and
     take the main module under its second name, if that has imported it: workers do not have all of its globals."""
-    if getattr(ufunc, "__module__", None) is None:
-        for name, module in [*sys.modules.items()]:
-            if name != "__mp_main__" and name != "__main__" and type(module) is types.ModuleType \
-                    and vars(module).get(ufunc.__name__) is ufunc:
-                return getattr, (module, ufunc.__name__)
-    return NotImplemented
+    if getattr(ufunc, "__module__", None) is not None:
+        return NotImplemented
+    modules = [module for name, module in [*sys.modules.items()]
+               if name not in ("__mp_main__", "__main__") and type(module) is types.ModuleType]
+    return reduce_by_identity(ufunc, modules, ufunc.__name__)
 
 
 def found_by_name(obj):
@@ -1012,13 +1010,12 @@ def in_order(cls, ident, attributes):
                for name in ("__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__"))
     makers = ("__init_subclass__", "__new__", "__init__") if bare else ("__init_subclass__",)
 
-    def stage(name):
+    def late(name):
         value = attributes[name]
-        method = name not in makers and isinstance(value, (types.FunctionType, staticmethod, classmethod))
+        method = isinstance(value, (types.FunctionType, staticmethod, classmethod))
         special = method and name.startswith("__") and not isinstance(value, classmethod)
-        data = name not in makers
-        return [name in ("__hash__", "__eq__"), special, method, data, True].index(True)
-    return [Made(set_attribute, (cls, ident, name, attributes[name])) for name in sorted(attributes, key=stage)]
+        return name in makers, name not in ("__hash__", "__eq__"), not special, not method
+    return [Made(set_attribute, (cls, ident, name, attributes[name])) for name in sorted(attributes, key=late)]
 
 
 class Made:
@@ -1078,11 +1075,6 @@ def reduce_proxy(proxy):
     return rebuild, (*rest, dict(options, authkey=bytes(proxy._authkey)))
 
 
-def reduce_stream(file):
-    """Pickle stdout and stderr, which may be a function's default argument, as those of the process that prints."""
-    return next(((getattr, (sys, name)) for name in ("stdout", "stderr") if getattr(sys, name) is file), NotImplemented)
-
-
 def reduce_variable(var):
     """Pickle a TypeVar, ParamSpec or TypeVarTuple by value."""
     options = {name: getattr(var, f"__{name}__") for name in OF_VARIABLES if hasattr(var, f"__{name}__")
@@ -1132,7 +1124,8 @@ REDUCERS = {  # types met inside functions and classes, whose instances pickle d
     types.CellType: lambda cell: (types.CellType, ()),  # empty: fill_function fills it
     types.MethodType: reduce_method,
     types.ModuleType: lambda module: (importlib.import_module, (module.__name__,)),
-    io.TextIOWrapper: reduce_stream,
+    # A function's default argument, say; to stdout and stderr of the process that prints, no other file
+    io.TextIOWrapper: lambda file: reduce_by_identity(file, [sys], "stdout", "stderr"),
     types.CodeType: lambda code: (marshal.loads, (marshal.dumps(code),)),
     **dict.fromkeys((types.MappingProxyType, weakref.WeakKeyDictionary),  # the latter of singledispatch
                     lambda mapping: (type(mapping), (dict(mapping),))),
