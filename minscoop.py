@@ -865,10 +865,7 @@ def imported(module):
 
 def make_function(code, module, name, cells):
     """The first half of unpickling a function by value."""
-    if module is None:
-        namespace = {"__builtins__": __builtins__}
-    else:
-        namespace = imported(module).__dict__
+    namespace = {"__builtins__": __builtins__} if module is None else imported(module).__dict__
     return types.FunctionType(code, namespace, name, None, tuple(cells))
 
 
@@ -1087,19 +1084,13 @@ def reduce_alias(alias):
     if alias.__type_params__:
         return functools.partial(type(alias), type_params=alias.__type_params__), (alias.__name__, alias.__value__)
     namespace = {}
-    return make_alias, (alias.__name__, namespace), (namespace, alias.__value__), None, None, fill_alias
+    return make_alias, (alias.__name__, namespace), Made(operator.setitem, (namespace, "value", alias.__value__))
 
 
 def make_alias(name, namespace):
-    """The first half of unpickling a type alias: the value is a global, looked up when somebody asks for it."""
+    """Unpickle a type alias. Its value is a global, looked up when somebody asks for it."""
     exec(f"type {name} = value", namespace)
     return namespace[name]
-
-
-def fill_alias(_, state):
-    """The second half: its value."""
-    namespace, value = state
-    namespace["value"] = value
 
 
 def reduce_forward(ref):
