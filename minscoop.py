@@ -834,19 +834,23 @@ def modules_of(fn, values):
     return found
 
 
+def variables_of(fn):
+    """(name, cell, value) of the variables in a function's closure that have a value yet."""
+    for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or ()):
+        with contextlib.suppress(ValueError):
+            yield name, cell, cell.cell_contents
+
+
 def reduce_function(fn):
     """Pickle a function by value: an empty one first, then its state, so that it may refer to itself."""
-    cells, contents = fn.__closure__ or (), []
-    for cell in cells:
-        with contextlib.suppress(ValueError):  # a cell that is still empty
-            contents.append((cell, cell.cell_contents))
+    contents = [variable[1:] for variable in variables_of(fn)]
     looks = {name: getattr(fn, name) for name in ("__defaults__", "__kwdefaults__", "__dict__", "__doc__",
              "__qualname__", "__module__", "__type_params__") if hasattr(fn, name)}  # the last: since Python 3.12
     looks["__annotations__"] = annotations_of(fn)
     shipped = shipped_globals(fn)
     imports = modules_of(fn, [*shipped.values(), *(value for _, value in contents)])
     state = shipped, contents, imports, looks
-    return make_function, (fn.__code__, home_of(fn), fn.__name__, cells), state, None, None, fill_function
+    return make_function, (fn.__code__, home_of(fn), fn.__name__, fn.__closure__), state, None, None, fill_function
 
 
 def annotations_of(obj):
@@ -866,7 +870,7 @@ def imported(module):
 def make_function(code, module, name, cells):
     """The first half of unpickling a function by value."""
     namespace = {"__builtins__": __builtins__} if module is None else imported(module).__dict__
-    return types.FunctionType(code, namespace, name, None, tuple(cells))
+    return types.FunctionType(code, namespace, name, None, cells)
 
 
 def fill_function(fn, state):
@@ -1157,8 +1161,8 @@ def parts_of(obj):
         for key, part in obj.items() if isinstance(obj, dict) else enumerate(obj):
             yield f"[{key!r}]", part
     elif isinstance(obj, types.FunctionType):
-        for name, cell in zip(obj.__code__.co_freevars, obj.__closure__ or ()):
-            yield f", variable {name!r} of its closure", cell.cell_contents
+        for name, _, value in variables_of(obj):
+            yield f", variable {name!r} of its closure", value
         for name, value in shipped_globals(obj).items():
             yield f", global variable {name!r}", value
     elif isinstance(obj, type):

@@ -1640,6 +1640,16 @@ class Holder:
         return args
 
 
+def make_half_bound():
+    """A function over two variables, of which the first has no value yet."""
+    def fn():
+        return a_late_one, lock
+    lock = LOCK
+    if lock is None:
+        a_late_one = 1
+    return fn
+
+
 def make_locked():
     class Locked(collections.abc.Hashable):
         lock, __hash__ = LOCK, object.__hash__
@@ -1653,6 +1663,7 @@ CULPRITS = {
     "deep inside": (lambda: {"a": [0, (LOCK,)]}, "['a'][1][0]"),
     "attribute": (lambda: Holder(LOCK), "'value'"),
     "variable of a closure": (lambda: (lambda lock: lambda: lock)(LOCK), "'lock' of its closure"),
+    "variable of a closure behind one without a value": (make_half_bound, "'lock' of its closure"),
     "instance of a bound method": (lambda: Holder(LOCK).method, "instance it is bound to"),
     "argument of a partial": (lambda: functools.partial(identity, LOCK), "its argument [0]"),
     "function of a partial": (lambda: functools.partial((lambda lock: lambda: lock)(LOCK)), "its function"),
