@@ -798,6 +798,19 @@ def make_planet():
     return Planet
 
 
+def make_private():
+    """An Enum with documentation, and with a private attribute, which is no member since Python 3.11."""
+    class Private(enum.Enum):
+        """Text."""
+
+        __factor = 3
+        ONE = 1
+
+        def tripled(self):
+            return self.value * self.__factor
+    return Private
+
+
 def make_empty():
     """One without members is there to be subclassed."""
     class Empty(enum.Enum):
@@ -1259,6 +1272,10 @@ MEMBERS = {
     "exception": (lambda: make_error()("why"), lambda obj: isinstance(obj, ValueError) and str(obj) == "why"),
     "methods in an attribute of its class": (lambda: make_table()(), lambda obj: [f() for f in obj.table] == [1, 2, 3]),
 }
+
+if sys.version_info >= (3, 11):
+    MEMBERS["enum member with a private attribute"] = (
+        lambda: make_private().ONE, lambda obj: (obj.tripled(), type(obj).__doc__) == (3, "Text."))
 
 if sys.version_info >= (3, 10):
     MEMBERS["dataclass with slots"] = lambda: make_dataclass(slots=True)(1, [2]), MEMBERS["dataclass instance"][1]
