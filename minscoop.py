@@ -1353,7 +1353,6 @@ class Main:
         self.path, self.name = path, name  # a file; or a module's name, as in python -m
         self.by_name_only = by_name_only   # several Python versions take part: they cannot read each other's code
         self.loaded, self.error, self.module = True, None, sys.modules["__main__"]
-        self.program = None       # what read_main returns, if the keeper has called it once for all its workers
         self.known = None         # the script's globals as they were at its end, if a prompt follows
         self.warned = set()       # globals that ``warn_of_globals`` has warned of
 
@@ -1395,6 +1394,11 @@ class Main:
         """The bytes of its file, as they were when they were first asked for: it may be edited during a run."""
         return read_source(self.path)
 
+    @functools.cached_property
+    def program(self):
+        """Its (code, spec). The keeper compiles a script for all its workers; to find a module runs code of its own."""
+        return read_module(self.name) if self.name else (compile(self.source, self.path, "exec"), None)
+
     def keep_source(self):
         """Read the file now, if there is one and it can be read."""
         with contextlib.suppress(OSError):
@@ -1426,7 +1430,7 @@ class Main:
             self.loaded, module = True, self.module
             self.importing = True
             try:
-                code, spec = self.program or read_main(self.path, self.name, None if self.name else self.source)
+                code, spec = self.program
                 module.__file__, module.__spec__, module.__package__ = self.path, spec, spec.parent if spec else None
                 module.__loader__ = spec.loader if spec else RootLoader("__mp_main__", self.path)
                 exec(code, module.__dict__)
@@ -1464,10 +1468,8 @@ def read_source(path):
     return source
 
 
-def read_main(path, name=None, source=None):
-    """(code, spec) of a script, whose source may be known already, or, if it has a name, of a module."""
-    if name is None:
-        return compile(read_source(path) if source is None else source, path, "exec"), None
+def read_module(name):
+    """(code, spec) of a module that is to be run, or of a package's ``__main__``."""
     spec = importlib.util.find_spec(name)
     if spec is not None and spec.submodule_search_locations is not None:
         spec = importlib.util.find_spec(name + ".__main__")
@@ -5317,7 +5319,6 @@ class Keeper:
             main.keep_source()
             if main.path and not main.name:  # -m: finding it runs the program's code
                 with contextlib.suppress(OSError, SyntaxError, ValueError):  # workers will report it
-                    main.program = read_main(main.path, source=main.source)
                     preload(main.program[0])
         import_zmq(encrypts=config["listens"])
         if config["size"] is None:
@@ -8229,7 +8230,7 @@ def prepare_program(options):
         code, front[0] = compile(name, "<string>", "exec"), ""
     elif options.kind == "-m":
         front[0] = os.getcwd()
-        code, spec = read_main(None, name)
+        code, spec = read_module(name)
         sys.argv[0] = spec.origin  # only now: its package, which this has imported, saw -m
     elif name in ("", "-"):  # as python, and python -
         prompt_only = options.interactive and not name
@@ -8247,7 +8248,7 @@ def prepare_program(options):
         elif os.path.isdir(name):
             raise IsADirectoryError(21, "is a directory without __main__.py; for a package use -m", name)
         else:
-            (code, spec), module.__file__ = read_main(name), path
+            code, module.__file__ = compile(read_source(name), name, "exec"), path
             front[0] = os.path.dirname(os.path.realpath(name))  # links resolved, as Python does
     if spec is not None:
         module.__spec__, module.__package__, module.__file__ = spec, spec.parent, spec.origin
