@@ -941,18 +941,15 @@ def make_cached(ident, wishes, fn):
 def reduce_class(cls):
     """Pickle a class by value, with an identity that survives the journey there and back."""
     ident, bases = identify(cls), cls.__bases__
-    attributes = attributes_of(cls)
+    members = vars(cls).get("_member_map_", {})  # of an Enum; no attribute is sent that leads to them
+    attributes = {name: value for name, value in attributes_of(cls).items()
+                  if name not in ("_member_map_", "_value2member_map_", *members)}
     registered = [subclass() for subclass in (abc._get_dump(cls)[0] if "_abc_impl" in vars(cls) else ())]
     if type(cls).__name__ == "_TypedDictMeta":  # which adds dict itself
         bases = tuple(base for base in bases if base is not dict)
     head = {name: attributes.pop(name) for name in ("__slots__", "__orig_bases__") if name in attributes}
-    looks = {}
-    if vars(cls).get("_member_map_"):  # an Enum
-        head = members_of(cls)
-        looks = {name: vars(member) for name, member in cls.__members__.items()}  # with what __init__ has set
-        attributes = {name: value for name, value in attributes.items()  # none that leads to its members
-                      if name not in ("_member_map_", "_value2member_map_", *cls.__members__)}
-    head.update(__module__=cls.__module__, __qualname__=cls.__qualname__)
+    head.update(members and members_of(cls), __module__=cls.__module__, __qualname__=cls.__qualname__)
+    looks = {name: vars(member) for name, member in members.items()}  # with what __init__ has set
     made_of = ident, type(cls), cls.__name__, bases, head, alias_of(cls)
     return make_class, made_of, (ident, in_order(cls, ident, attributes), looks, registered), None, None, fill_class
 
