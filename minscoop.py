@@ -2353,13 +2353,13 @@ class Link:
         self.name, self.facts = name, facts  # facts: what the HELLO of a broker below says; else None
         self.role = {UP: b"above", ROOT: b"root"}.get(name, b"broker" if facts else b"worker")
         self.size = facts["workers"] if facts else 1
-        self.heard = None    # when it last said something
+        self.heard = 0.0     # when it last said something; 0: not yet
         self.demand = 0      # tasks that it would take; see Broker.want
         self.width = 1       # workers that each of these tasks is for
         self.asked = 0       # tasks that it was asked for and has not given; see Broker.owe
         self.more = False    # it said that it has more
         self.items = 0       # of a worker: items that it holds whose results have not come yet
-        self.since = 0.0     # when it was last asked for a task, or gave one
+        self.since = 0.0     # when `asked` last changed
         self.tasks = 0       # number of TASKs sent to it so far
         self.idle = True     # it has said so since the latest of these
         self.held = {}       # id of a task that it holds -> its number among the TASKs sent to it; 0: it may have begun
@@ -2376,6 +2376,7 @@ MAY_SAY = {role: frozenset(names.encode().split()) for role, names in {
                "LOST DIED OUTPUT WHO PROBE PIECE LOG PROFILE",
     b"above": "TASK CANCEL CONST HELD TOLD HUNGRY SPLIT SINGLY RESULT MANY LOST WHO SIZE STOP BYE PROBE PIECE FILE "
               "SHOWN STACKS"}.items()}
+TAKERS = b"worker", b"broker"  # the roles of those that execute tasks: workers, and brokers below
 OF_TASKS = frozenset(b"SPLIT SINGLY RESULT LOST CANCEL".split())  # only a task's holder or owner says them
 OF_WISHES = frozenset(b"HELLO HUNGRY DRY TASK HELD TOLD WHO BYE DIED".split())  # change who wants work, or has some
 URGENT = frozenset(b"HUNGRY DRY PROBE OUTPUT FETCH RECORD".split())  # may overtake what `collect` delays
@@ -2431,19 +2432,16 @@ class Broker:
         self.message, self.out, self.now = [], [], 0.0
         self.changed = False                    # maybe it has changed who wants work, or who has some
         if below:
-            self.links[UP] = self.unasked[UP] = Link(UP)
+            self.meet(UP)
 
     def handle(self, sender, frames, now):
         """Take a message; return the messages it leads to. Nonsense is dropped and counted."""
         self.message, self.out, self.now = frames, [], now
-        if frames == [b""] and sender:
-            self.connected(sender)
-            return self.out
         link = self.links.get(sender)
         role = link.role if link else b"stranger" if sender else b"keeper"
         try:
             name, handler = frames[0], check_shape(frames)
-            if name not in MAY_SAY[role] or \
+            if name not in MAY_SAY[role] and (name or not sender) or \
                     name in OF_TASKS and not self.concerns(sender, frames[1]):
                 raise ValueError(f"not from a {role.decode()}, or from who does not hold the task")
             if link:
@@ -2481,19 +2479,17 @@ class Broker:
         self.conclude()
         if now - self.probed >= HEARTBEAT / 2:  # both sides ask: an echo may be stuck behind what its sender transmits
             self.probed = now
-            for link in self.linked(b"broker", b"above"):
-                self.send(link.name, b"PROBE")
+            self.tell([b"broker", b"above"], b"PROBE")
         return self.out
 
     def notice_silence(self):
         """Give up other brokers that have been silent for SILENCE; if it is the one above, end."""
         for link in list(self.linked(b"broker", b"above")):
-            link.heard = self.now if link.heard is None else link.heard
-            if self.now - link.heard <= SILENCE:
-                continue
-            if link.name == UP:
+            link.heard = link.heard or self.now
+            silent = self.now - link.heard > SILENCE
+            if silent and link.name == UP:
                 self.finished = True
-            else:
+            elif silent:
                 self.give_up(link, f"not heard from for {SILENCE:.0f} s")
 
     def give_up(self, link, reason):
@@ -2518,9 +2514,8 @@ class Broker:
             self.boasted = False
             self.send(UP, b"DRY")
         if not self.stopping:
-            before, quiet = self.told, self.quiet()
-            self.told = self.received if quiet else None
-            if quiet and self.told != before:  # as a worker would: all that we received is done
+            before, self.told = self.told, self.received if self.quiet() else None
+            if self.told not in (None, before):  # as a worker would: all that we received is done
                 self.send(UP, b"IDLE", b"%d" % self.told)
         if self.parcels and (self.now >= self.due or self.weight > MAX_BODY):
             self.send_parcels()
@@ -2543,11 +2538,14 @@ class Broker:
         """Forward the message that is being handled to a node."""
         self.send(name, *self.message)
 
+    def tell(self, roles, *frames):
+        """Say something to all who have one of these roles."""
+        for link in self.linked(*roles):
+            self.send(link.name, *frames)
+
     def tell_all(self, *frames):
         """Say something to everybody but the broker above."""
-        for name in self.links:
-            if name != UP:
-                self.send(name, *frames)
+        self.tell([b"root", *TAKERS], *frames)
 
     def way_to(self, name):
         """The name of the link that leads to a node: its own, its host's broker, or UP; None if there is none."""
@@ -2564,10 +2562,6 @@ class Broker:
     def linked(self, *roles):
         """The links of those that have one of these roles."""
         return (link for link in self.links.values() if link.role in roles)
-
-    def takers(self):
-        """The links of those that execute tasks: workers, and brokers below."""
-        return self.linked(b"worker", b"broker")
 
     # SPLITs and RESULTs for owners on other hosts are collected, for a time that grows with the pool, and go up as one
     # MANY for each owner, whose body brokers on the way do not open. The first after a quiet time goes at once.
@@ -2611,7 +2605,7 @@ class Broker:
         """The facts in a HELLO, if the sender's name is that of a broker; None for a node. Raises an error if name and
         facts do not fit each other, or do not belong here."""
         host, number = re.fullmatch(rb"(\w+)(\.root|\.[0-9]+)?", sender).groups()
-        if bool(facts) == bool(number) or facts and self.below or sender == UP or (host == self.host) != bool(number):
+        if bool(facts) == bool(number) or facts and self.below or (host == self.host) != bool(number):
             raise ValueError("it does not belong here, or says of itself what is not true")
         if sender in self.dead:
             raise ValueError("a late word of one that has died meanwhile")
@@ -2653,10 +2647,11 @@ class Broker:
         self.present.pop(sender, None)
         for frames in [*self.late.pop(sender, ()), *self.consts.values()]:
             self.send(sender, *frames)
+        if self.size:
+            self.send(sender, b"SIZE", b"%d" % self.size)
         if known:
             self.send(ROOT, b"HOST", facts)
-        if not (known and self.resize()) and self.size:
-            self.send(sender, b"SIZE", b"%d" % self.size)
+            self.resize()
         if self.stopping == "said" and sender != ROOT:
             self.send(sender, b"STOP")
 
@@ -2664,7 +2659,7 @@ class Broker:
         """A worker, or a broker below, has ended as it was told; or the broker above has given us up, or we leave."""
         if sender in (UP, KEEPER):
             self.finished = True
-        elif not self.stopping and (self.links[sender].facts or {}).get("number", "").startswith("j"):
+        elif not self.stopping and sender.startswith(b"j") and b"." not in sender:
             self.give_up(self.links[sender], "it has left")  # one that joined: of others, their gateways tell
         elif self.links[sender].held:  # it should hold nothing
             self.on_DIED(KEEPER, sender, obituary=sender + b" ended while it still held tasks")
@@ -2701,16 +2696,14 @@ class Broker:
         self.tell_all(b"SIZE", count)
 
     def resize(self, least=1 / 8):
-        """Recount the pool's workers. Tell everybody and return True only if they have changed by more than the share
-        `least`: else a thousand hosts that come one after another would cause a million messages. The root, which
-        shares maps out by their number, is told of any change."""
+        """Recount the pool's workers. Tell everybody only if they have changed by more than the share `least`: else a
+        thousand hosts that come one after another would cause a million messages. The root, which shares maps out by
+        their number, is told of any change."""
         size = self.own_size + sum(link.size for link in self.linked(b"broker"))
-        changed = not self.below and abs(size - self.size) > size * least
-        if changed:
+        if not self.below and abs(size - self.size) > size * least:
             self.on_SIZE(KEEPER, b"%d" % size)
         elif size != self.size and ROOT in self.links:
             self.send(ROOT, b"SIZE", b"%d" % size)
-        return changed
 
     def on_PROBE(self, sender, *body):
         """Another broker lives. One below gets an echo; or BYE, if we have given it up or do not know it: its HELLO may
@@ -2734,7 +2727,7 @@ class Broker:
     # A node that does not answer in time may be computing without releasing the interpreter's lock: it is presumed to
     # hold what it had. When it answers after all, or dies, there is another census, since some of that may be lost.
 
-    def connected(self, name):
+    def on_(self, name):
         """A node has connected anew: messages may be lost, or we have taken over, and it is new to us."""
         if name == UP:  # it may have lost what we said, and has to begin a census
             self.send(UP, b"")
@@ -2873,7 +2866,7 @@ class Broker:
 
     def owe(self, link, asked):
         """Set how many requested tasks a node still owes; `unasked` has the nodes that owe none."""
-        link.asked = asked
+        link.asked, link.since = asked, self.now
         if asked:
             self.unasked.pop(link.name, None)
         else:
@@ -2922,7 +2915,6 @@ class Broker:
         """Ask a node for so many tasks, as wide as the newest of the hungry said; a single one from above is for as
         many of our workers as lack an item."""
         self.owe(link, link.asked + count)
-        link.since = self.now
         if link.name != UP:
             width = next(reversed(self.hungry.values())).width
         else:
@@ -2960,7 +2952,6 @@ class Broker:
         """Note that a node has given a task, and has more or not. count: by how many its items have become fewer."""
         if giver.asked:
             self.owe(giver, giver.asked - 1)
-        giver.since = self.now
         if giver.name == UP:  # not rich, even if it has more: that may be for others only
             self.received, self.plenty = self.received + 1, more and count > 1
             if count > 1:
@@ -2997,7 +2988,7 @@ class Broker:
         hungry = [link for name, link in self.hungry.items() if name != giver]
         if hungry:
             return min(hungry, key=lambda link: (host_of(link.name) == avoid, link.name == UP))
-        return min((link for link in self.takers() if link.size), default=None,
+        return min((link for link in self.linked(*TAKERS) if link.size), default=None,
                    key=lambda link: (link.name == giver, len(link.held) / link.size, link.items))
 
     def place(self, task_id, link, number=None):
@@ -3094,8 +3085,7 @@ class Broker:
     def on_STACKS(self, sender):
         """Have the stacks of all workers shown: the keeper sees to those of this host, brokers below to theirs."""
         self.out.append((KEEPER, [b"STACKS"]))
-        for link in self.linked(b"broker"):
-            self.send(link.name, b"STACKS")
+        self.tell([b"broker"], b"STACKS")
 
     def on_OUTPUT(self, sender, *fields):
         """Pass on what a worker printed."""
@@ -3122,16 +3112,16 @@ class Broker:
 
     def quiet(self):
         """Whether nothing is held or queued anywhere behind our links."""
-        return self.round is None and not self.silent and not self.placed and all(link.idle for link in self.takers())
+        return self.round is None and not self.silent and not self.placed and \
+            all(link.idle for link in self.linked(*TAKERS))
 
     def stop_if_quiet(self):
         """Once nothing is held or queued anywhere, say STOP; once all have said BYE, be finished."""
-        others = list(self.takers())
         if self.stopping is True and (self.below or self.quiet()):
             self.stopping = "said"
-            for link in others:
-                self.send(link.name, b"STOP")
-        self.finished = self.finished or self.stopping == "said" and not others
+            self.tell(TAKERS, b"STOP")
+        if self.stopping == "said" and not any(self.linked(*TAKERS)):
+            self.finished = True
 
 
 class Switchboard:
@@ -3145,7 +3135,7 @@ class Switchboard:
         self.broker.keep = lambda frame: frame_of([memoryview(frame)], config["memory"], lasting=True)
         self.broker.discard = discard
         self.sources = {}    # socket or file descriptor -> what reads it
-        self.routes = {}     # name -> the socket by which its latest message came
+        self.routes = {}     # name -> the socket by which its latest message came; UP -> the one to the broker above
         self.pieces = collections.defaultdict(Pieces)  # name of another broker -> what has come of its latest message
         self.cut = None      # when the TCP connection up broke, if no remote command tells us of the root's end
         self.prints = collections.defaultdict(dict)  # worker -> file descriptor -> (stream, beginning of a line)
@@ -3273,10 +3263,7 @@ class Switchboard:
                 pieces = in_pieces([content_if_there(frame) if reference(frame) else frame for frame in pieces[0]])
             with contextlib.suppress(zmq.ZMQError):
                 for piece in pieces:
-                    if name == UP:
-                        transmit(self.up, piece, NOBLOCK)
-                    else:
-                        transmit(self.routes.get(name, self.local), [name, *piece], NOBLOCK)
+                    transmit(self.routes.get(name, self.local), piece if name == UP else [name, *piece], NOBLOCK)
 
     def take_notice(self, _):
         """Handle a notice of the keeper: JSON; with PRINTS come our ends of the pipes that a new worker prints into."""
@@ -3369,21 +3356,21 @@ class Switchboard:
                             "--transport stdio")
         way, keys = address or f"ipc://{config['directory']}/up", address and config["keys"]
         figures = self.measure(way, keys) if config["check"] else {}
-        self.up = connect(self.context, way, self.broker.host, keys,
-                          events=0 if config["tunnel"] else zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECTED)
+        up = self.routes[UP] = connect(self.context, way, self.broker.host, keys,
+                                       0 if config["tunnel"] else zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECTED)
         facts = dict(about_this_machine(), host=config["name"], number=config["host"], workers=config["size"],
                      transport="tcp" if address else "stdio", address=address, login=config.get("login"), **figures)
         self.broker.facts = json.dumps(facts).encode()
-        if not self.up.poll((SILENCE if config["tunnel"] else GRACE / 2) * 1000):
+        if not up.poll((SILENCE if config["tunnel"] else GRACE / 2) * 1000):
             raise PoolError("the root's broker has stopped answering")
-        receive(self.up)  # the empty message. What is sent before it may be lost with the connection, unnoticed
+        receive(up)  # the empty message. What is sent before it may be lost with the connection, unnoticed
         self.said.append((UP, [b"HELLO", self.broker.facts]))
         if self.broker.counted:  # we take over: the one above has to find out what was lost
             self.said.append((UP, [b""]))
-        self.watch(self.up, self.take_up)
+        self.watch(up, self.take_up)
         if not config["tunnel"]:
             self.cut = time.monotonic()  # until the monitor says that we are connected: the root may be gone by now
-            self.watch(self.up.get_monitor_socket(), self.notice_cut)
+            self.watch(up.get_monitor_socket(), self.notice_cut)
 
     def take_up(self, up):
         """Handle a message of the broker above."""

@@ -3922,8 +3922,8 @@ def test_a_host_is_lost_when_nothing_is_heard_of_it():
 def test_a_broker_ends_when_the_one_above_is_silent():
     """Its host must end rather than work for nobody; while PROBEs come from above, it goes on."""
     broker = minscoop.Broker(b"1", 2, below=True)
-    assert broker.tick(0) and broker.tick(minscoop.SILENCE) and not broker.finished
-    assert broker.tick(minscoop.SILENCE + 1) == [] and broker.finished
+    assert broker.tick(1) and broker.tick(1 + minscoop.SILENCE) and not broker.finished
+    assert broker.tick(2 + minscoop.SILENCE) == [] and broker.finished
     broker = minscoop.Broker(b"1", 2, below=True)
     for now in range(0, 100, int(minscoop.HEARTBEAT)):
         assert (minscoop.UP, [b"PROBE"]) in broker.tick(now)
@@ -4184,7 +4184,7 @@ def test_what_a_worker_wants_is_void_when_it_was_said_before_it_heard_who():
     tree = Tree(1)
     tree("0.1 HUNGRY 1", "0.1 IDLE 0", "0.root -", "0.1 HUNGRY 1", "0.1 IDLE 0", "1.1 TOLD 0", "1.1 HUNGRY 1")
     top = tree.brokers[b"0"]
-    assert [(link.demand, link.idle) for link in top.takers()] == [(0, False), (1, False)]
+    assert [(link.demand, link.idle) for link in top.linked(*minscoop.TAKERS)] == [(0, False), (1, False)]
     tree("0.1 HELLO", f"0.1 TOLD {top.round.decode()}", "0.1 HUNGRY 1", "0.1 IDLE 0")
     assert (top.links[b"0.1"].demand, top.links[b"0.1"].idle) == (1, True)
 
