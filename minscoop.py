@@ -2402,7 +2402,7 @@ class Broker:
         self.plenty = None                      # the latest TASK from above had several items and `more`; None: no TASK
         self.boasted = False                    # the one above was told that we have more
         self.parcels = {}                       # owner -> SPLITs and RESULTs that go up together
-        self.weight, self.posted = 0, 0.0       # bytes in these; when the latest parcels went
+        self.weight, self.due = 0, 0.0          # bytes in these; when they have to go, those that are to come too
         self.placed = {}                        # task id -> name of its holder, if its results pass through here
         self.consts = {}                        # name -> its CONST
         self.keep = lambda frame: frame         # puts a constant's frame where all workers of this host can share it
@@ -2566,11 +2566,6 @@ class Broker:
     # SPLITs and RESULTs for owners on other hosts are collected, for a time that grows with the pool, and go up as one
     # MANY for each owner, whose body brokers on the way do not open. The first after a quiet time goes at once.
 
-    @property
-    def due(self):
-        """When what was collected has to go."""
-        return self.posted + HOLD * self.size
-
     def collect(self, owner):
         """Forward the SPLIT or RESULT that is being handled to an owner, now or with others."""
         small = HOLD * self.size < 1e-3  # a pool of less than 500 workers does not keep the top broker busy
@@ -2583,7 +2578,7 @@ class Broker:
 
     def send_parcels(self):
         """Send what was collected, with the ids of the tasks that it splits off or ends, for brokers on the way."""
-        parcels, self.parcels, self.weight, self.posted = self.parcels, {}, 0, self.now
+        parcels, self.parcels, self.weight, self.due = self.parcels, {}, 0, self.now + HOLD * self.size
         for owner, messages in parcels.items():
             new = [message[4] for message in messages if message[0] == b"SPLIT"]
             done = [message[1] for message in messages if message[0] == b"RESULT" and message[4] == b"1"]
@@ -3369,7 +3364,6 @@ class Switchboard:
             self.said.append((UP, [b""]))
         self.watch(up, self.take_up)
         if not config["tunnel"]:
-            self.cut = time.monotonic()  # until the monitor says that we are connected: the root may be gone by now
             self.watch(up.get_monitor_socket(), self.notice_cut)
 
     def take_up(self, up):
@@ -3384,19 +3378,18 @@ class Switchboard:
     def first_answer(self, addresses):
         """Connect to all these addresses; return the first at which the root's broker answers with its empty message
         (see router), as an endpoint for ØMQ. None: it does at none."""
-        config, trials, poller = self.config, {}, zmq.Poller()
+        config, trials = self.config, {}
         for i, address in enumerate(addresses):
             host = f"[{address}]" if ":" in address else address
             endpoint = f"tcp://{host}:{config['port']}"
             with contextlib.suppress(zmq.ZMQError, ValueError):  # no valid name
                 trial = connect(self.context, endpoint, b"%s?%d" % (self.broker.host, i), config["keys"])
-                poller.register(trial, zmq.POLLIN)
                 trials[trial] = endpoint
         patience = SILENCE if self.broker.counted and config["transport"] == "tcp" else TCP_PATIENCE
-        answered = [trials[trial] for trial, _ in poller.poll(patience * 1000)] if trials else []
+        answered = zmq.zmq_poll([(trial, POLLIN) for trial in trials], int(patience * 1000)) if trials else []
         for trial in trials:
             trial.close()
-        return answered[0] if answered else None
+        return trials[answered[0][0]] if answered else None
 
     def measure(self, way, keys):
         """Measure round trip (s) and bandwidth (bytes/s) of the way up, on a connection of its own."""
