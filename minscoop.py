@@ -2392,7 +2392,7 @@ class Broker:
     below asks for all its workers at once (they share what comes) and before they run dry, and bundles its messages."""
 
     def __init__(self, host=b"0", size=0, below=False, heirs=None):
-        heirs = heirs or {}                     # after another broker's death: name -> (task id, lo, hi) it is running
+        heirs = heirs or {}                     # after another broker's death: name -> id of the task it is running
         self.host, self.below = host, below     # below: there is a broker above this one
         self.links = {}                         # name -> Link
         self.hungry = {}                        # those of them that would take tasks, the longest hungry first
@@ -2419,8 +2419,8 @@ class Broker:
         # name of a node that is to come -> messages that it will be sent after its HELLO
         self.late = {name: [] for name in heirs or ([] if below else [ROOT])}
         self.round = None                       # number of the census under way, as WHO and TOLD carry it
-        self.silent = {name: {task_id: (lo, hi)} if task_id else {}  # names that have not TOLD yet -> what they had
-                       for name, (task_id, lo, hi) in heirs.items()}
+        # names that have not TOLD yet -> the tasks that they had
+        self.silent = {name: {task_id: 0} if task_id else {} for name, task_id in heirs.items()}
         self.presumed = {}                      # the same, of those that did not answer in time
         self.census_began = 0.0                 # when the census began
         self.over_above = True                  # during a census: no broker above has yet to end it
@@ -2756,8 +2756,7 @@ class Broker:
         """Send WHO to a node, even before its HELLO. What it had is LOST if it dies before it answers."""
         had = self.silent.setdefault(name, {})
         if name in self.links:
-            for task_id in self.renew(name):
-                had.setdefault(task_id, (b"0", ALL))
+            had.update(self.renew(name))
         self.out.append((name, [b"WHO", self.round]))
 
     def renew(self, name):
@@ -2810,8 +2809,8 @@ class Broker:
         if self.silent and self.now - self.census_began > CENSUS_PATIENCE * (1 if self.below else 2):
             self.presumed, self.silent = self.silent, {}  # these are presumed to hold what they had: see above
             for name, had in list(self.presumed.items()):
-                for task_id, (lo, hi) in had.items():
-                    self.on_HELD(name, self.round, task_id, lo, hi)
+                for task_id in had:
+                    self.on_HELD(name, self.round, task_id, b"0", ALL)
                 if name in self.present and b"." not in name and not had:  # a host that had joined, but not said HELLO:
                     del self.present[name], self.presumed[name]            # if it is gone, nobody else will notice
             self.hear_out()
@@ -3412,7 +3411,7 @@ class Switchboard:
 
 
 def run_broker(keeper, heirs):
-    """The life of a broker process. heirs, if it takes over: node -> (id, lo, hi) of what it runs."""
+    """The life of a broker process. heirs, if it takes over: node -> id of the task that it runs."""
     log_to_stderr(logger.level)  # the handler inherited from the keeper sends notices, whose receiver we are
     if not keeper.config["tunnel"]:  # a batch system, or a terminal that closes, signals all of us: see take_leave
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -5372,10 +5371,10 @@ class Keeper:
         if len(self.broker_deaths) > BROKER_DEATHS:
             raise PoolError(text)
         logger.warning("%s; a new broker takes over", text)
-        heirs = {name: running(marker)[2:] for name, marker, *_ in self.workers.values()}
+        heirs = {name: running(marker)[2] for name, marker, *_ in self.workers.values()}
         if not self.config["below"]:
             hosts = [gateway.number for gateway in self.gateways.values()]
-            heirs.update(dict.fromkeys([ROOT, *hosts], (b"", b"0", b"0")))
+            heirs.update(dict.fromkeys([ROOT, *hosts], b""))
         self.broker = self.fork(run_broker, self, heirs)
         if self.failure:
             self.notify(b"FAILED", self.failure)

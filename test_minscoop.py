@@ -4078,7 +4078,7 @@ def test_a_census_ends_for_a_host_when_it_was_asked_before_it_said_hello():
 
 def test_a_joined_host_delays_one_census_only_when_it_never_says_hello():
     """It may have died just after it connected: it has no link, and no keeper here that would tell of its death."""
-    broker = minscoop.Broker(size=1, heirs=dict.fromkeys([b"0.root", b"0.1"], (b"", b"0", b"0")))
+    broker = minscoop.Broker(size=1, heirs=dict.fromkeys([b"0.root", b"0.1"], b""))
     ours = [b"0.root", b"0.1"]
     for name in [*ours, b"7"]:
         broker.handle(name, [b""], 1)
@@ -4118,7 +4118,7 @@ def test_a_census_ends_for_all_when_the_question_was_long_under_way():
 
 def test_a_census_ends_for_a_host_when_it_says_hello_after_that():
     """WHO took so long that the census ended without it: its late TOLD is answered with TOLD, or it would wait on."""
-    top = minscoop.Broker(size=1, heirs=dict.fromkeys([b"0.root", b"0.1", b"1"], (b"", b"0", b"0")))
+    top = minscoop.Broker(size=1, heirs=dict.fromkeys([b"0.root", b"0.1", b"1"], b""))
     for name in b"0.root", b"0.1", b"1":
         top.handle(name, [b""], 1)
     top.tick(1)
@@ -4133,7 +4133,7 @@ def test_a_census_ends_for_a_host_when_it_says_hello_after_that():
 
 def test_those_of_a_host_are_heard_when_a_census_ends_that_began_before_its_broker_took_over():
     """The TOLD that ends its predecessor's census must not end its own, in which its workers have yet to be heard."""
-    broker = minscoop.Broker(b"1", 1, below=True, heirs={b"1.1": (b"0.root:0/0", b"0", b"1")})
+    broker = minscoop.Broker(b"1", 1, below=True, heirs={b"1.1": b"0.root:0/0"})
     broker.facts = host_facts("1")
     broker.handle(minscoop.UP, [b"TOLD", b"7"], 0)
     out = broker.handle(minscoop.UP, [b"WHO", b"8"], 0)
@@ -4142,7 +4142,7 @@ def test_those_of_a_host_are_heard_when_a_census_ends_that_began_before_its_brok
 
 def test_a_host_that_has_joined_is_asked_too_when_another_broker_takes_over_on_top():
     """No keeper knows of it: it came by --join. It is asked once it connects; HELDs for its workers await its HELLO."""
-    top = minscoop.Broker(size=1, heirs=dict.fromkeys([b"0.root", b"0.1"], (b"", b"0", b"0")))
+    top = minscoop.Broker(size=1, heirs=dict.fromkeys([b"0.root", b"0.1"], b""))
     top.handle(b"0.root", [b""], 1)
     assert [name for name, frames in top.handle(b"jx", [b""], 2) if frames == [b"WHO", top.round]] == [b"0.root", b"jx"]
     number, held = top.round, [b"HELD", top.round, b"jx.1:0/0", b"0", b"9"]
@@ -4169,7 +4169,7 @@ def test_files_and_output_go_on_when_the_broker_above_was_lost():
 def test_one_census_is_begun_when_all_workers_of_a_host_connect_anew():
     """The new broker asks once per worker: the top ignores requests made before its WHO got there, not later ones."""
     tree = Tree()
-    low = tree.brokers[b"1"] = minscoop.Broker(b"1", 2, True, dict.fromkeys([b"1.1", b"1.2"], (b"", b"0", b"0")))
+    low = tree.brokers[b"1"] = minscoop.Broker(b"1", 2, True, dict.fromkeys([b"1.1", b"1.2"], b""))
     low.facts, tree.now = host_facts("1"), 1.0
     said = [frames for name in (b"1.1", b"1.2") for _, frames in low.handle(name, [b""], 0) if frames[0] == b"WHO"]
     out = [tree.say(b"1", *frames) for frames in [[b"HELLO", low.facts], [b""], *said]]
@@ -4243,7 +4243,7 @@ def test_a_stranger_is_answered_when_it_only_asks_whether_a_way_is_open():
 
 def test_a_host_goes_on_when_its_probe_comes_before_its_hello():
     """A broker that has taken over must not send BYE to a host that it does not know yet, unless the host has died."""
-    broker = minscoop.Broker(heirs={b"1": (b"", b"0", b"0")})
+    broker = minscoop.Broker(heirs={b"1": b""})
     assert broker.handle(b"1", [b"PROBE"], 1) == [(b"1", [b"PROBE"])]
     broker.handle(b"1", [b""], 1)
     broker.handle(b"1", [b"HELLO", host_facts("1")], 1)
@@ -4255,7 +4255,7 @@ def test_a_host_goes_on_when_its_probe_comes_before_its_hello():
 @pytest.mark.parametrize("below", [False, True])
 def test_a_worker_is_asked_when_it_comes_after_the_census(below):
     """It stood still, and the census ended without it. Unasked, it stays a stranger, whose results are dropped."""
-    broker = minscoop.Broker(b"1", below=below, heirs={b"1.1": (b"0.root:0/0", b"0", b"9")})
+    broker = minscoop.Broker(b"1", below=below, heirs={b"1.1": b"0.root:0/0"})
     number = b"0"
     broker.handle(minscoop.UP, [b"WHO", number], 0) if below else broker.tick(0)
     broker.tick(2.2 * minscoop.CENSUS_PATIENCE)  # less than SILENCE
@@ -4969,12 +4969,12 @@ class World:
     def replace(self, host):
         """A broker dies; messages to it are lost, and some of those that it sent arrive. Another takes over, to which
         everybody connects anew."""
-        heirs = {name: minscoop.running(worker.marker)[2:] for name, worker in self.nodes.items()
+        heirs = {name: minscoop.running(worker.marker)[2] for name, worker in self.nodes.items()
                  if minscoop.host_of(name) == host and worker is not self.root}
         neighbours = [name for name in [*self.nodes, *self.brokers] if minscoop.host_of(name) == host != name
                       or host == b"0" != name and name in self.brokers]
         if host == b"0":
-            heirs.update((name, (b"", b"0", b"0")) for name in neighbours if name not in [*heirs, b"2"])  # 2 has joined
+            heirs.update((name, b"") for name in neighbours if name not in [*heirs, b"2"])  # 2 has joined
         for sender, receiver in list(self.ways):
             if receiver == host and not sender.endswith(b".keeper"):
                 del self.ways[sender, receiver]
