@@ -1707,14 +1707,13 @@ class Recipe:
     """What to do with each item: the callable and, for a reduction, the operation. A worker has one Recipe
     for equal pickles, so that it unpickles a callable once, and remembers how long its calls take."""
 
-    brought = ()  # globals and attributes of classes that came with it: arguments of ``bind``
+    brought = ()   # globals and attributes of classes that came with it: arguments of ``bind``
+    pace = None    # s per item, from the latest slices
+    grain = 1      # items in the next slice, at most
+    bulky = False  # of a reduction: the part that was sent last was large
 
     def __init__(self, fn, op=None, frame=None):
-        self.fn, self.op = fn, op
-        self.frame = frame  # its pickle, made when it first travels
-        self.pace = None    # s per item, from the latest slices
-        self.grain = 1      # items in the next slice, at most
-        self.bulky = False  # of a reduction: the part that was sent last was large
+        self.fn, self.op, self.frame = fn, op, frame  # frame: its pickle, made when it first travels
 
     def encode(self, memory=None):
         """Its pickle, as one frame. Raises CannotSend, naming the part that cannot be sent."""
@@ -1941,12 +1940,12 @@ class Job:
 
     recipe, cancelled, lo = CALLS, False, 0  # lo: the item with which its columns begin
     pause = math.inf  # s that a slice may take for the sake of those who await its results, see Guest: here, any
+    item_bytes = None  # mean size of a pickled item, once one was pickled
 
     def __init__(self, node, parent=None):
         # parent: the task of this process that made it; the Worker, if a thread without the baton did; or None
         self.node, self._parent = node, parent
         self.mark = parent and parent.mark             # (id, lo, hi) of another node's task that led to it, or None
-        self.item_bytes = None                         # mean size of a pickled item, once one was pickled
         self.deaths = collections.defaultdict(list)    # item -> obituaries of workers that died over it
         self.spans = collections.deque()               # its spans that were queued by push or requeue, see claim
         self.shipments = weakref.WeakSet()             # its Shipments in flight; for calls, those of all Bundles
@@ -2014,15 +2013,17 @@ class Bundle(Job):
 class Guest(Job):
     """A task that came from another node: its id, which names the owner, and what has not gone back yet."""
 
+    number = 0     # its number among the TASKs received
+    ended = False  # the last results are being sent
+    flushes = 0    # how often results were sent
+
     def __init__(self, node, task_id, lo, hi, body):
         super().__init__(node)
         self.id, self.body, self.lo, self.hi = task_id, body, lo, hi
-        self.number = 0               # its number among the TASKs received
         self.left = hi - lo           # items whose results this node has yet to make
         self.open = Ranges([(lo, hi)])  # and has yet to send
         self.outcomes = []            # (lo, count, values, failures) not yet sent
-        self.ended = False            # the last results are being sent
-        self.flushed, self.flushes = time.monotonic(), 0  # when results were sent last, and how often
+        self.flushed = time.monotonic()  # when results were sent last
         self.flushing = threading.Lock()  # one thread sends at a time, so that the last message goes last
 
     def unpack(self):
@@ -2148,14 +2149,15 @@ class Mapping(Job):
     Inputs that have a length are taken at once. Others, or all if there is a buffersize, are pulled in the
     user's threads, at most `window` items ahead of the reader."""
 
+    pulled = read = 0          # items pulled; items read. Those between are queued, running or unread
+    made = 0                   # items that have results
+    begun = abandoned = False  # its iterator was asked for results; that is gone, and never was
+    inputs_error = None        # the exception that ended the inputs, or Ctrl-C that came in the latest pull
+
     def __init__(self, node, recipe, iterables, ordered=True, buffersize=None, parent=None, label=None):
         super().__init__(node, parent)
         self.recipe, self.ordered = recipe, ordered
         self.chunks = {}                # first item (unordered: results so far) -> (count, values, failures), unread
-        self.pulled = self.read = 0     # items pulled; items read. Those between are queued, running or unread
-        self.made = 0                   # items that have results
-        self.begun = self.abandoned = False
-        self.inputs_error = None        # the exception that ended them, or Ctrl-C that came in the latest pull
         self.pulling = threading.Lock()
         self.fixed = buffersize
         self.window = buffersize or READ_AHEAD * max(1, node.size)
@@ -2349,19 +2351,19 @@ ALL = b"%d" % (1 << 62)  # the upper bound of a range that goes to the end, what
 class Link:
     """What a broker knows of one node, or of another broker, which counts as one node with all those behind it."""
 
-    def __init__(self, name, facts=None):
+    demand = 0    # tasks that it would take; see Broker.want
+    width = 1     # workers that each of these tasks is for
+    asked = 0     # tasks that it was asked for and has not given; see Broker.owe
+    since = 0.0   # when that last changed
+    more = False  # it said that it has more
+    items = 0     # of a worker: items that it holds whose results have not come yet
+    tasks = 0     # number of TASKs sent to it so far
+
+    def __init__(self, name, facts, heard, idle):
         self.name, self.facts = name, facts  # facts: what the HELLO of a broker below says; else None
+        self.heard, self.idle = heard, idle  # when it last said something; whether it has been IDLE since its last TASK
         self.role = {UP: b"above", ROOT: b"root"}.get(name, b"broker" if facts else b"worker")
         self.size = facts["workers"] if facts else 1
-        self.heard = 0.0     # when it last said something; 0: not yet
-        self.demand = 0      # tasks that it would take; see Broker.want
-        self.width = 1       # workers that each of these tasks is for
-        self.asked = 0       # tasks that it was asked for and has not given; see Broker.owe
-        self.more = False    # it said that it has more
-        self.items = 0       # of a worker: items that it holds whose results have not come yet
-        self.since = 0.0     # when `asked` last changed
-        self.tasks = 0       # number of TASKs sent to it so far
-        self.idle = True     # it has said so since the latest of these
         self.held = {}       # id of a task that it holds -> its number among the TASKs sent to it; 0: it may have begun
 
 
@@ -2391,6 +2393,24 @@ class Broker:
     hungry any more goes to the node that holds least. To spare the top broker, however many hosts there are, a broker
     below asks for all its workers at once (they share what comes) and before they run dry, and bundles its messages."""
 
+    wanted = 0            # tasks that the hungry would take
+    plenty = None         # the latest TASK from above had several items and `more`; None: no TASK came from there
+    boasted = False       # the one above was told that we have more
+    received = 0          # TASKs from above
+    told = None           # how many these were when we said IDLE to the one above; or None
+    weight, due = 0, 0.0  # bytes in `parcels`; when these have to go, or those that are to come
+    facts = None          # the JSON of our HELLO to the one above
+    probed = -math.inf    # when other brokers were last asked for a sign of life
+    round = None          # number of the census under way, as WHO and TOLD carry it
+    census_began = 0.0    # when that was
+    over_above = True     # during a census: no broker above has yet to end it
+    printing = 0          # bytes of OUTPUT from here that are not yet SHOWN
+    stopping = False      # True: the root has no more to do; "said": so all were told to STOP
+    finished = False      # nobody is left: the loop may end
+    dropped = 0           # messages that made no sense
+    changed = False       # maybe the latest message has changed who wants work, or who has some
+    now = 0.0             # when that came
+
     def __init__(self, host=b"0", size=0, below=False, heirs=None):
         heirs = heirs or {}                     # after another broker's death: name -> id of the task it is running
         self.host, self.below = host, below     # below: there is a broker above this one
@@ -2398,11 +2418,7 @@ class Broker:
         self.hungry = {}                        # those of them that would take tasks, the longest hungry first
         self.rich = {}                          # those that have more, as far as we know
         self.unasked = {}                       # those that owe no task that they were asked for
-        self.wanted = 0                         # tasks that the hungry would take
-        self.plenty = None                      # the latest TASK from above had several items and `more`; None: no TASK
-        self.boasted = False                    # the one above was told that we have more
         self.parcels = {}                       # owner -> SPLITs and RESULTs that go up together
-        self.weight, self.due = 0, 0.0          # bytes in these; when they have to go, those that are to come too
         self.placed = {}                        # task id -> name of its holder, if its results pass through here
         self.consts = {}                        # name -> its CONST
         self.keep = lambda frame: frame         # puts a constant's frame where all workers of this host can share it
@@ -2411,26 +2427,14 @@ class Broker:
         self.fetching = {}                      # path -> names of those that wait for it
         self.dead = set()                       # names that are not coming back
         self.own_size, self.size = size, 0      # workers of this host; of the pool, if there are hosts
-        self.received = 0                       # TASKs from above
-        self.told = None                        # how many these were when we said IDLE to the one above; or None
-        self.facts = None                       # the JSON of our HELLO to the one above
-        self.probed = -math.inf                 # when other brokers were last asked for a sign of life
         self.present = {}                       # names that have connected, maybe again, and not said HELLO since
         # name of a node that is to come -> messages that it will be sent after its HELLO
         self.late = {name: [] for name in heirs or ([] if below else [ROOT])}
-        self.round = None                       # number of the census under way, as WHO and TOLD carry it
         # names that have not TOLD yet -> the tasks that they had
         self.silent = {name: {task_id: 0} if task_id else {} for name, task_id in heirs.items()}
         self.presumed = {}                      # the same, of those that did not answer in time
-        self.census_began = 0.0                 # when the census began
-        self.over_above = True                  # during a census: no broker above has yet to end it
         self.counted = bool(heirs)              # there was or will be a census: `placed` may have gaps
-        self.printing = 0                       # bytes of OUTPUT from here that are not yet SHOWN
-        self.stopping = False
-        self.finished = False                   # nobody is left: the loop may end
-        self.dropped = 0                        # messages that made no sense
-        self.message, self.out, self.now = [], [], 0.0
-        self.changed = False                    # maybe it has changed who wants work, or who has some
+        self.message, self.out = [], []         # what is being handled; what is to be sent
         if below:
             self.meet(UP)
 
@@ -2613,8 +2617,7 @@ class Broker:
 
     def meet(self, name, facts=None):
         """Make a fresh link to a node: idle, except during a census, since it may have had work before we came."""
-        self.links[name] = self.unasked[name] = link = Link(name, facts)
-        link.heard, link.idle = self.now, self.round is None and not self.silent
+        self.links[name] = self.unasked[name] = Link(name, facts, self.now, self.round is None and not self.silent)
 
     def forget(self, name):
         """Drop the link to a node, with all records of what it wants, has and holds; return the link."""
