@@ -2783,15 +2783,16 @@ class Broker:
         """A node holds a task: tell the owner at once, not when all have answered, since its RESULT may come next."""
         if sender != UP and self.round not in (None, number):  # it answers an earlier question
             return
-        if self.gone(owner_of(task_id)):
+        owner = owner_of(task_id)
+        if self.gone(owner):
             self.send(sender, b"CANCEL", task_id)
             return
         if sender in self.links:
             self.place(task_id, self.links[sender], number=0)  # not that of a TASK which has crossed this
             if sender not in self.presumed:  # of what it had, the bounds are not known
-                self.add_items(self.links[sender],
-                               sum(map_builtin(int, bounds[1::2])) - sum(map_builtin(int, bounds[::2])))
-        self.send(owner_of(task_id), b"HELD", number, task_id, *bounds)
+                count = sum(map_builtin(int, bounds[1::2])) - sum(map_builtin(int, bounds[::2]))
+                self.add_items(self.links[sender], count, owner)
+        self.send(owner, b"HELD", number, task_id, *bounds)
 
     def on_TOLD(self, sender, number):
         """A node has answered in full; or, from above, everybody has: owners then queue again what nobody holds."""
@@ -2925,7 +2926,7 @@ class Broker:
         owner, count = owner_of(task_id), int(hi) - int(lo)
         if count <= 0:
             raise ValueError("a task of nothing")
-        self.note_giver(self.links[sender], more == b"1", count if owner != sender else 0)
+        self.note_giver(self.links[sender], more == b"1", count, owner)
         if sender != owner and not self.concerns(sender, task_id):  # it was cancelled, or never was the sender's
             self.send(sender, b"CANCEL", task_id)
             raise ValueError("another's task")
@@ -2945,8 +2946,8 @@ class Broker:
         self.place(task_id, taker)
         self.send(taker.name, b"TASK", task_id, avoid, more, lo, hi, *rest)
 
-    def note_giver(self, giver, more, count):
-        """Note that a node has given a task, and has more or not. count: by how many its items have become fewer."""
+    def note_giver(self, giver, more, count, owner):
+        """Note that a node has given a task of so many items, and has more or not."""
         if giver.asked:
             self.owe(giver, giver.asked - 1)
         if giver.name == UP:  # not rich, even if it has more: that may be for others only
@@ -2955,22 +2956,22 @@ class Broker:
                 self.want(giver, 0)
         else:
             giver.more = more
-            self.add_items(giver, -count)
+            self.add_items(giver, -count, owner)
 
     def note_taker(self, taker, count, owner):
-        """Note that a node gets a task of so many items. If several, it forgets what it was asked for before. Items of
-        its own that come back are not counted: no RESULT tells when they are done."""
+        """Note that a node gets a task of so many items. If several, it forgets what it was asked for before."""
         if taker.demand:
             self.want(taker, taker.demand - 1)
         if count > 1 and taker.name != UP:
             self.owe(taker, 0)
-        self.add_items(taker, count if owner != taker.name else 0)
+        self.add_items(taker, count, owner)
         taker.idle = False
         taker.tasks += 1
 
-    def add_items(self, link, count):
-        """Note that a worker holds so many more items. Several, or a word that there is more, make a node rich."""
-        link.items += count if link.role == b"worker" else 0
+    def add_items(self, link, count, owner):
+        """Note that a worker holds so many more items of an owner's. Several, or a word that there is more, make a node
+        rich. Of its own, which have come back, none are counted: if it cancels them, nobody is told."""
+        link.items += count if link.role == b"worker" and link.name != owner else 0
         if link.more or link.items > 1:
             self.rich[link.name] = link
         else:
@@ -3015,14 +3016,14 @@ class Broker:
 
     def on_RESULT(self, sender, task_id, lo, count, last, *body):
         """Pass results on to the owner."""
-        link = self.links[sender]
-        link.items -= int(count) if link.role == b"worker" else 0
+        link, owner = self.links[sender], owner_of(task_id)
+        link.items -= int(count) if link.role == b"worker" and sender != owner else 0  # as `add_items` counts
         if sender in self.rich and link.items <= 1 and not link.more:
             del self.rich[sender]
             self.changed = True  # others may have to be asked for what it still owes
         if last == b"1":
             self.lift(task_id)
-        self.collect(owner_of(task_id))
+        self.collect(owner)
 
     def on_MANY(self, sender, owner, new, done, body):
         """Pass on what several holders say to one owner; note which tasks are new and which are done."""

@@ -3216,7 +3216,7 @@ def test_all_are_asked_for_a_like_share_when_many_are_rich():
 
 
 def test_who_has_nothing_is_not_asked_when_a_part_of_its_own_map_has_come_back():
-    """No RESULT tells when its owner has run that; whoever is hungry would wait for it while others have more."""
+    """Nobody is told if its owner cancels that; whoever is hungry would wait for it while others have more."""
     desk = Desk(3)
     desk("0.1 HUNGRY 1")
     desk("0.root TASK 0.root:0/0 - 0 0 1 0 body")
@@ -3225,9 +3225,24 @@ def test_who_has_nothing_is_not_asked_when_a_part_of_its_own_map_has_come_back()
     desk("0.1 HUNGRY 1")
     desk("0.2 SPLIT 0.1:0/50 70 100 0.1:0/70")
     assert "0.1 TASK 0.1:0/70 - 1 70 100 0 body" in desk("0.2 TASK 0.1:0/70 - 1 70 100 0 body")
-    desk("0.1 HUNGRY 1")  # it has run them
+    desk("0.1 HUNGRY 1")  # it has run or cancelled them
     desk("0.2 TASK 0.2:0/0 - 1 0 1 0 body")
     assert desk("0.3 HUNGRY 1") == ["0.2 HUNGRY 1"]
+
+
+def test_a_worker_is_rich_when_it_has_run_a_part_of_its_own_map_before():
+    """Whose items were not counted when they came back; if their results were, the worker would seem to have less."""
+    desk = Desk(3)
+    desk("0.2 HUNGRY 1")
+    desk("0.1 TASK 0.1:0/50 - 0 50 100 0 body")
+    desk("0.1 HUNGRY 1")
+    desk("0.2 SPLIT 0.1:0/50 70 100 0.1:0/70")
+    assert "0.1 TASK 0.1:0/70 - 1 70 100 0 body" in desk("0.2 TASK 0.1:0/70 - 1 70 100 0 body")
+    desk("0.1 RESULT 0.1:0/70 70 30 1 x")
+    desk("0.2 DRY")
+    desk("0.1 HUNGRY 1")
+    desk("0.root TASK 0.root:0/0 - 0 0 9 0 body")
+    assert desk.broker.links[b"0.1"].items == 9 and b"0.1" in desk.broker.rich
 
 
 def test_a_task_goes_to_another_host_when_it_failed_on_one():
