@@ -2004,10 +2004,9 @@ class Bundle(Job):
     def cancel(self):
         """Settle all calls, started or not: cancelled if the program ends by an error, failed if the pool broke."""
         super().cancel()
-        for future in list(self.futures):
-            if future is not None:
-                future._settle(CANCELLED_AND_NOTIFIED if self.node.broken is None else FINISHED, None, self.node.broken,
-                               self.node.due)
+        for future in filter(None, self.futures):
+            future._settle(CANCELLED_AND_NOTIFIED if self.node.broken is None else FINISHED, None, self.node.broken,
+                           self.node.due)
 
 
 class Guest(Job):
@@ -2035,7 +2034,7 @@ class Guest(Job):
             self.columns = loads(data)
         finally:
             discard(data)  # frees shared memory that was not read; reading frees the rest
-        if not self.columns or any(len(column) != self.hi - self.lo for column in self.columns):
+        if set(map_builtin(len, self.columns)) != {self.hi - self.lo}:
             raise ValueError("its number of items is not the announced one")
         if self.recipe is CALLS and not all(isinstance(call, tuple) and len(call) == 3 for call in self.columns[0]):
             raise ValueError("some of its items are not calls")
@@ -2454,7 +2453,7 @@ class Broker:
             getattr(self, handler)(sender, *frames[1:])
         except Exception as error:
             self.dropped += 1
-            self.discard(frames if frames[:1] in ([b"RESULT"], [b"TASK"]) else ())  # its task may have been cancelled
+            self.discard(frames)  # its task may have been cancelled: nobody will read what a RESULT or TASK refers to
             logger.debug("broker: dropped a message of %r: %r", sender, error)
         self.conclude()
         return self.out
@@ -2471,12 +2470,12 @@ class Broker:
         self.notice_silence()
         if self.finished:
             return []
-        if self.silent and self.round is None and not self.below:  # we have taken over
+        if self.silent and self.round is None:  # we have taken over
             self.begin_census()
         for link in list(self.rich.values()):
             if link.asked and now - link.since >= PATIENCE:  # it may compute without releasing the interpreter's lock
                 del self.rich[link.name]
-        if self.size:
+        if self.size:  # else no host is there yet, and nodes reckon with those that are to come
             self.resize(least=0)
         if self.round is not None:
             self.ask_again()
@@ -3230,7 +3229,7 @@ class Switchboard:
         link none is kept: each counts as a PROBE, to be answered at once, since its own PROBEs come only after them."""
         if sender not in self.broker.links:
             messages = unbundled(frames)
-            return [[b"PROBE"]] if messages[0][:1] == [b"PIECE"] else messages
+            return [[b"PROBE"]] if messages[0][0] == b"PIECE" else messages
         try:
             whole = self.pieces[sender].add(frames)
             return [[b"PIECE"]] if whole is None else unbundled(whole)

@@ -3365,14 +3365,14 @@ def test_orphans_are_cancelled_when_their_owner_dies():
 
 
 def test_results_are_discarded_when_their_task_was_cancelled_meanwhile():
-    """Else the shared memory that they refer to would leak. SPLIT refers to none: nothing of it is touched."""
+    """Else the shared memory that they refer to would leak."""
     desk, discarded = Desk(), []
     desk.broker.discard = discarded.extend
     desk("0.1 HUNGRY 1")
     assert desk(f"0.root TASK {TASK}") == [f"0.1 TASK {TASK}"]
     assert desk("0.root CANCEL 0.root:0/0") == ["0.1 CANCEL 0.root:0/0"]
-    assert desk("0.1 RESULT 0.root:0/0 0 1 1 x") == desk("0.1 SPLIT 0.root:0/0 4 9 0.root:0/4") == []
-    assert discarded[0] == b"RESULT" and discarded[-1] == b"x" and b"SPLIT" not in discarded
+    assert desk("0.1 RESULT 0.root:0/0 0 1 1 x") == []
+    assert discarded[0] == b"RESULT" and discarded[-1] == b"x"
 
 
 def test_arguments_are_discarded_when_their_task_is_refused():
