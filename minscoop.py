@@ -2245,11 +2245,10 @@ class Mapping(Job):
 
     def cancel(self):
         """Drop what has not started, and count it no more in the progress line."""
-        if not self.cancelled:
-            super().cancel()
-            self.rows = ()  # closes a generator that has not ended
-            self.tell(known=self.made - self.pulled, growing=self.exhausted - 1)
-            self.tally = None
+        super().cancel()
+        self.rows = ()  # closes a generator that has not ended
+        self.tell(known=self.made - self.pulled, growing=self.exhausted - 1)
+        self.tally = None
 
     def tell(self, known=0, made=0, growing=0):
         """Add to what the progress line counts, if it counts this map: items known, items that have results, maps that
@@ -2378,6 +2377,7 @@ MAY_SAY = {role: frozenset(names.encode().split()) for role, names in {
     b"above": "TASK CANCEL CONST HELD TOLD HUNGRY SPLIT SINGLY RESULT MANY LOST WHO SIZE STOP BYE PROBE PIECE FILE "
               "SHOWN STACKS"}.items()}
 TAKERS = b"worker", b"broker"  # the roles of those that execute tasks: workers, and brokers below
+ALL_BELOW = b"root", *TAKERS   # everybody but the broker above
 OF_TASKS = frozenset(b"SPLIT SINGLY RESULT LOST CANCEL".split())  # only a task's holder or owner says them
 OF_WISHES = frozenset(b"HELLO HUNGRY DRY TASK HELD TOLD WHO BYE DIED".split())  # change who wants work, or has some
 URGENT = frozenset(b"HUNGRY DRY PROBE OUTPUT FETCH RECORD".split())  # may overtake what `collect` delays
@@ -2410,9 +2410,10 @@ class Broker:
     changed = False       # maybe the latest message has changed who wants work, or who has some
     now = 0.0             # when that came
 
-    def __init__(self, host=b"0", size=0, below=False, heirs=None):
+    def __init__(self, host=b"0", size=0, heirs=None):
         heirs = heirs or {}                     # after another broker's death: name -> id of the task it is running
-        self.host, self.below = host, below     # below: there is a broker above this one
+        self.host = host
+        self.below = host != host_of(ROOT)      # there is a broker above this one
         self.links = {}                         # name -> Link
         self.hungry = {}                        # those of them that would take tasks, the longest hungry first
         self.rich = {}                          # those that have more, as far as we know
@@ -2428,13 +2429,13 @@ class Broker:
         self.own_size, self.size = size, 0      # workers of this host; of the pool, if there are hosts
         self.present = {}                       # names that have connected, maybe again, and not said HELLO since
         # name of a node that is to come -> messages that it will be sent after its HELLO
-        self.late = {name: [] for name in heirs or ([] if below else [ROOT])}
+        self.late = {name: [] for name in heirs or ([] if self.below else [ROOT])}
         # names that have not TOLD yet -> the tasks that they had
         self.silent = {name: {task_id: 0} if task_id else {} for name, task_id in heirs.items()}
         self.presumed = {}                      # the same, of those that did not answer in time
         self.counted = bool(heirs)              # there was or will be a census: `placed` may have gaps
         self.message, self.out = [], []         # what is being handled; what is to be sent
-        if below:
+        if self.below:
             self.meet(UP)
 
     def handle(self, sender, frames, now):
@@ -2545,10 +2546,6 @@ class Broker:
         """Say something to all who have one of these roles."""
         for link in self.linked(*roles):
             self.send(link.name, *frames)
-
-    def tell_all(self, *frames):
-        """Say something to everybody but the broker above."""
-        self.tell([b"root", *TAKERS], *frames)
 
     def way_to(self, name):
         """The name of the link that leads to a node: its own, its host's broker, or UP; None if there is none."""
@@ -2690,7 +2687,7 @@ class Broker:
     def on_SIZE(self, sender, count):
         """The pool has grown or shrunk: tell everybody."""
         self.size = int(count)
-        self.tell_all(b"SIZE", count)
+        self.tell(ALL_BELOW, b"SIZE", count)
 
     def resize(self, least=1 / 8):
         """Recount the pool's workers. Tell everybody only if they have changed by more than the share `least`: else a
@@ -2834,7 +2831,7 @@ class Broker:
 
     def finish_census(self):
         """The census is over: say so to all but the broker above."""
-        self.tell_all(b"TOLD", self.round)
+        self.tell(ALL_BELOW, b"TOLD", self.round)
         self.round = None
 
     # -- who wants work, and who has some
@@ -2978,15 +2975,13 @@ class Broker:
 
     def choose(self, giver, avoid):
         """Choose the taker of a task: the longest hungry, if possible not on the host `avoid`, and rather here than
-        above; if nobody is hungry, the least loaded of those here. None: there is no worker."""
+        above; if there is none, the least loaded of the others, or of all here. None: there is no worker."""
         for name, link in self.hungry.items():
             if name not in (giver, UP) and host_of(name) != avoid:
                 return link
         hungry = [link for name, link in self.hungry.items() if name != giver]
-        if hungry:
-            return min(hungry, key=lambda link: (host_of(link.name) == avoid, link.name == UP))
-        return min((link for link in self.linked(*TAKERS) if link.size), default=None,
-                   key=lambda link: (link.name == giver, len(link.held) / link.size, link.items))
+        return min((link for link in hungry or self.linked(*TAKERS) if link.size), default=None, key=lambda link: (
+            link.name == giver, host_of(link.name) == avoid, link.name == UP, len(link.held) / link.size, link.items))
 
     def place(self, task_id, link, number=None):
         """Remember who holds a task, unless the same link leads to its owner: then its results do not pass us."""
@@ -3056,7 +3051,7 @@ class Broker:
             self.pass_on(UP)
         elif name not in self.consts:  # the first one holds; the message names its setter
             self.consts[name] = b"CONST", name, *map_builtin(self.keep, body)
-            self.tell_all(*self.consts[name])
+            self.tell(ALL_BELOW, *self.consts[name])
 
     def on_FETCH(self, sender, path):
         """A worker needs a file of the root's: give what we have, or ask for it once."""
@@ -3128,7 +3123,7 @@ class Switchboard:
         import_zmq()
         config = self.config = keeper.config
         self.notices, self.context, self.keeper = keeper.notices_read, zmq.Context(), os.getppid()
-        self.broker = Broker(config["host"].encode(), config["size"], below=config["below"], heirs=heirs)
+        self.broker = Broker(config["host"].encode(), config["size"], heirs)
         self.broker.keep = lambda frame: frame_of([memoryview(frame)], config["memory"], lasting=True)
         self.broker.discard = discard
         self.sources = {}    # socket or file descriptor -> what reads it

@@ -3435,7 +3435,7 @@ def test_the_pipes_of_a_worker_are_read_once_when_another_broker_takes_over(monk
 def test_an_empty_line_is_shown_when_it_is_printed_alone():
     """Output that is tagged, or comes from another host, travels in whole lines, and an empty line is a whole one."""
     board, shown, (read, write) = object.__new__(minscoop.Switchboard), [], os.pipe()
-    board.broker, board.prints = minscoop.Broker(b"1", below=True), {b"1.1": {read: (b"out", b"")}}
+    board.broker, board.prints = minscoop.Broker(b"1"), {b"1.1": {read: (b"out", b"")}}
     board.config, board.handle = {}, lambda sender, frames: shown.append(frames[-1])
     with open(read), open(write, "wb", 0) as end:
         for text in b"a", b"\n", b"\n", b"b\n\nc":
@@ -3447,7 +3447,7 @@ def test_an_empty_line_is_shown_when_it_is_printed_alone():
 def test_a_long_line_is_shown_as_one_when_it_comes_in_many_parts():
     """Else what others print, or a tag, would come in its middle; one that never ends comes in parts."""
     board, shown, (read, write) = object.__new__(minscoop.Switchboard), [], os.pipe()
-    board.broker, board.prints = minscoop.Broker(b"1", below=True), {b"1.1": {read: (b"out", b"")}}
+    board.broker, board.prints = minscoop.Broker(b"1"), {b"1.1": {read: (b"out", b"")}}
     board.config, board.handle = {}, lambda sender, frames: shown.append(frames[-1])
     part, several = b"x" * 50_000, minscoop.OUTPUT_AHEAD // 50_000
     with open(read), open(write, "wb", 0) as end:
@@ -3633,7 +3633,7 @@ class Tree:
 
     def add(self, number):
         """A further host comes."""
-        self.brokers[number.encode()] = minscoop.Broker(number.encode(), 2, below=True)
+        self.brokers[number.encode()] = minscoop.Broker(number.encode(), 2)
         return self.say(number.encode(), b"HELLO", host_facts(number)) + \
             self(f"{number}.1 HELLO", f"{number}.2 HELLO")
 
@@ -3936,10 +3936,10 @@ def test_a_host_is_lost_when_nothing_is_heard_of_it():
 
 def test_a_broker_ends_when_the_one_above_is_silent():
     """Its host must end rather than work for nobody; while PROBEs come from above, it goes on."""
-    broker = minscoop.Broker(b"1", 2, below=True)
+    broker = minscoop.Broker(b"1", 2)
     assert broker.tick(1) and broker.tick(1 + minscoop.SILENCE) and not broker.finished
     assert broker.tick(2 + minscoop.SILENCE) == [] and broker.finished
-    broker = minscoop.Broker(b"1", 2, below=True)
+    broker = minscoop.Broker(b"1", 2)
     for now in range(0, 100, int(minscoop.HEARTBEAT)):
         assert (minscoop.UP, [b"PROBE"]) in broker.tick(now)
         broker.handle(minscoop.UP, [b"PROBE"], now)
@@ -3948,7 +3948,7 @@ def test_a_broker_ends_when_the_one_above_is_silent():
 
 def test_a_broker_ends_when_it_was_given_up_while_stopping():
     """A BYE from the broker above ends it at once: nobody waits any more for the BYEs of its own workers."""
-    broker = minscoop.Broker(b"1", 1, below=True)
+    broker = minscoop.Broker(b"1", 1)
     for sender, message in (b"1.1", [b"HELLO"]), (minscoop.UP, [b"STOP"]), (minscoop.UP, [b"BYE"]):
         assert not broker.finished
         broker.handle(sender, message, 0)
@@ -3962,7 +3962,7 @@ def test_a_host_is_not_lost_when_a_large_message_comes_slowly():
         assert tree.tick(now, b"0", b"1", b"2") == []
         tree.now = now
         assert tree("1 PIECE") == [] and tree.handle(b"2", minscoop.UP, [b"PIECE"]) == []
-    top, below, dropped = tree.brokers[b"0"], minscoop.Broker(b"3", 2, below=True), tree.brokers[b"0"].dropped
+    top, below, dropped = tree.brokers[b"0"], minscoop.Broker(b"3", 2), tree.brokers[b"0"].dropped
     for now in range(0, 100, int(minscoop.HEARTBEAT)):
         assert below.tick(now) and below.handle(minscoop.UP, [b"PIECE"], now) == [] and not below.finished
         top.tick(100 + now)
@@ -4022,7 +4022,7 @@ class Echo(collections.deque):
 def test_all_of_an_answer_has_come_when_the_bandwidth_is_measured(monkeypatch):
     """Else the rest of this answer would be taken for the next one, which would seem to come at once."""
     board, echo = object.__new__(minscoop.Switchboard), Echo([[b""]])
-    board.context, board.broker = None, minscoop.Broker(b"1", below=True)
+    board.context, board.broker = None, minscoop.Broker(b"1")
     monkeypatch.setattr(minscoop, "connect", lambda *_: echo)
     monkeypatch.setattr(minscoop, "receive", Echo.popleft)
     assert set(board.measure("", None)) == {"round_trip", "bandwidth"}
@@ -4148,7 +4148,7 @@ def test_a_census_ends_for_a_host_when_it_says_hello_after_that():
 
 def test_those_of_a_host_are_heard_when_a_census_ends_that_began_before_its_broker_took_over():
     """The TOLD that ends its predecessor's census must not end its own, in which its workers have yet to be heard."""
-    broker = minscoop.Broker(b"1", 1, below=True, heirs={b"1.1": b"0.root:0/0"})
+    broker = minscoop.Broker(b"1", 1, heirs={b"1.1": b"0.root:0/0"})
     broker.facts = host_facts("1")
     broker.handle(minscoop.UP, [b"TOLD", b"7"], 0)
     out = broker.handle(minscoop.UP, [b"WHO", b"8"], 0)
@@ -4170,7 +4170,7 @@ def test_a_host_that_has_joined_is_asked_too_when_another_broker_takes_over_on_t
 
 def test_files_and_output_go_on_when_the_broker_above_was_lost():
     """A FETCH lost with it is passed on again; OUTPUT whose SHOWN was lost no longer keeps more from being read."""
-    broker = minscoop.Broker(b"1", 1, below=True)
+    broker = minscoop.Broker(b"1", 1)
     broker.facts = host_facts("1")
     broker.handle(b"1.1", [b"HELLO"], 0)
     assert broker.handle(b"1.1", [b"FETCH", b"a.py"], 0) == [(minscoop.UP, [b"FETCH", b"a.py"])]
@@ -4184,7 +4184,7 @@ def test_files_and_output_go_on_when_the_broker_above_was_lost():
 def test_one_census_is_begun_when_all_workers_of_a_host_connect_anew():
     """The new broker asks once per worker: the top ignores requests made before its WHO got there, not later ones."""
     tree = Tree()
-    low = tree.brokers[b"1"] = minscoop.Broker(b"1", 2, True, dict.fromkeys([b"1.1", b"1.2"], b""))
+    low = tree.brokers[b"1"] = minscoop.Broker(b"1", 2, dict.fromkeys([b"1.1", b"1.2"], b""))
     low.facts, tree.now = host_facts("1"), 1.0
     said = [frames for name in (b"1.1", b"1.2") for _, frames in low.handle(name, [b""], 0) if frames[0] == b"WHO"]
     out = [tree.say(b"1", *frames) for frames in [[b"HELLO", low.facts], [b""], *said]]
@@ -4267,17 +4267,17 @@ def test_a_host_goes_on_when_its_probe_comes_before_its_hello():
     assert minscoop.Broker().handle(b"1", [b"PROBE"], 3) == [(b"1", [b"BYE"])]
 
 
-@pytest.mark.parametrize("below", [False, True])
-def test_a_worker_is_asked_when_it_comes_after_the_census(below):
+@pytest.mark.parametrize("host", [b"0", b"1"])
+def test_a_worker_is_asked_when_it_comes_after_the_census(host):
     """It stood still, and the census ended without it. Unasked, it stays a stranger, whose results are dropped."""
-    broker = minscoop.Broker(b"1", below=below, heirs={b"1.1": b"0.root:0/0"})
-    number = b"0"
+    name, number, below = host + b".1", b"0", host != b"0"
+    broker = minscoop.Broker(host, heirs={name: b"0.root:0/0"})
     broker.handle(minscoop.UP, [b"WHO", number], 0) if below else broker.tick(0)
     broker.tick(2.2 * minscoop.CENSUS_PATIENCE)  # less than SILENCE
     broker.handle(minscoop.UP, [b"TOLD", number], 0) if below else None
     assert broker.round is None and not broker.links.keys() - {minscoop.UP}
-    out = broker.handle(b"1.1", [b""], 99)
-    assert out[0][0] == (minscoop.UP if below else b"1.1") and out[0][1][0] == b"WHO"
+    out = broker.handle(name, [b""], 99)
+    assert out[0][0] == (minscoop.UP if below else name) and out[0][1][0] == b"WHO"
 
 
 def test_all_hosts_are_stopped_when_all_is_quiet():
@@ -4907,7 +4907,7 @@ class World:
         self.ways = collections.defaultdict(collections.deque)  # (from, to) -> messages
         self.cut, self.nodes, self.numbers, self.done = set(), {}, itertools.count(3), []
         self.brokers = {b"0": minscoop.Broker(b"0", 1)}
-        self.brokers.update((host, minscoop.Broker(host, 2, below=True)) for host in (b"1", b"2"))
+        self.brokers.update((host, minscoop.Broker(host, 2)) for host in (b"1", b"2"))
         self.root = self.nodes[minscoop.ROOT] = VirtualRoot(self)
         for host in b"1", b"2":
             facts = host_facts(host.decode(), python="3", transport="none", address=None)
@@ -4995,7 +4995,7 @@ class World:
                 del self.ways[sender, receiver]
             while sender == host and self.ways[sender, receiver] and self.chance.random() < 0.5:
                 self.ways[sender, receiver].pop()
-        broker = minscoop.Broker(host, self.brokers[host].own_size, below=host != b"0", heirs=heirs)
+        broker = minscoop.Broker(host, self.brokers[host].own_size, heirs)
         self.brokers[host] = broker
         if broker.below:
             facts = host_facts(host.decode(), python="3", transport="none", address=None)
@@ -12490,7 +12490,7 @@ class BrokerProcess(Process):
 
     def __init__(self, host, size, heirs=None):
         super().__init__(host.number + b".broker", host)
-        self.broker = minscoop.Broker(host.number, size, below=host.number != b"0", heirs=heirs)
+        self.broker = minscoop.Broker(host.number, size, heirs)
         self.clients, self.connections, self.early = {}, 0, []
         if self.broker.below:
             self.broker.facts = host.facts("ready")
