@@ -2074,8 +2074,8 @@ class Guest(Job):
             self.flushes += not last and self.recipe is not CALLS
         unsent = outcomes
         try:
-            joined = outcomes if aside and self.recipe.op else self.join(outcomes)
-            unsent = joined or [(self.hi, 0, [], {})]  # all else was sent before, or given away
+            unsent = (outcomes if aside and self.recipe.op else self.join(outcomes)) or \
+                [(self.hi, 0, [], {})]  # all else was sent before, or given away
             while unsent:
                 self.send(*unsent[0], last and len(unsent) == 1)
                 del unsent[0]
@@ -2366,6 +2366,7 @@ class Link:
 
 
 BLAME, BEGUN = 1, 2  # flags of DIED and LOST
+ANYTHING = b"", b"0", ALL, b"0", b"0"  # id, lo, hi, flags and begun in a DIED of who may have run any of its tasks
 
 MAY_SAY = {role: frozenset(names.encode().split()) for role, names in {
     b"stranger": "HELLO PROBE", b"keeper": "BYE DIED FAILED HOST OUTPUT LOG",
@@ -2499,7 +2500,7 @@ class Broker:
     def give_up(self, link, reason):
         """Another host is lost: tell the root."""
         self.send(ROOT, b"HOST", json.dumps({**link.facts, "state": "lost", "reason": reason}).encode())
-        self.on_DIED(KEEPER, link.name, obituary=f"host {link.facts['host']} was lost: {reason}".encode())
+        self.on_DIED(KEEPER, link.name, *ANYTHING, f"host {link.facts['host']} was lost: {reason}".encode())
 
     def conclude(self):
         """Do what may follow from a message or a tick: ask for tasks, stop, report to the broker above."""
@@ -2517,10 +2518,9 @@ class Broker:
         if self.boasted and not self.rich:
             self.boasted = False
             self.send(UP, b"DRY")
-        if not self.stopping:
-            before, self.told = self.told, self.received if self.quiet() else None
-            if self.told not in (None, before):  # as a worker would: all that we received is done
-                self.send(UP, b"IDLE", b"%d" % self.told)
+        before, self.told = self.told, self.received if self.quiet() else None
+        if self.told not in (None, before):  # as a worker would: all that we received is done
+            self.send(UP, b"IDLE", b"%d" % self.told)
         if self.parcels and (self.now >= self.due or self.weight > MAX_BODY):
             self.send_parcels()
 
@@ -2656,11 +2656,11 @@ class Broker:
         elif not self.stopping and sender.startswith(b"j") and b"." not in sender:
             self.give_up(self.links[sender], "it has left")  # one that joined: of others, their gateways tell
         elif self.links[sender].held:  # it should hold nothing
-            self.on_DIED(KEEPER, sender, obituary=sender + b" ended while it still held tasks")
+            self.on_DIED(KEEPER, sender, *ANYTHING, sender + b" ended while it still held tasks")
         else:
             self.remove(sender)
 
-    def on_DIED(self, sender, name, task_id=b"", lo=b"0", hi=ALL, flags=b"0", begun=b"0", obituary=b""):
+    def on_DIED(self, sender, name, task_id, lo, hi, flags, begun, obituary):
         """A process or a host has ended: tell the owners of the tasks it held, and cancel the tasks it owned.
 
         flags: BLAME if the items lo..hi that it was running are suspected; BEGUN if it may have begun others of that
@@ -2673,7 +2673,7 @@ class Broker:
         tasks.update({task_id: 0} if b":" in task_id else {})  # it had this one in any case
         tasks.update(link.held if link else {})
         for held, number in tasks.items():
-            ran = held == task_id or not task_id  # the last: a host is gone, and may have run any of its tasks
+            ran = held == task_id or not task_id  # the last: ANYTHING, as if a host is gone
             span = (lo, hi, flags) if ran else (b"0", b"0", b"%d" % (BEGUN * (number <= int(begun))))
             self.send(owner_of(held), b"LOST", held, *span, obituary)
         for orphan in [task for task in self.placed if self.gone(owner_of(task))]:
@@ -2681,7 +2681,7 @@ class Broker:
         for names in self.late, self.present:
             names.pop(name, None)
         if self.below:
-            self.send(UP, b"DIED", name, b"", b"0", b"0", b"0", b"0", obituary)
+            self.send(UP, b"DIED", name, *ANYTHING, obituary)
         self.remove(name)
 
     def on_SIZE(self, sender, count):
@@ -3119,6 +3119,8 @@ class Broker:
 class Switchboard:
     """The loop around a ``Broker``: its sockets, the notices of the keeper, and what workers print."""
 
+    cut = None  # when the TCP connection up broke, if no remote command tells us of the root's end
+
     def __init__(self, keeper, heirs=None):
         import_zmq()
         config = self.config = keeper.config
@@ -3129,7 +3131,6 @@ class Switchboard:
         self.sources = {}    # socket or file descriptor -> what reads it
         self.routes = {}     # name -> the socket by which its latest message came; UP -> the one to the broker above
         self.pieces = collections.defaultdict(Pieces)  # name of another broker -> what has come of its latest message
-        self.cut = None      # when the TCP connection up broke, if no remote command tells us of the root's end
         self.prints = collections.defaultdict(dict)  # worker -> file descriptor -> (stream, beginning of a line)
         self.paused = set()  # those of these descriptors that are not read for now, since the root is slow
         self.said = []       # messages to be sent, most of them the broker's: (receiver, frames)
@@ -5442,8 +5443,7 @@ class Keeper:
                 gateway = self.gateways.pop(pid)
                 if code not in (0, SILENT):  # it was killed, and could not tell why
                     gateway.report(f"its gateway (pid {pid}) ended: {status_text(code)}")
-                self.notify(b"DIED", gateway.number, b"", b"0", ALL, b"0", b"0",
-                            f"host {gateway.host} is gone".encode())
+                self.notify(b"DIED", gateway.number, *ANYTHING, f"host {gateway.host} is gone".encode())
                 if code == SILENT and gateway.returns < RETURNS:  # else it would be launched anew for ever
                     number = str(next(self.more_hosts))
                     self.start_gateway(dict(gateway.config, host=number), gateway.returns + 1)
