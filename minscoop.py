@@ -2202,9 +2202,9 @@ class Mapping(Job):
     def take_rows(self, want):
         """Queue at most `want` inputs, fewer if the iterators are slow. Return whether these have ended."""
         rows, start = [], time.monotonic()
-        before, self.inputs_error = self.inputs_error, None
         try:
             for row in itertools.islice(self.rows, want):
+                self.inputs_error = None  # if Ctrl-C came in the pull before, it has not ended them
                 rows.append(row)
                 if time.monotonic() - start > ATTEND:
                     return False
@@ -2213,9 +2213,6 @@ class Mapping(Job):
             if not isinstance(error, FAULTS):  # Ctrl-C, in the thread that pulls: it ends a generator
                 raise
             self.tell_of_inputs()
-        else:
-            if not rows:  # if Ctrl-C came in the pull before, it has ended them
-                self.inputs_error = before
         finally:
             if rows:  # also those that were pulled before Ctrl-C came
                 lo, self.pulled = self.pulled, self.pulled + len(rows)
@@ -2369,7 +2366,7 @@ BLAME, BEGUN = 1, 2  # flags of DIED and LOST
 ANYTHING = b"", b"0", ALL, b"0", b"0"  # id, lo, hi, flags and begun in a DIED of who may have run any of its tasks
 
 MAY_SAY = {role: frozenset(names.encode().split()) for role, names in {
-    b"stranger": "HELLO PROBE", b"keeper": "BYE DIED FAILED HOST OUTPUT LOG",
+    b"stranger": "HELLO PROBE PIECE", b"keeper": "BYE DIED FAILED HOST OUTPUT LOG",
     b"root": "HELLO DRY TASK CANCEL CONST TOLD STOP FILE SHOWN STACKS COUNT",
     b"worker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT FAILED FETCH RECORD BYE "
                "LOG PROFILE",
@@ -2707,7 +2704,10 @@ class Broker:
             self.out.append((sender, [b"BYE"] if sender in self.dead or not known else [b"PROBE", *body]))
 
     def on_PIECE(self, sender):
-        """Another broker lives, and is just sending us something large."""
+        """Another broker lives, and is just sending us something large. If we have taken over meanwhile, it needs an
+        answer now: its own PROBEs come only after that."""
+        if sender not in self.links:
+            self.on_PROBE(sender)
 
     # -- the census: what is still held, after messages were lost
     #
@@ -3221,16 +3221,13 @@ class Switchboard:
                 break
 
     def gather(self, sender, frames):
-        """The messages of another broker that came as one; PIECE, while more pieces are to come. Of a broker without a
-        link none is kept: each counts as a PROBE, to be answered at once, since its own PROBEs come only after them."""
-        if sender not in self.broker.links:
-            messages = unbundled(frames)
-            return [[b"PROBE"]] if messages[0][0] == b"PIECE" else messages
+        """The messages of another broker that came as one; PIECE, while more pieces are to come."""
         try:
             whole = self.pieces[sender].add(frames)
-            return [[b"PIECE"]] if whole is None else unbundled(whole)
-        except Exception:
-            return [frames]  # pieces before this one are lost: the broker drops it as nonsense
+        except Exception:  # pieces before this one are lost; still it is a sign of life
+            self.broker.dropped += 1
+            whole = None
+        return [[b"PIECE"]] if whole is None else unbundled(whole)
 
     def forget_pieces(self):
         """Drop incomplete messages of brokers that are gone."""
