@@ -2496,7 +2496,7 @@ class Broker:
 
     def give_up(self, link, reason):
         """Another host is lost: tell the root."""
-        self.send(ROOT, b"HOST", json.dumps({**link.facts, "state": "lost", "reason": reason}).encode())
+        self.send(ROOT, *host_notice(link.name.decode(), link.facts["host"], reason))
         self.on_DIED(KEEPER, link.name, *ANYTHING, f"host {link.facts['host']} was lost: {reason}".encode())
 
     def conclude(self):

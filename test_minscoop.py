@@ -3929,7 +3929,7 @@ def test_a_host_is_lost_when_nothing_is_heard_of_it():
     assert tree.tick(late - 1, b"2", b"0") == []
     out = tree.tick(late + 1, b"2", b"0")
     facts = json.loads(next(entry for entry in out if " HOST " in entry).split(" ", 2)[2])
-    assert (facts["number"], facts["state"]) == ("1", "lost") and "12 s" in facts["reason"]
+    assert (facts["number"], facts["state"]) == ("1", "gone") and "12 s" in facts["reason"]
     assert any(entry.startswith(f"0.root LOST {task_id} 0 ") for entry in out) and "0.root SIZE 3" in out
     assert tree.records.get("0") is None and not tree.brokers[b"2"].finished
 
