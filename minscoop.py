@@ -2407,6 +2407,7 @@ class Broker:
     dropped = 0           # messages that made no sense
     changed = False       # maybe the latest message has changed who wants work, or who has some
     now = 0.0             # when that came
+    message = out = ()    # that message; those to which it leads
 
     def __init__(self, host=b"0", size=0, heirs=None):
         heirs = heirs or {}                     # after another broker's death: name -> id of the task it is running
@@ -2432,7 +2433,6 @@ class Broker:
         self.silent = {name: {task_id: 0} if task_id else {} for name, task_id in heirs.items()}
         self.presumed = {}                      # the same, of those that did not answer in time
         self.counted = bool(heirs)              # there was or will be a census: `placed` may have gaps
-        self.message, self.out = [], []         # what is being handled; what is to be sent
         if self.below:
             self.meet(UP)
 
@@ -2741,8 +2741,8 @@ class Broker:
         if self.below and number is None:
             self.send(UP, b"WHO", self.round or b"0")  # the census that we take part in: we want another
             return
-        number = number or b"%d" % (self.now * 1e6)  # never used before, nor by a broker that has died
-        self.round, self.census_began, self.counted, self.over_above = number, self.now, True, not self.below
+        self.round = number or b"%d" % (self.now * 1e6)  # never used before, nor by a broker that has died
+        self.census_began, self.counted, self.over_above = self.now, True, not self.below
         self.fetching.clear()  # a FETCH, or its FILE, may be lost with a broker above: workers that wait ask again
         self.printing = 0      # and so may an OUTPUT, or its SHOWN
         self.silent, self.presumed = {**self.presumed, **self.silent}, {}
