@@ -3415,6 +3415,12 @@ def run_broker(keeper, heirs):
     Switchboard(keeper, heirs).run()
 
 
+def host_notice(number, host, reason):
+    """The message that tells the root why a host is not in the pool, or not any more."""
+    facts = {"host": host, "number": number, "state": "gone", "reason": reason[:1000]}
+    return b"HOST", json.dumps(facts).encode()
+
+
 def about_this_machine():
     """Facts of this host, which is ready, as --check shows them: cores, bytes of memory, load, Python, pyzmq."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -5757,8 +5763,7 @@ class Gateway:
 
     def report(self, reason):
         """Tell the root why the host is not in the pool, or not any more. The keeper does, if we could not."""
-        facts = {"host": self.host, "number": self.config["host"], "state": "gone", "reason": reason[:1000]}
-        self.keeper.notify(b"HOST", json.dumps(facts).encode())
+        self.keeper.notify(*host_notice(self.config["host"], self.host, reason))
 
     def start(self):
         """Start the remote command, and a thread that reads its stderr."""
