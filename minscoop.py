@@ -1505,6 +1505,7 @@ class Future(concurrent.futures.Future):
 
     _state, _result, _exception = PENDING, None, None
     pinned = several = False
+    lo, hi = 0, 1  # as a Span's or a Slice's: it is a range of one call
 
     def __init__(self, node, call, parent):
         self._node, self._call, self._parent = node, call, parent  # call: (callable, arguments, keyword arguments)
@@ -3408,7 +3409,8 @@ class Switchboard:
 
 def run_broker(keeper, heirs):
     """The life of a broker process. heirs, if it takes over: node -> id of the task that it runs."""
-    log_to_stderr(logger.level)  # the handler inherited from the keeper sends notices, whose receiver we are
+    # The handler inherited from the keeper sends notices, whose receiver we are
+    log_to(logging.StreamHandler(), logger.level)
     if not keeper.config["tunnel"]:  # a batch system, or a terminal that closes, signals all of us: see take_leave
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -5282,7 +5284,7 @@ class Keeper:
         config = self.config
         sys.path[:], sys.argv = config["sys_path"] or find_modules(config), config["argv"]
         install_names(config["aliases"])
-        send_logs(config["log_level"], self.notify, "keeper", config["name"])
+        log_to(Records(self.notify), config["log_level"], worker="keeper", host=config["name"])
         if config["profile"]:  # workers need these before they are connected, and so able to import
             importlib.import_module("cProfile")
             importlib.import_module("pstats")
@@ -5586,7 +5588,7 @@ def run_worker(name, config, marker, ends, theirs):
     global this_worker, pristine
     pristine = False
     this_worker = (RecordingWorker if config["record"] else Worker)(name, config, marker)
-    send_logs(config["log_level"], this_worker.send, name.decode(), config["name"])
+    log_to(Records(this_worker.send), config["log_level"], worker=name.decode(), host=config["name"])
     this_worker.start()
 
 
@@ -6943,7 +6945,8 @@ class Progress:
                 if not self.busy():  # all earlier work is done: count anew, from the last look on
                     self.tallies.clear()
                     self.since = now - LOOK
-                counts, self.calling = self.look(left), any(left.values())
+                self.calling = any(left.values())
+                counts = self.look(left)
                 if not counts:
                     self.wipe()
                     self.began = now
@@ -6957,7 +6960,7 @@ class Progress:
     def look(self, left):
         """What to show: {label: (known, made, maps with inputs still to come)}; empty if nothing is under way.
         left: node -> its calls that are not done."""
-        if not (self.live() or any(left.values())):
+        if not self.busy():
             self.nodes.update({node: node.calls for node in left})
             return {}
         counts = {label: tuple(tally) for label, tally in self.tallies.items()}
@@ -7061,10 +7064,16 @@ def ask(*args, original=input):
 def calls_left(node):
     """How many submitted calls are queued or away; an estimate if the queue is very long."""
     with node.lock:
-        queued = len(node.queue) if len(node.queue) > 10_000 else \
-            sum(isinstance(unit, Future) and not unit.stale for unit in node.queue)
         away = sum(hi - lo for shipment in node.calls_away for lo, hi in shipment.open)
-        return 0 if node.broken else queued + away
+        return 0 if node.broken else items_queued(node, Future) + away
+
+
+def items_queued(node, kinds=object):
+    """How many items are queued, in units of these kinds; beyond 1000 units, each counts as one."""
+    with node.lock:
+        return max(0, len(node.queue) - 1000) + sum(
+            unit.hi - unit.lo for unit in itertools.islice(node.queue, 1000)
+            if isinstance(unit, kinds) and not unit.stale)
 
 
 def progress_text(counts, seconds, nodes):
@@ -7109,12 +7118,13 @@ def tasks_part(stats):
         if "'extend' of 'list'" in key[2] and maps in callers:
             calls, _, seconds, _ = callers[maps]
             rest["~", 0, "<built-in functions that maps call>"] = calls, calls, seconds, seconds, {}
-        for caller in ours & callers.keys() - {*submits} if key[0] == "~" else ():
-            every, primitive, *seconds = callers[caller]  # in `figures` the primitive calls come first
-            figures = map_builtin(operator.sub, figures, (primitive, every, *seconds))
-        calls, *figures = figures
-        if calls > 0:
-            rest[key] = calls, *figures, {caller: callers[caller] for caller in callers.keys() - ours}
+        theirs = {caller: callers[caller] for caller in callers.keys() - ours}
+        if key[0] == "~":
+            counted = [callers[caller] for caller in callers.keys() & {*theirs, *submits}]
+            every, *figures = map_builtin(sum, zip((0, 0, 0, 0), *counted))
+            figures.insert(1, every)  # of a function, the primitive calls come first
+        if figures[0] > 0:
+            rest[key] = *figures, theirs
     return rest
 
 
@@ -7185,17 +7195,13 @@ if logging.lastResort:  # Python's handler where the program has set up no loggi
     logging.lastResort.setFormatter(Formatter())
 
 
-def log_to(handler, level):
-    """Hand the records of the logger ``minscoop``, and of those below it, to this handler only."""
+def log_to(handler, level, **here):
+    """What this process logs with the logger ``minscoop``, and with those below it, goes to this handler only. here:
+    the names of this worker and its host."""
+    place.update(here)
+    handler.setFormatter(Formatter())
     logger.setLevel(level)
     logger.handlers[:], logger.propagate = [handler], False
-
-
-def log_to_stderr(level):
-    """What this process logs goes to stderr: in the root under the launcher, and in a broker."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(Formatter())
-    log_to(handler, level)
 
 
 place = {"worker": "root", "host": os.uname().nodename}  # of this process, for log records
@@ -7228,12 +7234,6 @@ class Records(logging.Handler):
             self.transmit(b"LOG", json.dumps(fields, default=str).encode())
         except Exception:
             self.handleError(record)
-
-
-def send_logs(level, send, worker, host):
-    """What this process logs goes to the root, by send(*frames)."""
-    place.update(worker=worker, host=host)
-    log_to(Records(send), level)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -7295,22 +7295,20 @@ def thin(events, cap):
     """Merge neighbouring events of one worker and function, in place, shortest pairs first, until at most `cap` are
     left; if that is not enough, then those of any function. Counts and times stay exact, arguments are dropped."""
     for fields in ("worker", "fn"), ("worker",):
-        if len(events) <= cap:
-            return
+        group = operator.attrgetter(*fields)
         events.sort(key=operator.attrgetter(*fields, "start"))
-        groups = [[*group] for _, group in itertools.groupby(events, operator.attrgetter(*fields))]
-        while len(events) > max(cap, len(groups)):  # at last each group is one event
-            spans = sorted(b.end - a.start for group in groups for a, b in zip(group, group[1:]))
+        while len(events) > cap:
+            spans = sorted(b.end - a.start for a, b in zip(events, events[1:]) if group(a) == group(b))
+            if not spans:  # each group is one event
+                break
             limit = spans[min(len(events) - cap, len(spans)) - 1]  # as many pairs as there are events too many
-            for group in groups:
-                kept = group[:1]
-                for event in group[1:]:
-                    if event.end - kept[-1].start <= limit:
-                        merge(kept[-1], event)
-                    else:
-                        kept.append(event)
-                group[:] = kept
-            events[:] = itertools.chain.from_iterable(groups)
+            kept = events[:1]
+            for event in events[1:]:
+                if group(event) == group(kept[-1]) and event.end - kept[-1].start <= limit:
+                    merge(kept[-1], event)
+                else:
+                    kept.append(event)
+            events[:] = kept
 
 
 def merge(event, later):
@@ -7396,8 +7394,8 @@ class Recording:
     def end(self, event, unit):
         """Add a finished event to the totals. The calls of one slice are taken to have lasted equally long."""
         del event.clock
-        event.failed = len(unit.failures) if isinstance(unit, Slice) else int(unit._exception is not None)
-        event.calls = unit.hi - unit.lo if isinstance(unit, Slice) else 1
+        event.failed = int(unit._exception is not None) if isinstance(unit, Future) else len(unit.failures)
+        event.calls = unit.hi - unit.lo
         names, mean, totals = {event.fn: event.calls}, event.own / event.calls, self.totals
         if event.calls > 1 and unit.job.recipe is CALLS:
             names = collections.Counter(name_of(call[0]) for call in unit.span.items(unit.lo, unit.hi)[0])
@@ -7446,18 +7444,11 @@ class Recording:
                                     self.retried - before])
                 self.fresh = True
 
-    def queued(self):
-        """Number of items queued here; beyond 1000 entries, each counts as one."""
-        with self.lock:
-            return max(0, len(self.queue) - 1000) + sum(
-                unit.hi - unit.lo if isinstance(unit, Span) else 1
-                for unit in itertools.islice(self.queue, 1000) if not unit.stale)
-
     def news(self):
         """The content of a RECORD: totals so far, and the events, losses and parents since the previous one."""
         self.recorded, self.fresh = time.monotonic(), False
         said = dict(self.totals, now=self.recorded, came=self.born, life=self.recorded - self.born, host=place["host"],
-                    queued=self.queued(), events=self.events, losses=self.losses, parents=self.parents)
+                    queued=items_queued(self), events=self.events, losses=self.losses, parents=self.parents)
         self.events, self.losses, self.parents = [], [], {}
         return said
 
@@ -7537,7 +7528,7 @@ class Collector(Recording):
         self.collect(*events)
         self.records[worker] = news
         if now - self.queues[-1][0] > (now - self.born) / 1000:  # the page shows no more
-            self.queues.append((now, self.queued() + sum(news["queued"] for news in self.records.values())))
+            self.queues.append((now, items_queued(self) + sum(news["queued"] for news in self.records.values())))
 
     def abort(self):
         """As ever; then publish, once, however the pool ended."""
@@ -8094,7 +8085,8 @@ def command_line():
     progress.wanted = False if options.quiet else options.progress
     if progress.wanted:  # before any handler keeps a reference to sys.stderr
         install_screens()
-    log_to_stderr(logging.ERROR if options.quiet else max(logging.DEBUG, logging.WARNING - 10 * options.verbose))
+    log_to(logging.StreamHandler(), logging.ERROR if options.quiet else
+           max(logging.DEBUG, logging.WARNING - 10 * options.verbose))
     try:
         pool = pool_options(options)
         if options.join:
