@@ -4391,6 +4391,10 @@ class Root(Node):
         if self.closing:
             raise RuntimeError("cannot schedule new futures after shutdown")
 
+    def present(self):
+        """The numbers of workers of the hosts that are there: not of those that are yet to come, or gone."""
+        return [facts["workers"] for facts in list(self.hosts.values()) if facts.get("state") == "ready"]
+
     def quiet(self):
         """Whether no work is queued, in hand or away, no unread map has inputs that it may pull, and no other thread
         serves."""
@@ -7088,8 +7092,8 @@ def progress_text(counts, seconds, nodes):
         parts.append(f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left")
     for root in nodes:
         if isinstance(root, Root) and not root.broken:
-            there = [facts["workers"] for facts in list(root.hosts.values()) if facts.get("state") == "ready"]
-            size, hosts = min(root.size, sum(there)), sum(workers > 0 for workers in there)  # not those yet to come
+            there = root.present()
+            size, hosts = min(root.size, sum(there)), sum(workers > 0 for workers in there)
             parts.append((f"{max(0, size - root.idle_workers)} of {size} workers" if size else "no workers as yet") +
                          (f" on {hosts} hosts" if hosts > 1 else ""))
             parts += [f"{root.retried} {'retry' if root.retried == 1 else 'retries'}"] * (root.retried > 0)
@@ -7493,14 +7497,16 @@ class RecordingWorker(Recording, Worker):
 class Collector(Recording):
     """Mixed into the node that has the script: it collects what all have recorded, and publishes it at the end."""
 
+    together = 1   # the most workers that were there at a time
+    asked = 0.0    # when the script first asked for something
+    arrived = 0.0  # when the last result came
+
     def __init__(self, options):
         self.records, self.offsets = {}, {"0": 0.0}   # worker -> its latest RECORD; host -> what to add to its times
         self.slowest = []                      # the slowest events, as they were before any merging here
         self.queues = [(time.monotonic(), 0)]  # (time, items that wait)
         self.interrupted, self.published = False, True
         self.used = time.process_time()
-        self.asked = None                      # when the script first asked for something
-        self.arrived = 0.0                     # when the last result came
         super().__init__(options, level=options["record"])
         self.published = False                 # a pool that cannot start has nothing to publish
 
@@ -7566,6 +7572,11 @@ class Collector(Recording):
 class RecordingRoot(Collector, Root):
     """A root that publishes when the pool has ended."""
 
+    def on_RECORD(self, worker, body):
+        """As ever; note how many workers are there."""
+        super().on_RECORD(worker, body)
+        self.together = max(self.together, min(self.size, sum(self.present())))
+
 
 class RecordingInline(Collector, Inline):
     """Without a pool: all is run by the script's own process, in one row."""
@@ -7584,37 +7595,26 @@ def digest(root):
     for worker, news in root.records.items():
         news.update((key, since(worker, news[key])) for key in ("came", "first", "last"))
     losses, seconds = {}, time.monotonic() - root.born
-    hosts = {worker.partition(".")[0]: news["host"] for worker, news in root.records.items()}
     for owner, moment, obituary, again in root.losses:  # each owner of what it held reports the same death
-        name, host = re.match(r"(?:(\w+\.\d+)|host (.+?) (?:is|was)|) ?", obituary).groups()
+        name, host = re.match(r"(?:(\w+\.\d+) )?(?:\(?host (.+?)(?:, pid| is| was))?", obituary).groups()
         moment = since(owner, moment)
         gone = [name] if name else [worker for worker, news in root.records.items()
                                     if news["host"] == host and news["came"] < moment] or ["?"]
         loss = losses.setdefault(obituary, [gone[0], moment, obituary, 0])
         loss[3] += again
         for worker in gone:  # of which no RECORD may have come
-            known = hosts.get(worker.partition(".")[0], host or "(a lost host)")
-            news = root.records.setdefault(worker, dict(no_totals(), host=known))
+            news = root.records.setdefault(worker, dict(no_totals(), host=host or "(a lost host)"))
             news.update(again=news["again"] + again * (worker == gone[0]), gone=min(news["gone"], loss[1]))
     records = dict(sorted(root.records.items(), key=lambda item: [(len(word), word) for word in item[0].split(".")]))
     run = dict(title=" ".join(map_builtin(str, sys.argv)).strip()[:200] or "-", ended=time.strftime("%Y-%m-%d %H:%M"),
                seconds=seconds, cpu=(time.process_time() - root.used) / seconds, inline=isinstance(root, Inline),
-               asked=since("0", root.asked or root.born), arrived=since("0", root.arrived),
+               asked=since("0", root.asked), arrived=since("0", root.arrived), together=root.together,
                interrupted=root.interrupted, failure=root.ended_by and first_line(root.ended_by).rstrip(":"),
                events=root.events, slowest=[*map_builtin(vars, root.slowest)],
                records=records, losses=[*losses.values()],
                waiting=[(since("0", moment), count) for moment, count in root.queues],
                moved=root.totals["received"] + root.totals["sent"], **sums(records))
-    return dict(run, verdict=verdict(run), table=host_table(run["hosts"]), together=together(records))
-
-
-def together(records):
-    """The most workers that were there at a time: of one that died only until its last event, since its successor may
-    have come before the root knew."""
-    moments = [(news["came"], 1) for news in records.values()]
-    moments += [(max(news["came"], news["last"]), -1) for news in records.values() if news["gone"] < math.inf]
-    most = max(itertools.accumulate(step for _, step in sorted(moments)), default=0)
-    return max(most, min(1, len(records)))  # nothing may be known of those that died early
+    return dict(run, verdict=verdict(run), table=host_table(run["hosts"]))
 
 
 def sums(records):

@@ -10284,14 +10284,6 @@ def test_all_workers_of_a_host_are_gone_when_it_is_lost(collector):
     assert [row[0] for row in run["table"][1:]] == ["here", "there"] and run["losses"][0][0] == "1.1"
 
 
-def test_a_worker_and_its_successor_count_once_when_the_most_at_a_time_are_wanted():
-    """Else two workers of which eight have died would seem to be ten, and never busy."""
-    facts = [(0, 3, 5.2), (0, 9, math.inf), (5, 9, math.inf), (0.5, 0, 4)]  # came, last, gone; the last ran nothing
-    assert minscoop.together({i: dict(zip(("came", "last", "gone"), row)) for i, row in enumerate(facts)}) == 2
-    assert minscoop.together({}) == 0
-    assert minscoop.together({"0.1": dict(came=0.0, last=0.0, gone=0.5)}) == 1  # died before it was heard of
-
-
 def test_other_hosts_times_are_moved_when_their_clocks_differ(collector, monkeypatch):
     """By the delay that the quickest record seemed to have, but never to before the run began."""
     now = time.monotonic()
@@ -10355,6 +10347,7 @@ def test_everything_is_in_the_report_when_tasks_are_nested_and_a_worker_dies(scr
     assert calls["abs"] == 100000 and 40 <= calls["leaf"] <= 84 and sum(calls.values()) == data["tasks"]
     [[worker, _, why, again]] = data["losses"]
     assert why.startswith(worker) and "SIGKILL" in why and again >= 1
+    assert data["together"] == 3  # a worker and its successor count once: else three would never seem to be busy
     assert entries == entries_of(page)
     assert {"worker lost", "retry"} == {entry["name"] for entry in entries["i"]}
     assert {"process_name", "thread_name"} <= {entry["name"] for entry in entries["M"]}
