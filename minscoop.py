@@ -7327,12 +7327,14 @@ def merge(event, later):
     event.again |= later.again
 
 
-def no_totals():
-    """The totals of a worker that has not run anything: start of its first event, end of its last; events ended; bytes
-    of its messages, including those in shared memory; seconds it has lived; seconds in each function; calls by
-    (function, log2 of seconds); for the root, when it came and died, and how many items ran again since it did."""
-    return dict(first=math.inf, last=0.0, runs=0, received=0, sent=0, life=0.0, seconds=collections.Counter(),
-                calls=collections.Counter(), came=0.0, gone=math.inf, again=0)
+def no_totals(host):
+    """The totals of a worker of this host that has not run anything: start of its first event, end of its last; events
+    ended; bytes of its messages, including those in shared memory; seconds it has lived; seconds in each function;
+    calls by (function, log2 of seconds); for the root, when it came and died, and how many items ran again since it
+    did."""
+    return types.SimpleNamespace(
+        host=host, first=math.inf, last=0.0, runs=0, received=0, sent=0, life=0.0, seconds=collections.Counter(),
+        calls=collections.Counter(), came=0.0, gone=math.inf, again=0)
 
 
 class Recording:
@@ -7342,7 +7344,7 @@ class Recording:
 
     def __init__(self, *args, level, cap=MAX_EVENTS):
         self.level, self.cap, self.local = level, cap, threading.local()
-        self.totals, self.numbers = no_totals(), itertools.count(1)  # these are in the names of events
+        self.totals, self.numbers = no_totals(place["host"]), itertools.count(1)  # these are in the names of events
         self.events, self.losses, self.parents = [], [], {}  # since the last RECORD
         self.born, self.recorded, self.fresh = time.monotonic(), -math.inf, True  # fresh: there is something new
         super().__init__(*args)
@@ -7405,10 +7407,11 @@ class Recording:
             names = collections.Counter(name_of(call[0]) for call in unit.span.items(unit.lo, unit.hi)[0])
         with self.lock:
             for name, count in names.items():
-                name = name if name in totals["seconds"] or len(totals["seconds"]) < 300 else "(others)"
-                totals["seconds"][name] += mean * count
-                totals["calls"][name, math.frexp(max(mean, 1e-7))[1]] += count
-            totals.update(first=min(totals["first"], event.start), last=event.end, runs=totals["runs"] + 1)
+                name = name if name in totals.seconds or len(totals.seconds) < 300 else "(others)"
+                totals.seconds[name] += mean * count
+                totals.calls[name, math.frexp(max(mean, 1e-7))[1]] += count
+            totals.first, totals.last = min(totals.first, event.start), event.end
+            totals.runs += 1
             self.fresh = True
             if self.level > 1:
                 self.collect(event)
@@ -7421,14 +7424,14 @@ class Recording:
 
     def handle(self, message):
         """Count the bytes of a message, and handle it."""
-        self.totals["received"] += sum(map_builtin(size_of, message))
+        self.totals.received += sum(map_builtin(size_of, message))
         super().handle(message)
 
     def send_all(self, *messages):
         """Count the bytes of messages, and send them."""
         size = sum(map_builtin(size_of, itertools.chain(*messages)))
         with self.lock:
-            self.totals["sent"] += size
+            self.totals.sent += size
         super().send_all(*messages)
 
     def register(self, span, frames):
@@ -7451,10 +7454,10 @@ class Recording:
     def news(self):
         """The content of a RECORD: totals so far, and the events, losses and parents since the previous one."""
         self.recorded, self.fresh = time.monotonic(), False
-        said = dict(self.totals, now=self.recorded, came=self.born, life=self.recorded - self.born, host=place["host"],
-                    queued=items_queued(self), events=self.events, losses=self.losses, parents=self.parents)
+        said = dict(now=self.recorded, came=self.born, life=self.recorded - self.born, queued=items_queued(self),
+                    events=self.events, losses=self.losses, parents=self.parents)
         self.events, self.losses, self.parents = [], [], {}
-        return said
+        return types.SimpleNamespace(**{**vars(self.totals), **said})
 
 
 class RecordingWorker(Recording, Worker):
@@ -7524,17 +7527,16 @@ class Collector(Recording):
         """Keep a worker's latest totals, and its new events."""
         news, now, worker = unpickle(bytes(body)), time.monotonic(), worker.decode()
         host = worker.partition(".")[0]
-        self.offsets[host] = min(self.offsets.get(host, math.inf), now - news["now"])
-        self.losses += news.pop("losses")
+        self.offsets[host] = min(self.offsets.get(host, math.inf), now - news.now)
+        self.losses += news.losses
         if len(self.parents) < 2 * MAX_EVENTS:
-            self.parents.update(news.pop("parents"))
-        events = news.pop("events")
-        slowest = sorted(self.slowest + events, key=lambda event: -event.own / event.calls)[:20]
+            self.parents.update(news.parents)
+        slowest = sorted(self.slowest + news.events, key=lambda event: -event.own / event.calls)[:20]
         self.slowest = [types.SimpleNamespace(**vars(event)) for event in slowest]  # copies: ``thin`` changes its own
-        self.collect(*events)
+        self.collect(*news.events)
         self.records[worker] = news
         if now - self.queues[-1][0] > (now - self.born) / 1000:  # the page shows no more
-            self.queues.append((now, items_queued(self) + sum(news["queued"] for news in self.records.values())))
+            self.queues.append((now, items_queued(self) + sum(news.queued for news in self.records.values())))
 
     def abort(self):
         """As ever; then publish, once, however the pool ended."""
@@ -7553,7 +7555,7 @@ class Collector(Recording):
         if isinstance(self, Inline):
             self.on_RECORD(self.name, pickle.dumps(self.news(), 5))
         run = digest(self)
-        shown = dict(run, traceEvents=[*trace_entries(run)], records=None, events=None)
+        shown = dict(vars(run), traceEvents=[*trace_entries(run)], records=None, events=None)
         text = json.dumps(shown, separators=(",", ":"))
         page = PAGE.replace("@DATA@", text.replace("<", "\\u003c"))  # data cannot end the element that it is in
         for key, content in ("report", page), ("trace", text):
@@ -7564,9 +7566,9 @@ class Collector(Recording):
             except OSError as error:  # the disk is full, the directory is gone: write the other
                 logger.error("the %s could not be written to %s: %s", key, self.options[key], error.strerror)
         if self.options["summary"]:
-            say(f"minscoop: {run['tasks']} tasks in {run['seconds']:.2f} s" +
-                ", without what lost workers ran after their last record" * bool(run["losses"]),
-                *aligned(run["table"]), f"minscoop: {run['verdict']}")
+            say(f"minscoop: {run.tasks} tasks in {run.seconds:.2f} s" +
+                ", without what lost workers ran after their last record" * bool(run.losses),
+                *aligned(run.table), f"minscoop: {run.verdict}")
 
 
 class RecordingRoot(Collector, Root):
@@ -7583,7 +7585,7 @@ class RecordingInline(Collector, Inline):
 
 
 def digest(root):
-    """What is known of a run, as a dictionary; times in seconds since it began."""
+    """What is known of a run; times in seconds since it began."""
     def since(worker, moment):
         return max(0.0, moment + root.offsets.get(worker.partition(".")[0], 0.0) - root.born)
 
@@ -7593,81 +7595,85 @@ def digest(root):
         parent = event.parent  # a shipment that stays unresolved is the script's, or its RECORD is lost
         event.parent = root.parents.get(parent, None if parent and ":" in parent else parent)
     for worker, news in root.records.items():
-        news.update((key, since(worker, news[key])) for key in ("came", "first", "last"))
+        news.came, news.first, news.last = (since(worker, moment) for moment in (news.came, news.first, news.last))
     losses, seconds = {}, time.monotonic() - root.born
     for owner, moment, obituary, again in root.losses:  # each owner of what it held reports the same death
         name, host = re.match(r"(?:(\w+\.\d+) )?(?:\(?host (.+?)(?:, pid| is| was))?", obituary).groups()
         moment = since(owner, moment)
         gone = [name] if name else [worker for worker, news in root.records.items()
-                                    if news["host"] == host and news["came"] < moment] or ["?"]
+                                    if news.host == host and news.came < moment] or ["?"]
         loss = losses.setdefault(obituary, [gone[0], moment, obituary, 0])
         loss[3] += again
         for worker in gone:  # of which no RECORD may have come
-            news = root.records.setdefault(worker, dict(no_totals(), host=host or "(a lost host)"))
-            news.update(again=news["again"] + again * (worker == gone[0]), gone=min(news["gone"], loss[1]))
+            news = root.records.setdefault(worker, no_totals(host or "(a lost host)"))
+            news.again += again * (worker == gone[0])
+            news.gone = min(news.gone, loss[1])
     records = dict(sorted(root.records.items(), key=lambda item: [(len(word), word) for word in item[0].split(".")]))
-    run = dict(title=" ".join(map_builtin(str, sys.argv)).strip()[:200] or "-", ended=time.strftime("%Y-%m-%d %H:%M"),
-               seconds=seconds, cpu=(time.process_time() - root.used) / seconds, inline=isinstance(root, Inline),
-               asked=since("0", root.asked), arrived=since("0", root.arrived), together=root.together,
-               interrupted=root.interrupted, failure=root.ended_by and first_line(root.ended_by).rstrip(":"),
-               events=root.events, slowest=[*map_builtin(vars, root.slowest)],
-               records=records, losses=[*losses.values()],
-               waiting=[(since("0", moment), count) for moment, count in root.queues],
-               moved=root.totals["received"] + root.totals["sent"], **sums(records))
-    return dict(run, verdict=verdict(run), table=host_table(run["hosts"]))
+    run = types.SimpleNamespace(
+        title=" ".join(map_builtin(str, sys.argv)).strip()[:200] or "-", ended=time.strftime("%Y-%m-%d %H:%M"),
+        seconds=seconds, cpu=(time.process_time() - root.used) / seconds, inline=isinstance(root, Inline),
+        asked=since("0", root.asked), arrived=since("0", root.arrived), together=root.together,
+        interrupted=root.interrupted, failure=root.ended_by and first_line(root.ended_by).rstrip(":"),
+        events=root.events, slowest=[*map_builtin(vars, root.slowest)], records=records, losses=[*losses.values()],
+        waiting=[(since("0", moment), count) for moment, count in root.queues],
+        moved=root.totals.received + root.totals.sent, **sums(records))
+    run.verdict, run.table = verdict(run), host_table(run.hosts)
+    return run
 
 
 def sums(records):
     """Sums over all workers: hosts, {host: its figures}; functions, {name: [calls, seconds, {log2 of seconds: calls}]};
-    tasks, the number of calls; runs, that of events; workers, {worker: its host}."""
+    tasks, the number of calls; runs, that of events; code, their own seconds; workers, {worker: its host}."""
     hosts, seconds, lengths = {}, collections.Counter(), collections.defaultdict(collections.Counter)
     for news in records.values():
-        seconds.update(news["seconds"])
-        for (name, power), count in news["calls"].items():
+        seconds.update(news.seconds)
+        for (name, power), count in news.calls.items():
             lengths[name][power] += count
-        hosts.setdefault(news["host"], collections.Counter()).update(
-            workers=1, tasks=sum(news["calls"].values()), code=sum(news["seconds"].values()),
-            **{key: news[key] for key in ("life", "received", "sent", "again")})
+        hosts.setdefault(news.host, collections.Counter()).update(
+            workers=1, tasks=sum(news.calls.values()), code=sum(news.seconds.values()), life=news.life,
+            received=news.received, sent=news.sent, again=news.again)
     functions = {name: [sum(lengths[name].values()), own, lengths[name]] for name, own in seconds.most_common()}
     return dict(hosts=hosts, functions=functions, tasks=sum(row["tasks"] for row in hosts.values()),
-                runs=sum(news["runs"] for news in records.values()),
-                workers={name: news["host"] for name, news in records.items()})
+                runs=sum(news.runs for news in records.values()), code=sum(seconds.values()),
+                workers={name: news.host for name, news in records.items()})
 
 
 def verdict(run):
     """One sentence: how the program ended, or what it was limited by, and what to change."""
-    if run["failure"]:
-        return f"The run failed: {run['failure']}"
-    if run["inline"]:
+    if run.failure:
+        return f"The run failed: {run.failure}"
+    if run.inline:
         return "Everything ran in the script's own process (-n 0)."
-    if run["interrupted"]:
+    if run.interrupted:
         return "The run was interrupted; what was under way is not counted."
-    if not run["tasks"]:
+    if not run.tasks:
         return "No task was run."
     return limit(run)
 
 
 def limit(run):
     """What a program that has ended in good order was limited by, and what to change."""
-    records, seconds = [news for news in run["records"].values() if news["life"]], run["seconds"]
-    if run["tasks"] < len(records):
-        return f"Limited by too few tasks: {run['tasks']} for {len(records)} workers."
-    ready, end = min(news["came"] for news in records), max(news["last"] for news in records)
+    records, seconds = [news for news in run.records.values() if news.life], run.seconds
+    if run.tasks < len(records):
+        return f"Limited by too few tasks: {run.tasks} for {len(records)} workers."
+    ready, end = min(news.came for news in records), max(news.last for news in records)
     if ready > seconds / 2 and seconds > 1:
         return f"Limited by the start: the first worker was ready only after {ready:.1f} of {seconds:.1f} s."
-    begun = min(news["first"] for news in records)
-    first = min(begun, max(ready, run["asked"]))  # by then it was on its way; large arguments take time
-    there = [(max(news["came"], first), min(news["gone"], end)) for news in records]
-    whole = sum(max(gone - came, 1e-9) for came, gone in there)  # worker-seconds available in all
-    rest = [max(0.0, gone - max(news["last"], came)) for news, (came, gone) in zip(records, there)]
-    lost = sum(part for part, news in zip(rest, records) if news["again"])  # running what a death undid, it seems
-    tail, heavy = sum(rest) - lost, run["moved"] > 5e7 * (end - first)
-    code, size = sum(row["code"] for row in run["hosts"].values()), run["moved"] / run["tasks"]
-    crossing = (f"Limited by the network, or by pickling what crosses it: {scaled(run['moved'], 'B')} in and out of "
+    begun = min(news.first for news in records)
+    first = min(begun, max(ready, run.asked))  # by then it was on its way; large arguments take time
+    whole = lost = tail = 0.0  # worker-seconds: in all; running what a death undid, it seems; after the last task
+    for news in records:
+        came, gone = max(news.came, first), min(news.gone, end)
+        whole += max(gone - came, 1e-9)
+        rest = max(0.0, gone - max(news.last, came))
+        lost += rest if news.again else 0.0
+        tail += 0.0 if news.again else rest
+    code, size, heavy = run.code, run.moved / run.tasks, run.moved > 5e7 * (end - first)
+    crossing = (f"Limited by the network, or by pickling what crosses it: {scaled(run.moved, 'B')} in and out of "
                 f"the root, {scaled(size, 'B')} for each task. Send less: constants, map_reduce, file names.")
-    if run["arrived"] - end > max(1.0, (seconds - ready) / 2):  # the last results were on their way
+    if run.arrived - end > max(1.0, (seconds - ready) / 2):  # the last results were on their way
         return crossing
-    idle = first - ready + seconds - max(end, run["arrived"])
+    idle = first - ready + seconds - max(end, run.arrived)
     if idle > (seconds - ready) * (0.2 if code > 0.8 * whole else 0.5) and seconds - ready > 2:
         return (f"Limited by the root: the script gave the pool nothing to do for {idle:.1f} of "
                 f"{seconds - ready:.1f} s. Move that work into tasks, or submit earlier.")
@@ -7675,22 +7681,22 @@ def limit(run):
     if code > 0.8 * whole:
         return f"Limited by nothing but the number of workers: they ran tasks {busy}."
     if lost > (whole - code) / 2:
-        deaths = sum(news["gone"] < math.inf for news in run["records"].values())
+        deaths = sum(news.gone < math.inf for news in run.records.values())
         return (f"Limited by lost workers: {deaths} died, and {lost / whole:.0%} of the time went into calls that had "
                 "to run again. See what killed them.")
     if begun - first > max(1.0, (end - first) / 2) and not heavy:
         return (f"Limited by the start: the first task began only {begun - first:.1f} s after the script had asked for "
                 "it: until then, workers run the initializer, import the script, and read large arguments.")
-    if size < 1e5 and code / run["runs"] < 1e-3:  # slices of a map take longer than that
-        return (f"Limited by too-short tasks: {scaled(code / run['tasks'], 's')} each on average; workers ran them "
+    if size < 1e5 and code / run.runs < 1e-3:  # slices of a map take longer than that
+        return (f"Limited by too-short tasks: {scaled(code / run.tasks, 's')} each on average; workers ran them "
                 f"{busy}. Let each do more, or use map, which runs many at a time.")
     if tail > (whole - code) / 2:
         return (f"Limited by imbalance: workers waited {tail / whole:.0%} of the time for the last tasks. Make tasks "
                 "smaller, or submit the longest first.")
     if heavy:
         return crossing
-    if run["cpu"] > 0.7:
-        return (f"Limited by the root: its process was busy {run['cpu']:.0%} of the time; workers ran tasks {busy}. "
+    if run.cpu > 0.7:
+        return (f"Limited by the root: its process was busy {run.cpu:.0%} of the time; workers ran tasks {busy}. "
                 "Make tasks larger, create them in tasks, or reduce results where they are made (map_reduce).")
     return (f"Limited by the root: workers ran tasks {busy}, and waited for more. Submit more before you wait for "
             "results, or create tasks in tasks" +
@@ -7724,16 +7730,16 @@ def trace_entries(run):
     """Yield the run in Chrome's trace event format: hosts are processes, workers threads. Where events of a worker
     overlap, as a task and its children do, the inner ones go to further threads. Arguments that are zero or not known
     are left out. The page draws the same."""
-    hosts, numbers = [*run["hosts"]], {name: i for i, name in enumerate(run["workers"], 1)}
+    hosts, numbers = [*run.hosts], {name: i for i, name in enumerate(run.workers, 1)}
 
     def entry(ph, title, worker, moment=0.0, lane=0, **args):
         return dict(ph=ph, name=title, ts=round(moment * 1e6), tid=100_000 * numbers[worker] + lane,
-                    pid=hosts.index(run["workers"][worker]) + 1,
+                    pid=hosts.index(run.workers[worker]) + 1,
                     args={key: value for key, value in args.items() if value})
 
-    placed = [*lanes(run["events"])]
+    placed = [*lanes(run.events)]
     for name, lane in sorted({(name, 0) for name in numbers}.union((event.worker, lane) for event, lane in placed)):
-        yield entry("M", "process_name", name, name=run["workers"][name])
+        yield entry("M", "process_name", name, name=run.workers[name])
         yield entry("M", "thread_name", name, lane=lane, name=f"worker {name}" + f", within ({lane})" * (lane > 0))
     for event, lane in placed:
         where = event.worker, event.start, lane
@@ -7742,7 +7748,7 @@ def trace_entries(run):
                          calls=event.calls, own=own, again=event.again, failed=event.failed), dur=end - begin)
         if event.again:
             yield dict(entry("i", "retry", *where), s="t")
-    for name, moment, obituary, again in run["losses"]:
+    for name, moment, obituary, again in run.losses:
         yield dict(entry("i", "worker lost", name, moment, why=obituary, again=again), s="t")
 
 

@@ -10068,6 +10068,11 @@ class RecordingWorker(minscoop.RecordingWorker):
         self.sent.append(frames)
 
 
+def record_of(worker, **facts):
+    """The body of a RECORD of this worker, in which these facts are what is given here."""
+    return pickle.dumps(types.SimpleNamespace(**{**vars(worker.news()), **facts}), 5)
+
+
 def data_of(page):
     """What a page has to draw."""
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text())[1])
@@ -10190,7 +10195,7 @@ def test_totals_are_those_of_the_last_record_when_others_are_lost(collector, mon
     assert len(records) == 3
     collector.on_RECORD(*records[0][1:])
     collector.on_RECORD(*records[2][1:])
-    assert sum(collector.records["0.1"]["calls"].values()) == 30 and len(collector.events) == 20
+    assert sum(collector.records["0.1"].calls.values()) == 30 and len(collector.events) == 20
 
 
 def test_everything_is_recorded_when_several_threads_of_a_worker_run_tasks():
@@ -10212,8 +10217,8 @@ def test_everything_is_recorded_when_several_threads_of_a_worker_run_tasks():
     finally:
         sys.setswitchinterval(before)
     said = [minscoop.unpickle(body) for _, _, body in worker.sent]
-    assert said[-1]["runs"] == sum(said[-1]["calls"].values()) == 2000
-    assert sum(event.calls for news in said for event in news["events"]) == 2000
+    assert said[-1].runs == sum(said[-1].calls.values()) == 2000
+    assert sum(event.calls for news in said for event in news.events) == 2000
 
 
 def test_a_task_has_only_its_own_time_when_it_polls_and_then_runs_another(monkeypatch):
@@ -10232,7 +10237,7 @@ def test_a_task_has_only_its_own_time_when_it_polls_and_then_runs_another(monkey
 
 def test_a_record_is_dropped_when_it_is_nonsense(collector):
     """It is counted, and does no harm to the report."""
-    for body in b"", b"x", pickle.dumps(1, 5), pickle.dumps({}, 5), pickle.dumps({"now": 1, "events": 3}, 5):
+    for body in b"", b"x", pickle.dumps(1, 5), pickle.dumps({}, 5), pickle.dumps(types.SimpleNamespace(now=1, events=3), 5):
         collector.handle([b"RECORD", b"0.1", body])
     assert collector.dropped == 5
     collector.abort()
@@ -10246,8 +10251,8 @@ def test_records_are_few_and_small_when_tasks_are_many(monkeypatch):
         worker.execute(minscoop.Future(worker, (identity, (i,), {}), None))
     assert len(worker.events) <= 2 * worker.cap and len(worker.sent) < 100
     said = [minscoop.unpickle(body) for name, _, body in worker.sent] + [worker.news()]
-    assert all(len(news["events"]) <= 2 * worker.cap for news in said)
-    assert sum(event.calls for news in said for event in news["events"]) == 30000
+    assert all(len(news.events) <= 2 * worker.cap for news in said)
+    assert sum(event.calls for news in said for event in news.events) == 30000
 
 
 def test_the_slowest_calls_are_kept_when_there_are_too_many_events(collector, monkeypatch):
@@ -10255,33 +10260,32 @@ def test_the_slowest_calls_are_kept_when_there_are_too_many_events(collector, mo
     monkeypatch.setattr(minscoop, "MAX_EVENTS", 100)
     collector.cap = 100
     for i in range(0, 1000, 100):
-        news = RecordingWorker().news()
-        news["events"] = [event_of(j, 1 + j / 1000 + 2 * (j % 100 == 50)) for j in range(i, i + 100)]
-        collector.on_RECORD(b"0.1", pickle.dumps(news, 5))
+        collector.on_RECORD(b"0.1", record_of(RecordingWorker(), events=[
+            event_of(j, 1 + j / 1000 + 2 * (j % 100 == 50)) for j in range(i, i + 100)]))
     run = minscoop.digest(collector)
-    assert len(run["events"]) <= 100 and len(run["slowest"]) == 20
-    assert [(round(event["own"], 6), event["calls"], event["arguments"]) for event in run["slowest"][:10]] == [
+    assert len(run.events) <= 100 and len(run.slowest) == 20
+    assert [(round(event["own"], 6), event["calls"], event["arguments"]) for event in run.slowest[:10]] == [
         (round(3 + j / 1000, 6), 1, "1, 2") for j in range(950, 0, -100)]
 
 
 def test_a_lost_worker_is_one_of_its_host_when_none_of_its_records_has_come(collector):
     """Its name says which host that is."""
     for name, host in (b"0.1", "here"), (b"1.1", "there"):
-        collector.on_RECORD(name, pickle.dumps(dict(RecordingWorker(name).news(), host=host), 5))
+        collector.on_RECORD(name, record_of(RecordingWorker(name), host=host))
     collector.losses += [("0.root", time.monotonic(), "1.7 (host there, pid 3) was killed by signal 9", 2)]
     run = minscoop.digest(collector)
-    assert run["workers"]["1.7"] == "there" and [row[0] for row in run["table"][1:]] == ["here", "there"]
+    assert run.workers["1.7"] == "there" and [row[0] for row in run.table[1:]] == ["here", "there"]
 
 
 def test_all_workers_of_a_host_are_gone_when_it_is_lost(collector):
     """They have waited no more since then; and there is no other worker of a host without a name."""
     for name, host in (b"0.1", "here"), (b"1.1", "there"), (b"1.2", "there"):
-        collector.on_RECORD(name, pickle.dumps(dict(RecordingWorker(name).news(), host=host), 5))
+        collector.on_RECORD(name, record_of(RecordingWorker(name), host=host))
     collector.losses += [("0.root", time.monotonic(), "host there is gone", 2)]
     run = minscoop.digest(collector)
-    assert [(name, news["gone"] < math.inf, news["again"]) for name, news in run["records"].items()] == [
+    assert [(name, news.gone < math.inf, news.again) for name, news in run.records.items()] == [
         ("0.1", False, 0), ("1.1", True, 2), ("1.2", True, 0)]
-    assert [row[0] for row in run["table"][1:]] == ["here", "there"] and run["losses"][0][0] == "1.1"
+    assert [row[0] for row in run.table[1:]] == ["here", "there"] and run.losses[0][0] == "1.1"
 
 
 def test_other_hosts_times_are_moved_when_their_clocks_differ(collector, monkeypatch):
@@ -10290,22 +10294,20 @@ def test_other_hosts_times_are_moved_when_their_clocks_differ(collector, monkeyp
     collector.born = now - 3
     set_clock(monkeypatch, lambda: now)
     for late in (1, 5, 0, 2):
-        news = RecordingWorker(b"7.1").news()
-        news.update(now=now + 1000 - late, first=now + 1000 - late, last=now + 1000,
-                    calls={("f", -3): 1}, seconds={"f": 0.1}, events=[event_of(now + 1000 - late, 0.1, worker="7.1")])
-        collector.on_RECORD(b"7.1", pickle.dumps(news, 5))
+        collector.on_RECORD(b"7.1", record_of(
+            RecordingWorker(b"7.1"), now=now + 1000 - late, first=now + 1000 - late, last=now + 1000,
+            calls={("f", -3): 1}, seconds={"f": 0.1}, events=[event_of(now + 1000 - late, 0.1, worker="7.1")]))
     run = minscoop.digest(collector)
-    assert sorted(round(event.start, 6) for event in run["events"]) == [0, 1, 2, 3]
+    assert sorted(round(event.start, 6) for event in run.events) == [0, 1, 2, 3]
 
 
 def test_nothing_ends_the_data_when_an_argument_looks_like_html(collector):
     """What the user calls things stays text, in the page and in the trace."""
     evil = "</script><script>alert(1)</script><!-- \u2028 @DATA@ \udcff"
-    news = RecordingWorker().news()
     event = event_of(collector.born, 0.1, fn=evil)
     event.arguments = evil
-    news.update(first=collector.born, last=collector.born, calls={(evil, -3): 1}, seconds={evil: 0.1}, events=[event])
-    collector.on_RECORD(b"0.1", pickle.dumps(news, 5))
+    collector.on_RECORD(b"0.1", record_of(RecordingWorker(), first=collector.born, last=collector.born,
+                                          calls={(evil, -3): 1}, seconds={evil: 0.1}, events=[event]))
     collector.losses.append(["0.root", time.monotonic(), f"0.1 (host {evil})", 1])
     collector.abort()
     page = pathlib.Path(collector.options["report"])
@@ -10376,7 +10378,7 @@ def test_the_entries_of_a_thread_are_nested_when_a_trace_is_written(script, tmp_
 def test_no_lane_is_anothers_when_a_chain_of_tasks_is_long():
     """Each task of the chain waits for the next one, and so needs a lane of its own; no two workers share a lane."""
     events = [*(event_of(i, 9999 - 2 * i) for i in range(1500)), event_of(0, 9, worker="0.2")]
-    run = dict(hosts={"h": {}}, workers={"0.1": "h", "0.2": "h"}, events=events, losses=[])
+    run = types.SimpleNamespace(hosts={"h": {}}, workers={"0.1": "h", "0.2": "h"}, events=events, losses=[])
     names = [(entry["tid"], entry["args"]["name"]) for entry in minscoop.trace_entries(run)
              if entry["name"] == "thread_name"]
     assert len(names) == len({tid for tid, _ in names}) == 1501
@@ -10427,7 +10429,7 @@ def test_the_report_is_written_when_the_program_ends_badly(script, tmp_path):
         if __name__ == "__main__":
             list(futures.map(nap, range(30)))
             records = minscoop.executors[-1]._node.records  # the totals of each worker that have arrived
-            while sum(sum(news["calls"].values()) for news in list(records.values())) < 30: time.sleep(0.01)
+            while sum(sum(news.calls.values()) for news in list(records.values())) < 30: time.sleep(0.01)
             exec(sys.argv[1])
     """)
     commands = [("-n", 2, "--report", tmp_path / f"run{i}.html", path, end) for i, end in enumerate(ends)]
@@ -10484,11 +10486,12 @@ def run_of(first, last, busy, workers=4, calls=1000, moved=0, seconds=None, cpu=
            gone=(), asked=math.inf, again=(), arrived=0):
     """What is known of a run in which each worker was busy for so long."""
     came, gone, again = [*came, *[0] * workers], [*gone, *[math.inf] * workers], [*again, *[0] * workers]
-    records = {f"0.{i}": dict(first=first, last=end, life=last, came=came[i], gone=gone[i], again=again[i])
+    records = {f"0.{i}": types.SimpleNamespace(
+                   first=first, last=end, life=last, came=came[i], gone=gone[i], again=again[i])
                for i, end in enumerate([*ends, *[last] * workers][:workers])}
-    return dict(records=records, hosts={"vm": {"code": busy * workers}}, seconds=seconds or last + 0.1, tasks=calls,
-                runs=calls, moved=moved, cpu=cpu, inline=False, failure=failure, interrupted=False, asked=asked,
-                arrived=arrived)
+    return types.SimpleNamespace(
+        records=records, code=busy * workers, seconds=seconds or last + 0.1, tasks=calls, runs=calls, moved=moved,
+        cpu=cpu, inline=False, failure=failure, interrupted=False, asked=asked, arrived=arrived)
 
 
 @pytest.mark.parametrize("text, run", [
@@ -10570,10 +10573,9 @@ def test_a_browser_opens_the_page_when_a_million_tasks_ran_on_a_thousand_workers
         worker = RecordingWorker(b"%d.%d" % (number // 50, number % 50 + 1))
         events = [event_of(collector.born + i / 100, 0.009, f"f{i % 3}", worker.name.decode(), 10)
                   for i in range(100)]
-        news = worker.news()
-        news.update(first=collector.born, last=collector.born + 1, events=events, runs=100,
-                    calls={("f", -6): 1000}, seconds={"f": 9.0})
-        collector.on_RECORD(worker.name, pickle.dumps(news, 5))
+        collector.on_RECORD(worker.name, record_of(
+            worker, first=collector.born, last=collector.born + 1, events=events, runs=100,
+            calls={("f", -6): 1000}, seconds={"f": 9.0}))
     collector.abort()
     page = pathlib.Path(collector.options["report"])
     data = data_of(page)
