@@ -7452,12 +7452,13 @@ class Recording:
                 self.fresh = True
 
     def news(self):
-        """The content of a RECORD: totals so far, and the events, losses and parents since the previous one."""
+        """The content of a RECORD, to be pickled at once: totals so far; events, losses and parents since the last one."""
         self.recorded, self.fresh = time.monotonic(), False
-        said = dict(now=self.recorded, came=self.born, life=self.recorded - self.born, queued=items_queued(self),
-                    events=self.events, losses=self.losses, parents=self.parents)
+        vars(self.totals).update(
+            now=self.recorded, came=self.born, life=self.recorded - self.born, queued=items_queued(self),
+            events=self.events, losses=self.losses, parents=self.parents)
         self.events, self.losses, self.parents = [], [], {}
-        return types.SimpleNamespace(**{**vars(self.totals), **said})
+        return self.totals
 
 
 class RecordingWorker(Recording, Worker):
