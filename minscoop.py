@@ -7189,9 +7189,9 @@ class Formatter(logging.Formatter):
         """Format a record, with its origin as in `--tag-output`; those of other loggers as usual."""
         if not is_ours(record):
             return super().format(record)
-        worker, host = (getattr(record, key, place[key]) for key in ("worker", "host"))  # handmade ones may lack them
-        shown = worker not in ("root", "keeper") and logger.getEffectiveLevel() <= logging.INFO
-        where = f"{host} {worker}: " if shown else ""
+        origin = {**place, **record.__dict__}  # handmade ones may lack it
+        shown = origin["worker"] not in ("root", "keeper") and logger.getEffectiveLevel() <= logging.INFO
+        where = f"{origin['host']} {origin['worker']}: " if shown else ""
         return f"minscoop: {where}{super().format(record)}"
 
 
@@ -7232,9 +7232,8 @@ class Records(logging.Handler):
     def emit(self, record):
         """Send a record; its arguments and its exception go as text."""
         try:
-            fields = dict({**place, **record.__dict__}, msg=record.getMessage(), args=None, exc_info=None)
-            if record.exc_info:
-                fields["exc_text"] = logging.Formatter().formatException(record.exc_info)
+            self.format(record)  # makes the texts of both
+            fields = dict({**place, **record.__dict__}, msg=record.message, args=None, exc_info=None)
             self.transmit(b"LOG", json.dumps(fields, default=str).encode())
         except Exception:
             self.handleError(record)
@@ -7452,7 +7451,7 @@ class Recording:
                 self.fresh = True
 
     def news(self):
-        """The content of a RECORD, to be pickled at once: totals so far; events, losses and parents since the last one."""
+        """The content of a RECORD, to be pickled at once: totals so far; events, losses and parents since the last."""
         self.recorded, self.fresh = time.monotonic(), False
         vars(self.totals).update(
             now=self.recorded, came=self.born, life=self.recorded - self.born, queued=items_queued(self),
