@@ -6893,13 +6893,13 @@ class Progress:
     def __init__(self, wanted=None):
         self.wanted, self.lock, self.thread = wanted, threading.RLock(), None
         self.tallies = {}              # label -> [known items of its maps, items done, maps with inputs still to come]
+        self.calls = 0, 0, 0           # likewise of submitted calls, at the last look
         self.nodes = weakref.WeakKeyDictionary()  # -> its ``calls`` when none was under way: these are not counted
         self.began = self.since = 0.0  # when nothing was last under way; when the current counts began
         self.said = -PLAIN_PAUSE       # when a plain line was written
         self.drawn = 0                 # columns of the line on the screen
         self.hidden = False            # the line stays away: somebody has printed an unfinished line
         self.asking = False            # the program waits for input
-        self.calling = False           # calls were under way at the last look
 
     def find_tally(self, node, label, known, growing):
         """The tally that counts a map of this node from now on, or None. label: the map's ``progress`` argument."""
@@ -6908,7 +6908,7 @@ class Progress:
         label = "" if label in (None, True) else " ".join(str(label).split())
         with self.lock:
             self.watch(node)
-            if not self.busy():  # all earlier work is done: count anew
+            if not self.live():  # all earlier work is done: count anew
                 self.tallies.clear()
                 self.since = time.monotonic()
                 self.nodes.update({node: node.calls for node in list(self.nodes)})
@@ -6918,12 +6918,8 @@ class Progress:
             return tally
 
     def live(self):
-        """Whether a counted map is unfinished."""
-        return any(made < known or growing for known, made, growing in list(self.tallies.values()))
-
-    def busy(self):
         """Whether anything that is counted is under way, as far as is known."""
-        return self.calling or self.live()
+        return any(made < known or growing for known, made, growing in [self.calls, *self.tallies.values()])
 
     def watch(self, node):
         """Show what this node does, from now on."""
@@ -6941,15 +6937,14 @@ class Progress:
             time.sleep(LOOK)
             with self.lock:  # ``watch`` adds to them
                 nodes = list(self.nodes)
-            for node in nodes if self.busy() else ():
+            for node in nodes if self.live() else ():
                 node.send(b"COUNT", b"0")  # without our lock: a thread that holds the node's may want ours
             left = {node: calls_left(node) if self.wanted else 0 for node in nodes}
             with self.lock:
                 now = time.monotonic()
-                if not self.busy():  # all earlier work is done: count anew, from the last look on
+                if not self.live():  # all earlier work is done: count anew, from the last look on
                     self.tallies.clear()
                     self.since = now - LOOK
-                self.calling = any(left.values())
                 counts = self.look(left)
                 if not counts:
                     self.wipe()
@@ -6962,17 +6957,15 @@ class Progress:
                         self.draw(progress_text(counts, now - self.since, nodes))
 
     def look(self, left):
-        """What to show: {label: (known, made, maps with inputs still to come)}; empty if nothing is under way.
-        left: node -> its calls that are not done."""
-        if not self.busy():
+        """The tallies to show, calls included; empty if nothing is under way. left: node -> its calls not yet done."""
+        done = sum(node.calls - self.nodes[node] for node in left)
+        self.calls = done + sum(left.values()), done, 0
+        if not self.live():
             self.nodes.update({node: node.calls for node in left})
             return {}
-        counts = {label: tuple(tally) for label, tally in self.tallies.items()}
-        for node, calls in left.items():
-            done = node.calls - self.nodes[node]
-            if calls or done:
-                known, made, growing = counts.get("", (0, 0, 0))
-                counts[""] = known + done + calls, made + done, growing
+        counts = dict(self.tallies)
+        if any(self.calls):
+            counts[""] = [*map_builtin(operator.add, counts.get("", (0, 0, 0)), self.calls)]
         return counts
 
     def draw(self, text):

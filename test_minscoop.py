@@ -9378,24 +9378,24 @@ def test_what_is_counted_is_right_when_maps_overlap_and_end_in_any_way():
         whole.deliver(0, 4, [0] * 4, {})
         other.deliver(0, 5, [0] * 5, {})
         pulled = endless.pulled
-        assert progress.look({}) == {"": (10 + pulled, 4, 1), "other": (5, 5, 0)}
+        assert progress.look({}) == {"": [10 + pulled, 4, 1], "other": [5, 5, 0]}
         endless.cancel()
         endless.deliver(0, 1, [0], {})
-        assert progress.look({}) == {"": (10, 4, 0), "other": (5, 5, 0)}
+        assert progress.look({}) == {"": [10, 4, 0], "other": [5, 5, 0]}
         whole.deliver(4, 6, [0] * 6, {})
         assert progress.look({}) == {}
         minscoop.Mapping(node, minscoop.Recipe(identity), [range(3)])
-        assert progress.look({}) == {"": (3, 0, 0)}
+        assert progress.look({}) == {"": [3, 0, 0]}
 
 
 def test_the_rate_counts_from_the_first_call_when_a_map_comes_later():
     """Calls that were done before the map began are counted; so is their time."""
     progress, node = minscoop.Progress(True), HandNode()
-    progress.watch, progress.since, progress.calling = lambda node: None, 123.0, True
+    progress.watch, progress.since, progress.calls = lambda node: None, 123.0, (1, 0, 0)
     with mock.patch.object(minscoop, "progress", progress):
         minscoop.Mapping(node, minscoop.Recipe(identity), [range(10)])
         assert progress.since == 123.0
-        progress.calling = False
+        progress.calls = 0, 0, 0
         progress.tallies.clear()
         minscoop.Mapping(node, minscoop.Recipe(identity), [range(10)])
         assert progress.since > 123.0
@@ -9404,11 +9404,11 @@ def test_the_rate_counts_from_the_first_call_when_a_map_comes_later():
 def test_a_map_that_is_done_stays_counted_when_another_follows_beside_a_call():
     """Its time still counts, and so must its items: otherwise the rate would be too low, and the time left too long."""
     progress, node = minscoop.Progress(True), HandNode()
-    progress.watch, progress.since, progress.calling = lambda node: None, 123.0, True
+    progress.watch, progress.since, progress.calls = lambda node: None, 123.0, (1, 0, 0)
     with mock.patch.object(minscoop, "progress", progress):
         minscoop.Mapping(node, minscoop.Recipe(identity), [range(10)]).deliver(0, 10, [0] * 10, {})
         minscoop.Mapping(node, minscoop.Recipe(identity), [range(10)])
-    assert progress.look({}) == {"": (20, 10, 0)}
+    assert progress.look({}) == {"": [20, 10, 0]}
 
 
 def test_a_map_has_its_line_when_its_input_is_slow_to_copy(monkeypatch):
@@ -9508,7 +9508,7 @@ def test_a_map_is_not_counted_when_it_says_so():
     with mock.patch.object(minscoop, "progress", progress):
         minscoop.Mapping(node, minscoop.Recipe(identity), [range(10)], label=False)
         minscoop.Mapping(node, minscoop.Recipe(identity), [range(3)])
-        assert progress.look({}) == {"": (3, 0, 0)}
+        assert progress.look({}) == {"": [3, 0, 0]}
 
 
 def test_the_line_is_drawn_when_stderr_has_no_encoding(monkeypatch):
@@ -9769,9 +9769,9 @@ def test_calls_that_are_done_stay_counted_while_a_map_goes_on():
     """The count must not go back while anything is under way; what comes when all is done is counted from 0."""
     shown, node = minscoop.Progress(), minscoop.Inline()
     shown.nodes[node], shown.tallies["fast"], node.calls = 0, [60, 1, 0], 17
-    assert shown.look({node: 3}) == {"fast": (60, 1, 0), "": (20, 17, 0)}
+    assert shown.look({node: 3}) == {"fast": [60, 1, 0], "": [20, 17, 0]}
     node.calls = 20
-    assert shown.look({node: 0}) == {"fast": (60, 1, 0), "": (20, 20, 0)}
+    assert shown.look({node: 0}) == {"fast": [60, 1, 0], "": [20, 20, 0]}
     shown.tallies["fast"][1] = 60
     assert shown.look({node: 0}) == {} and shown.nodes[node] == 20
 
