@@ -4392,8 +4392,9 @@ class Root(Node):
             raise RuntimeError("cannot schedule new futures after shutdown")
 
     def present(self):
-        """The numbers of workers of the hosts that are there: not of those that are yet to come, or gone."""
-        return [facts["workers"] for facts in list(self.hosts.values()) if facts.get("state") == "ready"]
+        """How many workers are there, and on how many hosts: without those yet to come, or gone."""
+        there = [facts["workers"] for facts in list(self.hosts.values()) if facts.get("state") == "ready"]
+        return min(self.size, sum(there)), sum(workers > 0 for workers in there)
 
     def quiet(self):
         """Whether no work is queued, in hand or away, no unread map has inputs that it may pull, and no other thread
@@ -7085,8 +7086,7 @@ def progress_text(counts, seconds, nodes):
         parts.append(f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left")
     for root in nodes:
         if isinstance(root, Root) and not root.broken:
-            there = root.present()
-            size, hosts = min(root.size, sum(there)), sum(workers > 0 for workers in there)
+            size, hosts = root.present()
             parts.append((f"{max(0, size - root.idle_workers)} of {size} workers" if size else "no workers as yet") +
                          (f" on {hosts} hosts" if hosts > 1 else ""))
             parts += [f"{root.retried} {'retry' if root.retried == 1 else 'retries'}"] * (root.retried > 0)
@@ -7496,15 +7496,15 @@ class Collector(Recording):
     together = 1   # the most workers that were there at a time
     asked = 0.0    # when the script first asked for something
     arrived = 0.0  # when the last result came
+    interrupted = unpublished = False
 
     def __init__(self, options):
         self.records, self.offsets = {}, {"0": 0.0}   # worker -> its latest RECORD; host -> what to add to its times
         self.slowest = []                      # the slowest events, as they were before any merging here
         self.queues = [(time.monotonic(), 0)]  # (time, items that wait)
-        self.interrupted, self.published = False, True
         self.used = time.process_time()
         super().__init__(options, level=options["record"])
-        self.published = False                 # a pool that cannot start has nothing to publish
+        self.unpublished = True                # only now: a pool that cannot start has nothing to publish
 
     def push(self, unit):
         """As ever; note when the script first did so."""
@@ -7535,13 +7535,12 @@ class Collector(Recording):
         """As ever; then publish, once, however the pool ended."""
         self.interrupted = self.interrupted or not self.closing
         super().abort()
-        if self.published:
-            return
-        self.published = True
-        try:
-            self.publish()
-        except Exception as error:  # stderr is closed, or a record is malformed: the program goes on
-            logger.error("cannot write the report, trace or summary: %s", error)
+        if self.unpublished:
+            self.unpublished = False
+            try:
+                self.publish()
+            except Exception as error:  # stderr is closed, or a record is malformed: the program goes on
+                logger.error("cannot write the report, trace or summary: %s", error)
 
     def publish(self):
         """Write whichever of report, trace and summary were asked for."""
@@ -7570,7 +7569,7 @@ class RecordingRoot(Collector, Root):
     def on_RECORD(self, worker, body):
         """As ever; note how many workers are there."""
         super().on_RECORD(worker, body)
-        self.together = max(self.together, min(self.size, sum(self.present())))
+        self.together = max(self.together, self.present()[0])
 
 
 class RecordingInline(Collector, Inline):
