@@ -7501,7 +7501,7 @@ class Collector(Recording):
     def __init__(self, options):
         self.records, self.offsets = {}, {"0": 0.0}   # worker -> its latest RECORD; host -> what to add to its times
         self.slowest = []                      # the slowest events, as they were before any merging here
-        self.queues = [(time.monotonic(), 0)]  # (time, items that wait)
+        self.queues = [(0.0, 0)]               # (seconds since the run began, items that wait)
         self.used = time.process_time()
         super().__init__(options, level=options["record"])
         self.unpublished = True                # only now: a pool that cannot start has nothing to publish
@@ -7528,8 +7528,9 @@ class Collector(Recording):
         self.slowest = [types.SimpleNamespace(**vars(event)) for event in slowest]  # copies: ``thin`` changes its own
         self.collect(*news.events)
         self.records[worker] = news
-        if now - self.queues[-1][0] > (now - self.born) / 1000:  # the page shows no more
-            self.queues.append((now, items_queued(self) + sum(news.queued for news in self.records.values())))
+        age = now - self.born
+        if age - self.queues[-1][0] > age / 1000:  # the page shows no more
+            self.queues.append((age, items_queued(self) + sum(news.queued for news in self.records.values())))
 
     def abort(self):
         """As ever; then publish, once, however the pool ended."""
@@ -7598,8 +7599,8 @@ def digest(root):
         loss[3] += again
         for worker in gone:  # of which no RECORD may have come
             news = root.records.setdefault(worker, no_totals(host or "(a lost host)"))
-            news.again += again * (worker == gone[0])
             news.gone = min(news.gone, loss[1])
+        root.records[gone[0]].again += again
     records = dict(sorted(root.records.items(), key=lambda item: [(len(word), word) for word in item[0].split(".")]))
     run = types.SimpleNamespace(
         title=" ".join(map_builtin(str, sys.argv)).strip()[:200] or "-", ended=time.strftime("%Y-%m-%d %H:%M"),
@@ -7607,8 +7608,7 @@ def digest(root):
         asked=since("0", root.asked), arrived=since("0", root.arrived), together=root.together,
         interrupted=root.interrupted, failure=root.ended_by and first_line(root.ended_by).rstrip(":"),
         events=root.events, slowest=[*map_builtin(vars, root.slowest)], records=records, losses=[*losses.values()],
-        waiting=[(since("0", moment), count) for moment, count in root.queues],
-        moved=root.totals.received + root.totals.sent, **sums(records))
+        waiting=root.queues, moved=root.totals.received + root.totals.sent, **sums(records))
     run.verdict, run.table = verdict(run), host_table(run.hosts)
     return run
 
