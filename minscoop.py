@@ -7297,7 +7297,7 @@ def thin(events, cap):
             spans = sorted(b.end - a.start for a, b in zip(events, events[1:]) if group(a) == group(b))
             if not spans:  # each group is one event
                 break
-            limit = spans[min(len(events) - cap, len(spans)) - 1]  # as many pairs as there are events too many
+            limit = spans[:len(events) - cap][-1]  # as many pairs as there are events too many
             kept = events[:1]
             for event in events[1:]:
                 if group(event) == group(kept[-1]) and event.end - kept[-1].start <= limit:
@@ -7735,13 +7735,13 @@ def trace_entries(run):
         yield entry("M", "thread_name", name, lane=lane, name=f"worker {name}" + f", within ({lane})" * (lane > 0))
     for event, lane in placed:
         where = event.worker, event.start, lane
-        own, begin, end = (round(seconds * 1e6) for seconds in (event.own, event.start, event.end))
-        yield dict(entry("X", event.fn, *where, task=event.task, parent=event.parent, arguments=event.arguments,
-                         calls=event.calls, own=own, again=event.again, failed=event.failed), dur=end - begin)
+        bar = entry("X", event.fn, *where, task=event.task, parent=event.parent, arguments=event.arguments,
+                    calls=event.calls, own=round(event.own * 1e6), again=event.again, failed=event.failed)
+        yield dict(bar, dur=round(event.end * 1e6) - bar["ts"])
         if event.again:
-            yield dict(entry("i", "retry", *where), s="t")
+            yield entry("i", "retry", *where)
     for name, moment, obituary, again in run.losses:
-        yield dict(entry("i", "worker lost", name, moment, why=obituary, again=again), s="t")
+        yield entry("i", "worker lost", name, moment, why=obituary, again=again)
 
 
 # The report page: one file that loads nothing from the network. It draws the trace, which replaces @DATA@.
