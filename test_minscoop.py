@@ -10241,7 +10241,7 @@ def test_a_task_has_only_its_own_time_when_it_polls_and_then_runs_another(monkey
 def test_a_record_is_dropped_when_it_is_nonsense(collector):
     """It is counted, and does no harm to the report."""
     some = types.SimpleNamespace(now=1, events=3)
-    for body in b"", b"x", *(pickle.dumps(thing, 5) for thing in (1, {}, some)):
+    for body in (b"", b"x", *(pickle.dumps(thing, 5) for thing in (1, {}, some))):
         collector.handle([b"RECORD", b"0.1", body])
     assert collector.dropped == 5
     collector.abort()
