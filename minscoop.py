@@ -438,8 +438,8 @@ def unbundled(frames):
 
 
 # A large message may keep a slow link busy for longer than SILENCE, with the sender's signs of life queued behind it.
-# So it travels in pieces, one right after the other: PIECE, the message's number, how many bytes are still to come,
-# then some frames. The first of these has the sizes of the message's own frames; in all later pieces it is empty.
+# So it travels in pieces, one right after the other: PIECE, the message's number, how many bytes are still to come and,
+# in the first, the sizes of the message's own frames; then some bytes, in one or more frames.
 
 
 def in_pieces(frames):
@@ -452,8 +452,7 @@ def in_pieces(frames):
     for view in map_builtin(memoryview, frames):
         while view:
             if not pieces or left % PIECE == 0:  # all but the first are of full size
-                told = b"" if pieces else b" ".join(b"%d" % size for size in sizes)
-                pieces.append([b"PIECE\0%d\0%d" % (number, left), told])
+                pieces.append([b"PIECE" + b"".join(b"\0%d" % i for i in (number, left, *(() if pieces else sizes)))])
             part = view[:left % PIECE or PIECE]
             pieces[-1].append(part)
             left, view = left - len(part), view[len(part):]
@@ -464,31 +463,30 @@ class Pieces:
     """Puts a message together from its pieces. If some are lost, with a connection, the whole message is dropped."""
 
     def __init__(self):
-        self.number, self.frames, self.rest = None, [], b""  # rest: that part of the frames which is yet to come
+        self.number, self.sizes, self.body = None, [], bytearray()
 
     def add(self, frames):
         """Take the next piece, or a message that came whole. Returns a message if one is complete now, else None.
         Raises an error for a piece that does not follow the one before."""
-        head = bytes(frames[0]).split(b"\0")
-        if head[:1] != [b"PIECE"]:
+        name, *numbers = bytes(frames[0]).split(b"\0")
+        if name != b"PIECE":
             self.__init__()
             return frames
-        number, left, sizes = head[1], int(head[2]), [int(size) for size in bytes(frames[1]).split()]
+        number, left, *sizes = map_builtin(int, numbers)
         if sizes:
-            self.number, self.rest = number, memoryview(bytearray(sum(sizes)))
-            self.frames = [self.rest[end - size:end] for size, end in zip(sizes, itertools.accumulate(sizes))]
-        if (number, left) != (self.number, len(self.rest)):
+            self.number, self.sizes, self.body = number, sizes, bytearray()
+        total = sum(self.sizes)
+        if (number, left) != (self.number, total - len(self.body)):
             self.__init__()
             raise ValueError("pieces before this one were lost")
-        for part in frames[2:]:
-            view = memoryview(part).cast("B")  # a zmq.Frame's view has no format, which crashes Python
-            self.rest[:len(view)] = view
-            self.rest = self.rest[len(view):]
-        if self.rest:
+        for part in frames[1:]:
+            self.body += part
+        if len(self.body) < total:
             return None
-        whole = self.frames
+        whole, sizes = memoryview(self.body), self.sizes
         self.__init__()
-        return [bytes(view) if len(view) < OUT_OF_BAND else view for view in whole]
+        views = [whole[end - size:end] for size, end in zip(sizes, itertools.accumulate(sizes))]
+        return [bytes(view) if len(view) < OUT_OF_BAND else view for view in views]
 
 
 def connect(context, address, name, keys=None, events=0):

@@ -3987,7 +3987,7 @@ def test_a_message_is_whole_again_when_it_came_in_pieces(monkeypatch, sizes):
     for wrap in bytes, bytearray, memoryview, zmq.Frame:
         sent = minscoop.in_pieces([message[0], *map(wrap, message[1:])])
         assert len(sent) == max(1, -(-sum(sizes) // 100)) and (len(sent) > 1 or list(map(bytes, sent[0])) == message)
-        assert all(sum(map(len, piece[2:])) <= 100 for piece in sent if len(sent) > 1)
+        assert all(sum(map(len, piece[1:])) <= 100 for piece in sent if len(sent) > 1)
         *early, whole = [pieces.add([bytes(piece[0]), *map(zmq.Frame, piece[1:])]) for piece in sent]
         assert early == [None] * len(early) and list(map(bytes, whole)) == message
         assert len(sent) == 1 or all(isinstance(frame, bytes) == (len(frame) < 60) for frame in whole)
@@ -4046,9 +4046,9 @@ def test_no_message_is_made_of_the_pieces_of_two_when_some_are_lost(monkeypatch,
                 with contextlib.suppress(ValueError):
                     got.append(pieces.add([bytes(frame) for frame in piece]))
     assert [message for message in got if message] == due
-    for head, sizes in [(b"PIECE", b""), (b"PIECE 1 x", b"9"), (b"PIECE 1 0", b"-1"), (b"PIECE 1 0", b"9" * 30)]:
+    for head in b"PIECE", b"PIECE 1 x 9", b"PIECE 1 0 -1", b"PIECE 1 0 " + b"9" * 30, b"PIECE 1 9 4 x":
         with pytest.raises(Exception):
-            pieces.add([head.replace(b" ", b"\0"), sizes])
+            pieces.add([head.replace(b" ", b"\0"), b"x"])
 
 
 def test_every_census_ends_when_one_node_stays_silent():
