@@ -223,13 +223,11 @@ def usable_cores():
     except AttributeError:  # macOS
         cores = os.cpu_count() or 1
     with contextlib.suppress(OSError):
-        with open("/proc/self/cgroup") as file:
-            groups = file.read().rpartition("::")[2].strip().strip("/").split("/")  # each within the one before it
+        groups = read_text("/proc/self/cgroup").rpartition("::")[2].strip("/\n").split("/")  # each within the last one
         for path in itertools.accumulate(["/sys/fs/cgroup", *groups], os.path.join):  # all their quotas hold
             with contextlib.suppress(OSError, ValueError):  # "max" is no number: no quota
-                with open(os.path.join(path, "cpu.max")) as file:
-                    quota, period = file.read().split()
-                cores = min(cores, max(1, int(quota) // int(period)))
+                quota, period = map_builtin(int, read_text(os.path.join(path, "cpu.max")).split())
+                cores = min(cores, max(1, quota // period))
     return cores
 
 
@@ -425,15 +423,13 @@ def bundled(messages):
 def unbundled(frames):
     """The messages in frames made by ``bundled``; nonsense is one message, as it is."""
     try:
-        fields, rest, messages, at, there = bytes(frames[0]).split(b"\0"), frames[1:], [], 2, 0
+        fields = bytes(frames[0]).split(b"\0")
         if fields[0] != b"BUNDLE":
-            return [fields + rest]
-        counts = map_builtin(int, fields[1].split())
-        for short, count in zip(counts, counts):
-            messages.append([fields[at], *fields[at + 1:at + short], *rest[there:there + count]])
-            at, there = at + max(1, short), there + max(0, count)
-        return messages or [frames]
-    except (IndexError, ValueError):
+            return [fields + frames[1:]]
+        counts, fields, rest = map_builtin(int, fields[1].split()), iter(fields[2:]), iter(frames[1:])
+        return [[next(fields), *itertools.islice(fields, short - 1), *itertools.islice(rest, count)]
+                for short, count in zip(counts, counts)] or [frames]
+    except (IndexError, ValueError, StopIteration):
         return [frames]  # nonsense, which check_shape will reject
 
 
@@ -6656,11 +6652,9 @@ class Executor(Interface):
         try:
             if isinstance(error, (KeyboardInterrupt, Terminated)):
                 self._finish("abort")
-            elif error is None or isinstance(error, SystemExit) and not error.code:
-                self.shutdown()
-            else:
+            elif error is not None and not (isinstance(error, SystemExit) and not error.code):
                 self._node.drop(shipped=True)
-                self.shutdown()
+            self.shutdown()
         except (KeyboardInterrupt, Terminated):  # it may have come before the end began
             self._finish("abort")
             raise
@@ -8189,7 +8183,7 @@ def prepare_program(options):
     module = types.ModuleType("__main__")
     module.__builtins__ = __builtins__
     name, *rest = options.program or [""]
-    sys.argv, spec = [options.kind if options.kind in ("-c", "-m") else name, *rest], None
+    sys.argv, spec = [options.kind or name, *rest], None
     front = [""] if getattr(sys.flags, "safe_path", False) else sys.path  # python -P: no entry to replace
     if options.kind == "-c":
         code, front[0] = compile(name, "<string>", "exec"), ""
@@ -8211,7 +8205,7 @@ def prepare_program(options):
             if front is not sys.path:
                 sys.path.insert(0, path)  # as Python does with -P, too
         elif os.path.isdir(name):
-            raise IsADirectoryError(21, "is a directory without __main__.py; for a package use -m", name)
+            raise ImportError("is a directory without __main__.py; for a package use -m")
         else:
             code, module.__file__ = compile(read_source(name), name, "exec"), path
             front[0] = os.path.dirname(os.path.realpath(name))  # links resolved, as Python does

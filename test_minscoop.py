@@ -536,7 +536,7 @@ def test_the_number_of_cores_shrinks_when_the_affinity_does():
 def test_the_number_of_cores_follows_the_quota_when_a_cgroup_has_one(monkeypatch, quota, cores):
     """A container's share of CPUs counts as whole cores, at least one."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(64), raising=False)
-    monkeypatch.setattr(minscoop, "open", lambda *args: io.StringIO(quota), raising=False)
+    monkeypatch.setattr(minscoop, "open", lambda *args, **kwargs: io.StringIO(quota), raising=False)
     assert minscoop.usable_cores() == cores
 
 
