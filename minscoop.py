@@ -344,11 +344,10 @@ class RemoteTraceback(Exception):
 
 # The fields of each message: n is a number, i a task's id, s a short field, b anything; after the * comes the kind of
 # any further fields, in any number. The message without a name is the empty one.
-FIELDS = dict(
-    {"": ""}, HELLO="*b", HUNGRY="n*n", DRY="", IDLE="n", TASK="issnnsb*b", SPLIT="inni", SINGLY="i",
-    RESULT="innsb*b", MANY="sbbb", CANCEL="i", LOST="innnb", CONST="bbb*b", FAILED="b", DIED="ssnnnnb", WHO="n",
-    HELD="ni*n", TOLD="n", RECORD="sb", STOP="", BYE="", HOST="b", SIZE="n", PROBE="*b", PIECE="", FETCH="s",
-    FILE="s*b", OUTPUT="ssb", SHOWN="sn", LOG="b", PROFILE="sb", STACKS="", COUNT="n")
+FIELDS = dict(entry.split(":") for entry in """
+    : HELLO:*b HUNGRY:n*n DRY: IDLE:n TASK:issnnsb*b SPLIT:inni SINGLY:i RESULT:innsb*b MANY:sbbb CANCEL:i LOST:innnb
+    CONST:bbb*b FAILED:b DIED:ssnnnnb WHO:n HELD:ni*n TOLD:n RECORD:sb STOP: BYE: HOST:b SIZE:n PROBE:*b PIECE: FETCH:s
+    FILE:s*b OUTPUT:ssb SHOWN:sn LOG:b PROFILE:sb STACKS: COUNT:n""".split())
 PATTERNS = {"n": rb"\0[0-9]{1,19}", "i": rb"\0[\w.]{1,255}:[0-9]{1,19}/[0-9]{1,19}", "s": rb"\0[^\0]{0,4096}",
             "b": b"", "": b""}
 
@@ -8185,22 +8184,22 @@ def prepare_program(options):
     name, *rest = options.program or [""]
     sys.argv, spec = [options.kind or name, *rest], None
     front = [""] if getattr(sys.flags, "safe_path", False) else sys.path  # python -P: no entry to replace
+    front[0] = ""
     if options.kind == "-c":
-        code, front[0] = compile(name, "<string>", "exec"), ""
+        code = compile(name, "<string>", "exec")
     elif options.kind == "-m":
         front[0] = os.getcwd()
         code, spec = read_module(name)
         sys.argv[0] = spec.origin  # only now: its package, which this has imported, saw -m
     elif name in ("", "-"):  # as python, and python -
         prompt_only = options.interactive and not name
-        text = "" if prompt_only or sys.stdin is None else sys.stdin.read()
-        code, front[0] = compile(text, "<stdin>", "exec"), ""
+        code = compile("" if prompt_only or sys.stdin is None else sys.stdin.read(), "<stdin>", "exec")
         if prompt_only:
             module.map = map  # a script has Python's, unless it imports ours
     else:
         path = name if sys.version_info < (3, 9) else os.path.join(os.getcwd(), name)
         spec = importlib.machinery.PathFinder.find_spec("__main__", [path])
-        if spec is not None and spec.loader is not None:  # it is a directory or a zip file that has a __main__.py
+        if spec and spec.loader:  # it is a directory or a zip file that has a __main__.py
             code, front[0] = spec.loader.get_code("__main__"), path
             if front is not sys.path:
                 sys.path.insert(0, path)  # as Python does with -P, too
@@ -8209,9 +8208,9 @@ def prepare_program(options):
         else:
             code, module.__file__ = compile(read_source(name), name, "exec"), path
             front[0] = os.path.dirname(os.path.realpath(name))  # links resolved, as Python does
-    if spec is not None:
+    if spec:
         module.__spec__, module.__package__, module.__file__ = spec, spec.parent, spec.origin
-    sys.modules["__main__"] = sys.modules["__mp_main__"] = module
+    sys.modules["__main__"] = module
     if os.path.dirname(os.path.abspath(__file__)) not in sys.path:
         global beside
         beside = os.path.dirname(os.path.abspath(__file__))
