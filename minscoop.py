@@ -110,7 +110,7 @@ from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, 
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 
 # A file named like one of these modules (glob.py, say) beside the script or this file is imported in its place.
-for _path in [getattr(module, "__file__", None) or "" for module in list(globals().values())]:
+for _path in [getattr(module, "__file__", None) for module in list(globals().values())]:
     if _path and os.path.dirname(_path) in {*sys.path[:1], os.path.dirname(__file__)} - {os.path.dirname(os.__file__)}:
         raise ImportError(f"{_path} has the name of a standard module and is imported in its place: rename it")
 
@@ -6416,8 +6416,7 @@ class Inline(Node):
                 pass
             while self.queue:
                 span = self.queue.popleft()
-                while not span.stale and not span.job.begun:
-                    self.sleep(lambda: span.stale, span.job, PATROL)
+                self.wait_for(lambda: span.stale or span.job.begun, span.job)
         finally:
             self.abort()
 
@@ -6612,9 +6611,8 @@ class Executor(Interface):
         if cancel_futures:
             self._node.drop()
         if not self._ending.acquire(blocking=False):  # it was called before, maybe by another thread
-            callback = threading.current_thread() is self._ender or self._node.serving._is_owned()
-            if wait and not callback:  # a callback would wait for the thread that waits for it
-                self._ended.wait()
+            if wait and not (threading.current_thread() is self._ender or self._node.serving._is_owned()):
+                self._ended.wait()  # not in a callback, which would wait for the thread that waits for it
         elif wait:
             self._finish()
         else:
@@ -8182,7 +8180,7 @@ def prepare_program(options):
     module = types.ModuleType("__main__")
     module.__builtins__ = __builtins__
     name, *rest = options.program or [""]
-    sys.argv, spec = [options.kind or name, *rest], None
+    sys.argv, spec = [options.kind if options.kind in ("-c", "-m") else name, *rest], None
     front = [""] if getattr(sys.flags, "safe_path", False) else sys.path  # python -P: no entry to replace
     front[0] = ""
     if options.kind == "-c":
@@ -8273,8 +8271,8 @@ def execute(code, executor, interactive):
     finally:
         flush_output()
     if interactive:
-        ours = dict(submit=submit, futures=sys.modules["minscoop"], executor=executor)
-        namespace.update({**ours, **namespace})  # the script's own names take precedence
+        namespace.update({"submit": submit, "futures": sys.modules["minscoop"], "executor": executor,
+                          **namespace})  # the script's own names take precedence
         prompt(namespace, executor._node)  # not its _pool(): the script may have shut it down
 
 
@@ -8325,7 +8323,7 @@ def show(error, tb):
     sys.last_type, sys.last_value, sys.last_traceback, last = type(error), error, tb, tb  # for pdb.pm() at a prompt
     sys.last_exc = error  # the same from Python 3.12 on
     while isinstance(error, KeyboardInterrupt) and last is not None:  # nor, at its end, those where we waited
-        if last.tb_next is not None and last.tb_next.tb_frame.f_code.co_filename == __file__:
+        if last.tb_next is not without_ours(last.tb_next):
             last.tb_next = None
         last = last.tb_next
     sys.excepthook(type(error), error.with_traceback(tb), tb)
