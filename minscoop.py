@@ -3381,7 +3381,7 @@ class Switchboard:
         return trials[answered[0][0]] if answered else None
 
     def measure(self, way, keys):
-        """Measure round trip (s) and bandwidth (bytes/s) of the way up, on a connection of its own."""
+        """Measure round trip and bandwidth of the way up, on a connection of its own; as --check shows them."""
         trial = connect(self.context, way, self.broker.host + b"?", keys)
 
         def echo(body):
@@ -3397,7 +3397,7 @@ class Switchboard:
             if seconds > 0.2:
                 break
         trial.close()
-        return {"round_trip": round_trip, "bandwidth": 2 * size / seconds}
+        return {"round_trip": f"{round_trip * 1e3:.2f} ms", "bandwidth": f"{2 * size / seconds / 1e6:.0f} MB/s"}
 
 
 def run_broker(keeper, heirs):
@@ -3417,11 +3417,12 @@ def host_notice(number, host, reason):
 
 
 def about_this_machine():
-    """Facts of this host, which is ready, as --check shows them: cores, bytes of memory, load, Python, pyzmq."""
+    """Facts of this host, which is ready, as --check shows them: cores, memory, load, Python, pyzmq."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {"state": "ready", "node": os.uname().nodename, "cores": usable_cores(), "memory": memory,
-            "load": os.getloadavg()[0], "python": ".".join(map_builtin(str, sys.version_info[:3])),
-            "executable": sys.executable, "pyzmq": zmq.__version__}
+    return {"state": "ready", "node": os.uname().nodename, "cores": usable_cores(),
+            "memory": f"{memory / 2**30:.0f} GiB", "load": f"{os.getloadavg()[0]:.1f}",
+            "python": ".".join(map_builtin(str, sys.version_info[:3])), "executable": sys.executable,
+            "pyzmq": zmq.__version__}
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -5751,7 +5752,7 @@ class Gateway:
                 there = self.log_in()
             finally:
                 os.write(self.keeper.tokens[1], b".")
-            self.config["login"] = time.monotonic() - start
+            self.config["login"] = f"{time.monotonic() - start:.2f} s"
             self.hand_over(there)
             Tunnel(self.process.stdout, self.process.stdin, self.open_connection).pour()
             raise self.diagnosis("the connection has ended")
@@ -8145,16 +8146,11 @@ def check_hosts(options):
         root.check_open()
         local = dict(about_this_machine(), host="(here)", transport="ipc")
         every = [local, *(facts for number, facts in root.hosts.items() if number != "0")]
-    rows = [("HOST", "LOGIN", "PYTHON", "PYZMQ", "CORES", "MEMORY", "LOAD", "DATA", "ROUND TRIP", "BANDWIDTH")]
+    columns = "host login python pyzmq cores memory load transport round_trip bandwidth".split()
+    rows = [[column.replace("_", " ").upper() for column in columns]]
     for facts in every:
-        if facts["state"] != "ready":
-            rows.append((facts["host"], facts["reason"]))
-            continue
-        timed = "round_trip" in facts
-        rows.append((facts["host"], f"{facts['login']:.2f} s" if "login" in facts else "-", facts["python"],
-                     facts["pyzmq"], str(facts["cores"]), f"{facts['memory'] / 2**30:.0f} GiB", f"{facts['load']:.1f}",
-                     facts["transport"], f"{facts['round_trip'] * 1e3:.2f} ms" if timed else "-",
-                     f"{facts['bandwidth'] / 1e6:.0f} MB/s" if timed else "-"))
+        rows.append([str(facts.get(column, "-")) for column in columns] if facts["state"] == "ready"
+                    else [facts["host"], facts["reason"]])
     print("\n".join(aligned(rows)))
     return 0 if all(facts["state"] == "ready" for facts in every) else 1
 
