@@ -6719,7 +6719,6 @@ def plan(size, hosts, listen, options, check):
         raise ValueError("no workers: every host in the list has 0")
     here = [usable_cores() if workers is None else workers for name, workers in pairs if is_local(name)]
     others = [(name, workers) for name, workers in pairs if not is_local(name)]
-    this = sys.modules["minscoop"]
     return dict(
         options, host="0", name=os.uname().nodename, check=check, size=0 if check else sum(here),
         total=sum(here) + sum(1 if workers is None else workers for _, workers in others),
@@ -6728,7 +6727,7 @@ def plan(size, hosts, listen, options, check):
         piped=options["tag_output"] or bool(progress.wanted) and on_terminal(),  # so that prints make room for the line
         tunnel=True, sys_path=sys.path, own_path=own_path(), cwd=os.getcwd(), argv=sys.argv,
         log_level=logger.getEffectiveLevel(), main_python=sys.version_info[:2], source=os.path.abspath(__file__),
-        aliases=[name for name, module in list(sys.modules.items()) if module is this])
+        aliases=[name for name, module in list(sys.modules.items()) if module is sys.modules["minscoop"]])
 
 
 executors = []       # the live Executors of this process; the module's functions use the last one
@@ -6845,8 +6844,8 @@ def mapScan(map_fn, reduce_fn, *iterables, **kwargs):
 
 def __dir__():
     """The public names: what a prompt completes."""
-    return [*__all__, "__version__", "logger", "futures", "shared", "mapReduce", "mapScan", "setConst", "getConst",
-            "IS_RUNNING", "IS_ORIGIN", "SIZE", "DEBUG", "BROKER", "worker"]
+    return __all__ + ("__version__ logger futures shared mapReduce mapScan setConst getConst IS_RUNNING IS_ORIGIN SIZE "
+                      "DEBUG BROKER worker").split()
 
 
 def __getattr__(name):
