@@ -1962,6 +1962,10 @@ class Job:
             return f"the call of {describe(self.columns[0][item - self.lo][0])}"
         return f"item {item} of the {'reduce' if self.recipe.op else 'map'} of {describe(self.recipe.fn)}"
 
+    def fail(self, lo, hi, error):
+        """Deliver an exception as the result of each of these items."""
+        self.deliver(lo, hi - lo, [None] * (hi - lo), dict.fromkeys(range(hi - lo), error))
+
     def claim(self):
         """A slice of what is queued here, or None. Called with the node's lock held."""
         trim(self.spans)
@@ -4011,20 +4015,19 @@ class Node:
         return task_id
 
     def keep(self, span, error):
-        """Requeue a span that cannot be pickled, item by item, to find those to blame. A single item, or all if a map's
-        callable is to blame, runs here, or fails if this node runs no tasks."""
-        job, count = span.job, span.hi - span.lo
-        if count > 1 and not (isinstance(error, CannotSend) and job.recipe is not CALLS):
+        """Requeue a span that cannot be pickled, to be sent item by item, so that those to blame are found. A single
+        item, or all if a map's callable is to blame, runs here, or fails if this node runs no tasks."""
+        job = span.job
+        if span.several and not (isinstance(error, CannotSend) and job.recipe is not CALLS):
+            span.singly = True
             with self.lock:
-                for i in reversed(range(span.lo, span.hi)):
-                    job.requeue(span.cut(i, i + 1))
+                job.requeue(span)
         elif self.executes:  # it runs where it was made, which needs no pickling
             span.pinned = True
             with self.lock:
                 self.queue.append(span)
         else:
-            error = error if isinstance(error, CannotSend) else self.blame(span, error)
-            job.deliver(span.lo, count, [None] * count, dict.fromkeys(range(count), error))
+            job.fail(span.lo, span.hi, error if isinstance(error, CannotSend) else self.blame(span, error))
         self.rouse()  # we may be the deputy, and the holder of the baton may sleep by now
 
     def blame(self, span, error):
@@ -4083,54 +4086,59 @@ class Node:
 
     def on_SINGLY(self, task_id):
         """A holder cannot unpickle what we shipped: have it run item by item."""
-        self.take_back(task_id)
+        self.take_back(task_id, suspects=(0, math.inf))
 
     def on_LOST(self, task_id, lo, hi, flags, obituary):
         """The holder of a task that we shipped died: queue it again, but fail items that may not run once more."""
-        lo, hi, flags = int(lo), int(hi), int(flags)
+        lo, hi, flags, obituary = int(lo), int(hi), int(flags), bytes(obituary)
         shipment = self.away.get(task_id)
-        if shipment is None:
-            return
-        job, obituary = shipment.span.job, bytes(obituary).decode(errors="replace")
-        begun = 0, int(ALL) if flags & BEGUN else hi  # also those before lo: they may have run, their results unsent
-        suspects = (lo, hi) if flags & BLAME else (0, 0)
-        if self.retries == 0:  # amid a census: what is in doubt may have begun elsewhere, news of a SPLIT being lost
-            for part in [begun, *shipment.doubt]:
-                for first, end in shipment.open.cut(*part):
-                    self.fail_lost(job, first, end, obituary)
-        for i in (i for part in Ranges(shipment.open).cut(*suspects) for i in range(*part)):
-            job.deaths[i].append(obituary)
-            if len(job.deaths[i]) >= self.retries and shipment.open.close(i, i + 1):
-                self.fail_lost(job, i, i + 1, *job.deaths[i])
-        self.retried += sum(end - first for first, end in Ranges(shipment.open).cut(*begun))
-        self.take_back(task_id, suspects, host_of(obituary.encode().partition(b" ")[0]))
+        if shipment is not None:
+            begun = 0, int(ALL) if flags & BEGUN else hi  # also those before lo: they may have run, their results unsent
+            self.take_back(task_id, [begun, *shipment.doubt], (lo, hi) if flags & BLAME else (0, 0),
+                           obituary.decode(errors="replace"), host_of(obituary.partition(b" ")[0]))
 
-    def fail_lost(self, job, lo, hi, *deaths):
-        """Fail items that are not to be run again. deaths: the obituaries of the workers that ran them."""
+    def take_back(self, task_id, begun=(), suspects=(0, 0), why="", avoid=b"", lost=((0, math.inf),)):
+        """Queue the `lost` ones of a shipment's open items again, to be given away first; `suspects` one by one.
+
+        Not those that may have `begun`, if retries=0, nor suspects that have killed enough workers: these fail. The
+        former may also be in doubt, amid a census: they may have begun elsewhere, news of a SPLIT being lost.
+        why: the holder's obituary, if it died; avoid: its host."""
+        fatal = []
+        with self.lock:
+            shipment = self.away.get(task_id)
+            if shipment is None:
+                return
+            job, lost = shipment.span.job, Ranges(part for bounds in lost for part in shipment.open.cut(*bounds))
+            rest = Ranges(lost)
+            begun = [part for bounds in begun for part in rest.cut(*bounds)]
+            items = [(i, i + 1) for part in Ranges(lost).cut(*suspects) for i in range(*part)] if why else []
+            for part in items if self.retries else begun:
+                deaths = job.deaths[part[0]]
+                deaths.append(why)
+                if len(deaths) >= self.retries and lost.close(*part):
+                    fatal.append(part)
+            self.retried += sum(end - first for bounds in begun for first, end in Ranges(lost).cut(*bounds))
+            suspected = lost.cut(*suspects)
+            for part in sorted(suspected + lost, reverse=True):
+                span = shipment.span.cut(*part)
+                span.columns, span.base = span.items(*part), span.lo  # to be shared out anew: see ``portion``
+                span.avoid, span.singly = avoid, span.singly or part in suspected
+                job.requeue(span)
+            shipment.doubt = Ranges()
+            if not shipment.open:
+                discard(self.away.pop(task_id).references)
+        for part in fatal:  # without the lock: this may call the user's callbacks
+            self.fail_lost(job, *part)
+
+    def fail_lost(self, job, lo, hi):
+        """Fail items that are not to be run again."""
+        deaths = job.deaths[lo]
         killed = "its worker" if len(deaths) == 1 else f"{len(deaths)} workers in a row"
         what = "may have begun before it was lost" if self.retries == 0 else f"killed {killed}"
         advice = "" if "SIGKILL" not in deaths[-1] else \
             ". SIGKILL often means that memory ran out: see the kernel's log (dmesg), or run fewer workers (-n)"
-        error = WorkerLost(f"{job.title(lo)} {what} (retries={self.retries}): {'; '.join(deaths)}{advice}")
-        job.deliver(lo, hi - lo, [None] * (hi - lo), dict.fromkeys(range(hi - lo), error))
-
-    def take_back(self, task_id, suspects=(0, math.inf), avoid=b""):
-        """Queue the open items of a shipment again, to be given away first; the suspects are to be run one by one."""
-        with self.lock:
-            shipment = self.away.pop(task_id, None)
-            if shipment:
-                discard(shipment.references)
-                rest = Ranges(shipment.open)
-                suspected = rest.cut(*suspects)
-                for part in sorted(suspected + rest, reverse=True):
-                    self.requeue(shipment, *part, avoid, part in suspected)
-
-    def requeue(self, shipment, lo, hi, avoid=b"", singly=False):
-        """Queue items of a shipment again."""
-        span = shipment.span.cut(lo, hi)
-        span.columns, span.base = span.items(lo, hi), lo  # these items are to be shared out anew: see ``portion``
-        span.avoid, span.singly = avoid, span.singly or singly
-        span.job.requeue(span)
+        job.fail(lo, hi, WorkerLost(
+            f"{job.title(lo)} {what} (retries={self.retries}): {'; '.join(deaths)}{advice}"))
 
     def on_CANCEL(self, task_id):
         """The owner of a task that we hold does not want it any more."""
@@ -4178,23 +4186,9 @@ class Node:
 
     def on_TOLD(self, number):
         """The census is over: what no node holds runs again; with retries=0 it fails."""
-        if number != self.round:
-            return
-        failed = []
-        with self.lock:
-            for task_id, shipment in list(self.away.items()):
-                lost, shipment.doubt = shipment.doubt, Ranges()
-                for lo, hi in itertools.chain.from_iterable(shipment.open.cut(*part) for part in lost):
-                    if self.retries == 0:
-                        failed.append((shipment.span.job, lo, hi))
-                    else:
-                        self.retried += hi - lo
-                        self.requeue(shipment, lo, hi)
-                if not shipment.open:
-                    self.away.pop(task_id, None)
-                    discard(shipment.references)
-        for lost in failed:  # without the lock: this may call the user's callbacks
-            self.fail_lost(*lost, "messages about it were lost, with a broker or a connection")
+        for task_id, shipment in list(self.away.items()) if number == self.round else ():
+            self.take_back(task_id, shipment.doubt, lost=shipment.doubt,
+                           why="messages about it were lost, with a broker or a connection")
 
     # -- what the interface is made of
 
@@ -5019,7 +5013,7 @@ class Worker(Node):
                 failure = CannotSend(f"the callable or an argument cannot be unpickled on worker {self.label}: "
                                      f"{type(error).__name__}: {text_of(error)}")
                 failure.__cause__ = error
-                job.deliver(piece.lo, 1, [None], {0: failure})
+                job.fail(piece.lo, piece.hi, failure)
                 del failure  # its cause refers to this frame: else what was unpickled would stay until a collection
             return False
         finally:

@@ -13336,10 +13336,10 @@ def simulate(seed, **options):
 
 # Faults, to be put into the module: the function, what stands there, what to put in its place.
 MUTATIONS = {
-    "what was lost is not run again": [("Node.requeue", "span.job.requeue(span)", "pass")],
+    "what was lost is not run again": [("Node.take_back", "job.requeue(span)", "pass")],
     "a death is forgotten": [("Broker.on_DIED", "in tasks.items()", "in ()")],
     "bystanders are blamed": [("Broker.on_DIED", '(b"0", b"0", b"%d" % (', '(b"0", b"99", b"%d" % (BLAME | ')],
-    "one death more than retries": [("Node.on_LOST", ">= self.retries", "> self.retries")],
+    "one death more than retries": [("Node.take_back", ">= self.retries", "> self.retries")],
     "answers are sent and counted twice": [("Guest.send", "self.node.send_all(", "for _ in 0, 1: self.node.send_all("),
                                            ("Ranges.close", "return False", "self.cut(lo, hi)\n    return True")],
     "a SPLIT is not recorded": [("Node.on_SPLIT", "self.away[new] = ", "")],
@@ -13360,11 +13360,11 @@ MUTATIONS = {
     "a late HELLO revives the dead": [("Broker.introduced", "if sender in self.dead:", "if False:")],
     "the items behind a long one are dropped": [("Slice.shorten", "self.job.requeue(", "bool(")],
     "the mark of a task is not renewed": [("Worker.park", "self.note(me.mark)", "pass")],
-    "nothing is sent again after a census": [("Node.on_TOLD", "self.requeue(shipment, lo, hi)", "pass")],
+    "nothing is sent again after a census": [("Node.on_TOLD", "lost=shipment.doubt", "lost=()")],
     "nothing is doubted in a census": [("Node.on_WHO", "shipment.doubt = Ranges(shipment.open)", "pass")],
     "who takes over waits for nobody": [("Broker.hear_out", "or self.silent", "")],
     "STOP comes amid a census": [("Broker.quiet", "self.round is None and not self.silent and", "")],
-    "what may have begun runs again, with retries=0": [("Node.on_LOST", "if self.retries == 0:", "if False:")],
+    "what may have begun runs again, with retries=0": [("Node.take_back", "items if self.retries else begun", "items")],
     "what is stale is run when its turn comes": [("Worker.take", "trim(queue)  # what now", "pass  # what now")],
     "a piece of a message is no sign of life": [("Broker.handle", "if link:", "if link and name != b'PIECE':")],
 }
