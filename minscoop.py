@@ -1499,6 +1499,7 @@ class Future(concurrent.futures.Future):
     _state, _result, _exception = PENDING, None, None
     pinned = several = False
     lo, hi = 0, 1  # as a Span's or a Slice's: it is a range of one call
+    job, columns = None, ()  # its job, a Bundle, is made when it is shipped
 
     def __init__(self, node, call, parent):
         self._node, self._call, self._parent = node, call, parent  # call: (callable, arguments, keyword arguments)
@@ -3498,7 +3499,7 @@ class Node:
         self.looked = 0.0                  # when a thread other than the deputy last looked at the socket
         self.alone = None                  # `looked` at the deputy's latest look; if still equal, no other has looked
         self.outbox, self.sending = collections.deque(), False
-        self.context = self.socket = None
+        self.socket = None
 
     # -- the socket, and the threads that watch it
     #
@@ -3565,11 +3566,10 @@ class Node:
             close_all(ends)
 
     def disown(self):
-        """In a forked child: let go of the parent's socket, and of locks that its other threads may have held."""
-        self.forked, self.attended = True, None
-        self.lock, self.serving, self.attending = threading.RLock(), threading.RLock(), threading.RLock()
-        self.socket, self.broken = None, PoolError("this pool belongs to the parent process")
-        self.away, self.guests, self.queue = {}, {}, collections.deque()  # their files belong to the parent
+        """In a forked child: let go of the parent's socket, of locks that its other threads may have held, and of all
+        that is queued or under way: the files of that belong to the parent."""
+        Node.__init__(self, self.name, self.size, self.retries)
+        self.forked, self.attended, self.broken = True, None, PoolError("this pool belongs to the parent process")
 
     def attend(self, timeout):
         """Sleep until a message comes or a thread calls ``rouse``; at most a PATROL. The caller holds `attending`."""
@@ -3807,8 +3807,8 @@ class Node:
     def feed(self, beyond=False):
         """Pull inputs of maps; returns whether any came. beyond: only of maps nobody reads yet, past their windows, but
         not past a buffersize."""
-        ready = [job for job in list(self.sources) if not job.begun or not beyond]
-        return any([job.pull((beyond or job.abandoned) and not job.fixed) for job in ready])  # a list: each is to pull
+        return any([job.pull((beyond or job.abandoned) and not job.fixed)  # a list: each of them is to pull
+                    for job in list(self.sources) if not (job.begun and beyond)])
 
     def forget(self, job):
         """Recall what was shipped of a cancelled job. Its spans here are stale, and are dropped when they are met."""
@@ -3839,8 +3839,7 @@ class Node:
         """The futures that wait here, and the jobs that are not done, each once."""
         with self.lock:
             units = [unit for unit in self.queue if not unit.stale] + [shipment.span for shipment in self.away.values()]
-            queued_or_away = [unit if isinstance(unit, Future) else unit.job for unit in units]
-            return list(dict.fromkeys(queued_or_away + self.sources + self.in_hand))
+            return list(dict.fromkeys([unit.job or unit for unit in units] + self.sources + self.in_hand))
 
     def break_off(self, error):
         """The pool cannot go on: everything that waits fails with this error."""
@@ -4093,7 +4092,7 @@ class Node:
         lo, hi, flags, obituary = int(lo), int(hi), int(flags), bytes(obituary)
         shipment = self.away.get(task_id)
         if shipment is not None:
-            begun = 0, int(ALL) if flags & BEGUN else hi  # also those before lo: they may have run, their results unsent
+            begun = 0, int(ALL) if flags & BEGUN else hi  # also those before lo, which may have run, results unsent
             self.take_back(task_id, [begun, *shipment.doubt], (lo, hi) if flags & BLAME else (0, 0),
                            obituary.decode(errors="replace"), host_of(obituary.partition(b" ")[0]))
 
@@ -4205,21 +4204,20 @@ class Node:
     def set_const(self, constants):
         """See ``Interface.set_const``."""
         for name, value in constants.items():
-            if name in self.consts:
-                raise TypeError(f"the constant {name!r} exists already: constants are set once")
-            try:
-                frames = dumps(value, self.memory, lasting=True)
-            except FAULTS as error:
-                raise CannotSend(reason_of(error, (value, f"the constant {name!r}"))) from error
             setter = b"%s:%d" % (self.name, next(self.serial))
-            self.insist(setter, b"CONST", name.encode(), setter, *frames)
-            try:
-                self.wait_for(lambda: name in self.consts or self.broken, "const")
-            finally:
-                del self.unanswered[setter]
-            self.check_open()
-            # our frames are not needed if another's value was quicker, or ours came back from another host, as a copy
-            discard([frame for frame in frames if frame not in self.consts[name][2]], even_lasting=True)
+            if name not in self.consts:
+                try:
+                    frames = dumps(value, self.memory, lasting=True)
+                except FAULTS as error:
+                    raise CannotSend(reason_of(error, (value, f"the constant {name!r}"))) from error
+                self.insist(setter, b"CONST", name.encode(), setter, *frames)
+                try:
+                    self.wait_for(lambda: name in self.consts or self.broken, "const")
+                finally:
+                    del self.unanswered[setter]
+                self.check_open()
+                # our frames are not needed if another's value was quicker, or ours came back, as a copy, from elsewhere
+                discard([frame for frame in frames if frame not in self.consts[name][2]], even_lasting=True)
             if self.consts[name][0] != setter:
                 raise TypeError(f"the constant {name!r} exists already: constants are set once")
 
@@ -4353,7 +4351,7 @@ class Root(Node):
         if self.wanted > 0 or not self.queue or not 0 < self.size <= len(self.away):  # before the lock: mostly it is so
             return self.wanted > 0
         with self.lock:
-            job = getattr(self.queue[0], "job", None) if self.queue else None  # a call has none, until it is shipped
+            job = self.queue[0].job if self.queue else None
             own = len(job.shipments if job else self.calls_away)
             others = len(self.away) - own
             return own <= self.size <= others
@@ -4416,16 +4414,18 @@ class Root(Node):
 
     def finish(self):
         """Wait for what is under way, then end the pool."""
+        def over():
+            return self.ended or self.broken
         try:
             self.drain()
             for facts in list(self.hosts.values()):
                 if "state" not in facts and self.broken is None:
                     logger.info("host %s was not ready before all was done", facts["host"])
             self.closing = True
-            self.send(b"STOP")
-            while self.keeper.poll() is None and not self.wait_for(lambda: self.ended or self.broken, None, 0.01):
+            self.insist("the end", b"STOP")
+            while self.keeper.poll() is None and not self.wait_for(over, None, 0.01):
                 pass
-            self.wait_for(lambda: self.ended or self.broken, None, GRACE / 4)  # the last messages may be yet to be read
+            self.wait_for(over, None, GRACE / 4)  # the last messages may be yet to be read
         finally:
             self.abort()
             if self.profile:
@@ -4452,12 +4452,6 @@ class Root(Node):
         remove(self.directory, self.memory)
 
     # -- messages
-
-    def on_WHO(self, number):
-        """As any node; once shutdown has begun, say STOP again, too."""
-        super().on_WHO(number)
-        if self.closing:
-            self.send(b"STOP")
 
     def on_FAILED(self, reason):
         """No worker can work."""
@@ -4744,13 +4738,17 @@ class Worker(Node):
         self.marker[0] = SEVERAL if self.waiting else RESTING
         flush_output()
         with self.lock:
-            self.send_all(*self.wishes())
+            self.send_all(*self.wishes(done=True))
         self.doze(self.stopped.is_set, PATROL)
 
-    def wishes(self):
-        """The messages to send when there is nothing to run here. Called with the lock held."""
-        said = self.wish()
-        if not (self.idle or self.waiting or self.away or self.in_hand or self.queue):
+    def wishes(self, done=False):
+        """The messages to send when there is nothing to run: HUNGRY, unless it was sent and still stands, or too many
+        threads are parked; if this is all there was to do, with the lock held, also IDLE."""
+        self.known, said = self.received, []
+        if not (self.asked or self.waiting >= MAX_PARKED):
+            self.asked = True
+            said.append((b"HUNGRY", b"1"))
+        if done and not (self.idle or self.waiting or self.away or self.in_hand or self.queue):
             self.idle = True
             said.append((b"IDLE", b"%d" % self.received))
         return said
@@ -4761,7 +4759,7 @@ class Worker(Node):
         trim(self.queue)
         done = len(me.stack) == 2 and me.ident == threading.get_ident() and not (
             self.queue or self.resumable or self.waiting or self.sources or self.stopped.is_set())
-        return self.wishes() if done else ()
+        return self.wishes(done) if done else ()
 
     def doze(self, ready, timeout):
         """Unless ready(), sleep until a message comes or another thread has work for us; then serve."""
@@ -4775,14 +4773,6 @@ class Worker(Node):
         for guest in list(self.guests.values()):
             if guest.postpones:
                 guest.flush(aside=True)
-
-    def wish(self):
-        """HUNGRY, as a list of messages; empty if it was sent and still stands, or if too many threads are parked."""
-        self.known = self.received
-        if self.asked or self.waiting >= MAX_PARKED:
-            return []
-        self.asked = True
-        return [(b"HUNGRY", b"1")]
 
     def pass_baton(self):
         """Pass the baton to another thread: to one that can resume, else to a spare one, which takes new work. The
@@ -4866,7 +4856,7 @@ class Worker(Node):
         if self.resumable or self.queue:
             self.park(me, ready, what, timeout)
         elif not self.feed():
-            self.send_all(*self.wish())
+            self.send_all(*self.wishes())
             self.doze(ready, timeout)
 
     def sleep_aside(self, ready, what, timeout):
@@ -4939,19 +4929,19 @@ class Worker(Node):
             if not queue or task is not None and not descends(queue[-1], task):
                 return None
             unit = queue[-1]
-            if isinstance(unit, Span):
-                if isinstance(unit.job, Guest):
-                    self.latest = id(unit)
-                return unit.claim()
-            unit._state = RUNNING
-            return queue.pop()
+            if unit.job is None:
+                unit._state = RUNNING
+                return queue.pop()
+            if isinstance(unit.job, Guest):
+                self.latest = id(unit)
+            return unit.claim()
 
     def run(self, unit):
         """Run a future or a slice on top of this thread's stack."""
         me = self.holder
         me.stack.append(unit)
         try:
-            guest = isinstance(unit, Slice) and isinstance(unit.job, Guest)
+            guest = isinstance(unit.job, Guest)
             if len(me.stack) == 2 and not guest:
                 self.note(unit.mark)
             if isinstance(unit, Future):
@@ -4966,14 +4956,13 @@ class Worker(Node):
         whether it can be run."""
         job = piece.job
         self.begun = max(self.begun, job.number)
-        whole = (job.id, job.lo, job.hi) if job.body is not None else None
-        if whole:
-            self.note(whole)  # it is unpickled as a whole, which may kill us
+        if job.body is not None:
+            self.note((job.id, job.lo, job.hi))  # it is unpickled as a whole, which may kill us
             if not self.unpack(piece):
                 return False
             if piece.span.several:
                 self.serve()  # HUNGRY from others here may have come with it: now they can get a part
-        if piece.mark != whole:
+        if job.hi - job.lo > 1:  # else that is noted already
             self.note(piece.mark)
         return True
 
@@ -4982,7 +4971,7 @@ class Worker(Node):
         recipe, rest = piece.job.recipe, piece.span.hi - piece.lo  # rest <= grain: one item's pace tells little of many
         if not self.asked and len(self.queue) <= 1 and rest <= recipe.grain \
                 and TOO_LATE < rest * (recipe.pace or 0) < ASK_EARLY:  # little is left: ask early
-            self.send_all(*self.wish())
+            self.send_all(*self.wishes())
         self.execute(piece, me)
         piece.deliver()
 
@@ -5044,16 +5033,11 @@ class Worker(Node):
                 self.shorten()
             newest.watched = True
         super().stand_in()
-        # The baton's holder has something else to do, or others want work
-        if self.inbox or self.resumable or self.wanted or self.guest_waits:
+        with self.lock:  # guests take turns, so one that came last and has not been begun is next
+            guest_waits = len(self.queue) > 1 and self.queue[0].columns is None
+        if guest_waits or self.inbox or self.resumable or self.wanted:  # there is else to do, or others want work
             self.shorten()
             self.give()  # a sole entry may be about to be run, and goes at the next look: see seen
-
-    @property
-    def guest_waits(self):
-        """Whether the guest that came last has not been begun, and something else is queued: guests take turns."""
-        with self.lock:
-            return len(self.queue) > 1 and getattr(self.queue[0], "columns", ()) is None
 
     # -- messages
 
