@@ -1934,6 +1934,7 @@ class Job:
     one for all of them if it is a reduction. failures: {offset: exception}."""
 
     recipe, cancelled, lo = CALLS, False, 0  # lo: the item with which its columns begin
+    id = left = None  # those of a Guest
     pause = math.inf  # s that a slice may take for the sake of those who await its results, see Guest: here, any
     item_bytes = None  # mean size of a pickled item, once one was pickled
 
@@ -3440,8 +3441,8 @@ def about_this_machine():
 class Shipment:
     """A task that this node owns and another holds: its items, and which are still open (without a result)."""
 
-    def __init__(self, span, lo, hi, frames=()):
-        self.span, self.open = span, Ranges([(lo, hi)])
+    def __init__(self, span, frames=()):
+        self.span, self.open = span, Ranges([(span.lo, span.hi)])
         self.doubt = Ranges()  # open items that no holder has HELD since the last WHO
         self.references = [frame for frame in frames if reference(frame)]  # to shared memory, sent with it
         span.job.shipments.add(self)
@@ -3484,7 +3485,7 @@ class Node:
         self.calls_away = weakref.WeakSet()  # the Shipments of submitted calls
         self.guests = {}                  # task id -> Guest
         self.parked = {}                  # what is waited for -> Events and Strands to be set
-        self.consts = {}                  # name -> (who set it, function that returns the value)
+        self.consts = {}                  # name -> (its CONST, function that returns the value)
         self.wanted = 0                   # tasks that others would take from here
         self.width = 1                    # workers that each of these is meant for, on average
         self.rich = False                 # the broker believes that we have more
@@ -3935,26 +3936,24 @@ class Node:
         that, too: it took twice the messages."""
         if item_bytes is None:
             return 1  # pickling this first one tells how large they are
-        whole, workers = count, self.size or 1
         if self.executes:
-            workers = max(2 * self.width, 1 + self.width * self.wanted)
-        elif span is None:
-            whole = 2 * count / 3
+            whole, workers = count, max(2 * self.width, 1 + self.width * self.wanted)
         else:
-            whole = span.hi - span.base
+            whole, workers = span.hi - span.base if span else 2 * count / 3, self.size or 1
         share = math.ceil(whole * self.width / workers)
         return max(1, min(count, share, MAX_BODY // max(1, item_bytes)))
 
     def bundle(self):
         """Make a span of the oldest calls, all with the same parent."""
-        queue, first, futures = self.queue, self.queue[0], []
+        queue, parent, futures = self.queue, self.queue[0]._parent, []
         count = min(self.portion(len(queue), self.call_bytes), MAX_CALLS)
         while queue and len(futures) < count:
-            if not queue[0].stale:
-                if not isinstance(queue[0], Future) or queue[0]._parent is not first._parent:
+            unit = queue[0]
+            if not unit.stale:
+                if unit.job or unit._parent is not parent:
                     break
-                queue[0]._state = RUNNING
-                futures.append(queue[0])
+                unit._state = RUNNING
+                futures.append(unit)
             queue.popleft()
         job = Bundle(self, futures)
         return Span(job, job.columns, 0, 0, len(futures))
@@ -3978,10 +3977,10 @@ class Node:
             trim(self.queue)
             self.rich = len(self.queue) > self.executes or bool(self.queue and self.queue[0].several)
             task_id, bounds = self.register(span, frames), (b"%d" % span.lo, b"%d" % span.hi)
-            news = [(b"SPLIT", job.id, *bounds, task_id)] if isinstance(job, Guest) and task_id != job.id else []
+            news = [(b"SPLIT", job.id, *bounds, task_id)] if job.id not in (None, task_id) else []
             self.send_all(*news,  # as one: no CANCEL comes between them
                           (b"TASK", task_id, span.avoid, b"%d" % self.rich, *bounds, b"%d" % span.singly, *frames))
-        if isinstance(job, Guest) and job.left == 0:
+        if job.left == 0:
             job.flush(aside=True)
         return True
 
@@ -4001,9 +4000,9 @@ class Node:
     def register(self, span, frames):
         """Note that a span leaves, and return its task id. An owner records a Shipment; a holder updates its Guest."""
         job, lo, hi = span.job, span.lo, span.hi
-        if not isinstance(job, Guest):
+        if job.id is None:
             task_id = b"%s:%d/%d" % (self.name, next(self.serial), lo)
-            self.away[task_id] = Shipment(span, lo, hi, frames)
+            self.away[task_id] = Shipment(span, frames)
             return task_id
         if job.untouched(lo, hi):
             self.guests.pop(job.id, None)
@@ -4078,7 +4077,7 @@ class Node:
             if shipment is None or not shipment.open.close(lo, hi):
                 self.recall(new)
                 return
-            self.away[new] = part = Shipment(shipment.span, lo, hi)
+            self.away[new] = part = Shipment(shipment.span.cut(lo, hi))
             part.doubt.extend(shipment.doubt.cut(lo, hi))
             if not shipment.open:
                 del self.away[task_id]
@@ -4149,8 +4148,8 @@ class Node:
 
     def on_CONST(self, name, setter, *frames):
         """A shared constant; unpickled when it is first asked for, and then kept."""
-        value = functools.lru_cache(None)(lambda: loads(frames))
-        self.consts.setdefault(name.decode(), (setter, value, frames))
+        const = (b"CONST", name, setter, *frames), functools.lru_cache(None)(lambda: loads(frames))
+        self.consts.setdefault(name.decode(), const)
         self.wake("const")
 
     def on_SIZE(self, workers):
@@ -4166,9 +4165,8 @@ class Node:
             for shipment in list(self.away.values()) if number != self.round else ():  # else HELDs may have come since
                 shipment.doubt = Ranges(shipment.open)
             self.round = number
-            consts = [(b"CONST", name.encode(), setter, *frames) for name, (setter, _, frames) in self.consts.items()
-                      # large ones only from root and setter
-                      if self.name in (ROOT, owner_of(setter)) or sum(map_builtin(size_of, frames)) < OUT_OF_BAND]
+            consts = [const for const, _ in self.consts.values()  # large ones only from root and setter
+                      if self.name in (ROOT, owner_of(const[2])) or sum(map_builtin(size_of, const)) < OUT_OF_BAND]
             held = [(b"HELD", number, guest.id, *(b"%d" % bound for part in guest.open for bound in part))
                     for guest in list(self.guests.values())]
             self.send_all((b"HELLO",), *consts, *self.unanswered.values(), *held, (b"TOLD", number))
@@ -4217,8 +4215,8 @@ class Node:
                     del self.unanswered[setter]
                 self.check_open()
                 # our frames are not needed if another's value was quicker, or ours came back, as a copy, from elsewhere
-                discard([frame for frame in frames if frame not in self.consts[name][2]], even_lasting=True)
-            if self.consts[name][0] != setter:
+                discard([frame for frame in frames if frame not in self.consts[name][0]], even_lasting=True)
+            if self.consts[name][0][2] != setter:
                 raise TypeError(f"the constant {name!r} exists already: constants are set once")
 
     def get_const(self, name, timeout):
@@ -4231,39 +4229,33 @@ class Node:
 # 9  Root
 
 
-class Late(list):
-    """Stands in for a signal's handler: keeps the first signal for later; what follows is not deferred, since a
-    callback may not end. Nor is any in a process that another thread has forked meanwhile: there is no later there."""
-
-    def __init__(self, handler):
-        super().__init__()
-        self.handler, self.process = handler, os.getpid()
-
-    def __call__(self, *args):
-        """Handle a signal."""
-        self.handler(*args) if self or os.getpid() != self.process else self.append(args)
-
-
 def signals_wait(method):
     """Decorator: defer Ctrl-C, and the program's own handlers of SIGALRM and SIGTERM, which may raise to set a time
     limit or to exit, while the main thread handles or sends messages: one cut short is lost, and whoever waits for it
-    hangs. The command line's handler of SIGTERM ends the pool at once, and is left alone."""
+    hangs. The command line's handler of SIGTERM ends the pool at once, and is left alone.
+
+    Only the first signal is kept for later: a callback may not end. Nor is any in a process that another thread has
+    forked meanwhile: there is no later there."""
     @functools.wraps(method)
     def whole(*args, **options):
         if threading.current_thread() is not threading.main_thread():
             return method(*args, **options)
         for number in (signal.SIGINT, signal.SIGALRM, signal.SIGTERM):
             handler = _signal.getsignal(number)
-            if callable(handler) and handler is not terminate and type(handler) is not Late:
+            if callable(handler) and handler is not terminate and getattr(handler, "defers", None) is not True:
                 break
         else:
             return method(*args, **options)
-        late = Late(handler)
-        _signal.signal(number, late)
+        late, process = [], os.getpid()
+
+        def defer(*call):
+            handler(*call) if late or os.getpid() != process else late.append(call)
+        defer.defers = True
+        _signal.signal(number, defer)
         try:
             return whole(*args, **options)  # for the next of these signals
         finally:
-            if _signal.getsignal(number) is late:  # else a callback has set another
+            if _signal.getsignal(number) is defer:  # else a callback has set another
                 _signal.signal(number, handler)
             if late:
                 handler(*late.pop())  # it refers to frames, and so to what these hold: a message, large results
@@ -4486,14 +4478,12 @@ class Root(Node):
             if name.startswith("?"):
                 body = [json.dumps(own_path()).encode()]
             elif beside and name.endswith("/"):
-                with os.scandir(name) as entries:
-                    names = [entry.name + "/" * entry.is_dir() for entry in entries]
+                names = [entry.name + "/" * entry.is_dir() for entry in os.scandir(name)]
                 body = [json.dumps([entry for entry in names if entry.endswith(("/", ".py"))]).encode()]
             elif name == main.path:
                 body = [main.source]
             elif beside and name.endswith(".py"):
-                with open(name, "rb") as file:
-                    body = [file.read()]
+                body = [read_source(name)]
         self.send(b"FILE", path, *body)
 
     def on_OUTPUT(self, worker, stream, lines):
@@ -5107,11 +5097,9 @@ class Worker(Node):
 
 def descends(unit, task):
     """Whether a unit was created by this task, or by one of its descendants."""
-    while unit is not None:
-        if unit is task:
-            return True
+    while unit is not None and unit is not task:
         unit = unit._parent
-    return False
+    return unit is task
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -7342,7 +7330,7 @@ class Recording:
         parent, name = getattr(unit._parent, "event", None), self.name.decode()
         event = types.SimpleNamespace(
             worker=name, fn="?", own=0.0, task=f"{name}#{next(self.numbers)}", arguments=None,
-            parent=parent.task if parent else getattr(getattr(unit, "job", None), "id", b"").decode().partition("/")[0],
+            parent=parent.task if parent else (unit.job and unit.job.id or b"").decode().partition("/")[0],
             again=isinstance(unit, Slice) and unit.span.singly and unit.span.avoid != b"",  # a worker died over it
             clock=time.monotonic)
         try:

@@ -4831,7 +4831,7 @@ def test_what_was_lost_with_a_broker_is_counted_when_it_runs_again():
     """Items that a census finds lost count as retried, just as those lost with a worker."""
     node = HandNode()
     span = HandJob(identity, range(9)).span
-    node.away[b"0.root:0/0"] = shipment = minscoop.Shipment(span, 0, 9)
+    node.away[b"0.root:0/0"] = shipment = minscoop.Shipment(span)
     node.on_WHO(b"1")
     node.on_HELD(b"1", b"0.root:0/0", b"0", b"4")
     node.on_TOLD(b"1")
