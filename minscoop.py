@@ -1799,6 +1799,11 @@ class Span:
         """The columns of [lo, hi) only."""
         return [column[lo - self.base:hi - self.base] for column in self.columns]
 
+    def call(self, item):
+        """(callable, arguments, keyword arguments) of an item."""
+        row = [column[0] for column in self.items(item, item + 1)]
+        return row[0] if self.job.recipe is CALLS else (self.job.recipe.fn, row, {})
+
     def size_of_first(self):
         """Bytes of its first item, if they are known without pickling it; else None."""
         first = [column[self.lo - self.base] for column in self.columns]
@@ -3559,12 +3564,12 @@ class Node:
             self.alarm.set()
             self.rouse(self.watching)
             socket, self.socket = self.socket, None
-            if socket is not None:
-                socket.close(linger=int(linger * 1000))
-        if socket is not None:
-            self.context.term()
-            ends, self.wake_read, self.wake_write = (self.wake_read, self.wake_write), -1, -1
-            close_all(ends)
+            if socket is None:
+                return
+            socket.close(linger=int(linger * 1000))
+        self.context.term()
+        ends, self.wake_read, self.wake_write = (self.wake_read, self.wake_write), -1, -1
+        close_all(ends)
 
     def disown(self):
         """In a forked child: let go of the parent's socket, of locks that its other threads may have held, and of all
@@ -3722,7 +3727,7 @@ class Node:
         self.serve(as_deputy=True)
         self.alone = self.looked
         newest = id(self.queue[-1]) if self.queue else None
-        self.give(reserve=0 if newest == self.seen else None)  # its maker is busy: even the last may go
+        self.give(last=newest == self.seen)  # if so, its maker is busy
         self.seen = newest
 
     def wake(self, what):
@@ -3864,14 +3869,14 @@ class Node:
         """Whether something is to be given away."""
         return self.wanted > 0
 
-    def give(self, reserve=None):
-        """Give away as much as others want and we can spare. reserve: entries that stay here."""
+    def give(self, last=False):
+        """Give away as much as others want and we can spare; `last`: even what is left to be run here next."""
         while (self.queue or self.rich) and self.called_for():  # a look before the lock: mostly there is nothing
             with self.lock:
                 asked = self.wanted > 0
                 if not self.called_for():
                     return
-                span = self.spare(self.executes if reserve is None else reserve)
+                span = self.spare(last)
                 if span is None:
                     # Not DRY if we may soon have more to give: the oldest task is still pickled (it goes as a whole
                     # or not at all, but in parts once unpickled), or something is being pickled or unpickled
@@ -3890,8 +3895,8 @@ class Node:
                     self.in_hand.remove(span.job)
                     self.wanted += asked and not shipped
 
-    def spare(self, reserve):
-        """Take the oldest work off the queue, as a span; None if there is none beyond the reserve."""
+    def spare(self, last):
+        """Take the oldest work off the queue, as a span; None if there is none to spare."""
         queue = self.queue
         for _ in range(len(queue)):
             if queue[0].stale:
@@ -3900,7 +3905,7 @@ class Node:
                 queue.rotate(-1)
             else:
                 break
-        alone = reserve and len(queue) == 1
+        alone = self.executes and not last and len(queue) == 1
         if not queue or queue[0].pinned or alone and not queue[0].several:
             return None
         return self.bundle() if isinstance(queue[0], Future) else self.part_of(queue[0], alone)
@@ -3990,7 +3995,7 @@ class Node:
         if span.columns is None:
             return job.body
         recipe = job.recipe.encode(self.memory)
-        columns = [list(c) if isinstance(c, (list, tuple)) else c for c in span.items(span.lo, span.hi)]
+        columns = [list(c) if isinstance(c, tuple) else c for c in span.items(span.lo, span.hi)]
         frames = dumps(columns, self.memory)
         job.item_bytes = sum(map_builtin(size_of, frames)) // (span.hi - span.lo)
         if isinstance(job, Bundle):
@@ -4030,11 +4035,9 @@ class Node:
 
     def blame(self, span, error):
         """A CannotSend that names what cannot be pickled: an argument, or the callable."""
-        args, others = [column[span.lo - span.base] for column in span.columns], ()
-        if span.job.recipe is CALLS:
-            fn, args, kwargs = args[0]
-            others = [(fn, "the callable"), *((value, f"argument {key!r}") for key, value in kwargs.items())]
-        why = reason_of(error, *((arg, f"argument {i}") for i, arg in enumerate(args, 1)), *others)
+        fn, args, kwargs = span.call(span.lo)
+        why = reason_of(error, *((arg, f"argument {i}") for i, arg in enumerate(args, 1)), (fn, "the callable"),
+                        *((value, f"argument {key!r}") for key, value in kwargs.items()))
         result = CannotSend(f"{span.job.title(span.lo)} cannot be sent to a worker: {why}")
         result.__cause__ = error
         return result
@@ -4798,7 +4801,7 @@ class Worker(Node):
         at its end until it is back."""
         main.context.copy().run(run_apart, unit)  # a context of its own: another task may wait below it on this stack
         if self.forked:
-            self.exit(unit.failures.get(len(unit.values) - 1) if isinstance(unit, Slice) else unit._exception)
+            self.exit(unit.failures.get(len(unit.values) - 1) if unit.job else unit._exception)
         if me is not None and self.holder is not me:
             me.set()
             me.gate.acquire()
@@ -4855,11 +4858,11 @@ class Worker(Node):
         if unit is None:
             if self.inbox:  # the baton's holder may wait for this thread, and not look at what the deputy left it
                 self.serve()
-            self.give(reserve=0)
+            self.give(last=True)
             super().sleep(ready, what, min(timeout, TICK))
         else:
             self.execute(unit)
-            if isinstance(unit, Slice):
+            if unit.job:
                 unit.deliver()
 
     def park(self, me, ready, what, timeout):
@@ -7235,14 +7238,6 @@ def name_of(fn):
     return (name if type(name) is str else type(fn).__qualname__)[:80]
 
 
-def first_call(unit):
-    """(callable, arguments, keyword arguments) of a future, or of the first item of a slice."""
-    if isinstance(unit, Future):
-        return unit._call
-    row = [column[0] for column in unit.span.items(unit.lo, unit.lo + 1)]
-    return row[0] if unit.job.recipe is CALLS else (unit.job.recipe.fn, row, {})
-
-
 def thin(events, cap):
     """Merge neighbouring events of one worker and function, in place, shortest pairs first, until at most `cap` are
     left; if that is not enough, then those of any function. Counts and times stay exact, arguments are dropped."""
@@ -7334,7 +7329,7 @@ class Recording:
             again=isinstance(unit, Slice) and unit.span.singly and unit.span.avoid != b"",  # a worker died over it
             clock=time.monotonic)
         try:
-            fn, args, kwargs = first_call(unit)
+            fn, args, kwargs = unit.span.call(unit.lo) if unit.job else unit._call
             event.fn = name_of(fn)
             if self.level > 1:
                 words = [short(value) for value in args[:5]] + ["…"] * (len(args) > 5)
