@@ -3466,18 +3466,27 @@ class Node:
 
     executes = False  # whether tasks are run here
     memory = None     # the directory for shared memory
-    connections = 0   # made by the socket
+    wanted = 0        # tasks that others would take from here
+    width = 1         # workers that each of these is meant for, on average
+    rich = False      # the broker believes that we have more
+    call_bytes = None  # mean size of a pickled call
+    waiting = 0       # threads whose tasks wait while other threads run tasks
     known = None      # `received` of a worker when it last considered asking for more
-    seen = None       # id of the newest queue entry at the deputy's last look: has the queue moved since?
+    round = None      # number of the latest census
+    connections = 0   # made by the socket
+    sending = False   # a thread is emptying the outbox
     attended = None   # the thread that sleeps on the socket, or is about to
     watching = 0.0    # s: timeout of the deputy's sleep on the socket; 0: it does not sleep there
+    looked = 0.0      # when a thread other than the deputy last looked at the socket
+    alone = None      # `looked` at the deputy's latest look; if still equal, no other has looked
+    seen = None       # id of the newest queue entry at the deputy's last look: has the queue moved since?
     dropped = 0       # messages that made no sense
     calls = 0         # submitted calls that were shipped and are done
     retried = 0       # calls that were lost and may have begun; they run again
-    inside = False    # the calling thread runs a task, in the script's own process: see Inline
-    waiting = 0       # threads whose tasks wait while other threads run tasks
     idle_workers = 0  # of the whole pool, when the broker was asked last
+    inside = False    # the calling thread runs a task, in the script's own process: see Inline
     forked = False    # this is a child that the program, or a task, has forked; the pool is none of its business
+    broken = None     # the PoolError after which nothing works any more
     ended_by = None   # the PoolError by which the pool ended, if it was not just shut down
 
     def __init__(self, name, size, retries):
@@ -3486,25 +3495,16 @@ class Node:
         self.queue = collections.deque()  # given away from the left, run here from the right
         self.sources = []                 # jobs whose inputs are not all pulled
         self.in_hand = []                 # jobs of spans that are being pickled (to be shipped) or unpickled
+        self.serial = itertools.count()   # of what is shipped
         self.away = {}                    # task id -> Shipment
         self.calls_away = weakref.WeakSet()  # the Shipments of submitted calls
         self.guests = {}                  # task id -> Guest
         self.parked = {}                  # what is waited for -> Events and Strands to be set
         self.consts = {}                  # name -> (its CONST, function that returns the value)
-        self.wanted = 0                   # tasks that others would take from here
-        self.width = 1                    # workers that each of these is meant for, on average
-        self.rich = False                 # the broker believes that we have more
-        self.serial = itertools.count()
-        self.call_bytes = None            # mean size of a pickled call
-        self.inbox = collections.deque()
+        self.inbox, self.outbox = collections.deque(), collections.deque()
         self.due = collections.deque()    # futures that are done, with callbacks yet to be called
         self.unanswered = {}              # key -> a message that awaits its answer, sent again at each WHO
-        self.round = None                 # number of the latest census
-        self.broken = None                # the PoolError after which nothing works any more
         self.stopped, self.alarm = threading.Event(), threading.Event()
-        self.looked = 0.0                  # when a thread other than the deputy last looked at the socket
-        self.alone = None                  # `looked` at the deputy's latest look; if still equal, no other has looked
-        self.outbox, self.sending = collections.deque(), False
         self.socket = None
 
     # -- the socket, and the threads that watch it
@@ -4268,11 +4268,12 @@ def signals_wait(method):
 class Root(Node):
     """The process of the user: starts the keeper of this host, creates tasks and runs none."""
 
-    keeper = profile = None  # profile: the sum of those of workers
+    keeper = profile = None   # profile: the sum of those of workers
+    closing = ended = False   # the end has begun; the broker has ended
 
     def __init__(self, options):
         super().__init__(ROOT, options["total"], options["retries"])
-        self.options, self.closing, self.ended = options, False, False
+        self.options = options
         self.decoders = {}  # (worker, stream) -> decoder of its output
         self.hosts = {options["host"]: {"state": "ready", "workers": options["size"]},  # number -> facts
                       **{number: {"host": name} for number, name, _ in options["hosts"]}}  # of those to come
@@ -4595,13 +4596,14 @@ def status_text(code):
 class Strand:
     """A thread of a worker that can hold the baton."""
 
+    ident = None  # of its thread
+    mark = None   # (id, lo, hi) of the other node's task that it works for; see Slice.mark
+
     def __init__(self, worker):
         self.worker = worker
         self.gate = threading.Lock()  # released by the thread that passes the baton to this one
         self.gate.acquire()
         self.stack = [None]  # the Futures and Slices that it is running, the newest last; None at the bottom
-        self.ident = None    # of its thread
-        self.mark = None     # (id, lo, hi) of the other node's task that it works for; see Slice.mark
 
     @property
     def slices(self):
@@ -4646,6 +4648,12 @@ class Worker(Node):
 
     executes = True
     _parent = None
+    asked = False  # HUNGRY was sent, and no TASK has come since
+    idle = False   # IDLE was sent, and is still true
+    received = 0   # TASKs; each is numbered by this count
+    begun = 0      # the highest number of a TASK that was begun
+    served = 0.0   # when this worker last looked for messages between tasks
+    latest = None  # id() of the guest's Span of which a slice was taken last
 
     def __init__(self, name, config, mark):
         super().__init__(name, config["total"], config["retries"])
@@ -4655,13 +4663,7 @@ class Worker(Node):
         self.resumable = collections.deque()
         self.spare_strands = []
         self.profiles = []
-        self.asked = False     # HUNGRY was sent, and no TASK has come since
-        self.idle = False      # IDLE was sent, and is still true
-        self.received = 0      # TASKs; each is numbered by this count
-        self.begun = 0         # the highest number of a TASK that was begun
         self.files = {}        # path -> content; None: there is no such file
-        self.served = 0.0      # when this worker last looked for messages between tasks
-        self.latest = None     # id() of the guest's Span of which a slice was taken last
 
     # -- the baton
 
@@ -4817,11 +4819,12 @@ class Worker(Node):
     def exit(self, error):
         """End this process as a program would that has ended, maybe by an exception; but run nothing else: in a child
         that a task has forked, and that has returned from that task, all else belongs to the parent."""
-        exits = error is None or isinstance(error, SystemExit) and isinstance(error.code, (int, type(None)))
-        if not exits:
+        code = error.code if isinstance(error, SystemExit) else error
+        if not isinstance(code, (int, type(None))):
             traceback.print_exception(type(error), error, error.__traceback__)
+            code = 1
         flush_output()
-        os._exit((getattr(error, "code", 0) or 0) & 255 if exits else 1)
+        os._exit((code or 0) & 255)
 
     def wait_for(self, ready, what=None, timeout=None):
         """As any node; if a callback waits, in the middle of a message, other threads may handle messages meanwhile."""
