@@ -1915,6 +1915,10 @@ class Ranges(list):
                    if part[0] < part[1]]
         return parts
 
+    def cut_all(self, ranges):
+        """Remove whatever lies in these ranges; return it."""
+        return Ranges(part for bounds in ranges for part in self.cut(*bounds))
+
     def close(self, lo, hi):
         """Remove [lo, hi) if all of it is there; return whether it was."""
         for i, (first, end) in enumerate(self):
@@ -3697,7 +3701,7 @@ class Node:
 
         Where no tasks are run and only the deputy has looked lately, as under an event loop, ATTEND is skipped."""
         with self.lock:
-            self.watching = timeout = self.until_flush(timeout)
+            self.watching = timeout = min(timeout, MAX_FLUSH if self.held_back() else PATROL)
             ready = self.socket is None or readable_now(self.socket)
         looked = self.looked  # later ones only: an earlier look has not seen what wakes us now
         came = ready or readable(timeout, self.wake_read, self.descriptor)
@@ -3708,10 +3712,9 @@ class Node:
             self.hear()
         return self.looked == looked
 
-    def until_flush(self, timeout):
-        """The timeout, but at most MAX_FLUSH if results wait here to be sent."""
-        waiting = any(guest.postpones for guest in list(self.guests.values()))
-        return min(timeout, MAX_FLUSH) if waiting else timeout
+    def held_back(self):
+        """The guests of which results wait here to be sent."""
+        return [guest for guest in list(self.guests.values()) if guest.postpones]
 
     def hear(self):
         """Drain what ``rouse`` wrote, unless another thread sleeps in ``attend`` by now: it may be meant for that."""
@@ -3757,12 +3760,12 @@ class Node:
         """Called when a thread polls for results instead of waiting. pending: some calls may not have begun."""
 
     def sleep(self, ready, what, timeout):
-        """Sleep until ``wake(what)``, at most `timeout` seconds or a PATROL."""
+        """Sleep until ``wake(what)``, at most `timeout` seconds or a TICK: who sleeps on the socket may leave it."""
         sleeper = threading.Event()
         with self.lock:
             self.parked.setdefault(what, []).append(sleeper)
         if not ready():  # asked once more, now that changes reach us
-            sleeper.wait(min(timeout, PATROL))
+            sleeper.wait(min(timeout, TICK))
         self.unlist(what, sleeper)
 
     def unlist(self, what, sleeper):
@@ -4109,16 +4112,15 @@ class Node:
             shipment = self.away.get(task_id)
             if shipment is None:
                 return
-            job, lost = shipment.span.job, Ranges(part for bounds in lost for part in shipment.open.cut(*bounds))
-            rest = Ranges(lost)
-            begun = [part for bounds in begun for part in rest.cut(*bounds)]
+            job, lost = shipment.span.job, shipment.open.cut_all(lost)
+            begun = Ranges(lost).cut_all(begun)
             items = [(i, i + 1) for part in Ranges(lost).cut(*suspects) for i in range(*part)] if why else []
             for part in items if self.retries else begun:
                 deaths = job.deaths[part[0]]
                 deaths.append(why)
                 if len(deaths) >= self.retries and lost.close(*part):
                     fatal.append(part)
-            self.retried += sum(end - first for bounds in begun for first, end in Ranges(lost).cut(*bounds))
+            self.retried += sum(end - first for first, end in Ranges(lost).cut_all(begun))
             suspected = lost.cut(*suspects)
             for part in sorted(suspected + lost, reverse=True):
                 span = shipment.span.cut(*part)
@@ -4316,7 +4318,7 @@ class Root(Node):
         if self.wanted and not self.queue and self.feed():  # workers want what only the inputs of a map can give
             return
         if not self.listen(ready, timeout, 0):
-            super().sleep(ready, what, min(timeout, TICK))  # briefly: the thread on the socket may leave
+            super().sleep(ready, what, timeout)
         elif not ready():
             self.patrol()
 
@@ -4760,14 +4762,13 @@ class Worker(Node):
         """Unless ready(), sleep until a message comes or another thread has work for us; then serve."""
         self.flush()
         if not self.listen(lambda: self.queue or self.resumable or self.received != self.known or ready(),
-                           self.until_flush(timeout)):
+                           min(timeout, MAX_FLUSH if self.held_back() else PATROL)):
             self.stopped.wait(ATTEND / 10)  # another thread is handling messages, maybe for long: do not spin
 
     def flush(self):
         """Send the results that were held back to travel together, if they have waited long enough."""
-        for guest in list(self.guests.values()):
-            if guest.postpones:
-                guest.flush(aside=True)
+        for guest in self.held_back():
+            guest.flush(aside=True)
 
     def pass_baton(self):
         """Pass the baton to another thread: to one that can resume, else to a spare one, which takes new work. The
@@ -4862,7 +4863,7 @@ class Worker(Node):
             if self.inbox:  # the baton's holder may wait for this thread, and not look at what the deputy left it
                 self.serve()
             self.give(last=True)
-            super().sleep(ready, what, min(timeout, TICK))
+            super().sleep(ready, what, timeout)
         else:
             self.execute(unit)
             if unit.job:

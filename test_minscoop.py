@@ -5096,11 +5096,11 @@ class HandWorker(VirtualWorker):
 def test_the_root_waits_when_another_thread_handles_messages(monkeypatch):
     """The pool must not end before that thread has called their callbacks, and whoever waits for it must not spin."""
     root, rests = VirtualRoot(mock.Mock()), []
-    monkeypatch.setattr(minscoop.Node, "sleep", lambda *args: rests.append(args[-1]))
     root.inbox.append([b"SIZE", b"7"])
     with concurrent.futures.ThreadPoolExecutor(1) as other:
         other.submit(root.serving.acquire).result(WAIT)
         assert not root.quiet()
+        monkeypatch.setattr(threading.Event, "wait", lambda event, timeout: rests.append(timeout))
         root.sleep(lambda: bool(rests), None, 9)
         assert (rests, root.size) == ([minscoop.TICK], 1)
         other.submit(root.serving.release).result(WAIT)
