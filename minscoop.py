@@ -4740,7 +4740,7 @@ class Worker(Node):
 
     def wishes(self, done=False):
         """The messages to send when there is nothing to run: HUNGRY, unless it was sent and still stands, or too many
-        threads are parked; if this is all there was to do, with the lock held, also IDLE."""
+        threads are parked. done: no task is on the stack, and the lock is held; then also IDLE, if that is so."""
         self.known, said = self.received, []
         if not (self.asked or self.waiting >= MAX_PARKED):
             self.asked = True
