@@ -4095,27 +4095,25 @@ class Node:
     def on_LOST(self, task_id, lo, hi, flags, obituary):
         """The holder of a task that we shipped died: queue it again, but fail items that may not run once more."""
         lo, hi, flags, obituary = int(lo), int(hi), int(flags), bytes(obituary)
-        shipment = self.away.get(task_id)
-        if shipment is not None:
-            begun = 0, int(ALL) if flags & BEGUN else hi  # also those before lo, which may have run, results unsent
-            self.take_back(task_id, [begun, *shipment.doubt], (lo, hi) if flags & BLAME else (0, 0),
-                           obituary.decode(errors="replace"), host_of(obituary.partition(b" ")[0]))
+        begun = 0, int(ALL) if flags & BEGUN else hi  # also those before lo: they may have run, their results unsent
+        self.take_back(task_id, begun, (lo, hi) if flags & BLAME else (0, 0), obituary.decode(errors="replace"),
+                       host_of(obituary.partition(b" ")[0]))
 
-    def take_back(self, task_id, begun=(), suspects=(0, 0), why="", avoid=b"", lost=((0, math.inf),)):
+    def take_back(self, task_id, begun=(0, 0), suspects=(0, 0), why=None, avoid=b"", lost=((0, math.inf),)):
         """Queue the `lost` ones of a shipment's open items again, to be given away first; `suspects` one by one.
 
-        Not those that may have `begun`, if retries=0, nor suspects that have killed enough workers: these fail. The
-        former may also be in doubt, amid a census: they may have begun elsewhere, news of a SPLIT being lost.
-        why: the holder's obituary, if it died; avoid: its host."""
+        why: an obituary, or what else has happened to their holder; None: nothing has. If so, some fail: suspects that
+        have killed enough workers; with retries=0 all that may have begun. So may, amid a census, what is in doubt:
+        elsewhere, news of a SPLIT being lost. avoid: the host where they were lost."""
         fatal = []
         with self.lock:
             shipment = self.away.get(task_id)
             if shipment is None:
                 return
             job, lost = shipment.span.job, shipment.open.cut_all(lost)
-            begun = Ranges(lost).cut_all(begun)
-            items = [(i, i + 1) for part in Ranges(lost).cut(*suspects) for i in range(*part)] if why else []
-            for part in items if self.retries else begun:
+            begun = Ranges(lost).cut_all([] if why is None else [begun, *shipment.doubt])
+            items = ((i, i + 1) for part in Ranges(lost).cut(*suspects) for i in range(*part))
+            for part in () if why is None else items if self.retries else begun:
                 deaths = job.deaths[part[0]]
                 deaths.append(why)
                 if len(deaths) >= self.retries and lost.close(*part):
@@ -4189,7 +4187,7 @@ class Node:
     def on_TOLD(self, number):
         """The census is over: what no node holds runs again; with retries=0 it fails."""
         for task_id, shipment in list(self.away.items()) if number == self.round else ():
-            self.take_back(task_id, shipment.doubt, lost=shipment.doubt,
+            self.take_back(task_id, lost=shipment.doubt,
                            why="messages about it were lost, with a broker or a connection")
 
     # -- what the interface is made of
