@@ -10732,7 +10732,7 @@ def test_the_program_ends_when_a_signal_comes_while_a_task_runs_inline(script, t
         if __name__ == "__main__":
             print("end", [future.exception() for future in [futures.submit(slow, i) for i in range(3)]])
     """), tmp_path / "ran")
-    assert eventually(lambda: lines_of(tmp_path / "ran"))
+    assert eventually(lambda: lines_of(tmp_path / "ran"))  # not just the file: what is in it comes when it is closed
     os.kill(process.pid, number)
     done = finish(process)
     assert (done.returncode, done.stdout, lines_of(tmp_path / "ran")) == (code, "", ["0"])
