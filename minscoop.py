@@ -4181,8 +4181,8 @@ class Node:
             if shipment is None:
                 self.recall(task_id)
             elif number == self.round:
-                for lo, hi in zip(bounds[::2], bounds[1::2]):
-                    shipment.doubt.cut(int(lo), int(hi))
+                numbers = map_builtin(int, bounds)
+                shipment.doubt.cut_all(zip(numbers, numbers))
 
     def on_TOLD(self, number):
         """The census is over: what no node holds runs again; with retries=0 it fails."""
@@ -4241,9 +4241,8 @@ def signals_wait(method):
     forked meanwhile: there is no later there."""
     @functools.wraps(method)
     def whole(*args, **options):
-        if threading.current_thread() is not threading.main_thread():
-            return method(*args, **options)
-        for number in (signal.SIGINT, signal.SIGALRM, signal.SIGTERM):
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        for number in (signal.SIGINT, signal.SIGALRM, signal.SIGTERM) if in_main_thread else ():
             handler = _signal.getsignal(number)
             if callable(handler) and handler is not terminate and getattr(handler, "defers", None) is not True:
                 break
