@@ -3470,8 +3470,7 @@ class Node:
 
     executes = False  # whether tasks are run here
     memory = None     # the directory for shared memory
-    wanted = 0        # tasks that others would take from here
-    width = 1         # workers that each of these is meant for, on average
+    width = 1         # workers that each of the tasks `wanted` is meant for, on average
     rich = False      # the broker believes that we have more
     call_bytes = None  # mean size of a pickled call
     waiting = 0       # threads whose tasks wait while other threads run tasks
@@ -3490,13 +3489,13 @@ class Node:
     idle_workers = 0  # of the whole pool, when the broker was asked last
     inside = False    # the calling thread runs a task, in the script's own process: see Inline
     forked = False    # this is a child that the program, or a task, has forked; the pool is none of its business
-    broken = None     # the PoolError after which nothing works any more
     ended_by = None   # the PoolError by which the pool ended, if it was not just shut down
 
     def __init__(self, name, size, retries):
         self.name, self.size, self.retries = name, size, retries
         self.lock, self.serving, self.attending = threading.RLock(), threading.RLock(), threading.RLock()
         self.queue = collections.deque()  # given away from the left, run here from the right
+        self.wanted = 0                   # tasks that others would take from here
         self.sources = []                 # jobs whose inputs are not all pulled
         self.in_hand = []                 # jobs of spans that are being pickled (to be shipped) or unpickled
         self.serial = itertools.count()   # of what is shipped
@@ -3509,6 +3508,7 @@ class Node:
         self.due = collections.deque()    # futures that are done, with callbacks yet to be called
         self.unanswered = {}              # key -> a message that awaits its answer, sent again at each WHO
         self.stopped, self.alarm = threading.Event(), threading.Event()
+        self.broken = None                # the PoolError after which nothing works any more
         self.socket = None
 
     # -- the socket, and the threads that watch it
@@ -4923,7 +4923,7 @@ class Worker(Node):
             if not queue or task is not None and not descends(queue[-1], task):
                 return None
             unit = queue[-1]
-            if unit.job is None:
+            if isinstance(unit, Future):
                 unit._state = RUNNING
                 return queue.pop()
             if isinstance(unit.job, Guest):
@@ -4935,7 +4935,7 @@ class Worker(Node):
         me = self.holder
         me.stack.append(unit)
         try:
-            guest = isinstance(unit.job, Guest)
+            guest = isinstance(unit, Slice) and isinstance(unit.job, Guest)
             if len(me.stack) == 2 and not guest:
                 self.note(unit.mark)
             if isinstance(unit, Future):
