@@ -8871,6 +8871,7 @@ CPYTHONS_EXCEPTIONS = {  # why they are left out -> tests
     "looks inside: _processes, _max_workers, _executor_manager_thread, _call_queue, _RemoteTraceback":
         "ProcessPoolExecutorTest.test_idle_process_reuse_one ProcessPoolExecutorTest.test_idle_process_reuse_multiple "
         "ProcessPoolExecutorTest.test_saturation ProcessPoolExecutorTest.test_traceback "
+        "ProcessPoolExecutorTest.test_traceback_when_child_process_terminates_abruptly "
         "ProcessPoolShutdownTest.test_processes_terminate ProcessPoolShutdownTest.test_context_manager_shutdown "
         "ProcessPoolShutdownTest.test_del_shutdown ProcessPoolShutdownTest.test_shutdown_no_wait "
         "ExecutorDeadlockTest.test_shutdown_deadlock_pickle",
