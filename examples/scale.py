@@ -158,7 +158,7 @@ class Worker(minscoop.Worker):
         else:
             self.serve(as_deputy=True)
             if self.wanted:
-                self.give(reserve=0)
+                self.give(last=True)
 
     def step(self):
         """The loop of ``Worker.work``, until a task begins."""
@@ -210,7 +210,7 @@ class Host:
     def __init__(self, pool, name, size):
         self.pool, self.name, self.free, self.cost, self.messages = pool, name, 0.0, 0.0, 0
         self.alarm, self.patient = None, False
-        self.broker = minscoop.Broker(name, size, below=name != b"0")
+        self.broker = minscoop.Broker(name, size)
 
     def arrive(self, sender, frames):
         """Handle a message, after those that came before."""
@@ -366,7 +366,7 @@ def memory(hosts=1563, tasks=40):
     for name in minscoop.FIELDS:
         minscoop.shape_of(name.encode())  # made at the first call, which is not to be measured
     tracemalloc.start()
-    top, below = minscoop.Broker(), minscoop.Broker(b"1", SIZE, below=True)
+    top, below = minscoop.Broker(), minscoop.Broker(b"1", SIZE)
     top.on_SIZE = lambda *_: None
     for number in range(1, hosts + 1):
         facts = dict(host="h", number=f"{number}", workers=SIZE)
