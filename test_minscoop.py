@@ -8642,7 +8642,7 @@ def test_tasks_end_at_once_when_their_workers_are_terminated(guard, tmp_path, en
     if how == "while shutdown waits":
         waiting.join(WAIT)
         assert not waiting.is_alive()
-    for future in *running, queued:
+    for future in (*running, queued):
         assert isinstance(future.exception(0), PoolError) and isinstance(future.exception(0), RuntimeError)
     pytest.raises(PoolError, list, results)
     pytest.raises(RuntimeError, executor.submit, identity, 1)
