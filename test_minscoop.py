@@ -20,6 +20,7 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import decimal
 import enum
 import faulthandler
 import fcntl
@@ -857,6 +858,11 @@ def make_status():
     return Status
 
 
+def make_mixed(kind, content):
+    """An Enum whose member is of another type, too."""
+    return enum.Enum("Mixed", {"ONE": content}, type=kind)
+
+
 T = typing.TypeVar("T")
 
 
@@ -1258,6 +1264,12 @@ MEMBERS = {
                                      lambda obj: obj is type(obj).RIGHT and type(obj).count() == 2),
     "enum member with __init__": (lambda: make_planet().EARTH,
                                   lambda obj: obj is type(obj).EARTH and obj.density == 3 and obj._size == 2),
+    **{f"enum member that is a {kind.__name__}": (
+        lambda kind=kind, content=content: make_mixed(kind, content).ONE,
+        lambda obj, kind=kind, content=content: kind(obj) == kind(content) and type(obj)(obj.value) is obj)
+       for kind, content in ((tuple, (1, 2)), (list, [1, 2]), (dict, {1: 2}), (frozenset, {1, 2}),
+                             (decimal.Decimal, "1.5"), (float, 1.5))
+       if sys.version_info >= (3, 11) or kind not in (list, dict)},  # else Python itself cannot pickle them
     "enum member with __new__": (lambda: make_status().GONE,
                                  lambda obj: obj == 410 and obj is type(obj)("410") and obj.phrase == "not there"
                                  and obj.twice == 820 and obj in type(obj).FINAL),
