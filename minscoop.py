@@ -2326,6 +2326,8 @@ class Mapping(Job):
         if not self.begun:
             self.abandoned = True
             self.chunks.clear()
+            if self.fixed:  # nobody makes room for more
+                self.rows = ()
             self.tell_of_inputs()
 
     def tell_of_inputs(self):
@@ -3822,7 +3824,7 @@ class Node:
     def feed(self, beyond=False):
         """Pull inputs of maps; returns whether any came. beyond: only of maps nobody reads yet, past their windows, but
         not past a buffersize."""
-        return any([job.pull((beyond or job.abandoned) and not job.fixed)  # a list: each of them is to pull
+        return any([job.pull(job.abandoned or beyond and not job.fixed)  # a list: each of them is to pull
                     for job in list(self.sources) if not (job.begun and beyond)])
 
     def forget(self, job):

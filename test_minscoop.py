@@ -5487,6 +5487,20 @@ def test_no_more_is_run_than_allowed_when_nobody_reads_a_map_with_a_buffersize(g
     assert (list(some), list(all_of_it), next(kept)) == ([*range(6, 40)], [], 0)
 
 
+def test_inputs_are_let_go_when_a_map_with_a_buffersize_is_dropped_unread(guard):
+    """Nobody makes room for more of them: else a long run would collect such maps."""
+    def inputs():
+        try:
+            yield from range(40)
+        finally:
+            ended.append(True)
+    ended = []
+    with minscoop.Executor(2) as executor:
+        executor.map(identity, inputs(), buffersize=3)
+        assert ended == [True]
+        assert eventually(lambda: executor.submit(identity, 1).result() and not executor._node.sources)
+
+
 @pytest.mark.parametrize("arguments", [{"chunksize": 0}, {"buffersize": 0}, {"buffersize": -1}])
 def test_numbers_are_refused_when_they_cannot_be_meant(any_pool, arguments):
     """ValueError, as the standard library has it."""
