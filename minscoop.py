@@ -3585,7 +3585,8 @@ class Node:
 
     def disown(self):
         """In a forked child: let go of the parent's socket, of locks that its other threads may have held, and of all
-        that is queued or under way: the files of that belong to the parent."""
+        that is queued or under way. It is kept, though: generators that are dropped end, and may remove files."""
+        self.kept = vars(self).copy()
         Node.__init__(self, self.name, self.size, self.retries)
         self.forked, self.attended, self.broken = True, None, PoolError("this pool belongs to the parent process")
 

@@ -5501,6 +5501,23 @@ def test_inputs_are_let_go_when_a_map_with_a_buffersize_is_dropped_unread(guard)
         assert eventually(lambda: executor.submit(identity, 1).result() and not executor._node.sources)
 
 
+def test_inputs_do_not_end_in_a_child_that_was_forked(guard, tmp_path):
+    """A generator that is closed there, too, might remove files that the parent needs."""
+    def inputs():
+        try:
+            yield from itertools.repeat(0.01, 100)
+        finally:
+            touch(tmp_path / str(os.getpid()))
+    with minscoop.Executor(2) as executor:
+        executor.map(time.sleep, inputs())
+        pid = os.fork()
+        if pid == 0:
+            gc.collect()
+            os._exit(0)
+        os.waitpid(pid, 0)
+    assert os.listdir(tmp_path) == [str(os.getpid())]
+
+
 @pytest.mark.parametrize("arguments", [{"chunksize": 0}, {"buffersize": 0}, {"buffersize": -1}])
 def test_numbers_are_refused_when_they_cannot_be_meant(any_pool, arguments):
     """ValueError, as the standard library has it."""
