@@ -4442,8 +4442,8 @@ class Root(Node):
         self.closing = True
         if not self.stopped.is_set():
             self.ended_by = self.broken
+        self.stopped.set()  # first: callbacks may call this, too
         self.break_off(PoolError("the pool was shut down"))
-        self.stopped.set()
         if self.keeper is not None:
             with contextlib.suppress(OSError):
                 self.keeper.stdin.close()  # the keeper kills its children when it sees that

@@ -8693,6 +8693,14 @@ def test_tasks_end_at_once_when_their_workers_are_terminated(guard, tmp_path, en
         pass
 
 
+def test_nothing_is_said_when_a_callback_of_a_call_that_is_terminated_terminates_again(guard, caplog):
+    """The pool did not break."""
+    executor = minscoop.Executor(1)
+    executor.submit(time.sleep, WAIT).add_done_callback(lambda _: executor.terminate_workers())
+    executor.terminate_workers()
+    assert not caplog.records
+
+
 def test_an_inline_pool_takes_no_more_when_its_workers_are_terminated():
     """There are none; what was submitted is done already."""
     with minscoop.Executor(0) as executor:
