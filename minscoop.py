@@ -818,13 +818,13 @@ def shipped_globals(fn):
 
 
 def modules_of(fn, values):
-    """Dotted names of the modules among these values, and of their loaded submodules that fn mentions: `import xml.dom`
-    only binds xml, and importing that elsewhere would not load xml.dom."""
+    """Dotted names of the modules among these values, and of submodules, loaded or to be imported lazily, that fn
+    mentions: `import xml.dom` only binds xml, and importing that elsewhere would not load xml.dom."""
     _, names = names_in(fn.__code__)
     found = [value.__name__ for value in values if type(value) is types.ModuleType]
     for module in found:  # found grows meanwhile: xml, xml.dom, xml.dom.minidom
         found += [f"{module}.{name}" for name in names if f"{module}.{name}" in sys.modules]
-    return found
+    return found + [module for module in [*getattr(sys, "lazy_modules", ())] if names.issuperset(module.split("."))]
 
 
 def variables_of(fn):

@@ -9945,6 +9945,14 @@ def test_the_program_is_read_from_stdin_when_there_is_no_other(args):
     assert (ours.returncode, ours.stderr) == (0, "") and ours.stdout == bare.stdout.strip() + " [2] __main__\n"
 
 
+@pytest.mark.skipif(sys.version_info < (3, 15), reason="before Python 3.15 there were no lazy imports")
+def test_a_function_takes_along_submodules_that_are_to_be_imported_lazily():
+    """Only the name of the package leads to them, until somebody asks it for them."""
+    program = "lazy import xml.dom.minidom\nimport minscoop\n" \
+              "print(minscoop.submit(lambda: xml.dom.minidom.__name__).result())"
+    assert output_of("-n", 1, "-c", program) == "xml.dom.minidom\n"
+
+
 NOTEBOOK = """
 import sys, types
 import minscoop
