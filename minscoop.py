@@ -931,6 +931,25 @@ def make_cached(ident, wishes, fn):
     return cached
 
 
+SENTINELS = {}  # id -> sentinel that came or went by value; they take no weak references
+
+
+def reduce_sentinel(mark):
+    """Pickle a sentinel (since Python 3.15) by value where its name would not lead to it elsewhere."""
+    if found_by_name(mark):
+        return NotImplemented
+    ident = next((ident for ident, known in [*SENTINELS.items()] if known is mark), os.urandom(16))
+    SENTINELS[ident] = mark
+    return make_sentinel, (ident, mark.__name__, repr(mark), mark.__module__)
+
+
+def make_sentinel(ident, name, text, module):
+    """Unpickle a sentinel: the one that is here already, or a fresh one."""
+    mark = SENTINELS.setdefault(ident, builtins.sentinel(name, repr=text))
+    mark.__module__ = module
+    return mark
+
+
 def reduce_class(cls):
     """Pickle a class by value, with an identity that survives the journey there and back."""
     ident, bases = identify(cls), cls.__bases__
@@ -1124,6 +1143,7 @@ REDUCERS = {  # types met inside functions and classes, whose instances pickle d
     functools.cached_property: lambda p: (functools.cached_property, (p.func,), {"attrname": p.attrname}),
     property: lambda p: (property, (p.fget, p.fset, p.fdel, p.__doc__)),
     functools._lru_cache_wrapper: reduce_cached,
+    getattr(builtins, "sentinel", None): reduce_sentinel,
 }
 
 

@@ -9953,6 +9953,18 @@ def test_a_function_takes_along_submodules_that_are_to_be_imported_lazily():
     assert output_of("-n", 1, "-c", program) == "xml.dom.minidom\n"
 
 
+@pytest.mark.skipif(sys.version_info < (3, 15), reason="before Python 3.15 there were no sentinels")
+def test_sentinels_that_a_prompt_has_made_keep_their_identity():
+    """Pickle only knows where they are to be found, which is not so in a worker; a name may have been used before."""
+    program = "import minscoop\nold = sentinel('missing')\nmissing = sentinel('missing', repr='<missing>')\n" \
+              "class Box: empty = sentinel('empty')\ndef f(x=missing): return x is missing, x, Box.empty\n" \
+              "for args in [], [old], [Box.empty]:\n" \
+              "    same, x, empty = minscoop.submit(f, *args).result()\n" \
+              "    print(same, x, x is [missing, *args][-1], empty is Box.empty)"
+    assert output_of("-n", 1, "-c", program) == \
+        "True <missing> True True\nFalse missing True True\nFalse empty True True\n"
+
+
 NOTEBOOK = """
 import sys, types
 import minscoop
