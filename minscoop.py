@@ -6452,7 +6452,8 @@ class Interface(concurrent.futures.Executor):
 
         timeout: seconds from this call after which reading raises TimeoutError; None for no limit.
         chunksize: accepted but ignored, since slices are sized by measurement.
-        buffersize: number of inputs to pull ahead of the reader at most, even from iterables that have a length.
+        buffersize: number of inputs to pull ahead of the reader at most, even from iterables that have a length, and
+            if nobody reads.
         progress: True or a label shows on stderr how far the map is; False does not, even under the launcher; None
             does if the launcher shows progress. Not passed on to fn; ignored in tasks.
         Raises TypeError or ValueError for bad arguments, and as ``submit``; reading raises what a call raised.
