@@ -7056,10 +7056,10 @@ def calls_left(node):
 
 
 def items_queued(node, kinds=object):
-    """How many items are queued, in units of these kinds; beyond 1000 units, each counts as one."""
+    """How many items are queued, in units of these kinds; beyond 10 000 units, each counts as one."""
     with node.lock:
-        return max(0, len(node.queue) - 1000) + sum(
-            unit.hi - unit.lo for unit in itertools.islice(node.queue, 1000)
+        return max(0, len(node.queue) - 10_000) + sum(
+            unit.hi - unit.lo for unit in itertools.islice(node.queue, 10_000)
             if isinstance(unit, kinds) and not unit.stale)
 
 

@@ -9521,6 +9521,13 @@ def test_calls_are_counted_by_themselves_when_a_map_was_done_before(monkeypatch)
     thread.join(WAIT)
 
 
+def test_maps_are_no_calls_when_many_wait_for_workers():
+    """The line would count them twice, as maps and as calls, until they are sent."""
+    queue = [types.SimpleNamespace(lo=0, hi=2, stale=False)] * 5000
+    node = types.SimpleNamespace(lock=threading.RLock(), queue=queue, calls_away=[], broken=None)
+    assert (minscoop.calls_left(node), minscoop.items_queued(node)) == (0, 10_000)
+
+
 @pytest.mark.parametrize("words, hidden", [(["line\n"], False), (["li", "ne\n"], False), (["line\n", "li"], True)])
 def test_the_line_comes_back_when_a_whole_line_was_printed_without_an_end(monkeypatch, words, hidden):
     """With python -u, print(line, end="") also writes an empty text, which must not count as an incomplete line."""
