@@ -987,7 +987,7 @@ def attributes_of(cls):
     """A class's own attributes, except those that a copy of it gets by itself: slots, __dict__, __weakref__."""
     lazy = {"__annotations__": annotations_of(cls)} if "__annotate_func__" in vars(cls) else {}
     return {**{name: value for name, value in vars(cls).items() if getattr(value, "__objclass__", None) is not cls
-               and type(value) is not types.GetSetDescriptorType  # __dict__ and __weakref__, maybe another class's
+               and (name not in ("__dict__", "__weakref__") or type(value) is not types.GetSetDescriptorType)
                and name not in ("_abc_impl", "__annotate_func__", "__annotations_cache__")}, **lazy}
 
 

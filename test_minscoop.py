@@ -1293,6 +1293,14 @@ if sys.version_info >= (3, 10):
     MEMBERS["dataclass with slots"] = lambda: make_dataclass(slots=True)(1, [2]), MEMBERS["dataclass instance"][1]
 
 
+def test_an_attribute_is_not_lost_when_it_is_an_attribute_of_a_type_in_c():
+    """Nobody can pickle it, which is said; a worker would miss it, or find another of this name in a base."""
+    class Turned(array.array):
+        typecode = array.array.itemsize
+    with pytest.raises(TypeError):
+        minscoop.dumps(Turned)
+
+
 @pytest.mark.parametrize("name", MEMBERS)
 def test_an_instance_has_its_class_when_it_returns(pool, name):
     """``isinstance``, ``==`` and ``is`` must hold on the worker as well as here, after the return."""
