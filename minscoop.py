@@ -1358,6 +1358,14 @@ class MainModule(types.ModuleType):
         return getattr(self, name)
 
 
+@contextlib.contextmanager
+def without_syntax_warnings():
+    """While the script is compiled again: Python has shown them already."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)
+        yield
+
+
 class Main:
     """The program's main module: where it comes from, and which of its names travel by value."""
 
@@ -1413,7 +1421,10 @@ class Main:
     @functools.cached_property
     def program(self):
         """Its (code, spec). The keeper compiles a script for all its workers; to find a module runs code of its own."""
-        return read_module(self.name) if self.name else (compile(self.source, self.path, "exec"), None)
+        if self.name:
+            return read_module(self.name)
+        with without_syntax_warnings():
+            return compile(self.source, self.path, "exec"), None
 
     def keep_source(self):
         """Read the file now, if there is one and it can be read."""
@@ -1421,6 +1432,7 @@ class Main:
             return self.path and self.source
 
     @functools.cached_property
+    @without_syntax_warnings()
     def guarded(self):
         """(names that only ``if __name__ == "__main__"`` binds, names that it binds again, names bound outside of it,
         those of these that functions may bind again)."""

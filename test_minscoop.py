@@ -9980,6 +9980,20 @@ def test_sentinels_that_a_prompt_has_made_keep_their_identity():
         "True <missing> True True\nFalse missing True True\nFalse empty True True\n"
 
 
+@pytest.mark.parametrize("how", [[MINSCOOP, "-n", 1], []])
+def test_warnings_of_a_scripts_syntax_are_shown_once(script, how):
+    """The root and the keeper compile it, too."""
+    path = script("""
+        import minscoop
+        def same(x): return x is 1
+        if __name__ == "__main__":
+            with minscoop.Executor(1) as pool:
+                print(pool.submit(same, 1).result())
+        """)
+    done = python(*how, path, env=dict(os.environ, PYTHONPATH=str(HERE)))
+    assert done.stdout == "True\n" and done.stderr.count("SyntaxWarning") == 1, done
+
+
 NOTEBOOK = """
 import sys, types
 import minscoop
