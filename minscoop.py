@@ -5134,6 +5134,9 @@ class Worker(Node):
         if self.profiles:
             import pstats
             self.send(b"PROFILE", self.name, pickle.dumps(pstats.Stats(*self.profiles).stats, 5))
+        util = sys.modules.get("multiprocessing.util")
+        if getattr(util, "_finalizer_registry", None):  # else what it has made for a task, a directory say, would stay
+            in_background(util._run_finalizers).join(GRACE)
         flush_output()
         self.send(b"BYE")
         self.close(linger=GRACE)

@@ -1505,6 +1505,21 @@ def test_hosts_do_not_look_beside_this_file_when_only_we_have_put_it_on_the_path
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{HERE} False\n1 True\n", "")
 
 
+def squares_of_a_pool(how):
+    """A task that uses a Pool of multiprocessing's."""
+    with multiprocessing.get_context(how).Pool(1) as pool:
+        return pool.map(abs, [-1, 2])
+
+
+def test_nothing_is_left_when_tasks_have_used_multiprocessing(guard, tmp_path, monkeypatch):
+    """Which removes its temporary directory at the end of a process, as if Python ended it."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with minscoop.Executor(2) as executor:
+        assert list(executor.map(squares_of_a_pool, ["forkserver"] * 4)) == [[1, 2]] * 4
+    assert eventually(lambda: not list(tmp_path.glob("pymp-*"))), os.listdir(tmp_path)
+
+
 @pytest.mark.parametrize("how", ["fork", "spawn", "forkserver"])
 def test_a_list_of_a_manager_is_shared_when_tasks_get_it(script, how):
     """The key to it does not travel with its proxy, which multiprocessing sends only to processes that it starts. Those
@@ -13580,7 +13595,7 @@ if __name__ == "__main__":  # round by round, until a file is there
 """
 SAID = re.compile(r"(\w+: )?minscoop: the broker .* ended: .*; a new broker takes over|"
                   r"(\w+: )?minscoop: worker .* killed by signal 9 .*|"
-                  r"minscoop: host \w+: lost: .*|(minscoop: host )?\w+: Timeout, server [\d.]+ not responding\.")
+                  r"minscoop: host \w+: (lost: .*|will log in again in 12 s|logging in again)|(minscoop: host )?\w+: Timeout, server [\d.]+ not responding\.")
 
 
 def holds_listener(pid, name):
