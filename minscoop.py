@@ -2492,8 +2492,8 @@ class Broker:
         role = link.role if link else b"stranger" if sender else b"keeper"
         try:
             name, handler = frames[0], check_shape(frames)
-            if name not in MAY_SAY[role] and (name or not sender) or \
-                    name in OF_TASKS and not self.concerns(sender, frames[1]):
+            known = name in MAY_SAY[role] or sender and not name  # the empty message: whoever connects says it
+            if not known or name in OF_TASKS and not self.concerns(sender, frames[1]):
                 raise ValueError(f"not from a {role.decode()}, or from who does not hold the task")
             if link:
                 link.heard = now
@@ -8178,7 +8178,9 @@ def first_line(error, known=None):
 
 
 def prepare_program(options):
-    """Compile the program and set up sys.argv, sys.path and ``__main__`` as Python would; returns the code."""
+    """Compile the program and set up sys.argv, sys.path and ``__main__`` as Python would; returns the code. Only the
+    end of sys.path is ours: processes that multiprocessing starts afresh, by default from Python 3.14 on, find us."""
+    global beside
     module = types.ModuleType("__main__")
     module.__builtins__ = __builtins__
     name, *rest = options.program or [""]
@@ -8211,10 +8213,10 @@ def prepare_program(options):
     if spec:
         module.__spec__, module.__package__, module.__file__ = spec, spec.parent, spec.origin
     sys.modules["__main__"] = module
-    if os.path.dirname(os.path.abspath(__file__)) not in sys.path:
-        global beside
-        beside = os.path.dirname(os.path.abspath(__file__))
-        sys.path.append(beside)  # so that what multiprocessing starts afresh, from Python 3.14 on by default, finds us
+    directory = os.path.dirname(os.path.abspath(__file__))
+    if directory not in sys.path:
+        sys.path.append(directory)
+        beside = directory
     return code
 
 
