@@ -5950,11 +5950,14 @@ class Tunnel:
         with contextlib.suppress(OSError):
             self.write(serial, b"")
 
-    def accept(self, path):
-        """On the lower side: accept the connections of the broker there, and serve one after the other, for ever."""
+    def listen(self, path):
+        """On the lower side: accept the connections of the broker there in a thread, and serve one after the other."""
         server = socket.socket(socket.AF_UNIX)
-        server.bind(path)
+        server.bind(path)  # not in the thread: if the keeper ends at once, the directory may be gone before that begins
         server.listen()
+        in_background(self.accept, server)
+
+    def accept(self, server):
         for serial in itertools.count(1):
             self.current = serial, server.accept()[0]
             self.drain(*self.current)
@@ -6005,7 +6008,7 @@ def run_agent(config, library=b""):
             with keeper.stdin:  # whose end ends the keeper
                 tunnel.pour()
         tunnel.write(0, b"")  # tells the gateway that the program runs
-        in_background(tunnel.accept, f"{directory}/up")
+        tunnel.listen(f"{directory}/up")
         in_background(pour)
     try:
         keeper.wait()

@@ -6824,6 +6824,17 @@ def test_a_tunnel_says_that_a_connection_has_ended_when_there_is_no_broker_here(
         assert sorted(back.read(16)) == sorted(struct.pack(">IIII", 1, 0, 2, 0))
 
 
+def test_a_tunnel_listens_before_its_thread_begins(guard, monkeypatch):
+    """Else, where a keeper ends at once, the thread finds no directory, and what it says of that is the last line of
+    the connection, and hides why the keeper ended."""
+    monkeypatch.setattr(minscoop, "in_background", lambda target, *args: threads.append((target, args)))
+    threads, path = [], f"{guard}/up"
+    minscoop.Tunnel(io.BytesIO(), io.BytesIO()).listen(path)
+    (_, (server,)), = threads
+    with server, socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+
+
 def test_pyzmq_is_packed_when_its_files_are_of_1970(tmp_path, monkeypatch):
     """As some package managers leave them; a zip file knows no time before 1980."""
     path = tmp_path / "zmq" / "__init__.py"
