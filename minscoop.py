@@ -5951,13 +5951,14 @@ class Tunnel:
             self.write(serial, b"")
 
     def listen(self, path):
-        """On the lower side: accept the connections of the broker there in a thread, and serve one after the other."""
+        """On the lower side: accept the connections of the broker there, in a thread."""
         server = socket.socket(socket.AF_UNIX)
         server.bind(path)  # not in the thread: if the keeper ends at once, the directory may be gone before that begins
         server.listen()
         in_background(self.accept, server)
 
     def accept(self, server):
+        """Serve one connection after the other, for ever."""
         for serial in itertools.count(1):
             self.current = serial, server.accept()[0]
             self.drain(*self.current)
