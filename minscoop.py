@@ -4353,7 +4353,7 @@ class Root(Node):
 
     def sleep(self, ready, what, timeout):
         """Of the threads that wait, one sleeps on the socket and serves it; the others wait to be woken."""
-        if self.wanted and not self.queue and self.feed():  # workers want what only the inputs of a map can give
+        if self.wanted and not (self.queue or self.closing) and self.feed():  # only the inputs of maps can give more
             return
         if not self.listen(ready, timeout, 0):
             super().sleep(ready, what, timeout)

@@ -9106,6 +9106,17 @@ def test_results_that_are_there_are_read_when_the_pool_has_ended():
         next(results)
 
 
+@pytest.mark.parametrize("count", range(4, 9))
+def test_the_block_ends_when_a_map_is_left_half_read_and_workers_want_its_inputs(count):
+    """The end takes no more inputs, and does not fail because some could be taken."""
+    with minscoop.Executor(2) as executor:
+        iterator = executor.map(identity, iter(range(1000)))
+        assert [*itertools.islice(iterator, count)] == [*range(count)]
+    with pytest.raises(PoolError, match="the pool was shut down"):
+        for expected, result in enumerate(iterator, count):
+            assert result == expected
+
+
 def test_it_is_logged_when_the_end_waits_for_inputs_of_a_map_that_nobody_reads(caplog, monkeypatch):
     """They may be endless."""
     monkeypatch.setattr(minscoop, "PLAIN_PAUSE", 0)
