@@ -6810,7 +6810,7 @@ class Here(Interface):
 
     def shutdown(self, wait=True, **kwargs):
         """End the pool that the module's functions use, as ``Executor.shutdown``. Raises RuntimeError in a task."""
-        if this_worker is not None:
+        if this_worker is not None or executors and executors[-1]._node.inside:
             raise RuntimeError("a task cannot shut the pool down")
         if executors:
             executors[-1].shutdown(wait, **kwargs)
