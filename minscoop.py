@@ -300,7 +300,8 @@ class RemoteTraceback(Exception):
 #   FAILED   worker → root       reason                     no worker can start (the keeper says so), import the
 #                                                           script, or be initialised
 #   DIED     keeper → broker     name id lo hi flags        a worker process has ended, running lo..hi of a task (id -:
-#                                begun obituary             of none); or a host is gone (no id)
+#                                begun obituary             of none); or a host is gone (no id); a broker below says so
+#                                                           of both, without id
 #   WHO      broker → node       round                      messages were lost: say again who you are and what you do;
 #                                                           from a broker below: have everybody asked
 #   HELD     holder → owner      round id (lo hi)*          what it will still answer; said after WHO
@@ -310,7 +311,8 @@ class RemoteTraceback(Exception):
 #   STOP     root → worker                                  end when all is done
 #   BYE      worker → broker → root                         its last word; to a broker below: you count as lost; from
 #                                                           the keeper of a host that joined: leave
-#   HOST     keeper → root       facts                      a host is there, or why it is not (JSON)
+#   HOST     keeper → root       facts                      a host is there, or why it is not (JSON); from the broker:
+#                                                           it was lost
 #   SIZE     broker → node       workers                    of the whole pool, whenever that changes
 #   PROBE    broker → broker     anything                   a sign of life; the upper one echoes it, to time the link
 #   PIECE    broker → broker                                a sign of life: a part of a large message, see below
@@ -1602,7 +1604,9 @@ class Future(concurrent.futures.Future):
         return self._exception
 
     def add_done_callback(self, fn):
-        """Call fn with this future when it is done; at once, if it is."""
+        """Call fn with this future when it is done; at once, if it is. What fn raises is logged.
+
+        Any thread of this process may run it, such as one that waits for a result; others may wait meanwhile."""
         super().add_done_callback(fn)
         asyncio = sys.modules.get("asyncio")
         if self._node.executes and self._state not in DONE and asyncio and asyncio._get_running_loop():
@@ -6453,7 +6457,8 @@ class Interface(concurrent.futures.Executor):
         Does not block (without worker processes, it runs the call at once); any thread may call it. A task submitted
         by a task stays queued on its worker until another worker is idle; if awaited before then, it runs on the
         spot, at a cost of a few microseconds. A call that cannot be sent fails its future with CannotSend. Raises
-        TypeError if fn is not callable, RuntimeError after shutdown, PoolError if the pool is broken.
+        TypeError if fn is not callable, PoolError if the pool is broken, and an executor's RuntimeError after shutdown
+        (then, as before there is a pool, the module's function runs the call at once, with a warning).
 
         >>> submit(pow, 2, 10).result()
         1024
@@ -6530,7 +6535,8 @@ class Interface(concurrent.futures.Executor):
         self._pool().set_const(constants)
 
     def get_const(self, name, timeout=0.1):
-        """Return a shared constant, waiting until somebody sets it; None if nobody does within `timeout` seconds.
+        """Return a shared constant, waiting until somebody sets it; None if nobody does within `timeout` seconds (None:
+        for ever).
 
         >>> get_const("discount", timeout=0) is None
         True
