@@ -2201,6 +2201,7 @@ class Mapping(Job):
 
     pulled = read = 0          # items pulled; items read. Those between are queued, running or unread
     made = 0                   # items that have results
+    reached = 0                # items read or, if nobody reads, made, when the window was last looked at: see widen
     begun = abandoned = False  # its iterator was asked for results; that is gone, and never was
     inputs_error = None        # the exception that ended the inputs, or Ctrl-C that came in the latest pull
 
@@ -2231,16 +2232,19 @@ class Mapping(Job):
             raise
 
     def pull(self, beyond=False):
-        """Queue more inputs, if the reader is close behind; beyond: even if it is not. Return whether there were any.
+        """Queue inputs, if the reader is close behind; beyond: as if all results were read. Return whether any came.
 
         Runs the user's iterators: call it without the node's lock, from a thread of the user."""
         if self.exhausted or not self.pulling.acquire(blocking=False):
             return False
         try:
-            before, ahead = self.pulled, self.pulled - self.read  # only now that no other thread pulls
-            if self.exhausted or self.cancelled or ahead > self.window // 2 and not beyond:
+            if beyond:
+                self.widen(self.made)
+            before = self.pulled  # only now that no other thread pulls
+            ahead = before - (self.made if beyond else self.read)
+            if self.exhausted or self.cancelled or ahead > self.window // 2:
                 return False
-            if self.take_rows(max(self.window - ahead, READ_AHEAD * max(1, self.node.size) * beyond)):
+            if self.take_rows(self.window - ahead):
                 self.exhausted = True
                 self.tell(growing=-1)
                 with contextlib.suppress(ValueError):  # it was cancelled meanwhile
@@ -2271,10 +2275,10 @@ class Mapping(Job):
                 self.push(tuple(zip(*rows)), lo, self.pulled)
         return len(rows) < want
 
-    def widen(self, count):
-        """Count results as read; double the window if the reader took a whole one in less than 0.1 s."""
-        before, self.read = self.read, self.read + count
-        if self.fixed is None and before // self.window != self.read // self.window:
+    def widen(self, reached):
+        """So many items are read, or made if nobody reads: double the window if a whole one took less than 0.1 s."""
+        before, self.reached = self.reached, reached
+        if self.fixed is None and before // self.window != reached // self.window:
             now = time.monotonic()
             room = MAX_BODY * 16 // (self.item_bytes or 1)
             if now - self.doubled < 0.1 and self.window * 2 <= min(MAX_READ_AHEAD, room):
@@ -2318,7 +2322,8 @@ class Mapping(Job):
                 raise TimeoutError("the next result of map did not arrive within the timeout")
         if self.read in self.chunks:
             count, values, failures = self.chunks.pop(self.read)
-            self.widen(count)
+            self.read += count
+            self.widen(self.read)
             return values, failures
         if self.cancelled:
             raise self.node.broken or CancelledError()
@@ -3859,8 +3864,8 @@ class Node:
             raise self.broken.with_traceback(None)  # else each raise would add frames to it
 
     def feed(self, beyond=False):
-        """Pull inputs of maps; returns whether any came. beyond: only of maps nobody reads yet, past their windows, but
-        not past a buffersize."""
+        """Pull inputs of maps; returns whether any came. beyond: only of maps nobody reads yet, as if they were
+        read, and of none with a buffersize."""
         return any([job.pull(job.abandoned or beyond and not job.fixed)  # a list: each of them is to pull
                     for job in list(self.sources) if not (job.begun and beyond)])
 
@@ -4441,7 +4446,7 @@ class Root(Node):
         while self.broken is None and not self.quiet():
             try:
                 moved = self.feed(beyond=True)
-                if moved and time.monotonic() > due:
+                if time.monotonic() > due and not all(job.begun or job.fixed for job in self.sources):
                     due = math.inf
                     logger.warning("waiting for a map whose inputs go on, and whose results nobody reads: close "
                                    "the iterator that map returned, if they are not wanted")
@@ -4450,7 +4455,7 @@ class Root(Node):
                     raise
                 error.__traceback__ = None  # a traceback would mean that the program has seen it
                 return
-            self.wait_for(self.quiet, None, 0.001 if moved else PATROL)
+            self.wait_for(self.quiet, None, 0.001 if moved else ATTEND if self.sources else PATROL)
 
     def finish(self):
         """Wait for what is under way, then end the pool."""
@@ -6435,9 +6440,7 @@ class Inline(Node):
     def finish(self):
         """Run the maps that nobody has begun to read."""
         try:
-            while self.feed(beyond=True):
-                pass
-            while self.queue:
+            while self.feed(beyond=True) or self.queue:
                 span = self.queue.popleft()
                 self.wait_for(lambda: span.stale or span.job.begun, span.job)
         finally:

@@ -5510,6 +5510,19 @@ def test_no_more_is_run_than_allowed_when_nobody_reads_a_map_with_a_buffersize(g
     assert (list(some), list(all_of_it), next(kept)) == ([*range(6, 40)], [], 0)
 
 
+def test_inputs_are_pulled_as_for_a_reader_when_nobody_reads_a_map(monkeypatch):
+    """At the end of a run as well: no further ahead of the results, and by larger windows where these come fast."""
+    monkeypatch.setattr(minscoop, "ATTEND", WAIT)  # a slow machine is to pull no fewer items
+    node = HandNode()
+    job = minscoop.Mapping(node, minscoop.Recipe(abs), [itertools.count()])
+    first = job.window
+    for i in range(1, 6):
+        assert job.pulled - job.made == job.window and not node.feed(beyond=True)
+        job.deliver(job.made, job.window, [0] * job.window, {})
+        job.doubled = math.inf  # a moment ago, on a slow machine, too
+        assert node.feed(beyond=True) and job.window == first << i and job.read == 0
+
+
 def test_inputs_are_let_go_when_a_map_with_a_buffersize_is_dropped_unread(guard):
     """Nobody makes room for more of them: else a long run would collect such maps."""
     def inputs():
