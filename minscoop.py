@@ -5483,6 +5483,8 @@ class Keeper:
         ready, begun, task_id, lo, hi = running(marker)
         marker.close()
         close_all(ends)
+        with contextlib.suppress(OSError):  # it died before it made the file
+            os.unlink(stacks_path(self.config, name))
         obituary = f"{label(self.config, name, pid)} {status_text(code)}"
         by_itself = code != -signal.SIGTERM  # sent on purpose, by somebody or a batch system
         flags = b"%d" % (BLAME * by_itself | BEGUN * (ready == SEVERAL))

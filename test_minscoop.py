@@ -11147,6 +11147,15 @@ def test_no_notice_is_lost_when_the_broker_is_slow():
     assert set(os.listdir("/dev/fd")) == before
 
 
+def test_files_of_workers_are_removed_when_they_have_died(guard):
+    """Not at the end of the pool: in a long run many may die."""
+    with minscoop.Executor(1) as executor:
+        for _ in range(3):
+            os.kill(executor.submit(os.getpid).result(), signal.SIGKILL)
+        assert executor.submit(identity, 1).result() == 1
+        assert [name for name in os.listdir(executor._node.directory) if "stacks" in name] == ["0.4.stacks"]
+
+
 @linux_only
 def test_no_worker_is_forked_when_there_are_no_descriptors_for_its_broker(monkeypatch):
     """A worker forked all the same would print into pipes that nobody reads, and count as one that cannot start."""
@@ -12724,7 +12733,7 @@ class VirtualHost(minscoop.Keeper):
 
     def __init__(self, number, size):
         self.config = dict(SIM.config, host=number.decode(), name=f"host{number.decode()}", size=size,
-                           below=number != b"0")
+                           directory="/nowhere", below=number != b"0")
         self.number, self.workers, self.numbers, self.startup_deaths = number, {}, itertools.count(1), 0
         self.gateways = {} if self.config["below"] else {
             name: types.SimpleNamespace(number=name.encode()) for name, _, _ in SIM.config["hosts"]}
@@ -13435,7 +13444,7 @@ def virtual_world():
             readable_now=Dealer.is_readable,
             zmq=types.SimpleNamespace(Frame=nothing, Context=lambda: types.SimpleNamespace(term=nothing)),
             os=types.SimpleNamespace(pipe=lambda: (Event(),) * 2, read=read_pipe, write=write_pipe, close=nothing,
-                                     _exit=leave, set_blocking=nothing, path=os.path,
+                                     _exit=leave, set_blocking=nothing, path=os.path, unlink=nothing,
                                      getpid=lambda: SIM.current.process.pid),
             birth=OwnLock(), import_zmq=nothing, keep_spare=nothing,
             traceback=types.SimpleNamespace(**{**vars(traceback), "print_exception": show_end}),
