@@ -5176,6 +5176,7 @@ MARK = struct.Struct(">BQ100pQQd")
 READY, SEVERAL, LEAVING, RESTING = 1, 2, 3, 4
 
 
+ROOTS_OWN = signal.SIGINT, signal.SIGQUIT, signal.SIGUSR2  # which terminals and batch systems send to all of us
 pristine = _AS_SCRIPT  # nothing of the user's has run in this process
 
 
@@ -5270,7 +5271,8 @@ class Keeper:
         self.numbers = itertools.count(1)
         self.startup_deaths = 0
         self.limits = resource.getrlimit(resource.RLIMIT_NOFILE)  # of the program, and so of workers
-        self.nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # then all of us outlive the terminal
+        self.ignored = [number for number in (signal.SIGHUP, *ROOTS_OWN)
+                        if signal.getsignal(number) is signal.SIG_IGN]  # SIGHUP under nohup: all of us outlive it
         self.failure = None        # why no worker can start
         self.exit_code = None
 
@@ -5285,8 +5287,8 @@ class Keeper:
 
     def live(self):
         """Prepare, start and supervise until the end; never returns."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # these go to the whole process group, but
-            signal.signal(number, signal.SIG_IGN)                      # are the root's business; we end after it
+        for number in (signal.SIGTERM, signal.SIGHUP, *ROOTS_OWN):  # these go to the whole process group, but
+            signal.signal(number, signal.SIG_IGN)                   # are the root's business; we end after it
         signal.pthread_sigmask(signal.SIG_SETMASK, [])  # Root.start_keeper blocks SIGINT, and the program maybe others
         try:
             self.prepare()
@@ -5412,9 +5414,9 @@ class Keeper:
             return pid
         try:
             signal.set_wakeup_fd(-1)
-            for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP and self.nohup else signal.SIG_DFL)
-            signal.signal(signal.SIGINT, ignore)  # not SIG_IGN, which programs started here inherit
+            for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, *ROOTS_OWN):
+                signal.signal(number, signal.SIG_IGN if number in self.ignored  # programs started here inherit that
+                              else ignore if number in ROOTS_OWN else signal.SIG_DFL)
             close_all((self.stdin, self.lifeline, self.signalled, self.signal_write))
             for _, ends in self.backlog:
                 close_all(ends)

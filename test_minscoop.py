@@ -6412,6 +6412,38 @@ def test_nothing_is_left_when_another_signal_ends_a_program(guard, script, tmp_p
     assert eventually(lambda: not os.listdir(guard), two_seconds())
 
 
+@pytest.mark.parametrize("signum", [signal.SIGQUIT, signal.SIGUSR2])
+def test_the_pool_goes_on_when_the_program_handles_a_signal_to_all(guard, script, tmp_path, signum):
+    """Ctrl-\\ at a terminal, or the notice of a batch system, reaches every process; one that does not handle it ends,
+    and nothing is left."""
+    path = script("""
+        import os, signal, sys, time
+        from minscoop import futures
+        def meet(directory):
+            open(f"{directory}/begun-{os.getpid()}", "w").close()
+            while not os.path.exists(f"{directory}/go"): time.sleep(0.01)
+            return os.getpid()
+        if __name__ == "__main__":
+            if sys.argv[2:]:
+                signal.signal(int(sys.argv[2]), lambda *_: print("handled"))
+            print(futures.submit(meet, sys.argv[1]).result())
+    """)
+    for handled in (True, False):
+        directory = tmp_path / str(handled)
+        directory.mkdir()
+        process = start(MINSCOOP, "-n", 1, path, directory, *[int(signum)] * handled)
+        assert eventually(lambda: list(directory.glob("begun-*")))
+        os.killpg(process.pid, signum)
+        if handled:
+            touch(directory / "go")
+        done = finish(process)
+        worker, = directory.glob("begun-*")
+        assert (done.returncode, done.stdout, done.stderr) == (
+            (0, f"handled\n{worker.name[len('begun-'):]}\n", "") if handled else (-signum, "", ""))
+    assert not eventually_none(lambda: processes_of(os.environ["MINSCOOP_TEST"]), two_seconds())
+    assert eventually(lambda: not os.listdir(guard), two_seconds())
+
+
 @pytest.mark.parametrize("first, then", [("SIGTERM", "SIGHUP"), ("SIGHUP", "SIGTERM"), ("SIGTERM", "SIGTERM")])
 def test_a_program_cleans_up_when_another_signal_follows_the_first(script, tmp_path, first, then):
     """As systemd and closing terminals send them; the report is written, and the exit code is that of the first."""
