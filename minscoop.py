@@ -5280,7 +5280,7 @@ class Keeper:
     def main(cls):
         """The life of a keeper process: its configuration comes through stdin."""
         line, stdin = open(0, "rb", closefd=False).readline(), os.dup(0)  # sys.stdin may be None
-        with open(os.devnull) as null:
+        with open(os.devnull, "rb") as null:
             os.dup2(null.fileno(), 0)
         if line:  # else the root has ended already
             cls(json.loads(line), stdin).live()
@@ -5421,7 +5421,7 @@ class Keeper:
             for _, ends in self.backlog:
                 close_all(ends)
             self.backlog.clear()  # the keeper itself sends these
-            sys.stdin = open(os.devnull)
+            sys.stdin = open(os.devnull, encoding="utf-8")
             if target is not run_broker:
                 resource.setrlimit(resource.RLIMIT_NOFILE, self.limits)
                 for _, _, *ends in self.workers.values():
@@ -5517,7 +5517,7 @@ class Keeper:
         for pid, (name, marker, *_) in self.workers.items():
             task = doing(marker)
             text = f"worker {label(self.config, name, pid)} is running {task or 'nothing'}\n"
-            with contextlib.suppress(OSError), open(stacks_path(self.config, name), "r+") as file:
+            with contextlib.suppress(OSError), open(stacks_path(self.config, name), "r+", encoding="utf-8") as file:
                 text += of_tasks(file.read(STACKS_LENGTH)) if task else ""
                 file.truncate(0)
             self.notify(b"OUTPUT", name, b"err", f"{text.rstrip()}\n\n".encode())
@@ -5607,7 +5607,7 @@ def run_worker(name, config, marker, ends, theirs):
     close_all(ends + theirs)
     with contextlib.suppress(AttributeError, ValueError):  # what a task prints appears at once
         sys.stdout.reconfigure(line_buffering=True)
-    stacks = open(stacks_path(config, name), "a")
+    stacks = open(stacks_path(config, name), "a", encoding="utf-8")
     dump_when_asked(stacks, lambda *_: (stacks.truncate(0), faulthandler.dump_traceback(stacks)))
     if "PYTHONBREAKPOINT" not in os.environ:
         sys.breakpointhook = refuse_breakpoint
@@ -6128,7 +6128,7 @@ class RootLoader(importlib.machinery.SourceFileLoader):
 def write_private(path, text):
     """Write a file that only its owner may read, atomically."""
     with tempfile.TemporaryDirectory(prefix=".minscoop-", dir=os.path.dirname(path)) as directory:
-        with tempfile.NamedTemporaryFile("w", dir=directory, delete=False) as file:
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=directory, delete=False) as file:
             file.write(text)
         os.replace(file.name, path)
 
@@ -6714,7 +6714,7 @@ def writable(path, beside=False):
         if os.path.exists(path) and (path.endswith(".py") or not os.path.isfile(path)):
             raise OSError(errno.EINVAL, "a Python program, which will not be overwritten" if os.path.isfile(path)
                           else "not a regular file")
-        with tempfile.TemporaryFile(dir=os.path.dirname(path)) if beside else open(path, "a"):
+        with tempfile.TemporaryFile(dir=os.path.dirname(path)) if beside else open(path, "ab"):
             return path
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror}") from None

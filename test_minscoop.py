@@ -11482,6 +11482,17 @@ def test_a_death_is_mentioned_when_it_is_not_told_to_be_quiet(script, tmp_path):
     assert (loud.returncode, quiet.returncode, quiet.stderr) == (0, 0, "")
 
 
+def test_nothing_is_said_when_python_is_to_warn_of_default_encodings(script, tmp_path):
+    """Who checks a program so, since Python 3.10, with warnings as errors, is not to meet minscoop's own."""
+    done = python("-X", "warn_default_encoding", "-W", "error", MINSCOOP, "-n", 1, "--listen", tmp_path / "pool",
+                  "--report", tmp_path / "run.html", "--trace", tmp_path / "run.json", script("""
+        from minscoop import futures
+        if __name__ == "__main__":
+            print(sum(futures.map(abs, range(-10, 0))))
+    """))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "55\n", "")
+
+
 def test_workers_are_nice_when_told_to_be(script):
     """--nice counts for the workers, not for the root."""
     path = script("""
