@@ -5176,6 +5176,7 @@ MARK = struct.Struct(">BQ100pQQd")
 READY, SEVERAL, LEAVING, RESTING = 1, 2, 3, 4
 
 
+FREE = "free memory, or raise the limits on processes (ulimit -u) and open files (ulimit -n)"
 ROOTS_OWN = signal.SIGINT, signal.SIGQUIT, signal.SIGUSR2  # which terminals and batch systems send to all of us
 pristine = _AS_SCRIPT  # nothing of the user's has run in this process
 
@@ -5295,7 +5296,8 @@ class Keeper:
             self.run()
         except (PoolError, OSError) as error:  # such as no permission to write a file
             if self.config["below"] or self.broker or isinstance(error, OSError):  # else the root says it, too
-                say(f"minscoop: {error}")
+                lacking = getattr(error, "errno", None) in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE)
+                say(f"minscoop: {error}" + f": {FREE}" * lacking)
         except Exception:
             traceback.print_exc()
         finally:
@@ -5497,14 +5499,13 @@ class Keeper:
         if self.startup_deaths >= STARTUP_DEATHS:
             logger.warning("worker %s", obituary)
             self.give_up_if_alone(f"{STARTUP_DEATHS} workers in a row died before they were ready; the last one: "
-                                  f"{obituary}")
+                                  f"{obituary}" + f": {FREE}" * (code == -signal.SIGABRT))  # libzmq: without threads
             return
         logger.warning("worker %s; another takes its place", obituary)
         try:
             self.start_worker()
         except OSError as error:  # such as no memory, or too many processes; those that are there go on
-            why = f"cannot start another worker ({error.strerror}): free memory, or raise the limits on processes " \
-                  "(ulimit -u) and open files (ulimit -n)"
+            why = f"cannot start another worker ({error.strerror}): {FREE}"
             logger.warning(why)
             self.give_up_if_alone(why)
 

@@ -6225,6 +6225,22 @@ def test_a_clear_message_is_given_when_there_are_few_descriptors(script, limit, 
     assert re.fullmatch(r"minscoop: .* descriptors .*ulimit -n\n" if code else "", done.stderr), done.stderr
 
 
+def test_the_remedy_is_named_when_no_more_processes_can_be_started(script, tmp_path):
+    """As under `ulimit -u`, or a container's limit. The keeper forks the broker, and then the workers."""
+    (tmp_path / "sitecustomize.py").write_text(textwrap.dedent("""
+        import errno, os
+        def limited(fork=os.fork, left=iter(range(2))):
+            for _ in left:
+                return fork()
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        os.fork = limited
+    """))
+    done = launch("-n", 2, script("raise SystemExit(__import__('minscoop').submit(abs, 1).result())"),
+                  env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert re.match(r"minscoop: .*Resource temporarily unavailable: .*ulimit -u", done.stderr), done.stderr
+
+
 @pytest.mark.parametrize("early", [False, True])
 def test_the_pool_goes_on_when_the_program_has_taken_all_descriptors(script, early):
     """The root needs no more of them; if its socket has not connected by then, it gets the spare one."""
