@@ -5199,7 +5199,10 @@ class ForkedKeeper(subprocess.Popen):
                 known = os.listdir("/dev/fd") if os.path.isdir("/dev/fd") else ["99"]  # where /proc is not mounted
                 os.closerange(3, max(map_builtin(int, known)) + 1)
                 Keeper.main()
+            except BaseException:
+                traceback.print_exc()
             finally:
+                flush_output()
                 os._exit(1)  # the child never returns, or there would be two roots
         os.close(read)
         self.stdin = open(write, "wb")

@@ -11228,6 +11228,16 @@ def test_there_is_one_root_when_it_dies_as_its_keeper_begins(monkeypatch):
     keeper.stdin.close()
 
 
+def test_it_is_said_why_when_a_keeper_cannot_begin(monkeypatch, capfd):
+    """As where /dev/null is missing: the root sees no more than the exit code."""
+    monkeypatch.setattr(minscoop.Keeper, "main", lambda: open("/nowhere/null"))
+    monkeypatch.setattr(sys, "stderr", open(2, "w", closefd=False))  # pytest's has a descriptor that the child closes
+    keeper = minscoop.ForkedKeeper()
+    assert keeper.wait(BOUND) == 1
+    keeper.stdin.close()
+    assert "'/nowhere/null'" in capfd.readouterr().err
+
+
 def test_the_keeper_of_a_pool_is_no_fork_of_a_worker_when_a_task_makes_the_pool(script):
     """A worker has threads, and what the program has imported: a keeper must begin with neither."""
     done = launch("-n", 1, script("""
