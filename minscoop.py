@@ -704,8 +704,9 @@ def make_directory(parent):
     """Make a directory of mode 0700, which the pool's keeper will lock. Removes those of pools killed as a whole."""
     directory = tempfile.mkdtemp(".pool", "minscoop-", parent)
     for path in glob.glob(f"{glob.escape(parent)}/minscoop-*.pool"):
-        with contextlib.suppress(OSError):  # it is another user's, locked, or no directory: one cannot open a pipe
-            if os.stat(directory).st_mtime - os.lstat(path).st_mtime > 60:  # a newer one may not be locked yet
+        with contextlib.suppress(OSError):  # it is locked, or no directory: one cannot open a pipe
+            ours, other = os.stat(directory), os.lstat(path)  # another user's may be a trap: as deep as a stack, say
+            if other.st_uid == ours.st_uid and ours.st_mtime - other.st_mtime > 60:  # a newer one may not be locked yet
                 descriptor = os.open(path, os.O_DIRECTORY | os.O_NOFOLLOW)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

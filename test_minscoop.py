@@ -1619,12 +1619,17 @@ def test_what_a_killed_pool_left_is_removed_when_another_begins(guard, script):
 
 
 def test_a_pool_starts_when_another_user_has_put_something_under_the_name_of_a_pool(tmp_path):
-    """In /tmp everybody may: opening a named pipe would block for ever, and a link must not be followed."""
+    """In /tmp everybody may: opening a named pipe would block for ever, a link must not be followed, a directory may be
+    a trap."""
     (tmp_path / "own").mkdir()
     os.mkfifo(tmp_path / "minscoop-a.pool")
     os.symlink("own", tmp_path / "minscoop-b.pool")
     for name in "minscoop-a.pool", "minscoop-b.pool", "own":
         os.utime(tmp_path / name, (0, 0), follow_symlinks=False)
+    if os.getuid() == 0:  # a directory, to be left alone: to remove one may end in RecursionError
+        (tmp_path / "minscoop-c.pool").mkdir()
+        os.chown(tmp_path / "minscoop-c.pool", 65534, -1)
+        os.utime(tmp_path / "minscoop-c.pool", (0, 0))
     before = set(os.listdir(tmp_path))
     directory = minscoop.make_directory(str(tmp_path))
     assert {*os.listdir(tmp_path)} - before == {os.path.basename(directory)} and before <= {*os.listdir(tmp_path)}
