@@ -5163,8 +5163,9 @@ def descends(unit, task):
 # ---------------------------------------------------------------------------------------------------
 # 11  Keeper
 
-BOOT = """import marshal, sys, types
-sys.path[:] = [path for path in sys.path if path]  # the working directory may have a tempfile.py of its own
+BOOT = """import sys
+sys.path[:] = [path for path in sys.path if path]  # the working directory may have a types.py of its own
+import marshal, types
 module = sys.modules['minscoop'] = types.ModuleType('minscoop')
 module.__file__ = sys.argv[1]
 with open(sys.argv[2], 'rb') as file:  # the byte code that the root runs: compiling this file anew takes 70 ms

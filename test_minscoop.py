@@ -9295,6 +9295,15 @@ def test_the_file_to_be_renamed_is_named_when_a_program_hides_a_module_of_python
         f"{path} has the name of a standard module and is imported in its place: rename it\n")
 
 
+def test_nothing_is_imported_from_the_working_directory_when_a_pool_starts(script, tmp_path):
+    """It may be /tmp, where others put modules; the program is elsewhere, so that Python does not look there either."""
+    for name in "types", "marshal", "pickle", "struct", "zmq":
+        script("import os\nos._exit(3)\n", name + ".py")
+    plain = "import minscoop\nif __name__ == '__main__':\n    print(minscoop.Executor(1).submit(abs, -1).result())\n"
+    done = python(script(plain, "elsewhere/plain.py"), cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(HERE)})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+
+
 @pytest.mark.parametrize("name", ["scoop", "minscoop"])
 def test_every_form_of_import_is_this_module_when_a_program_runs_under_it(script, name):
     """In the root and on workers, where the same lines run; it is one module, whatever its name."""
