@@ -6157,10 +6157,14 @@ def join(path, size):
         time.sleep(0.2)
     here = "%d.%d" % sys.version_info[:2]
     try:
-        config = json.loads(read_text(path))
+        descriptor = os.open(path, os.O_RDONLY)
+        status = os.fstat(descriptor)
+        config = json.loads(read_text(descriptor))
         program, mixed, there = config.pop("program"), config["mixed"], "%d.%d" % tuple(config["main_python"])
     except Exception as error:
         raise PoolError(f"{path} is not a connection file of minscoop: {error!r}") from None
+    if status.st_uid != os.getuid() and status.st_mode & 0o077:  # what --listen writes, its owner alone can read
+        raise PoolError(f"{path} is another user's, whose tasks would run as you: join a pool of your own")
     if there != here and not mixed:
         raise PoolError(f"the pool of {path} runs Python {there}, this is {here}: use the same, or --mixed on the "
                         "root's side")

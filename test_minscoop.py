@@ -7606,6 +7606,21 @@ def test_a_clear_message_is_given_when_a_file_to_join_is_no_good(guard, tmp_path
     assert done.returncode in (1, 2) and re.search(text, done.stderr) and done.stderr.count("\n") == 1, done.stderr
 
 
+def test_a_file_to_join_is_refused_when_another_user_has_put_it_there(monkeypatch, tmp_path):
+    """In /tmp anybody may, while --join waits; its pool's tasks would run as the one who joins."""
+    joined, owner = [], os.getuid()
+    path, config = tmp_path / "pool.json", {"main_python": sys.version_info[:2], "mixed": False}
+    path.write_text(json.dumps(dict(config, program=minscoop.checksum(config))))
+    monkeypatch.setattr(minscoop, "run_agent", joined.append)
+    minscoop.join(str(path), 1)
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    with pytest.raises(minscoop.PoolError, match="another user's"):
+        minscoop.join(str(path), 1)
+    path.chmod(0o600)  # only the superuser can read another's then, for instance in a container
+    minscoop.join(str(path), 1)
+    assert len(joined) == 2
+
+
 def test_brackets_go_when_an_external_address_has_them():
     """IPv6 addresses have them in URLs."""
     assert minscoop.own_addresses({"external_hostname": "[::1]"}) == ["::1"]
