@@ -6719,8 +6719,10 @@ def packed(initializer, initargs):
 def writable(path, beside=False):
     """The absolute path, links resolved, of a file to be written later; beside: by moving a new file into its place.
     Raises ValueError if it cannot be written, or is nothing to overwrite: a device such as /dev/null, or a program."""
-    path = os.path.realpath(path)
+    link, path = path, os.path.realpath(path)
     try:
+        if os.path.islink(link) and os.lstat(link).st_uid not in (0, os.getuid()):  # in /tmp anybody may put one
+            raise OSError(errno.EACCES, "another user's link, which may lead anywhere")
         if os.path.exists(path) and (path.endswith(".py") or not os.path.isfile(path)):
             raise OSError(errno.EINVAL, "a Python program, which will not be overwritten" if os.path.isfile(path)
                           else "not a regular file")

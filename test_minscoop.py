@@ -11382,6 +11382,20 @@ REFUSED = [  # arguments, what stderr says
     (["--report", "x.html", "--trace", "./x.html", "good.py"], "report and trace")]
 
 
+@pytest.mark.parametrize("beside", [False, True], ids=["--report", "--listen"])
+def test_a_file_is_not_written_when_its_name_is_another_users_link(monkeypatch, tmp_path, beside):
+    """Whoever put it into /tmp could have any file of the user's replaced. A link of the user's own is followed."""
+    path, owner = tmp_path / "link", os.getuid()
+    path.symlink_to("precious")
+    assert minscoop.writable(str(path), beside) == os.path.realpath(tmp_path / "precious")
+    if owner == 0:
+        os.chown(path, 65534, -1, follow_symlinks=False)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    with pytest.raises(ValueError, match="another user's link"):
+        minscoop.writable(str(path), beside)
+
+
 @pytest.mark.parametrize("args, text", REFUSED, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 def test_a_clear_message_is_given_when_the_command_line_makes_no_sense(script, tmp_path, args, text):
     """One message with what was wrong, exit code 2 (or 1), no traceback of ours, nothing done."""
