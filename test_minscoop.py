@@ -6280,6 +6280,17 @@ def test_a_pool_starts_when_the_temporary_directory_has_a_long_path(tmp_path, mo
     assert not os.path.exists(directory)
 
 
+def test_sockets_are_elsewhere_when_others_may_replace_what_is_in_the_temporary_directory(monkeypatch):
+    """Without the sticky bit, others can rename our directory, and have new workers connect to sockets of theirs."""
+    with tempfile.TemporaryDirectory(prefix="", dir="/tmp") as parent:
+        monkeypatch.setattr(tempfile, "tempdir", parent)
+        for mode in 0o777, 0o1777:
+            os.chmod(parent, mode)
+            directory = minscoop.make_socket_directory()
+            os.rmdir(directory)
+            assert (os.path.dirname(directory) == parent) == (mode == 0o1777)
+
+
 @pytest.mark.parametrize("variables", [
     {"TMPDIR": "/tmp/" + "x" * 200}, {"TMPDIR": "/nowhere"}, {"HOME": "/nowhere"}, {"HOME": "/proc"}], ids=str)
 def test_a_pool_starts_when_a_directory_is_not_as_it_should_be(script, variables):
