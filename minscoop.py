@@ -631,8 +631,8 @@ def reference(frame):
     """(whether it is lasting, size, path) if a frame is a reference, else None."""
     if not (isinstance(frame, bytes) and frame.startswith(TOKEN)):
         return None
-    lasting, size, path = frame[len(TOKEN):].split(b" ", 2)
-    return lasting == b"1", int(size), path
+    match = re.fullmatch(rb"([01]) ([0-9]{1,19}) (/.+/[0-9]+-[0-9]+)", frame[len(TOKEN):], re.DOTALL)
+    return match and (match[1] == b"1", int(match[2]), match[3])
 
 
 def size_of(frame):

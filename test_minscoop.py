@@ -1401,6 +1401,16 @@ def test_another_file_stays_when_it_has_the_name_of_a_new_one(tmp_path, monkeypa
     assert minscoop.frame_of([b"x" * LARGE], tmp_path) == b"x" * LARGE and minscoop.content(frame) == bytes(LARGE)
 
 
+@pytest.mark.parametrize("rest", [b"", b"x", b"0 1", b"0 x /dev/shm/minscoop-a.pool/1-0", b"0 9 relative/1-0",
+                                  b"0 99999999999 /dev/zero", b"1 9 /etc/passwd", b"0 9 /tmp/1-0/../precious"])
+def test_a_frame_is_no_reference_when_it_does_not_lead_to_shared_memory(rest):
+    """One host's mistake must neither end another's broker nor have it read, or remove, any other file."""
+    frame, desk = minscoop.TOKEN + rest, Desk()
+    assert minscoop.reference(frame) is None and minscoop.content_if_there(frame) == frame
+    assert desk.broker.handle(b"0.1", [b"RESULT", b"0.root:0/0", b"0", b"1", b"1", frame], 0.0) == []
+    assert desk.broker.dropped == 1
+
+
 def test_no_file_is_left_when_pickling_fails_midway(tmp_path):
     """Files made before pickle met the culprit must be removed."""
     with pytest.raises(TypeError):
