@@ -1953,6 +1953,8 @@ class Ranges(list):
 
     def cut(self, lo, hi):
         """Remove whatever lies in [lo, hi); return the parts removed."""
+        if lo >= hi:
+            return []
         parts = [(max(first, lo), min(end, hi)) for first, end in self if first < hi and lo < end]
         self[:] = [part for first, end in self for part in ((first, min(end, lo)), (max(first, hi), end))
                    if part[0] < part[1]]

@@ -4403,6 +4403,13 @@ def test_ranges_forget_what_has_come_when_results_arrive(open_, lo, hi, closed, 
     assert ranges == (open_ if left_ is None else left_)
 
 
+@pytest.mark.parametrize("lo, hi", [(5, 5), (7, 3), (0, 0), (9, 0), (20, 10)])
+def test_ranges_stay_as_they_are_when_nothing_is_cut_out(lo, hi):
+    """A LOST whose bounds are in the wrong order must not have items run twice."""
+    ranges = minscoop.Ranges([(0, 9)])
+    assert (ranges.cut(lo, hi), ranges) == ([], [(0, 9)])
+
+
 def given(job, wanted=1):
     """Queue a job's span at its node and send that a HUNGRY for `wanted` tasks; returns the TASKs that it gives."""
     job.node.queue.append(job.span)
