@@ -1223,6 +1223,33 @@ def text_of(thing, words=str):
 PLAIN = frozenset((int, float, bool, complex, type(None), str, bytes))  # always pickle and unpickle
 
 
+class Pickled:
+    """A result in a worker, pickled as soon as it was made: calls that follow may change it, as they do with a global
+    buffer or model."""
+
+    __slots__ = "frames", "pid"
+
+    def __init__(self, frames):
+        self.frames, self.pid = frames, os.getpid()
+
+    def take(self):
+        """Its frames, whose files are now the caller's to discard."""
+        self.pid = None
+        return self.frames
+
+    def __del__(self):
+        if self.pid:
+            discard_own(self.pid, self.frames)
+
+
+def pickled_now(memory, value):
+    """A result as it is now, Pickled if it can change; itself if that fails: ``encode_results`` then says why."""
+    try:
+        return value if type(value) in PLAIN else Pickled(dumps(value, memory))
+    except FAULTS:
+        return value
+
+
 def encode_results(values, failures, title, memory=None):
     """Frames for a slice of results. failures: {offset: exception}. A value that cannot be sent becomes a failure.
 
@@ -1235,7 +1262,7 @@ def encode_results(values, failures, title, memory=None):
     parts, large = [], []
     for offset, value in enumerate(values):
         try:
-            frames = dumps(value, memory)
+            frames = value.take() if type(value) is Pickled else dumps(value, memory)
         except FAULTS as error:
             why = reason_of(error, (value, f"the result of {title(offset)}"))
             failures[offset] = encode_failure(CannotSend(f"{why} (a result of type {type(value).__name__})"))
@@ -1748,6 +1775,7 @@ class Recipe:
     brought = ()   # globals and attributes of classes that came with it: arguments of ``bind``
     pace = None    # s per item, from the latest slices
     grain = 1      # items in the next slice, at most
+    varied = False  # a result was not PLAIN: each is pickled at once, see Pickled
     bulky = False  # of a reduction: the part that was sent last was large
 
     def __init__(self, fn, op=None, frame=None):
@@ -1812,6 +1840,7 @@ class Stopped(Exception):
 
 
 CALLS = Recipe(perform, frame=b"")  # of submitted calls
+CALLS.varied = True
 
 
 class Span:
@@ -1884,6 +1913,10 @@ class Slice:
         columns = [list(column) for column in self.span.items(self.lo, self.hi)]
         self.source = iter(columns[0])
         results = map_builtin(recipe.fn, self.source, *columns[1:])
+        leave = isinstance(self.job, Guest) and recipe.op is None and \
+            functools.partial(pickled_now, self.job.node.memory)  # for those that leave this process
+        if leave and recipe.varied:
+            results = map_builtin(leave, results)
         while len(values) < self.hi - self.lo:
             try:
                 values.extend(results)
@@ -1899,6 +1932,10 @@ class Slice:
                 self.failures[len(values)] = error
                 values.append(None)
         self.source = None  # from here on there is nothing to shorten
+        if leave and not recipe.varied and not PLAIN.issuperset(map_builtin(type, values)):
+            recipe.varied = True
+            for i in range(self.sent, len(values)):  # the deputy may be taking them: those that it has got are wasted
+                values[i] = leave(values[i])
         if self.hi - self.lo == count:
             recipe.learn(count, time.perf_counter() - start)
         if recipe.op is not None:

@@ -2694,6 +2694,29 @@ def test_inputs_are_released_when_a_map_is_over(pool, how):
         gc.enable()
 
 
+@pytest.mark.parametrize("way", ["map", "submit"])
+def test_a_result_is_what_it_was_when_a_later_call_changes_it(pool, way):
+    """A buffer or a model, say, that the calls in one worker use again: results travel together, but are pickled one by
+    one, as ProcessPoolExecutor does."""
+    buffer = [0]
+
+    def fill(item):
+        buffer[0] = item
+        return buffer
+    results = pool.map(fill, range(200)) if way == "map" else [
+        future.result() for future in [pool.submit(fill, item) for item in range(200)]]
+    assert [result[0] for result in results] == [*range(200)]
+
+
+def test_the_file_of_a_result_goes_when_nobody_takes_it(tmp_path):
+    """One that was pickled already; what was taken stays."""
+    kept, dropped = (minscoop.pickled_now(str(tmp_path), bytearray(minscoop.SHARED)) for _ in range(2))
+    kept.take()
+    del kept, dropped
+    gc.collect()
+    assert len([*tmp_path.iterdir()]) == 1
+
+
 def test_a_result_is_released_when_others_of_its_bundle_are_to_come():
     """Calls travel in bundles: while one of them takes long, the bundle must not keep results already delivered."""
     node = HandNode()
