@@ -6056,6 +6056,8 @@ def run_agent(config, library=b""):
     """Live as the agent, the first process on another host and the parent of its keeper, as the root is at home.
 
     It ends when its keeper does, and the keeper when our stdin ends, unless there is none (--join). Never returns."""
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT):  # a batch system's notice to all of a job's steps
+        signal.signal(number, ignore)
     directory, memory = make_socket_directory(), make_memory_directory()
     config.update(directory=directory, memory=memory, address=f"ipc://{directory}/broker")
     if config["tunnel"]:

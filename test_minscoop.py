@@ -6516,6 +6516,29 @@ def test_the_pool_goes_on_when_the_program_handles_a_signal_to_all(guard, script
     assert eventually(lambda: not os.listdir(guard), two_seconds())
 
 
+def test_another_host_goes_on_when_a_signal_comes_to_all_processes_there(ssh, script, tmp_path):
+    """As Slurm sends it to all steps of a job: --signal=USR2@60, say."""
+    process = start(MINSCOOP, "--hosts", "good:1", script("""
+        import os, sys, time
+        from minscoop import futures
+        def meet(directory):
+            open(f"{directory}/{os.getpid()}-{os.getppid()}", "w").close()
+            while not os.path.exists(f"{directory}/go"): time.sleep(0.01)
+            return "done"
+        if __name__ == "__main__":
+            print(futures.submit(meet, sys.argv[1]).result())
+    """), tmp_path)
+    begun = eventually(lambda: list(tmp_path.glob("[0-9]*-[0-9]*")))
+    worker, keeper = begun[0].name.split("-")
+    agent = open(f"/proc/{keeper}/stat").read().rpartition(")")[2].split()[1]
+    for pid in map(int, (agent, keeper, worker)):
+        for signum in signal.SIGUSR2, signal.SIGQUIT, *[signal.SIGUSR1] * (pid == int(agent)):
+            os.kill(pid, signum)
+    touch(tmp_path / "go")
+    done = finish(process)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
 @pytest.mark.parametrize("first, then", [("SIGTERM", "SIGHUP"), ("SIGHUP", "SIGTERM"), ("SIGTERM", "SIGTERM")])
 def test_a_program_cleans_up_when_another_signal_follows_the_first(script, tmp_path, first, then):
     """As systemd and closing terminals send them; the report is written, and the exit code is that of the first."""
