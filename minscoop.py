@@ -6229,7 +6229,7 @@ MAX_WORKERS = 2000   # of one host in a list; a larger number must be a port, an
 MARKS = r"""\s,:@\[\]={}();*"'\x00-\x1f\x7f\ud800-\udfff"""  # in no name; surrogates: bytes that are not UTF-8
 WORD = rf"(?![0-9]+/)[^{MARKS}-][^{MARKS}]*"  # no option (-x), nor 8/name, GNU parallel's way to say 8 workers
 NAME = rf"(?!.{{300}})(?:{WORD}@)?(?:{WORD}|%s)"  # of less than 300 characters; %s: how an IPv6 address is written
-IPV6 = r"[0-9a-fA-F:.]*:[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(?:%\w+)?"
+IPV6 = r"[0-9a-fA-F:.]*:[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(?:%[\w.-]+)?"
 HOST = "(" + NAME % rf"\[{IPV6}\]" + r")(?:(?::|\s+(?:slots=|workers=)?)([0-9]{1,9}))?(?:\s+max[-_]slots=[0-9]+)?"
 ITEM = r"(?:\[[^\[\]]*\]|[^,%s])+"  # of a list: up to a comma outside brackets, or another separator (%s)
 HOW_TO_SAY = "write name, user@name, name:4 (or 'name 4', 'name slots=4' on a line) for 4 workers, [::1]:4 or " \
