@@ -3437,7 +3437,9 @@ class Switchboard:
         caller = os.environ.get("SSH_CONNECTION", "").split()[:1]  # the root's machine, as seen from here
         if addresses and not config["external_hostname"]:
             addresses = [*caller, *addresses]
+        begin = time.monotonic()
         address = self.first_answer(addresses)
+        took = time.monotonic() - begin
         if address is None and (config["transport"] == "tcp" or not config["tunnel"]):
             raise PoolError(f"cannot reach the root's broker by TCP at {' or '.join(addresses)}: a firewall is in the "
                             "way, or this host cannot resolve or route to that address; see --external-hostname, "
@@ -3449,7 +3451,7 @@ class Switchboard:
         facts = dict(about_this_machine(), host=config["name"], number=config["host"], workers=config["size"],
                      transport="tcp" if address else "stdio", address=address, login=config.get("login"), **figures)
         self.broker.facts = json.dumps(facts).encode()
-        if not up.poll((SILENCE if config["tunnel"] else GRACE / 2) * 1000):
+        if not up.poll((SILENCE if config["tunnel"] else GRACE / 2 + took) * 1000):
             raise PoolError("the root's broker has stopped answering")
         receive(up)  # the empty message. What is sent before it may be lost with the connection, unnoticed
         self.said.append((UP, [b"HELLO", self.broker.facts]))
@@ -3478,7 +3480,7 @@ class Switchboard:
             with contextlib.suppress(zmq.ZMQError, ValueError):  # no valid name
                 trial = connect(self.context, endpoint, b"%s?%d" % (self.broker.host, i), config["keys"])
                 trials[trial] = endpoint
-        patience = SILENCE if self.broker.counted and config["transport"] == "tcp" else TCP_PATIENCE
+        patience = SILENCE if config["transport"] == "tcp" else TCP_PATIENCE  # there is no other way
         answered = zmq.zmq_poll([(trial, POLLIN) for trial in trials], int(patience * 1000)) if trials else []
         for trial in trials:
             trial.close()
@@ -5858,7 +5860,8 @@ class Gateway:
         for line in iter(lambda: self.process.stderr.readline(1000), b""):
             text = line.decode(errors="replace").rstrip()
             self.complaints.append(text)
-            if text and self.up and time.monotonic() > self.up + GRACE:  # before that, see ``diagnosis``
+            patience = GRACE + (SILENCE if self.config["transport"] == "tcp" else 0)  # see ``first_answer``
+            if text and self.up and time.monotonic() > self.up + patience:  # before that, see ``diagnosis``
                 logger.warning("host %s: %s", self.host, text)
                 self.passed_on = text.strip()
                 self.flush()

@@ -6884,7 +6884,7 @@ class HandGateway(minscoop.Gateway):
         keeper = types.SimpleNamespace(backlog=[], sent=[])
         keeper.notify = lambda *frames: keeper.backlog.append(frames)
         keeper.send_notices = lambda: keeper.sent.append(keeper.backlog.pop(0))
-        super().__init__(keeper, dict(name="h", host="1"))
+        super().__init__(keeper, dict(name="h", host="1", transport="auto"))
         self.process = types.SimpleNamespace(stderr=io.BytesIO(said), wait=lambda timeout: 255, poll=lambda: 255)
         self.ears, self.up, self.ended = types.SimpleNamespace(join=lambda timeout: None), up, []
 
@@ -6908,6 +6908,15 @@ def test_advice_is_for_what_ssh_itself_says_when_a_host_cannot_be_had(said, told
     gateway.listen()
     text = str(gateway.diagnosis("it ended"))
     assert text == f"it ended (exit code 255): {said}" if told == "it ended" else text.startswith(told), text
+
+
+@pytest.mark.parametrize("transport, told", [("auto", 1), ("tcp", 0)])
+def test_last_words_are_kept_for_the_reason_when_a_host_may_still_try_to_connect(transport, told):
+    """With --transport tcp it tries for SILENCE. What it then says is to be in the line that says that it has ended."""
+    gateway = HandGateway(b"cannot reach the root\n", up=time.monotonic() - minscoop.GRACE - 1)
+    gateway.config["transport"] = transport
+    gateway.listen()
+    assert ("cannot reach" in str(gateway.diagnosis("it ended"))) == (not told)
 
 
 def test_no_line_is_kept_back_when_a_remote_command_says_many_at_once(monkeypatch):
@@ -7640,6 +7649,52 @@ def test_a_joining_host_ends_when_the_root_has_gone_just_before_it_connects(guar
     assert not eventually_none(lambda: {*processes_of(os.environ["MINSCOOP_TEST"])} - {*on_fake_host("joined")}, WAIT)
     touch(tmp_path / "gone")
     assert "Traceback" not in finish(joined).stderr  # it does not wait for SILENCE
+
+
+@contextlib.contextmanager
+def far_away(port, seconds):
+    """A port at which what listens at `port` is heard, and hears, that much later."""
+    async def carry(reader, writer):
+        while True:
+            data = await reader.read(1 << 16)
+            loop.call_later(seconds, writer.write if data else lambda _: writer.close(), data)
+            if not data:
+                break
+
+    async def accept(*near):
+        far = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(carry(near[0], far[1]), carry(far[0], near[1]), return_exceptions=True)
+    loop = asyncio.new_event_loop()
+    server = loop.run_until_complete(asyncio.start_server(accept, "127.0.0.1"))
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        server.close()
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(2 * seconds))  # for what was to be carried yet
+        loop.close()
+
+
+@linux_only
+def test_a_host_joins_when_the_root_is_far_away(guard, script, tmp_path):
+    """A connection by TCP with CURVE needs several round trips, and there is no other way to the root."""
+    path = tmp_path / "pool.json"
+    process = start(MINSCOOP, "--listen", path, "-n", 1, script(SQUARES), "joined")
+    await_file(path)
+    pool = json.loads(path.read_text())
+    with far_away(pool["port"], 0.3) as port:
+        del pool["program"]
+        pool.update(port=port, addresses=["127.0.0.1"])
+        (tmp_path / "far.json").write_text(json.dumps(dict(pool, program=minscoop.checksum(pool))))
+        joined = start(MINSCOOP, "--join", tmp_path / "far.json", "-n", 1, env=dict(os.environ, FATE="joined"))
+        eventually(lambda: process.poll() is not None or joined.poll() is not None)
+        assert not joined.poll(), finish(joined)
+        assert finish(process).stdout == names_of("joined", NODE) and finish(joined).returncode == 0
 
 
 @linux_only
