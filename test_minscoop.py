@@ -13882,7 +13882,8 @@ if __name__ == "__main__":  # round by round, until a file is there
 """
 SAID = re.compile(r"(\w+: )?minscoop: the broker .* ended: .*; a new broker takes over|"
                   r"(\w+: )?minscoop: worker .* killed by signal 9 .*|"
-                  r"minscoop: host \w+: (lost: .*|will log in again in 12 s|logging in again)|(minscoop: host )?\w+: Timeout, server [\d.]+ not responding\.")
+                  r"minscoop: host \w+: (lost: .*|will log in again in 12 s|logging in again)|"
+                  r"(minscoop: host )?\w+: Timeout, server [\d.]+ not responding\.")
 
 
 def holds_listener(pid, name):
