@@ -7423,7 +7423,7 @@ def on_fake_host(name):
 @pytest.mark.parametrize("since, said", [(1000, ": Closed by remote host"), (-1000, "")], ids=["young", "old"])
 def test_last_words_of_a_connection_are_told_once_when_it_ends(since, said):
     """Once a host has been up for a while, each line of ssh is shown as it comes, and not again as the reason."""
-    gateway = minscoop.Gateway(None, {"name": "alpha", "host": "1"})
+    gateway = minscoop.Gateway(None, {"name": "alpha", "host": "1", "transport": "auto"})
     gateway.up, gateway.flush = time.monotonic() + since, lambda: None
     gateway.ears = types.SimpleNamespace(join=lambda timeout: None)
     gateway.process = types.SimpleNamespace(stderr=io.BytesIO(b"Closed by remote host.\r\n"), poll=lambda: 255,
