@@ -1775,7 +1775,6 @@ class Recipe:
     brought = ()   # globals and attributes of classes that came with it: arguments of ``bind``
     pace = None    # s per item, from the latest slices
     grain = 1      # items in the next slice, at most
-    varied = False  # a result was not PLAIN: each is pickled at once, see Pickled
     bulky = False  # of a reduction: the part that was sent last was large
 
     def __init__(self, fn, op=None, frame=None):
@@ -1840,7 +1839,6 @@ class Stopped(Exception):
 
 
 CALLS = Recipe(perform, frame=b"")  # of submitted calls
-CALLS.varied = True
 
 
 class Span:
@@ -1913,10 +1911,8 @@ class Slice:
         columns = [list(column) for column in self.span.items(self.lo, self.hi)]
         self.source = iter(columns[0])
         results = map_builtin(recipe.fn, self.source, *columns[1:])
-        leave = isinstance(self.job, Guest) and recipe.op is None and \
-            functools.partial(pickled_now, self.job.node.memory)  # for those that leave this process
-        if leave and recipe.varied:
-            results = map_builtin(leave, results)
+        if isinstance(self.job, Guest) and recipe.op is None:  # they leave this process
+            results = map_builtin(functools.partial(pickled_now, self.job.node.memory), results)
         while len(values) < self.hi - self.lo:
             try:
                 values.extend(results)
@@ -1932,10 +1928,6 @@ class Slice:
                 self.failures[len(values)] = error
                 values.append(None)
         self.source = None  # from here on there is nothing to shorten
-        if leave and not recipe.varied and not PLAIN.issuperset(map_builtin(type, values)):
-            recipe.varied = True
-            for i in range(self.sent, len(values)):  # the deputy may be taking them: those that it has got are wasted
-                values[i] = leave(values[i])
         if self.hi - self.lo == count:
             recipe.learn(count, time.perf_counter() - start)
         if recipe.op is not None:

@@ -2697,15 +2697,15 @@ def test_inputs_are_released_when_a_map_is_over(pool, how):
 @pytest.mark.parametrize("way", ["map", "submit"])
 def test_a_result_is_what_it_was_when_a_later_call_changes_it(pool, way):
     """A buffer or a model, say, that the calls in one worker use again: results travel together, but are pickled one by
-    one, as ProcessPoolExecutor does."""
+    one, as ProcessPoolExecutor does, also where the first ones cannot change."""
     buffer = [0]
 
     def fill(item):
         buffer[0] = item
-        return buffer
+        return None if item < 5 else buffer
     results = pool.map(fill, range(200)) if way == "map" else [
         future.result() for future in [pool.submit(fill, item) for item in range(200)]]
-    assert [result[0] for result in results] == [*range(200)]
+    assert [result and result[0] for result in results] == [None] * 5 + [*range(5, 200)]
 
 
 def test_the_file_of_a_result_goes_when_nobody_takes_it(tmp_path):
