@@ -6532,7 +6532,7 @@ def test_another_host_goes_on_when_a_signal_comes_to_all_processes_there(ssh, sc
     worker, keeper = begun[0].name.split("-")
     agent = open(f"/proc/{keeper}/stat").read().rpartition(")")[2].split()[1]
     for pid in map(int, (agent, keeper, worker)):
-        for signum in signal.SIGUSR2, signal.SIGQUIT, *[signal.SIGUSR1] * (pid == int(agent)):
+        for signum in (signal.SIGUSR2, signal.SIGQUIT, *[signal.SIGUSR1] * (pid == int(agent))):
             os.kill(pid, signum)
     touch(tmp_path / "go")
     done = finish(process)
