@@ -1911,7 +1911,7 @@ class Slice:
         columns = [list(column) for column in self.span.items(self.lo, self.hi)]
         self.source = iter(columns[0])
         results = map_builtin(recipe.fn, self.source, *columns[1:])
-        if isinstance(self.job, Guest) and recipe.op is None:  # they leave this process
+        if isinstance(self.job, Guest) and recipe.op is None:  # results for another process
             results = map_builtin(functools.partial(pickled_now, self.job.node.memory), results)
         while len(values) < self.hi - self.lo:
             try:
@@ -3431,7 +3431,7 @@ class Switchboard:
             addresses = [*caller, *addresses]
         begin = time.monotonic()
         address = self.first_answer(addresses)
-        took = time.monotonic() - begin
+        took = time.monotonic() - begin  # by the real connection, about as long again
         if address is None and (config["transport"] == "tcp" or not config["tunnel"]):
             raise PoolError(f"cannot reach the root's broker by TCP at {' or '.join(addresses)}: a firewall is in the "
                             "way, or this host cannot resolve or route to that address; see --external-hostname, "
@@ -6514,8 +6514,8 @@ class Interface(concurrent.futures.Executor):
         Does not block (without worker processes, it runs the call at once); any thread may call it. A task submitted
         by a task stays queued on its worker until another worker is idle; if awaited before then, it runs on the
         spot, at a cost of a few microseconds. A call that cannot be sent fails its future with CannotSend. Raises
-        TypeError if fn is not callable, PoolError if the pool is broken, and an executor's RuntimeError after shutdown
-        (then, as before there is a pool, the module's function runs the call at once, with a warning).
+        TypeError if fn is not callable, PoolError if the pool is broken. After shutdown an executor raises
+        RuntimeError; the module's function runs the call at once, with a warning, as it does before there is a pool.
 
         >>> submit(pow, 2, 10).result()
         1024

@@ -6484,22 +6484,27 @@ def test_nothing_is_left_when_another_signal_ends_a_program(guard, script, tmp_p
     assert eventually(lambda: not os.listdir(guard), two_seconds())
 
 
+# A task writes begun-PID to a directory, waits until go is there, and returns its pid. A second argument names a signal
+# that the program handles.
+MEET = """
+    import os, signal, sys, time
+    from minscoop import futures
+    def meet(directory):
+        open(f"{directory}/begun-{os.getpid()}", "w").close()
+        while not os.path.exists(f"{directory}/go"): time.sleep(0.01)
+        return os.getpid()
+    if __name__ == "__main__":
+        if sys.argv[2:]:
+            signal.signal(int(sys.argv[2]), lambda *_: print("handled"))
+        print(futures.submit(meet, sys.argv[1]).result())
+"""
+
+
 @pytest.mark.parametrize("signum", [signal.SIGQUIT, signal.SIGUSR2])
 def test_the_pool_goes_on_when_the_program_handles_a_signal_to_all(guard, script, tmp_path, signum):
     """Ctrl-\\ at a terminal, or the notice of a batch system, reaches every process; one that does not handle it ends,
     and nothing is left."""
-    path = script("""
-        import os, signal, sys, time
-        from minscoop import futures
-        def meet(directory):
-            open(f"{directory}/begun-{os.getpid()}", "w").close()
-            while not os.path.exists(f"{directory}/go"): time.sleep(0.01)
-            return os.getpid()
-        if __name__ == "__main__":
-            if sys.argv[2:]:
-                signal.signal(int(sys.argv[2]), lambda *_: print("handled"))
-            print(futures.submit(meet, sys.argv[1]).result())
-    """)
+    path = script(MEET)
     for handled in (True, False):
         directory = tmp_path / str(handled)
         directory.mkdir()
@@ -6518,25 +6523,20 @@ def test_the_pool_goes_on_when_the_program_handles_a_signal_to_all(guard, script
 
 def test_another_host_goes_on_when_a_signal_comes_to_all_processes_there(ssh, script, tmp_path):
     """As Slurm sends it to all steps of a job: --signal=USR2@60, say."""
-    process = start(MINSCOOP, "--hosts", "good:1", script("""
-        import os, sys, time
-        from minscoop import futures
-        def meet(directory):
-            open(f"{directory}/{os.getpid()}-{os.getppid()}", "w").close()
-            while not os.path.exists(f"{directory}/go"): time.sleep(0.01)
-            return "done"
-        if __name__ == "__main__":
-            print(futures.submit(meet, sys.argv[1]).result())
-    """), tmp_path)
-    begun = eventually(lambda: list(tmp_path.glob("[0-9]*-[0-9]*")))
-    worker, keeper = begun[0].name.split("-")
-    agent = open(f"/proc/{keeper}/stat").read().rpartition(")")[2].split()[1]
-    for pid in map(int, (agent, keeper, worker)):
-        for signum in (signal.SIGUSR2, signal.SIGQUIT, *[signal.SIGUSR1] * (pid == int(agent))):
+    def parent(pid):
+        with open(f"/proc/{pid}/stat") as file:
+            return int(file.read().rpartition(")")[2].split()[1])
+    process = start(MINSCOOP, "--hosts", "good:1", script(MEET), tmp_path)
+    assert eventually(lambda: list(tmp_path.glob("begun-*")))
+    worker = int(next(tmp_path.glob("begun-*")).name[len("begun-"):])
+    keeper = parent(worker)
+    agent = parent(keeper)
+    for pid in agent, keeper, worker:
+        for signum in (signal.SIGUSR2, signal.SIGQUIT, *[signal.SIGUSR1] * (pid == agent)):
             os.kill(pid, signum)
     touch(tmp_path / "go")
     done = finish(process)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{worker}\n", "")
 
 
 @pytest.mark.parametrize("first, then", [("SIGTERM", "SIGHUP"), ("SIGHUP", "SIGTERM"), ("SIGTERM", "SIGTERM")])
@@ -6588,16 +6588,7 @@ def test_a_program_ends_by_a_later_signal_when_it_has_swallowed_the_first(script
 
 def test_nothing_is_lost_when_the_terminal_goes_under_nohup(script, tmp_path):
     """SIGHUP comes to the whole process group: keeper, broker and workers must ignore it, as the program does."""
-    path = script("""
-        import os, sys, time
-        from minscoop import futures
-        def meet(directory):
-            open(f"{directory}/begun-{os.getpid()}", "w").close()
-            while not os.path.exists(f"{directory}/go"): time.sleep(0.01)
-            return os.getpid()
-        if __name__ == "__main__":
-            print(futures.submit(meet, sys.argv[1]).result())
-    """)
+    path = script(MEET)
     process = start("-c", "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); "
                     "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])", MINSCOOP, "-n", 1, path, tmp_path)
     assert eventually(lambda: list(tmp_path.glob("begun-*")))
