@@ -1734,6 +1734,8 @@ CULPRITS = {
     "instance of a bound method": (lambda: Holder(LOCK).method, "instance it is bound to"),
     "argument of a partial": (lambda: functools.partial(identity, LOCK), "its argument [0]"),
     "function of a partial": (lambda: functools.partial((lambda lock: lambda: lock)(LOCK)), "its function"),
+    "keyword argument of a partial": (lambda: functools.partial(identity, x=LOCK), "its argument ['x']"),
+    "global variable": (lambda: eval("lambda: lock", {"lock": LOCK}), "global variable 'lock'"),
     "attribute of a base class": (make_locked, "its base make_locked.<locals>.Locked, attribute 'lock'"),
     "class of an instance": (lambda: make_locked()(), "its class Derived, its base"),
 }
@@ -8427,6 +8429,7 @@ BAD_LISTS = [  # what the user writes, what the error says of it
     ("a,-b", "-b"), ("me@-b", "me@-b"), ("-m@b", "-m@b"), ("::1", "::1"), ("n[1-3", "n[1-3"), ("n1-3]", "n1-3]"),
     ("n[]", "n[]"), ("n[3-1]", "3-1"), ("n[1-]", "1-"), ("n[a-b]", "a-b"), ("n[1,,2]", "n[1,,2]"), ("n[²]", "n[²]"),
     ("n[0-9999999999999]", "100000"), ("n[0-9999][0-9999][0-9999]", "100000"), ("n[0-999],m[0-999][0-999]", "100000"),
+    ("n[0-99999],m", "more than 100000 hosts"),
     ([("-oProxyCommand=x", 3)], "-oProxyCommand=x"), ([("b", -3)], "-3"), ([("b", "x")], "'x'"), (("b", 3), "3"),
     (3, "3 is no list"),
     ([("b",)], "('b',)"), (["a b"], "a b"), ("a:22222", "a:22222"), ("a:" + "9" * 5000, "a:9"), ("n{1..3}", "n{1..3}"),
@@ -11059,8 +11062,9 @@ def test_the_exit_code_is_the_programs_when_it_ends(guard, script, end, code, st
 
 @pytest.mark.parametrize("args, why", [
     (["none.py"], "No such file or directory"), (["sub"], "is a directory without __main__.py; for a package use -m"),
-    (["-m", "sub.reads"], "No such file or directory: settings.txt"), (["-m", "sub.mute"], "in its own words")],
-    ids=["no file", "a directory", "it reads a file", "it has words only"])
+    (["-m", "sub.reads"], "No such file or directory: settings.txt"), (["-m", "sub.mute"], "in its own words"),
+    (["-m", "math"], "math is written in C: it has no code that can be run")],
+    ids=["no file", "a directory", "it reads a file", "it has words only", "a module in C"])
 def test_it_is_said_why_when_a_program_cannot_be_run(script, tmp_path, args, why):
     """The message names the missing file, if that is not the program itself; an OSError may lack an errno."""
     script("", "sub/__init__.py")
@@ -11500,6 +11504,8 @@ REFUSED = [  # arguments, what stderr says
     (["--hosts", "none.txt", "good.py"], "none.txt"), (["--hosts", "a", "-e", "ssh 'x", "good.py"], "remote command"),
     (["--transport", "pigeon", "good.py"], "pigeon"), (["--join", "/", "good.py"], "/"),
     (["-m", "broken_package"], "broken"),
+    (["-n", "0", "--profile", "good.py"], "does not go with --profile (see python -m cProfile)"),
+    (["-n", "0", "--hosts", "a", "good.py"], "does not go with --hosts"),
     (["--report", "x.html", "--trace", "./x.html", "good.py"], "report and trace")]
 
 
