@@ -2267,7 +2267,7 @@ class Mapping(Job):
         """Queue inputs, if the reader is close behind; beyond: as if all results were read. Return whether any came.
 
         Runs the user's iterators: call it without the node's lock, from a thread of the user."""
-        if self.exhausted or not self.pulling.acquire(blocking=False):
+        if self.exhausted or near_limit() or not self.pulling.acquire(blocking=False):
             return False
         try:
             if beyond:
@@ -3544,6 +3544,15 @@ class Shipment:
 OWNERS_BUSINESS = frozenset((b"RESULT", b"SPLIT", b"MANY", b"SINGLY", b"LOST", b"HELD", b"TOLD"))
 
 
+def near_limit():
+    """Whether the calling thread's stack has less than a tenth left of what the recursion limit allows. A message that
+    is handled or sent there may be lost to a RecursionError, and who waits for it would hang."""
+    try:
+        return sys._getframe(sys.getrecursionlimit() * 9 // 10) is not None
+    except ValueError:  # it is not as deep as that
+        return False
+
+
 class Node:
     """A process that creates tasks. Base of Root, Worker and Inline; see there who runs what.
 
@@ -3678,6 +3687,8 @@ class Node:
 
         patience: seconds to wait while another thread sleeps on the socket; negative: for ever. After that ready() is
         asked once more: the deputy may have handled what we wait for, without seeing anybody to rouse."""
+        if near_limit():
+            raise RecursionError("maximum recursion depth nearly exceeded: too little is left to handle messages")
         me = threading.get_ident()
         try:
             if not self.attending.acquire(timeout=patience):
@@ -3889,7 +3900,7 @@ class Node:
             trim(self.queue)
             self.queue.append(unit)
             give = self.wanted and (len(self.queue) > self.executes or unit.several)
-        if give:
+        if give and not near_limit():  # else at the next look at the socket
             self.give()
 
     def check_open(self):
@@ -4414,7 +4425,7 @@ class Root(Node):
     def push(self, unit):
         """As any node; if other work keeps all workers busy, some of this is given unasked: see ``called_for``."""
         super().push(unit)
-        if len(self.queue) == 1 and self.called_for():  # else an older one still waits
+        if len(self.queue) == 1 and self.called_for() and not near_limit():  # else an older one still waits
             self.give()
 
     def take_note(self, message):

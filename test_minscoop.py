@@ -9075,6 +9075,19 @@ def test_it_is_a_recursion_error_when_tasks_create_tasks_without_end(script, wor
     """)) == f"{most} threads wait for tasks: does one create another like it, without end?\n"
 
 
+def test_no_message_is_lost_when_the_program_waits_near_the_recursion_limit(script):
+    """The waits there raise RecursionError, those further up return their results."""
+    assert output_of("-n", 2, script("""
+        from minscoop import futures
+        def deep(n):
+            try: deep(n + 1)
+            except RecursionError: pass
+            return futures.submit(abs, -n).result()
+        if __name__ == "__main__":
+            print(deep(0), deep(0), sum(futures.map(abs, range(1000))))
+    """)) == "0 0 499500\n"
+
+
 def test_a_queued_future_is_small_when_there_are_many(script, tmp_path):
     """Less than 2 KB each, in the root and in a task, while the workers are busy."""
     assert output_of("-n", 2, script("""
