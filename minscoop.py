@@ -6711,7 +6711,10 @@ class Executor(Interface):
             self._finish()
         else:
             self._ender = threading.Thread(target=self._finish, name="minscoop shutdown")
-            self._ender.start()
+            try:
+                self._ender.start()
+            except RuntimeError:  # no more threads, as at the interpreter's end in Python 3.12
+                self._finish()
 
     def terminate_workers(self):
         """End the pool at once, tasks that are running too. What is not done fails with PoolError; nothing can be

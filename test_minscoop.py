@@ -8728,6 +8728,22 @@ def test_the_end_is_left_to_a_thread_when_shutdown_does_not_wait(guard, tmp_path
     assert future.result(WAIT) == 5
 
 
+def test_the_pool_ends_when_there_is_no_thread_to_which_shutdown_could_leave_it(guard, monkeypatch):
+    """So it is at the interpreter's end in Python 3.12, where the next shutdown, ours, must not wait for that thread."""
+    executor = minscoop.Executor(1)
+    future = executor.submit(identity, 1)
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        executor.shutdown(wait=False)
+    ender = threading.Thread(target=executor.shutdown, daemon=True)
+    ender.start()
+    ender.join(WAIT)
+    assert not ender.is_alive() and future.result(0) == 1
+
+
 def test_a_pool_is_ended_once_when_two_threads_do_it_at_the_same_time(guard):
     """The second thread calls shutdown while the first is just about to end the pool."""
     executor, calls = minscoop.Executor(0), []
