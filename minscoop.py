@@ -2241,7 +2241,7 @@ class Mapping(Job):
         super().__init__(node, parent)
         self.recipe, self.ordered = recipe, ordered
         self.chunks = {}                # first item (unordered: results so far) -> (count, values, failures), unread
-        self.pulling = threading.Lock()
+        self.pulling = threading.RLock()
         self.fixed = buffersize
         self.window = buffersize or READ_AHEAD * max(1, node.size)
         self.doubled = time.monotonic()
@@ -2267,9 +2267,11 @@ class Mapping(Job):
         """Queue inputs, if the reader is close behind; beyond: as if all results were read. Return whether any came.
 
         Runs the user's iterators: call it without the node's lock, from a thread of the user."""
-        if self.exhausted or near_limit() or not self.pulling.acquire(blocking=False):
+        if self.exhausted or near_limit() or self.pulling._is_owned():  # by the iterator that is being pulled
             return False
         try:
+            if not self.pulling.acquire(blocking=False):
+                return False
             if beyond:
                 self.widen(self.made)
             before = self.pulled  # only now that no other thread pulls
@@ -2283,8 +2285,11 @@ class Mapping(Job):
                     self.node.sources.remove(self)
                 self.node.wake(self)
             return self.pulled > before
-        finally:
-            self.pulling.release()
+        finally:  # Ctrl-C may come just as we have got it: see ``Node.listen``
+            try:
+                self.pulling.release()
+            except RuntimeError:
+                pass
 
     def take_rows(self, want):
         """Queue at most `want` inputs, fewer if the iterators are slow. Return whether these have ended."""

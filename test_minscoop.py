@@ -3012,13 +3012,12 @@ def test_no_more_is_pulled_than_the_buffer_takes_when_two_threads_pull(monkeypat
     job = minscoop.Mapping(node, minscoop.Recipe(identity), [itertools.count()], buffersize=4)
     job.read, pulling = 4, job.pulling
 
-    class Late:
-        def acquire(self, blocking):
-            job.pulling = pulling
-            return job.pull() and pulling.acquire(blocking=blocking)
-    job.pulling = Late()
+    def late(blocking):
+        job.pulling = pulling
+        return job.pull() and pulling.acquire(blocking=blocking)
+    job.pulling = mock.Mock(wraps=pulling, acquire=late)
     job.pull()
-    assert job.pulled - job.read == 4 and not pulling.locked()
+    assert job.pulled - job.read == 4 and not pulling._is_owned()
 
 
 @pytest.mark.parametrize("closed", [False, True])
@@ -4730,6 +4729,21 @@ def test_others_may_sleep_on_the_socket_when_ctrl_c_comes_at_any_call():
             assert another.submit(node.attending.acquire, blocking=False).result(WAIT) and not node.attended
             another.submit(node.attending.release).result(WAIT)
     assert wanted > 1
+
+
+def test_other_threads_pull_when_ctrl_c_comes_just_as_one_begins_to():
+    """It may be one that waits for something else: whoever reads this map needs its inputs."""
+    job = minscoop.Mapping(HandNode(), minscoop.Recipe(identity), [itertools.count()], buffersize=4)
+    job.read, lock = 4, job.pulling
+
+    def get_it(blocking):
+        lock.acquire(blocking=blocking)
+        raise KeyboardInterrupt
+    job.pulling = mock.Mock(wraps=lock, acquire=get_it)
+    pytest.raises(KeyboardInterrupt, job.pull)
+    job.pulling = lock
+    with concurrent.futures.ThreadPoolExecutor(1) as another:
+        assert another.submit(job.pull).result(WAIT)
 
 
 def test_results_are_read_as_they_came_when_any_order_will_do():
