@@ -571,7 +571,7 @@ def dumps(obj, memory=None, lasting=False, whole=False):
     try:
         Pickler(chunks, 5, buffer_callback=None if whole else keep_in_band).dump(obj)
     except BaseException:
-        discard(buffers)
+        discard(buffers, even_lasting=True)
         raise
     return [frame_of(chunks, memory, lasting), *buffers]
 

@@ -1360,6 +1360,14 @@ def test_a_large_frame_is_a_file_when_there_is_shared_memory(tmp_path):
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.parametrize("lasting", [False, True])
+def test_no_shared_memory_is_left_when_what_follows_a_large_buffer_cannot_be_pickled(tmp_path, lasting):
+    """Such as a part of a constant: each attempt to set it would take memory until the end of the pool."""
+    with pytest.raises(TypeError):
+        minscoop.dumps([pickle.PickleBuffer(bytearray(LARGE)), threading.Lock()], tmp_path, lasting)
+    assert not os.listdir(tmp_path)
+
+
 @contextlib.contextmanager
 def files_limited_to(size):
     """No larger files can be written meanwhile, as if the disk were full."""
