@@ -1412,12 +1412,14 @@ class Main:
 
     @classmethod
     def of_this_process(cls):
-        """As found in ``sys.modules``. A prompt, a notebook and ``-c`` have neither path nor name."""
+        """As found in ``sys.modules``. A prompt, a notebook and ``-c`` have neither path nor name; nor has a program
+        that is there as bytecode only: it cannot be parsed."""
         module = sys.modules["__main__"]
         spec, path = getattr(module, "__spec__", None), getattr(module, "__file__", None)
         if spec is not None and spec.name and spec.name not in ("minscoop", "__main__"):
             return cls(path, spec.name)
-        return cls(os.path.abspath(path)) if path and os.path.isfile(path) else cls()
+        source = path and os.path.isfile(path) and not path.endswith(".pyc")
+        return cls(os.path.abspath(path)) if source else cls()
 
     def by_value(self, name, module="__main__", value=None, again=False):
         """Whether this global has to travel by value: it is of the main module, and workers that import the script do

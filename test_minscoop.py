@@ -2246,14 +2246,16 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("how", ["script", "-m", "-c", "-n 0", "executor", "directory", "archive", "stdin"])
+@pytest.mark.parametrize("how", ["script", "-m", "-c", "-n 0", "executor", "directory", "archive", "bytecode",
+                                 "stdin"])
 def test_the_programs_own_objects_work_when_it_runs_in_any_way(script, tmp_path, how):
     """Functions and classes of the main module keep one identity, also those under its guard."""
     path = script(SENDING)
     plain = SENDING.replace("assert once(__work", "minscoop.Executor(2)\n    assert once(__work")
-    if how in ("executor", "directory", "archive"):
+    if how in ("executor", "directory", "archive", "bytecode"):
         path = script(plain, "app/__main__.py")
-        path = {"executor": path, "directory": path.parent}.get(how) or \
+        bytecode = py_compile.compile(str(path), tmp_path / "program.pyc")
+        path = {"executor": path, "directory": path.parent, "bytecode": bytecode}.get(how) or \
             shutil.make_archive(tmp_path / "program", "zip", path.parent)
         done = python(path, env=dict(os.environ, PYTHONPATH=str(HERE)))
     elif how == "stdin":
