@@ -6664,7 +6664,7 @@ class Executor(Interface):
         refuse_in_import()
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, not {initializer!r}")
-        self._ending, self._ended = threading.Lock(), threading.Event()  # the former is acquired once
+        self._ending, self._ended = threading.RLock(), threading.Event()  # the former is for the thread that shuts down
         options = plan(max_workers, hosts, listen, options, options.pop("_check", False))  # of check_hosts
         wishes = {"summary": summary, "report": report and writable(report), "trace": trace and writable(trace),
                   "record": 2 if report or trace else int(summary)}
@@ -6711,15 +6711,17 @@ class Executor(Interface):
             return
         if cancel_futures:
             self._node.drop()
-        if not self._ending.acquire(blocking=False):  # it was called before, maybe by another thread
+        # It was called before, maybe by another thread; not if Ctrl-C came before the end began
+        if not self._ending.acquire(blocking=False) or self._ender:
             if wait and not (threading.current_thread() is self._ender or self._node.serving._is_owned()):
                 self._ended.wait()  # not in a callback, which would wait for the thread that waits for it
         elif wait:
             self._finish()
         else:
-            self._ender = threading.Thread(target=self._finish, name="minscoop shutdown")
+            ender = threading.Thread(target=self._finish, name="minscoop shutdown")
             try:
-                self._ender.start()
+                ender.start()
+                self._ender = ender
             except RuntimeError:  # no more threads, as at the interpreter's end in Python 3.12
                 self._finish()
 

@@ -8768,6 +8768,21 @@ def test_the_pool_ends_when_there_is_no_thread_to_which_shutdown_could_leave_it(
     assert not ender.is_alive() and future.result(0) == 1
 
 
+def test_the_pool_is_ended_later_when_ctrl_c_comes_just_as_shutdown_begins(guard):
+    """The next shutdown, that at the interpreter's end for one, must not wait for the first."""
+    executor = minscoop.Executor(0)
+    lock = executor._ending
+
+    def get_it(blocking):
+        lock.acquire(blocking=blocking)
+        raise KeyboardInterrupt
+    executor._ending = mock.Mock(wraps=lock, acquire=get_it)
+    pytest.raises(KeyboardInterrupt, executor.shutdown)
+    executor._ending, executor._ended.wait = lock, lambda: pytest.fail("it waits for ever")
+    executor.shutdown()
+    assert executor._ended.is_set()
+
+
 def test_a_pool_is_ended_once_when_two_threads_do_it_at_the_same_time(guard):
     """The second thread calls shutdown while the first is just about to end the pool."""
     executor, calls = minscoop.Executor(0), []
@@ -8958,7 +8973,7 @@ def test_tasks_end_at_once_when_their_workers_are_terminated(guard, tmp_path, en
     if how == "while shutdown waits":
         waiting = threading.Thread(target=executor.shutdown)
         waiting.start()
-        assert eventually(executor._ending.locked)
+        assert eventually(lambda: executor._ender)
     end()
     end()
     if how == "while shutdown waits":
