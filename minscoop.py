@@ -2522,6 +2522,7 @@ class Broker:
         self.files = {}                         # path -> its FILE
         self.fetching = {}                      # path -> names of those that wait for it
         self.dead = set()                       # names that are not coming back
+        self.missed = set()                     # names for which something was discarded since the last census began
         self.own_size, self.size = size, 0      # workers of this host; of the pool, if there are hosts
         self.present = {}                       # names that have connected, maybe again, and not said HELLO since
         # name of a node that is to come -> messages that it will be sent after its HELLO
@@ -2626,6 +2627,7 @@ class Broker:
             if late is not None:
                 late.append(list(frames))
             else:
+                self.missed.update((name, host_of(name)))
                 self.discard(frames)
             return
         if way == UP and self.parcels and frames[0] not in URGENT:
@@ -2828,9 +2830,9 @@ class Broker:
         self.present[name] = None
         if name not in self.links:
             self.late.setdefault(name, [])  # what is for it, or for those behind it, waits for its HELLO
-        if self.round is not None and name in self.silent and name not in self.links:  # the census waits for it already
+        if self.round is not None and name not in self.links and name not in self.missed:  # the census waits for it, too
             self.send_who(name)
-        else:  # it was here before; or it came by --join
+        else:  # it was here before; or it came by --join, and what others say they hold of its tasks has not reached it
             self.begin_census()
 
     def begin_census(self, number=None):
@@ -2842,6 +2844,7 @@ class Broker:
         self.census_began, self.counted, self.over_above = self.now, True, not self.below
         self.fetching.clear()  # a FETCH, or its FILE, may be lost with a broker above: workers that wait ask again
         self.printing = 0      # and so may an OUTPUT, or its SHOWN
+        self.missed.clear()
         self.silent, self.presumed = {**self.presumed, **self.silent}, {}
         for name in {**self.links, **self.present}:
             if name != UP:

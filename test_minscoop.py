@@ -4242,17 +4242,32 @@ def test_those_of_a_host_are_heard_when_a_census_ends_that_began_before_its_brok
     assert set(broker.silent) == {b"1.1"} and (minscoop.UP, [b"TOLD", b"8"]) not in out
 
 
-def test_a_host_that_has_joined_is_asked_too_when_another_broker_takes_over_on_top():
-    """No keeper knows of it: it came by --join. It is asked once it connects; HELDs for its workers await its HELLO."""
+@pytest.mark.parametrize("late", [False, True])
+def test_a_host_that_has_joined_is_asked_too_when_another_broker_takes_over_on_top(late):
+    """No keeper knows of it: it came by --join. It is asked once it connects; HELDs for its workers await its HELLO.
+    If one was said before, all are asked again."""
     top = minscoop.Broker(size=1, heirs=dict.fromkeys([b"0.root", b"0.1"], b""))
     top.handle(b"0.root", [b""], 1)
-    assert [name for name, frames in top.handle(b"jx", [b""], 2) if frames == [b"WHO", top.round]] == [b"0.root", b"jx"]
-    number, held = top.round, [b"HELD", top.round, b"jx.1:0/0", b"0", b"9"]
+    held = [b"HELD", top.round, b"jx.1:0/0", b"0", b"9"]
+    for frames in [[b"HELLO"], held] if late else ():
+        top.handle(b"0.1", frames, 1)
+    asked = [name for name, frames in top.handle(b"jx", [b""], 2) if frames == [b"WHO", top.round]]
+    assert asked == [b"0.1"] * late + [b"0.root"] * late + [b"jx"]
+    number = held[1] = top.round
     for name, frames in itertools.product([b"0.1", b"0.root"], [[b""], [b"HELLO"], held, [b"TOLD", number]]):
-        if (name, frames) not in [(b"0.root", [b""]), (b"0.root", held)]:
+        if (name, frames) not in [(b"0.root", [b""]), (b"0.root", held), (b"0.1", [b""] * late)]:
             top.handle(name, frames, 2)
     assert top.round == number and (b"jx", held) in top.handle(b"jx", [b"HELLO", host_facts("jx")], 2)
     assert (b"jx", [b"TOLD", number]) in top.handle(b"jx", [b"TOLD", number], 2) and top.round is None
+
+
+def test_each_is_asked_once_when_many_hosts_that_have_joined_connect_anew():
+    """A census for each of them, of which every one asks all, would keep the broker that takes over busy for longer
+    than SILENCE."""
+    top = minscoop.Broker(heirs={b"0.root": b""})
+    names = [b"0.root", *(b"j%d" % i for i in range(50))]
+    asked = [receiver for name in names for receiver, frames in top.handle(name, [b""], 1) if frames[0] == b"WHO"]
+    assert asked == names
 
 
 def test_files_and_output_go_on_when_the_broker_above_was_lost():
