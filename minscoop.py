@@ -5346,7 +5346,7 @@ class Keeper:
         line, stdin = open(0, "rb", closefd=False).readline(), os.dup(0)  # sys.stdin may be None
         with open(os.devnull, "rb") as null:
             os.dup2(null.fileno(), 0)
-        if line:  # else the root has ended already
+        if line.endswith(b"\n"):  # else the root has ended already, maybe amid it: a pipe holds 64 KB
             cls(json.loads(line), stdin).live()
 
     def live(self):
