@@ -311,7 +311,7 @@ class RemoteTraceback(Exception):
 #   STOP     root → worker                                  end when all is done
 #   BYE      worker → broker → root                         its last word; to a broker below: you count as lost; from
 #                                                           the keeper of a host that joined: leave
-#   HOST     keeper → root       facts                      a host is there, or why it is not (JSON); from the broker:
+#   HOST     keeper → root       facts                      why a host is not there (JSON); from the broker: it is, or
 #                                                           it was lost
 #   SIZE     broker → node       workers                    of the whole pool, whenever that changes
 #   PROBE    broker → broker     anything                   a sign of life; the upper one echoes it, to time the link
