@@ -2498,6 +2498,7 @@ class Broker:
     round = None          # number of the census under way, as WHO and TOLD carry it
     census_began = 0.0    # when that was
     over_above = True     # during a census: no broker above has yet to end it
+    again = False         # and: another has to follow; just one, however many nodes connect anew
     printing = 0          # bytes of OUTPUT from here that are not yet SHOWN
     stopping = False      # True: the root has no more to do; "said": so all were told to STOP
     finished = False      # nobody is left: the loop may end
@@ -2567,7 +2568,7 @@ class Broker:
         self.notice_silence()
         if self.finished:
             return []
-        if self.silent and self.round is None:  # we have taken over
+        if self.again or self.silent and self.round is None:  # the last: we have taken over
             self.begin_census()
         for link in list(self.rich.values()):
             if link.asked and now - link.since >= PATIENCE:  # it may compute without releasing the interpreter's lock
@@ -2830,10 +2831,12 @@ class Broker:
         self.present[name] = None
         if name not in self.links:
             self.late.setdefault(name, [])  # what is for it, or for those behind it, waits for its HELLO
-        if self.round is not None and name not in self.links and name not in self.missed:  # the census waits for it, too
+        if self.round is not None and name not in self.links and name not in self.missed:  # the census waits for it
             self.send_who(name)
-        else:  # it was here before; or it came by --join, and what others say they hold of its tasks has not reached it
+        elif self.round is None or self.below:
             self.begin_census()
+        else:  # it was here before; or it came by --join, and what others say they hold of its tasks has not reached it
+            self.again = True
 
     def begin_census(self, number=None):
         """Begin a census. A broker below asks the one above for one, and begins when a WHO brings its number."""
@@ -2844,6 +2847,7 @@ class Broker:
         self.census_began, self.counted, self.over_above = self.now, True, not self.below
         self.fetching.clear()  # a FETCH, or its FILE, may be lost with a broker above: workers that wait ask again
         self.printing = 0      # and so may an OUTPUT, or its SHOWN
+        self.again = False
         self.missed.clear()
         self.silent, self.presumed = {**self.presumed, **self.silent}, {}
         for name in {**self.links, **self.present}:
@@ -2926,7 +2930,9 @@ class Broker:
             return
         if self.below:
             self.send(UP, b"TOLD", self.round)
-        if self.over_above:
+        if self.again:
+            self.begin_census()
+        elif self.over_above:
             self.finish_census()
 
     def finish_census(self):
