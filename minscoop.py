@@ -4628,8 +4628,12 @@ class Root(Node):
         import pstats
         stats = unpickle(bytes(stats))
         if self.options["profile"] is not True:
-            with open(os.path.join(self.options["profile"], f"worker-{worker.decode()}.prof"), "wb") as file:
-                marshal.dump(stats, file)  # which is what pstats reads
+            path = os.path.join(self.options["profile"], f"worker-{worker.decode()}.prof")
+            try:
+                with open(path, "wb") as file:
+                    marshal.dump(stats, file)  # which is what pstats reads
+            except OSError as error:  # the disk is full, the directory is gone: the table is shown all the same
+                logger.error("the profile could not be written to %s: %s", path, error.strerror)
         self.profile = self.profile or pstats.Stats(stream=sys.stderr or io.StringIO())  # None would be stdout
         stats = tasks_part(stats)
         if stats:  # pstats refuses an empty one

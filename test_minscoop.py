@@ -10100,6 +10100,20 @@ def test_a_line_says_why_there_is_no_table_when_a_profiled_run_is_interrupted(sc
     assert done.returncode and done.stderr.count("minscoop: no profile: ") == 1 and "Ordered by" not in done.stderr
 
 
+def test_the_table_is_shown_when_the_files_of_a_profile_cannot_be_written(script, tmp_path):
+    """A line for each worker says why."""
+    done = launch("-n", 1, "--profile", tmp_path / "profiles", script("""
+        from minscoop import futures
+        import os, sys
+        if __name__ == "__main__":
+            list(futures.map(abs, range(100)))
+            os.rmdir(sys.argv[1])
+    """), tmp_path / "profiles")
+    path = tmp_path / "profiles" / "worker-0.1.prof"
+    assert done.returncode == 0 and done.stderr.count("Ordered by: cumulative time") == 1, done.stderr
+    assert f"minscoop: the profile could not be written to {path}: No such file or directory\n" in done.stderr
+
+
 @pytest.mark.parametrize("name", [str(MINSCOOP), "minscoop.py"])
 def test_a_recursive_builtin_keeps_its_calls_when_we_call_it_too(monkeypatch, name):
     """Our calls do not count. A profile has (primitive, all) calls of a function, but (all, primitive) by caller.
