@@ -7741,14 +7741,14 @@ def verdict(run):
     if run.interrupted:
         return "The run was interrupted; what was under way is not counted."
     if not run.tasks:
-        return "No task was run."
+        return "No task is known to have ended: workers died. See what killed them." if run.losses else "No task was run."
     return limit(run)
 
 
 def limit(run):
     """What a program that has ended in good order was limited by, and what to change."""
     records, seconds = [news for news in run.records.values() if news.life], run.seconds
-    if run.tasks < len(records):
+    if run.tasks < len(records) and not run.losses:  # what lost workers ran is not all known
         return f"Limited by too few tasks: {run.tasks} for {len(records)} workers."
     ready, end = min(news.came for news in records), max(news.last for news in records)
     if ready > seconds / 2 and seconds > 1:

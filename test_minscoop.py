@@ -10973,7 +10973,8 @@ def run_of(first, last, busy, workers=4, calls=1000, moved=0, seconds=None, cpu=
                for i, end in enumerate([*ends, *[last] * workers][:workers])}
     return types.SimpleNamespace(
         records=records, code=busy * workers, seconds=seconds or last + 0.1, tasks=calls, runs=calls, moved=moved,
-        cpu=cpu, inline=False, failure=failure, interrupted=False, asked=asked, arrived=arrived)
+        cpu=cpu, inline=False, failure=failure, interrupted=False, asked=asked, arrived=arrived,
+        losses=[["0.1", moment, "why", 1] for moment in gone if moment < math.inf])
 
 
 @pytest.mark.parametrize("text, run", [
@@ -10988,6 +10989,7 @@ def run_of(first, last, busy, workers=4, calls=1000, moved=0, seconds=None, cpu=
     ("imbalance", run_of(0, 10, 4, ends=[10, 4, 4, 4])),
     ("nothing", run_of(0, 10, 4.9, ends=[5, 5], came=[0, 0, 5, 5], gone=[5, 5])),
     ("lost workers: 2 died, and 32% ", run_of(0, 10, 5, ends=[1, 5], gone=[9, 9], again=[1, 3])),
+    ("lost workers", run_of(0, 10, 1, calls=3, ends=[1, 1, 1], gone=[9, 9, 9], again=[1, 1, 1])),  # of 3 calls known
     ("imbalance", run_of(0, 10, 5, ends=[1, 1], gone=[9, 9])),  # these were idle when they died
     ("the root.* busy 90%.* Make tasks larger", run_of(0, 10, 4, cpu=0.9)),
     ("the root.* waited for more. Submit more", run_of(0, 10, 4)),
@@ -11001,6 +11003,12 @@ def run_of(first, last, busy, workers=4, calls=1000, moved=0, seconds=None, cpu=
 def test_the_summary_says_what_the_limit_was_when_it_can_be_told(text, run):
     """One sentence, with what to change."""
     assert re.match(f"Limited by {text}", minscoop.verdict(run))
+
+
+def test_the_summary_says_that_workers_died_when_no_task_is_known_to_have_ended():
+    """What they ran after their last records is not known; "No task was run" would be wrong."""
+    assert "workers died" in minscoop.verdict(run_of(0, 9, 0, calls=0, gone=[5], again=[1]))
+    assert minscoop.verdict(run_of(0, 9, 0, calls=0)) == "No task was run."
 
 
 def browse(page, tmp_path, script=""):
