@@ -7760,8 +7760,7 @@ def limit(run):
         came, gone = max(news.came, first), min(news.gone, end)
         whole += max(gone - came, 1e-9)
         rest = max(0.0, gone - max(news.last, came))
-        lost += rest if news.again else 0.0
-        tail += 0.0 if news.again else rest
+        lost, tail = (lost + rest, tail) if news.again else (lost, tail + rest)
     code, size, heavy = run.code, run.moved / run.tasks, run.moved > 5e7 * (end - first)
     crossing = (f"Limited by the network, or by pickling what crosses it: {scaled(run.moved, 'B')} in and out of "
                 f"the root, {scaled(size, 'B')} for each task. Send less: constants, map_reduce, file names.")
@@ -7781,7 +7780,8 @@ def limit(run):
     if begun - first > max(1.0, (end - first) / 2) and not heavy:
         return (f"Limited by the start: the first task began only {begun - first:.1f} s after the script had asked for "
                 "it: until then, workers run the initializer, import the script, and read large arguments.")
-    if size < 1e5 and code / run.runs < 1e-3:  # slices of a map take longer than that
+    # Slices of a map take longer than 1 ms; there, what each item costs beside its call counts
+    if size < 1e5 and (code / run.runs < 1e-3 or code / run.tasks < 1e-5 and not heavy and tail < (whole - code) / 2):
         return (f"Limited by too-short tasks: {scaled(code / run.tasks, 's')} each on average; workers ran them "
                 f"{busy}. Let each do more, or use map, which runs many at a time.")
     if tail > (whole - code) / 2:

@@ -10965,15 +10965,15 @@ def test_nothing_is_recorded_when_nobody_asks(pool):
 
 
 def run_of(first, last, busy, workers=4, calls=1000, moved=0, seconds=None, cpu=0.1, ends=(), came=(), failure=None,
-           gone=(), asked=math.inf, again=(), arrived=0):
+           gone=(), asked=math.inf, again=(), arrived=0, runs=None):
     """What is known of a run in which each worker was busy for so long."""
     came, gone, again = [*came, *[0] * workers], [*gone, *[math.inf] * workers], [*again, *[0] * workers]
     records = {f"0.{i}": types.SimpleNamespace(
                    first=first, last=end, life=last, came=came[i], gone=gone[i], again=again[i])
                for i, end in enumerate([*ends, *[last] * workers][:workers])}
     return types.SimpleNamespace(
-        records=records, code=busy * workers, seconds=seconds or last + 0.1, tasks=calls, runs=calls, moved=moved,
-        cpu=cpu, inline=False, failure=failure, interrupted=False, asked=asked, arrived=arrived,
+        records=records, code=busy * workers, seconds=seconds or last + 0.1, tasks=calls, runs=runs or calls,
+        moved=moved, cpu=cpu, inline=False, failure=failure, interrupted=False, asked=asked, arrived=arrived,
         losses=[["0.1", moment, "why", 1] for moment in gone if moment < math.inf])
 
 
@@ -10992,6 +10992,7 @@ def run_of(first, last, busy, workers=4, calls=1000, moved=0, seconds=None, cpu=
     ("lost workers", run_of(0, 10, 1, calls=3, ends=[1, 1, 1], gone=[9, 9, 9], again=[1, 1, 1])),  # of 3 calls known
     ("imbalance", run_of(0, 10, 5, ends=[1, 1], gone=[9, 9])),  # these were idle when they died
     ("the root.* busy 90%.* Make tasks larger", run_of(0, 10, 4, cpu=0.9)),
+    ("too-short tasks: 2 µs .* 60%", run_of(0, 2, 1.2, calls=2_400_000, runs=800)),  # a map, in slices of 6 ms
     ("the root.* waited for more. Submit more", run_of(0, 10, 4)),
     ("the root", run_of(90, 99, 9, seconds=100)),
     ("the root", run_of(0, 6, 6, seconds=10)),
