@@ -8054,7 +8054,8 @@ canvas.addEventListener("wheel", e => {
   e.preventDefault()
   e.shiftKey ? show(t0, t1, r - (r - y0) * f, r + (y1 - r) * f) : show(t - (t - t0) * f, t + (t1 - t) * f, y0, y1)
 }, { passive: false })
-addEventListener("resize", paint), matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint), paint()
+addEventListener("resize", paint), paint()
+for (const media of ["(prefers-color-scheme: dark)", "print"]) matchMedia(media).addEventListener("change", paint)
 document.body.dataset.drawn = tasks.length
 </script></body></html>
 """

@@ -11012,15 +11012,15 @@ def test_the_summary_says_that_workers_died_when_no_task_is_known_to_have_ended(
     assert minscoop.verdict(run_of(0, 9, 0, calls=0)) == "No task was run."
 
 
-def browse(page, tmp_path, script=""):
-    """What a page looks like to a browser, as HTML, once a script has run in it."""
+def browse(page, tmp_path, script="", end="--dump-dom"):
+    """What a page looks like to a browser, as HTML, once a script has run in it; or as another `end` has it."""
     if BROWSER is None:
         skip_or_fail("no browser: install chromium")
     copy = tmp_path / "copy.html"
     copy.write_text(page.read_text().replace("</body>", f"<script>{script}</script></body>"))
     done = subprocess.run([BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
                            "--disable-background-networking", "--disable-component-update", "--disable-sync",
-                           f"--user-data-dir={tmp_path / 'browser'}", "--window-size=1400,900", "--dump-dom",
+                           f"--user-data-dir={tmp_path / 'browser'}", "--window-size=1400,900", end,
                            f"file://{copy}"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=WAIT)
     return done.stdout.decode()
 
@@ -11056,6 +11056,23 @@ def test_a_browser_draws_the_page_when_it_is_opened(script, tmp_path):
     assert "&lt;/script&gt;" in seen
     assert "arguments (of the first)" in seen and "(those of a slice: their mean)" in seen  # nothing else is known
     assert "<bdi>leaf</bdi>" in seen  # names may run from right to left, but not in the order of the legend
+
+
+def page_of(collector, calls=None, **facts):
+    """The page of a run in which one worker made these calls, {(function, log2 of seconds): their number}."""
+    calls = calls or {("f", -3): 1}
+    collector.on_RECORD(b"0.1", record_of(
+        RecordingWorker(), calls=calls, seconds={name: 0.1 for name, _ in calls}, first=collector.born,
+        last=collector.born + 1, events=[event_of(collector.born, 1, name) for name, _ in calls], **facts))
+    collector.abort()
+    return pathlib.Path(collector.options["report"])
+
+
+def test_the_picture_fits_the_paper_when_the_page_is_printed(collector, tmp_path):
+    """It is drawn anew: not squeezed from the width of the window, nor with the colours of a dark one."""
+    browse(page_of(collector), tmp_path, end=f"--print-to-pdf={tmp_path / 'run.pdf'}")
+    printed = (tmp_path / "run.pdf").read_bytes()
+    assert printed.startswith(b"%PDF") and all(int(width) < 1000 for width in re.findall(rb"/Width (\d+)", printed))
 
 
 def test_a_browser_opens_the_page_when_a_million_tasks_ran_on_a_thousand_workers(collector, tmp_path):
