@@ -7858,7 +7858,7 @@ PAGE = r"""<!DOCTYPE html>
 body { margin: 1.2em; background: var(--back); color: var(--text); font: 15px/1.45 system-ui, sans-serif;
   overflow-wrap: anywhere }
 h1 { font-size: 1.3em } h2 { font-size: 1.05em } .soft { color: var(--soft) }
-.scroll { overflow: auto; max-height: 14em } table { overflow-wrap: normal }
+.scroll { overflow: auto; max-height: 14em } table { overflow-wrap: normal } bdi { overflow-wrap: anywhere }
 td, th { padding: .15em .9em .15em 0; text-align: left }
 #box { position: relative } canvas { width: 100%; border: 1px solid var(--line) }
 #tip { position: absolute; pointer-events: none; background: var(--back); border: 1px solid var(--soft);
@@ -7890,7 +7890,7 @@ const hues = new Map(functions.map(([name], f) => [name, HUES[f]])), hue = name 
 const whole = n => n.toLocaleString("en"), time = s => scaled(s, "s")
 function scaled(x, unit, digits = 4) {
   const power = x ? Math.max(-3, Math.min(3, Math.floor(Math.log10(x) / 3))) : 0
-  return `${+(x / 1000 ** power).toPrecision(digits)} ${["n", "µ", "m", "", "k", "M", "G"][power + 3]}${unit}`
+  return `${+(x / 1000 ** power).toPrecision(digits)}\u00a0${["n", "µ", "m", "", "k", "M", "G"][power + 3]}${unit}`
 }
 function make(parent, tag, text = "") {
   const element = parent.appendChild(document.createElement(tag))

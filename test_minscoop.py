@@ -11068,6 +11068,14 @@ def page_of(collector, calls=None, **facts):
     return pathlib.Path(collector.options["report"])
 
 
+def test_all_columns_are_seen_when_a_functions_name_is_long(collector, tmp_path):
+    """The name is broken into several lines, but no number is torn from its unit."""
+    seen = browse(page_of(collector, {("name_" * 16, -3): 1}), tmp_path, """
+        document.body.style.width = "600px"
+        document.body.dataset.wide = $("functions").offsetWidth""")
+    assert int(re.search(r'data-wide="(\d+)"', seen)[1]) <= 600 and "<td>100&nbsp;ms</td>" in seen
+
+
 def test_the_picture_fits_the_paper_when_the_page_is_printed(collector, tmp_path):
     """It is drawn anew: not squeezed from the width of the window, nor with the colours of a dark one."""
     browse(page_of(collector), tmp_path, end=f"--print-to-pdf={tmp_path / 'run.pdf'}")
