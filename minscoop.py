@@ -7929,7 +7929,8 @@ function histogram(cell, name, bins) {
   bars.className = "bars"
   for (let p = low; p <= high; p++) {
     const bar = make(bars, "b"), count = bins[p] ?? 0
-    bar.style.height = `${100 * count / Math.max(...Object.values(bins))}%`, bar.style.background = hue(name)
+    bar.style.height = `${Math.max(count && 10, 100 * count / Math.max(...Object.values(bins)))}%`  // one is seen, too
+    bar.style.background = hue(name)
     bar.title = `${limit(p - 1)} to ${limit(p)}: ${whole(count)}`
   }
   bars.append(limit(high))

@@ -11076,6 +11076,14 @@ def test_all_columns_are_seen_when_a_functions_name_is_long(collector, tmp_path)
     assert int(re.search(r'data-wide="(\d+)"', seen)[1]) <= 600 and "<td>100&nbsp;ms</td>" in seen
 
 
+def test_a_single_slow_call_is_seen_when_very_many_were_quick(collector, tmp_path):
+    """Its bar in the histogram is higher than that of no call."""
+    seen = browse(page_of(collector, {("f", -9): 10 ** 6, ("f", 3): 1}), tmp_path, """
+        document.body.dataset.tall = [...document.querySelectorAll(".bars b")].map(bar => bar.offsetHeight)""")
+    many, *none, one = map(int, re.search(r'data-tall="([\d,]+)"', seen)[1].split(","))
+    assert {*none} == {1} and 1 < one < many
+
+
 def test_the_picture_fits_the_paper_when_the_page_is_printed(collector, tmp_path):
     """It is drawn anew: not squeezed from the width of the window, nor with the colours of a dark one."""
     browse(page_of(collector), tmp_path, end=f"--print-to-pdf={tmp_path / 'run.pdf'}")
