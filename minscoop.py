@@ -7887,10 +7887,14 @@ const tasks = D.traceEvents.filter(({ ph }) => ph === "X").map(({ name, ts, dur,
   name, from: ts, to: ts + Math.max(dur, 1), w: Math.floor(tid / 1e5) - 1, lane: tid % 1e5 }))
 const HUES = ["#3393d6", "#e08e00", "#00a87a", "#cc6fa5", "#7cc4ea", "#e0661a", "#a08d10", "#9a7fdd"]
 const hues = new Map(functions.map(([name], f) => [name, HUES[f]])), hue = name => hues.get(name) ?? "#8a8f96"
-const whole = n => n.toLocaleString("en"), time = s => scaled(s, "s")
+const whole = n => n.toLocaleString("en"), time = s => s < 1000 ? scaled(s, "s") : clock(s)
 function scaled(x, unit, digits = 4) {
   const power = x ? Math.max(-3, Math.min(3, Math.floor(Math.log10(x) / 3))) : 0
   return `${+(x / 1000 ** power).toPrecision(digits)}\u00a0${["n", "µ", "m", "", "k", "M", "G"][power + 3]}${unit}`
+}
+function clock(s, places = 0) {  // h:mm:ss, since nobody reads ks
+  const n = +s.toFixed(places), two = x => String(Math.floor(x)).padStart(2, "0")
+  return `${Math.floor(n / 3600)}:${two(n / 60 % 60)}:${two(n % 60)}${(n % 1).toFixed(places).slice(1)}`
 }
 function make(parent, tag, text = "") {
   const element = parent.appendChild(document.createElement(tag))
@@ -7945,13 +7949,14 @@ const canvas = $("view"), pen = canvas.getContext("2d"), lanes = workers.map(() 
 for (const { w, lane } of tasks) lanes[w] = Math.max(lanes[w], lane + 1)
 lanes.forEach((n, w) => begins.push(begins[w] + n))
 for (const task of tasks) task.row = begins[task.w] + task.lane
-const rows = begins[lanes.length] || 1, end = Math.max(D.seconds * 1e6, 1)
+const rows = begins[lanes.length] || 1, end = Math.max(D.seconds * 1e6, 1), long = end >= 1e9
 const AXIS = 20, STRIP = 44, HEAD = AXIS + 2 * STRIP + 14, GUTTER = 170
 const deaths = D.losses.map(([worker, at]) => [at * 1e6, begins[workers.indexOf(worker)]])
 const most = Math.max(1, ...D.waiting.map(([, n]) => n))
 let t0 = 0, t1 = end, y0 = 0, y1 = rows, width = 1, height = 1, ink = {}, frame = 0
 const X = t => GUTTER + (t - t0) / (t1 - t0) * (width - GUTTER), Y = r => HEAD + (r - y0) / (y1 - y0) * (height - HEAD)
-const moment = t => scaled(t / 1e6, "s", Math.max(4, Math.ceil(Math.log10(t / (t1 - t0))) + 3))  // as near as one looks
+const digits = t => Math.ceil(Math.log10(t / (t1 - t0))) + 3  // as near as one looks
+const moment = t => long ? clock(t / 1e6, Math.max(0, digits(1e6))) : scaled(t / 1e6, "s", Math.max(4, digits(t)))
 const timeAt = x => t0 + (x - GUTTER) / (width - GUTTER) * (t1 - t0)
 const rowAt = y => y0 + (y - HEAD) / (height - HEAD) * (y1 - y0)
 function show(a, b, c, d) {  // these times and rows, within what there is
@@ -7987,10 +7992,13 @@ function strips() {  // the axis of time; who is busy, each event's own time spr
   const base = AXIS + STRIP, bottom = base + STRIP + 4, tall = STRIP - 6
   const load = new Float64Array(Math.max(width - GUTTER, 0) + 2)
   const raw = (t1 - t0) / Math.max(2, (width - GUTTER) / 110), power = 10 ** Math.floor(Math.log10(raw))
-  const step = power * [1, 2, 5, 10].find(f => f * power >= raw)
+  const round = long && raw > 1e6 ? [1, 60, 3600].flatMap(unit => [1, 2, 5, 10, 30].map(n => n * unit * 1e6)) : []
+  const step = round.find(t => t >= raw) ?? power * [1, 2, 5, 10].find(f => f * power >= raw)
   pen.fillStyle = ink.soft
-  for (let t = Math.ceil(t0 / step) * step; t <= t1; t += step)
-    pen.fillText(moment(t), X(t) + 3, AXIS / 2), line(ink.line, 1, [X(t), 0], [X(t), height])
+  for (let t = Math.ceil(t0 / step) * step; t <= t1; t += step) {
+    if (X(t) + pen.measureText(moment(t)).width < width - 3) pen.fillText(moment(t), X(t) + 3, AXIS / 2)
+    line(ink.line, 1, [X(t), 0], [X(t), height])
+  }
   for (const { from, to, own } of tasks) {
     const a = Math.max(X(from) - GUTTER, 0), b = Math.min(X(to) - GUTTER, width - GUTTER)
     for (let x = Math.floor(a); x < b; x++) load[x] += own / (to - from) * (Math.min(b, x + 1) - Math.max(a, x))

@@ -11068,6 +11068,28 @@ def page_of(collector, calls=None, **facts):
     return pathlib.Path(collector.options["report"])
 
 
+def test_times_are_hours_and_minutes_when_a_run_is_long(collector, tmp_path):
+    """h:mm:ss in the texts and, at round times, on the axis; no label there is cut off."""
+    collector.born -= 30000
+    seen = browse(page_of(collector), tmp_path, """
+        const labels = [], out = document.body.dataset, draw = pen.fillText.bind(pen)
+        pen.fillText = (text, x, y, ...rest) => {
+          if (y === AXIS / 2) labels.push([text, x + pen.measureText(text).width < width])
+          draw(text, x, y, ...rest)
+        }
+        paint(), out.whole = labels.join(" ")
+        labels.length = 0, t0 = 1e10, t1 = 1e10 + 1e5, paint(), out.near = labels.join(" ")
+        labels.length = 0, t0 = 0, t1 = end
+        for (let i = 0; i < 60; i++) canvas.parentElement.style.width = `${900 + i}px`, paint()
+        out.cut = labels.filter(([, fits]) => !fits).length
+        out.times = [999, 1000, 3599.7, 36000].map(time).join(" ")""")
+    found = dict(re.findall(r'data-(\w+)="([^"]*)"', seen))
+    assert found["whole"].startswith("0:00:00,true 1:00:00,true 2:00:00,true "), found
+    assert found["near"].startswith("2:46:40.0000,true 2:46:40.0100,true "), found
+    assert found["times"] == "999&nbsp;s 0:16:40 1:00:00 10:00:00" and found["cut"] == "0", found
+    assert "after 8:20:0" in seen and " ks" not in seen.replace("&nbsp;", " ").partition("<script")[0]
+
+
 def test_all_columns_are_seen_when_a_functions_name_is_long(collector, tmp_path):
     """The name is broken into several lines, but no number is torn from its unit."""
     seen = browse(page_of(collector, {("name_" * 16, -3): 1}), tmp_path, """
