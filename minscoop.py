@@ -7558,6 +7558,8 @@ class Recording:
 class RecordingWorker(Recording, Worker):
     """A worker that says what it runs, a few times per second and at its end."""
 
+    started = False  # it has run something
+
     def __init__(self, name, config, mark):
         share = MAX_EVENTS // 24 // max(1, config["total"])  # half of a RECORD; total: 0 if all are yet to join
         super().__init__(name, config, mark, level=config["record"], cap=max(4, share))
@@ -7574,6 +7576,13 @@ class RecordingWorker(Recording, Worker):
         """As ever; but first send a RECORD, if one is due. The first is at once: the first task may never end."""
         self.tell()
         super().attend(min(timeout, RECORDS) if self.fresh else timeout)
+
+    def begin(self, unit):
+        """As ever; but before the first event, send a RECORD again: it says what waits here, as the first could not."""
+        if not self.started:
+            self.started = True
+            self.tell(at_once=True)
+        return super().begin(unit)
 
     def end(self, event, unit):
         """As ever; then send a RECORD, if one is due: a busy worker never sleeps in ``attend``."""
@@ -7631,7 +7640,7 @@ class Collector(Recording):
         self.collect(*news.events)
         self.records[worker] = news
         age = now - self.born
-        if age - self.queues[-1][0] > age / 1000:  # the page shows no more
+        if len(self.queues) < 100 or age - self.queues[-1][0] > age / 1000:  # all begin at once; the page shows no more
             self.queues.append((age, items_queued(self) + sum(news.queued for news in self.records.values())))
 
     def abort(self):
@@ -7741,7 +7750,7 @@ def verdict(run):
     if run.interrupted:
         return "The run was interrupted; what was under way is not counted."
     if not run.tasks:
-        return "No task is known to have ended: workers died. See what killed them." if run.losses else "No task was run."
+        return "No task was run." if not run.losses else "No task is known to have ended: see what killed the workers."
     return limit(run)
 
 

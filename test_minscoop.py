@@ -10666,6 +10666,7 @@ def test_totals_are_those_of_the_last_record_when_others_are_lost(collector, mon
     """Each record has the totals so far, so a lost record costs only its events."""
     worker = RecordingWorker()
     monkeypatch.setattr(minscoop, "RECORDS", math.inf)  # none but those below
+    worker.started = True
     for i in range(30):
         worker.run(minscoop.Future(worker, (identity, (i,), {}), None))
         worker.queue.clear()
@@ -10677,6 +10678,21 @@ def test_totals_are_those_of_the_last_record_when_others_are_lost(collector, mon
     collector.on_RECORD(*records[0][1:])
     collector.on_RECORD(*records[2][1:])
     assert sum(collector.records["0.1"].calls.values()) == 30 and len(collector.events) == 20
+
+
+def test_what_waits_is_known_when_workers_have_just_begun(collector, monkeypatch):
+    """Their first RECORDs are from before they had anything, and the next but one is due only after a while. All come
+    in the same moment."""
+    worker = RecordingWorker()
+    worker.tell()
+    worker.queue += [minscoop.Future(worker, (identity, (i,), {}), None) for i in range(3)]
+    for _ in range(2):
+        worker.execute(minscoop.Future(worker, (identity, (1,), {}), None))
+    assert [minscoop.unpickle(body).queued for _, _, body in worker.sent] == [0, 3]
+    set_clock(monkeypatch, lambda: collector.born + 9)
+    for number, queued in enumerate((0, 0, 3, 4)):
+        collector.on_RECORD(b"0.%d" % (number % 2), record_of(worker, queued=queued))
+    assert [queued for _, queued in collector.queues] == [0, 0, 0, 3, 7]
 
 
 def test_everything_is_recorded_when_several_threads_of_a_worker_run_tasks():
@@ -11008,7 +11024,7 @@ def test_the_summary_says_what_the_limit_was_when_it_can_be_told(text, run):
 
 def test_the_summary_says_that_workers_died_when_no_task_is_known_to_have_ended():
     """What they ran after their last records is not known; "No task was run" would be wrong."""
-    assert "workers died" in minscoop.verdict(run_of(0, 9, 0, calls=0, gone=[5], again=[1]))
+    assert "killed the workers" in minscoop.verdict(run_of(0, 9, 0, calls=0, gone=[5], again=[1]))
     assert minscoop.verdict(run_of(0, 9, 0, calls=0)) == "No task was run."
 
 
