@@ -7868,7 +7868,7 @@ body { margin: 1.2em; background: var(--back); color: var(--text); font: 15px/1.
   overflow-wrap: anywhere }
 h1 { font-size: 1.3em } h2 { font-size: 1.05em } .soft { color: var(--soft) }
 .scroll { overflow: auto; max-height: 14em } table { overflow-wrap: normal } bdi { overflow-wrap: anywhere }
-td, th { padding: .15em .9em .15em 0; text-align: left }
+td, th { padding: .15em .9em .15em 0; text-align: left } #hosts { white-space: nowrap }
 #box { position: relative } canvas { width: 100%; border: 1px solid var(--line) }
 #tip { position: absolute; pointer-events: none; background: var(--back); border: 1px solid var(--soft);
   max-width: 32em; padding: .3em .6em; white-space: pre-wrap } #tip:empty { display: none }

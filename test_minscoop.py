@@ -11108,10 +11108,14 @@ def test_times_are_hours_and_minutes_when_a_run_is_long(collector, tmp_path):
 
 def test_all_columns_are_seen_when_a_functions_name_is_long(collector, tmp_path):
     """The name is broken into several lines, but no number is torn from its unit."""
-    seen = browse(page_of(collector, {("name_" * 16, -3): 1}), tmp_path, """
+    seen = browse(page_of(collector, {("name_" * 16, -3): 1}, sent=46800), tmp_path, """
         document.body.style.width = "600px"
-        document.body.dataset.wide = $("functions").offsetWidth""")
+        document.body.dataset.wide = $("functions").offsetWidth
+        const wide = $("hosts").offsetHeight
+        document.body.style.width = "300px"
+        document.body.dataset.same = $("hosts").offsetHeight === wide""")
     assert int(re.search(r'data-wide="(\d+)"', seen)[1]) <= 600 and "<td>100&nbsp;ms</td>" in seen
+    assert 'data-same="true"' in seen
 
 
 def test_a_single_slow_call_is_seen_when_very_many_were_quick(collector, tmp_path):
