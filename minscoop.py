@@ -7670,7 +7670,7 @@ class Collector(Recording):
             except OSError as error:  # the disk is full, the directory is gone: write the other
                 logger.error("the %s could not be written to %s: %s", key, self.options[key], error.strerror)
         if self.options["summary"]:
-            say(f"minscoop: {run.tasks} tasks in {run.seconds:.2f} s" +
+            say(f"minscoop: {run.tasks} task{'s' * (run.tasks != 1)} in {run.seconds:.2f} s" +
                 ", without what lost workers ran after their last record" * bool(run.losses),
                 *aligned(run.table), f"minscoop: {run.verdict}")
 
@@ -7748,7 +7748,7 @@ def verdict(run):
     if run.inline:
         return "Everything ran in the script's own process (-n 0)."
     if run.interrupted:
-        return "The run was interrupted; what was under way is not counted."
+        return "The run was interrupted; what was under way, or had only just ended, is not counted."
     if not run.tasks:
         return "No task was run." if not run.losses else "No task is known to have ended: see what killed the workers."
     return limit(run)

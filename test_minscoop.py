@@ -11028,6 +11028,16 @@ def test_the_summary_says_that_workers_died_when_no_task_is_known_to_have_ended(
     assert minscoop.verdict(run_of(0, 9, 0, calls=0)) == "No task was run."
 
 
+def test_the_summary_says_what_it_does_not_count_when_the_run_was_interrupted(capfd):
+    """RECORDs come only now and then: results that the script has seen may be missing, too."""
+    run = run_of(0, 9, 8)
+    run.interrupted = True
+    assert "or had only just ended, is not counted" in minscoop.verdict(run)
+    with minscoop.Executor(0, summary=True) as executor:
+        executor.submit(abs, 1).result(WAIT)
+    assert "minscoop: 1 task in " in capfd.readouterr().err
+
+
 def browse(page, tmp_path, script="", end="--dump-dom"):
     """What a page looks like to a browser, as HTML, once a script has run in it; or as another `end` has it."""
     if BROWSER is None:
