@@ -7118,8 +7118,8 @@ class Screen(io.FileIO):
     def write(self, data):
         """As FileIO does, with the progress line wiped before."""
         with progress.lock:
-            if len(data):  # print(line, end="") writes an empty text, too
-                progress.make_room(hidden=bytes(data[-1:]) != b"\n")
+            text = re.sub(rb"\x1b\[[0-?]*[A-Za-z]|\r", b"", bytes(data))  # empty if it only shows the cursor again, say
+            progress.make_room(hidden=text[-1:] != b"\n" if text else progress.hidden)
             return super().write(data)
 
 

@@ -9899,9 +9899,13 @@ def test_maps_are_no_calls_when_many_wait_for_workers():
     assert (minscoop.calls_left(node), minscoop.items_queued(node)) == (0, 10_000)
 
 
-@pytest.mark.parametrize("words, hidden", [(["line\n"], False), (["li", "ne\n"], False), (["line\n", "li"], True)])
+@pytest.mark.parametrize("words, hidden", [
+    (["line\n"], False), (["li", "ne\n"], False), (["line\n", "li"], True), (["bar\n\33[?25h"], False),
+    (["bar\n\33[?25h\r\33[1A\33[2K"], False), (["line\n\33[1mli"], True),
+    (["line\r\n", "\33[1m\r"], False), (["li", "\33[1m"], True)])
 def test_the_line_comes_back_when_a_whole_line_was_printed_without_an_end(monkeypatch, words, hidden):
-    """With python -u, print(line, end="") also writes an empty text, which must not count as an incomplete line."""
+    """With python -u, print(line, end="") also writes an empty text, which must not count as an incomplete line; nor
+    must the sequences with which the bars and prompts of other libraries end."""
     monkeypatch.setattr(minscoop, "progress", minscoop.Progress(True))
     with open(os.devnull, "w") as null:
         screen = io.TextIOWrapper(minscoop.Screen(null.fileno(), "w", closefd=False), write_through=True)
