@@ -7144,17 +7144,21 @@ def in_foreground():
 
 
 def install_screens():
-    """On a terminal, replace sys.stdout, sys.stderr and ``input`` so that they wipe the progress line first."""
-    for descriptor, name in enumerate(("stdout", "stderr"), 1):
-        file = getattr(sys, name)
-        if on_terminal() and os.isatty(descriptor) and file is getattr(sys, f"__{name}__") and file is not None:
-            screen = Screen(descriptor, "w", closefd=False)
-            screen.name = file.name
-            file.flush()
-            buffer = screen if file.write_through else io.BufferedWriter(screen)  # python -u
-            setattr(sys, name, io.TextIOWrapper(buffer, file.encoding, file.errors, None, file.line_buffering,
-                                                file.write_through))
-            builtins.input = ask
+    """On a terminal, let sys.stdout, sys.stderr and ``input`` wipe the progress line first. The files stay the same
+    objects: handlers of logging, for instance, keep the one that there was when they were made."""
+    for descriptor, file in (1, sys.__stdout__), (2, sys.__stderr__):
+        if on_terminal() and os.isatty(descriptor) and isinstance(file, io.TextIOWrapper) and file not in screens:
+            with contextlib.suppress(ValueError):  # the program has closed it, or detached its buffer
+                file.flush()
+                screen = Screen(descriptor, "w", closefd=False)
+                screen.name = file.name
+                screens[file] = file.buffer  # kept, since another thread may be writing to it now
+                buffer = screen if file.write_through else io.BufferedWriter(screen)  # python -u
+                file.__init__(buffer, file.encoding, file.errors, None, file.line_buffering, file.write_through)
+                builtins.input = ask
+
+
+screens = {}  # file -> what was below it before
 
 
 @functools.wraps(input)

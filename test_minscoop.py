@@ -9665,9 +9665,9 @@ def test_scoops_examples_give_the_right_result_when_they_run_unmodified(scoop_ex
 class Terminal:
     """A pseudoterminal with a program of ours in it, and what is to be seen there."""
 
-    def __init__(self, *args, **env):
+    def __init__(self, *args, program=(MINSCOOP,), **env):
         self.master, slave = os.openpty()
-        self.process = start(MINSCOOP, *args, stdin=slave, stdout=slave, stderr=slave,
+        self.process = start(*program, *args, stdin=slave, stdout=slave, stderr=slave,
                              env={**os.environ, "PYTHONUNBUFFERED": "", "NO_COLOR": "1", **env})
         os.close(slave)
         self.seen = b""
@@ -9739,6 +9739,30 @@ def test_a_line_says_how_far_it_is_when_there_is_a_terminal(guard, script, tmp_p
     assert not [row for row in rows if "minscoop: " in row] and [*filter(None, rows)][-1] == last
     assert sorted(row for row in rows if row.startswith(("root", "worker"))) == \
         [f"{who} {i}" for who in ("root", "worker") for i in range(6)]
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_the_line_makes_room_when_a_handler_of_logging_was_there_before_the_pool(guard, script, tmp_path, unbuffered):
+    """A handler keeps the sys.stderr that it was made with, as does whoever has wrapped it, or imported it by name."""
+    terminal = Terminal(script("""
+        import logging, os, sys, time
+        logging.basicConfig(format="LOGGED %(message)s")
+        import minscoop
+        def wait(path):
+            while not os.path.exists(path): time.sleep(0.01)
+        if __name__ == "__main__":
+            with minscoop.Executor(1) as executor:
+                results = executor.map(wait, sys.argv[1:2], progress="squares")
+                wait(sys.argv[2])
+                logging.warning("here")
+                print("done", *results)
+    """), tmp_path / "end", tmp_path / "log", program=(), PYTHONPATH=str(HERE), PYTHONUNBUFFERED=unbuffered)
+    terminal.await_text("minscoop: squares 0 of 1")
+    touch(tmp_path / "log")
+    terminal.await_text("LOGGED here")
+    touch(tmp_path / "end")
+    assert terminal.end() == 0
+    assert [*filter(None, terminal.screen())] == ["LOGGED here", "done None"]
 
 
 @pytest.mark.parametrize("args", [["--no-progress"], ["-q"]])
