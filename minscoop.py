@@ -1430,7 +1430,23 @@ class Main:
             self.path is None or self.module is not sys.modules.get("__main__") or name in self.guarded[0] or
             again and name in self.guarded[1] | self.guarded[3] or
             type(value) is types.FunctionType and name not in self.guarded[2] or
-            self.known is not None and self.module.__dict__.get(name) is not self.known.get(name))
+            self.known is not None and not self.rebound.isdisjoint(self.reached(name, value)))
+
+    @property
+    def rebound(self):
+        """The globals that the prompt has bound, or bound again."""
+        return {name for name, value in [*self.module.__dict__.items()] if self.known.get(name, main) is not value}
+
+    def reached(self, name, value):
+        """The name of a global and, of a function or class, those that it uses, also by way of others."""
+        names, values = {name}, [value]
+        for value in values:  # which grows
+            classes = value.__mro__ if isinstance(value, type) else ()
+            for fn in (value, *itertools.chain.from_iterable(vars(cls).values() for cls in classes)):
+                new = names_in(fn.__code__)[0] - names if isinstance(fn, types.FunctionType) else set()
+                names |= new
+                values += [self.module.__dict__[name] for name in new if name in self.module.__dict__]
+        return names
 
     def warn_of_globals(self, fn):
         """Warn of globals of fn that ``if __name__ == "__main__"`` binds again, which workers do not see; once each."""

@@ -10326,6 +10326,30 @@ def test_it_is_said_that_it_is_waited_for_when_inputs_are_still_to_come(tmp_path
     assert terminal.end() == -signal.SIGINT
 
 
+def test_the_functions_of_the_script_see_what_the_prompt_binds_when_they_run_again(script):
+    """Also where they reach it by way of others, or as methods; what the prompt has not touched goes by name, as the
+    lock, which cannot be sent, and the class, which stays the same."""
+    done = launch("-n", 1, "-i", script("""
+        import threading
+        from minscoop import futures
+        RATE, LOCK = 5, threading.Lock()
+        def rated(x): return x * RATE
+        def locked(x):
+            with LOCK: return rated(x)
+        class A:
+            def rate(self): return RATE
+        class B(A): pass
+        ITEM = B()
+        def alike(x): return isinstance(x, B) and type(x) is type(ITEM)
+        if __name__ == "__main__":
+            print(*futures.map(locked, [1, 2]))
+    """), stdin="RATE = 7\nprint(*futures.map(locked, [1, 2]))\n"
+                "print(*[submit(call).result() for call in (ITEM.rate, lambda: B().rate(), lambda: alike(B()))])\n"
+                "def rated(x): return -x\n\nprint(*futures.map(locked, [1, 2]), submit(alike, ITEM).result())\n")
+    assert [re.sub("^[>. ]*", "", line) for line in done.stdout.splitlines() if line.strip(">. ")] == \
+        ["5 10", "7 14", "7 7 True", "-1 -2 True"], done
+
+
 @pytest.mark.parametrize("end", ["", "1 / 0", "sys.exit(5)"])
 def test_a_prompt_follows_when_the_program_ran_with_i(script, end):
     """Also after an exception; what the program has defined can be used and redefined there, and its pool goes on."""
