@@ -1416,6 +1416,8 @@ class Main:
         that is there as bytecode only: it cannot be parsed."""
         module = sys.modules["__main__"]
         spec, path = getattr(module, "__spec__", None), getattr(module, "__file__", None)
+        if spec is not None and spec.name == "_pyrepl.__main__":  # the prompt of Python 3.13
+            return cls()
         if spec is not None and spec.name and spec.name not in ("minscoop", "__main__"):
             return cls(path, spec.name)
         source = path and os.path.isfile(path) and not path.endswith(".pyc")

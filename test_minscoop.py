@@ -10449,6 +10449,15 @@ def test_cells_of_a_notebook_work_when_they_use_an_executor(script):
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "8 True\n[0, 3, 6]\n12\n5\n")
 
 
+def test_the_main_module_is_no_file_when_it_is_the_prompt_of_python_3_13(monkeypatch):
+    """Python runs the module _pyrepl for it, in whose file workers would not find what is typed."""
+    module = types.ModuleType("__main__")
+    module.__file__, module.__spec__ = __file__, importlib.machinery.ModuleSpec("_pyrepl.__main__", None)
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    main = minscoop.Main.of_this_process()
+    assert (main.path, main.name) == (None, None) and main.by_value("typed")
+
+
 def test_a_map_uses_what_is_there_now_when_its_function_was_sent_like_that_before():
     """The pickle of the third map's function is that of the first, whose globals the second has replaced in the worker:
     by other values, another function, a class with another attribute."""
