@@ -1426,10 +1426,11 @@ class Main:
     def by_value(self, name, module="__main__", value=None, again=False):
         """Whether this global has to travel by value: it is of the main module, and workers that import the script do
         not have it, or another one (again: also if it may be bound again); or it is a function that they may lack,
-        since it was made at run time (exec, a debugger's prompt). IPython's %run may have replaced the main module
-        since the latest pool was made."""
+        since it was made at run time (exec, a debugger's prompt). Since the latest pool was made, IPython's %run may
+        have replaced the main module, or the prompt of python -i, where sys has a ps1, begun to change it."""
         return module in ("__main__", "__mp_main__") and (
             self.path is None or self.module is not sys.modules.get("__main__") or name in self.guarded[0] or
+            sys.flags.inspect and hasattr(sys, "ps1") or
             again and name in self.guarded[1] | self.guarded[3] or
             type(value) is types.FunctionType and name not in self.guarded[2] or
             self.known is not None and not self.rebound.isdisjoint(self.reached(name, value)))

@@ -10449,6 +10449,30 @@ def test_cells_of_a_notebook_work_when_they_use_an_executor(script):
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "8 True\n[0, 3, 6]\n12\n5\n")
 
 
+@pytest.mark.parametrize("program", [["program.py"], ["-m", "program"]])
+def test_what_is_typed_at_the_prompt_of_python_i_runs_when_the_script_has_made_the_pool(script, tmp_path, program):
+    """Functions that are defined again there, and classes, as in a notebook: workers have the script's only."""
+    script("""
+        import minscoop
+        RATE = 5
+        def rated(x): return x * RATE
+        if __name__ == "__main__":
+            executor = minscoop.Executor(1)
+            print(*executor.map(rated, [1, 2]))
+    """)
+    done = python("-i", *program, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(HERE)}, stdin="""
+RATE = 7
+print(*executor.map(rated, [1, 2]))
+def rated(x): return -x
+
+print(*executor.map(rated, [1, 2]))
+class A: pass
+
+print(type(executor.submit(A).result()) is A)
+""")
+    assert (done.returncode, done.stdout) == (0, "5 10\n7 14\n-1 -2\nTrue\n"), done
+
+
 def test_the_main_module_is_no_file_when_it_is_the_prompt_of_python_3_13(monkeypatch):
     """Python runs the module _pyrepl for it, in whose file workers would not find what is typed."""
     module = types.ModuleType("__main__")
