@@ -6394,7 +6394,8 @@ def is_local(name):
 
 def slurm_hosts(env, nodes):
     """Each node with as many workers as it has tasks or, if no node has more than one task, CPUs."""
-    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    in_shell = env.get("SLURM_PTY_PORT") and env.get("SLURM_PROCID") == "0"  # srun -n4 --pty bash: the others ended
+    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and not in_shell:
         raise ValueError(f"srun started this program {env['SLURM_STEP_NUM_TASKS']} times; start it once, without srun")
     names = dict(add_up(parse_item(nodes)))
     tasks, cpus = (slurm_counts(env.get(variable) or f"1(x{len(names)})")

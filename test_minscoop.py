@@ -8685,6 +8685,16 @@ def test_the_advice_is_to_start_without_srun_when_the_counts_of_a_slurm_job_do_n
         minscoop.allocation(job_environment(tmp_path, f"SLURM_JOB_NODELIST=n[1-4] {counts}"))
 
 
+def test_an_interactive_shell_has_the_hosts_of_its_job_when_srun_started_it_for_several_tasks(tmp_path):
+    """`srun -n4 --pty bash`: the shells of the other tasks read nothing, and have ended. A program that srun itself
+    started so goes on in the first task only."""
+    step = "SLURM_JOB_NODELIST=n[1-2] SLURM_TASKS_PER_NODE=3,1 SLURM_STEP_NUM_TASKS=4 SLURM_PTY_PORT=4000"
+    found = minscoop.allocation(job_environment(tmp_path, f"{step} SLURM_PROCID=0"))
+    assert found["hosts"] == [("n1", 3), ("n2", 1)]
+    with pytest.raises(ValueError, match="srun started this program 4 times"):
+        minscoop.allocation(job_environment(tmp_path, f"{step} SLURM_PROCID=1"))
+
+
 COMMANDS = [  # the remote command as the user says it, what is run for host h; + stands for our options for ssh
     ("ssh", "ssh + h sh"), ("/usr/bin/ssh -p 22", "/usr/bin/ssh -p 22 + h sh"), ("rsh", "rsh h sh"),
     ("ssh -oBatchMode=no", "ssh -oBatchMode=no + h sh"), ("ssh -l me {host} nice", "ssh -l me + h nice sh"),
