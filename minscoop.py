@@ -6397,6 +6397,9 @@ def slurm_hosts(env, nodes):
     in_shell = env.get("SLURM_PTY_PORT") and env.get("SLURM_PROCID") == "0"  # srun -n4 --pty bash: the others ended
     if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and not in_shell:
         raise ValueError(f"srun started this program {env['SLURM_STEP_NUM_TASKS']} times; start it once, without srun")
+    if env.get("SLURM_HET_SIZE", "1") != "1":  # srun reaches those of one component at a time
+        logger.warning("this job has several components, and only the nodes of the first take part: others can join, "
+                       "with --listen FILE here, and srun --het-group=1 python minscoop.py --join FILE there")
     names = dict(add_up(parse_item(nodes)))
     tasks, cpus = (slurm_counts(env.get(variable) or f"1(x{len(names)})")
                    for variable in ("SLURM_TASKS_PER_NODE", "SLURM_JOB_CPUS_PER_NODE"))
@@ -6441,6 +6444,8 @@ SRUN = ("env -u SRUN_CPUS_PER_TASK -u SLURM_LABELIO -u SLURM_EXCLUSIVE "  # woul
 
 BATCH_SYSTEMS = [  # name, a variable that is set in its jobs, a reader of that, the remote command
     ("Slurm", "SLURM_JOB_NODELIST", slurm_hosts, SRUN),
+    ("Slurm", "SLURM_JOB_NODELIST_HET_GROUP_0", lambda env, nodes: slurm_hosts(  # salloc: a heterogeneous job has but
+        {name.replace("_HET_GROUP_0", ""): env[name] for name in env}, nodes), SRUN),  # these; sbatch sets both
     ("PBS", "PBS_NODEFILE", hosts_of_lines, "ssh"),
     ("SGE", "PE_HOSTFILE", lambda env, path: itertools.chain.from_iterable(
         in_pairs(line.split()[:2]) for line in read_text(path).splitlines()), "ssh"),

@@ -8695,6 +8695,16 @@ def test_an_interactive_shell_has_the_hosts_of_its_job_when_srun_started_it_for_
         minscoop.allocation(job_environment(tmp_path, f"{step} SLURM_PROCID=1"))
 
 
+@pytest.mark.parametrize("suffix", ["", "_HET_GROUP_0"])  # as sbatch and salloc set them
+def test_the_first_component_takes_part_when_a_slurm_job_is_heterogeneous(tmp_path, caplog, suffix):
+    """srun reaches one component at a time; a warning says how the others can join."""
+    found = minscoop.allocation(job_environment(
+        tmp_path, f"SLURM_HET_SIZE=2 SLURM_NTASKS=5 SLURM_JOB_NODELIST{suffix}=n1 SLURM_TASKS_PER_NODE{suffix}=2 "
+                  "SLURM_JOB_NODELIST_HET_GROUP_1=n2 SLURM_TASKS_PER_NODE_HET_GROUP_1=3"))
+    assert found["hosts"] == [("n1", 2)] and "srun" in found["rsh"].split()
+    assert "only the nodes of the first take part" in caplog.text
+
+
 COMMANDS = [  # the remote command as the user says it, what is run for host h; + stands for our options for ssh
     ("ssh", "ssh + h sh"), ("/usr/bin/ssh -p 22", "/usr/bin/ssh -p 22 + h sh"), ("rsh", "rsh h sh"),
     ("ssh -oBatchMode=no", "ssh -oBatchMode=no + h sh"), ("ssh -l me {host} nice", "ssh -l me + h nice sh"),
