@@ -5808,6 +5808,7 @@ SSH_SAYS = {  # causes before their consequences
     "no active jobs": "only users with a job there may log in: allocate it first (salloc, sbatch)",
     "(account|password) .*(expired|not available)|not permitted to log in":
         "your account may not log in there: ask its administrators",
+    "invalid generic resource": "srun gives it none of the job's GPUs: ask for them by --gpus-per-node or --gres",
     "request failed|open failed": "it started no process for you: too many sessions or processes there",
     "connection (reset|closed)|broken pipe|closed by remote": "the connection broke: try again",
 }

@@ -6796,6 +6796,8 @@ SSH_FAILURES = {  # how a host's name begins: what ssh says (exit code 255), wha
     "resets": (KEX + "read: Connection reset by peer\nConnection reset by 192.0.2.1 port 22", "hung up", "MaxStartups"),
     "gate": ("channel 0: open failed: connect failed: Connection refused\nstdio forwarding failed\n" + KEX +
              "Connection closed by remote host\nConnection closed by UNKNOWN port 65535", "jump host", "'ssh me@gate'"),
+    "gpus": ("srun: error: Unable to create step for job 61: Invalid generic resource (gres) specification",  # no ssh
+             "none of the job's GPUs", "--gpus-per-node"),
     "badconfig": ("/home/me/.ssh/config: line 2: Bad configuration option: foo\n/home/me/.ssh/config: terminating, "
                   "1 bad configuration options", "configuration.*mend", "option: foo"),
 }
