@@ -6472,7 +6472,9 @@ def allocation(env=None):
     for system, variable, read, rsh in BATCH_SYSTEMS:
         if env.get(variable):
             try:
-                found = add_up(read(env, env[variable]))
+                here = os.uname().nodename  # may be short where the list has node1.lab.org, or the other way round
+                found = add_up((here if host.partition(".")[0] == here.partition(".")[0] else host, count)
+                               for host, count in read(env, env[variable]))
                 if not found:
                     raise ValueError("it names no host")
             except (OSError, ValueError) as error:

@@ -8640,6 +8640,15 @@ def test_the_hosts_of_a_batch_job_are_known_when_it_runs(tmp_path, job):
     assert ("srun" in found["rsh"].split()) == ("SLURM" in variables) and set(found) == {"hosts", "rsh"}
 
 
+@pytest.mark.parametrize("node, other", [("node1", "node1.lab.org"), ("node1.lab.org", "node1"),
+                                         ("node1.lab.org", "node1.ib.lab.org")])
+def test_this_machine_is_known_when_a_batch_job_writes_its_name_in_another_length(tmp_path, monkeypatch, node, other):
+    """It is then not reached by ssh, which may not be allowed, and would not have the job's environment."""
+    monkeypatch.setattr(os, "uname", lambda: types.SimpleNamespace(nodename=node))
+    found = minscoop.allocation(job_environment(tmp_path, "PBS_NODEFILE=FILE", f"{other}\n{other}\nnode10.lab.org\n"))
+    assert found["hosts"] == [(node, 2), ("node10.lab.org", 1)] and minscoop.is_local(node)
+
+
 def test_there_are_no_hosts_when_there_is_no_job():
     """Outside of a batch job, or with empty variables, the answer is nothing."""
     assert minscoop.allocation({}) == minscoop.allocation({"SLURM_JOB_NODELIST": "", "PBS_NODEFILE": ""}) == {}
