@@ -6396,8 +6396,9 @@ def is_local(name):
 def slurm_hosts(env, nodes):
     """Each node with as many workers as it has tasks or, if no node has more than one task, CPUs."""
     in_shell = env.get("SLURM_PTY_PORT") and env.get("SLURM_PROCID") == "0"  # srun -n4 --pty bash: the others ended
-    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and not in_shell:
-        raise ValueError(f"srun started this program {env['SLURM_STEP_NUM_TASKS']} times; start it once, without srun")
+    if int(env.get("SLURM_STEP_NUM_TASKS") or 1) > 1 and not in_shell:
+        raise ValueError(f"srun started this program {env['SLURM_STEP_NUM_TASKS']} times; start it once, without srun "
+                         "(or unset SLURM_STEP_NUM_TASKS, which a job has from the step that submitted it)")
     if env.get("SLURM_HET_SIZE", "1") != "1":  # srun reaches those of one component at a time
         logger.warning("this job has several components, and only the nodes of the first take part: others can join, "
                        "with --listen FILE here, and srun --het-group=1 python minscoop.py --join FILE there")

@@ -8706,6 +8706,14 @@ def test_an_interactive_shell_has_the_hosts_of_its_job_when_srun_started_it_for_
         minscoop.allocation(job_environment(tmp_path, f"{step} SLURM_PROCID=1"))
 
 
+def test_the_variable_to_unset_is_named_when_a_step_of_several_tasks_has_submitted_the_job(tmp_path):
+    """Its batch script inherits that, and looks as if srun had started it; without a value, it counts as unset."""
+    job = "SLURM_JOB_NODELIST=n1 SLURM_TASKS_PER_NODE=2 SLURM_PROCID=0 SLURM_STEP_NUM_TASKS="
+    with pytest.raises(ValueError, match="or unset SLURM_STEP_NUM_TASKS"):
+        minscoop.allocation(job_environment(tmp_path, job + "4"))
+    assert minscoop.allocation(job_environment(tmp_path, job))["hosts"] == [("n1", 2)]
+
+
 @pytest.mark.parametrize("suffix", ["", "_HET_GROUP_0"])  # as sbatch and salloc set them
 def test_the_first_component_takes_part_when_a_slurm_job_is_heterogeneous(tmp_path, caplog, suffix):
     """srun reaches one component at a time; a warning says how the others can join."""
