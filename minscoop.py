@@ -1396,6 +1396,10 @@ def without_syntax_warnings():
         yield
 
 
+# What multiprocessing makes in these is shared with forked children, and with nobody if workers make it, too.
+INHERITED = ("multiprocessing.synchronize", "multiprocessing.sharedctypes", "multiprocessing.queues")
+
+
 class Main:
     """The program's main module: where it comes from, and which of its names travel by value."""
 
@@ -1452,17 +1456,25 @@ class Main:
         return names
 
     def warn_of_globals(self, fn):
-        """Warn of globals of fn that ``if __name__ == "__main__"`` binds again, which workers do not see; once each."""
-        again = self.guarded[1] - self.warned if self.path and self.known is None else set()
-        for name in again & names_in(fn.__code__)[0] if again else ():  # mostly there are none
-            self.warned.add(name)
+        """Warn, once each, of globals of fn of which workers have others: those that ``if __name__ == "__main__"``
+        binds again, and multiprocessing's locks, queues and shared values, which only forked children inherit."""
+        again = self.guarded[1] if self.path and self.known is None else set()
+        shared = self.guarded[2] if self.path and "multiprocessing.synchronize" in sys.modules else set()
+        for name in names_in(fn.__code__)[0] - self.warned if again or shared else ():  # mostly both are empty
             value = fn.__globals__.get(name)
-            imported = isinstance(value, types.ModuleType) or isinstance(
-                value, (type, types.FunctionType, types.BuiltinFunctionType)) and value.__module__ != "__main__"
-            if not imported:  # else it most likely is the same object again
-                logger.warning("%s uses the global %s, which is bound again under if __name__ == '__main__': workers "
-                               "do not run that block, so they see the value bound at the top level. Pass it as an "
-                               "argument, or use set_const or initializer=", describe(fn), name)
+            if name in again:
+                self.warned.add(name)
+                imported = isinstance(value, types.ModuleType) or isinstance(
+                    value, (type, types.FunctionType, types.BuiltinFunctionType)) and value.__module__ != "__main__"
+                if not imported:  # else it most likely is the same object again
+                    logger.warning("%s uses the global %s, which is bound again under if __name__ == '__main__': "
+                                   "workers do not run that block, so they see the value bound at the top level. Pass "
+                                   "it as an argument, or use set_const or initializer=", describe(fn), name)
+            elif name in shared and type(value).__module__ in INHERITED:
+                self.warned.add(name)
+                logger.warning("%s uses the global %s, of which each worker makes its own when it imports the script: "
+                               "nothing is shared by it. Return results instead, or pass one of a "
+                               "multiprocessing.Manager() as an argument", describe(fn), name)
 
     @functools.cached_property
     def source(self):

@@ -2056,6 +2056,33 @@ def test_who_binds_a_global_again_is_warned_when_a_function_uses_it(script):
     assert done.stderr.count("scaled uses the global SCALE") == 1 and done.stderr.count("\n") == 1
 
 
+def test_who_shares_a_lock_or_a_value_is_warned_when_each_worker_makes_its_own(script):
+    """Children that are forked would inherit them. Here a counter would stay 0, and a lock shut out nobody, silently.
+    A manager's are shared; threading's lock is meant for one process everywhere."""
+    done = launch("-n", 2, script("""
+        import functools, multiprocessing, threading
+        from minscoop import futures
+        counter, lock, queue = multiprocessing.Value("i"), multiprocessing.Lock(), multiprocessing.SimpleQueue()
+        unused, own, context = multiprocessing.Lock(), threading.Lock(), multiprocessing.get_context("spawn")
+        def count(x):
+            with lock, own:
+                counter.value += 1
+                return x
+        def put(x): return context and queue.put(x)
+        def add(shared, x): shared.append(x)
+        if __name__ == "__main__":
+            with multiprocessing.Manager() as manager:
+                shared = manager.list()
+                for fn in (count, count, put, functools.partial(add, shared)):
+                    print(*futures.map(fn, range(2)))
+                print(counter.value, len(shared))
+    """))
+    assert (done.returncode, done.stdout) == (0, "0 1\n0 1\nNone None\nNone None\n0 2\n")
+    assert sorted(line.split(",")[0] for line in done.stderr.splitlines()) == [
+        "minscoop: count uses the global counter", "minscoop: count uses the global lock",
+        "minscoop: put uses the global queue"]
+
+
 def test_functions_travel_when_copyreg_has_an_entry_for_them(script):
     """As Twisted's persistence makes one. It is for functions that pickle would send, by their names."""
     done = launch("-n", 1, script("""
