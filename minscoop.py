@@ -1642,7 +1642,7 @@ class Future(concurrent.futures.Future):
         """The value that the call returned; blocks until it is there.
 
         timeout: seconds, None for no limit. Raises what the call raised, ``CancelledError``, or
-        ``TimeoutError``. Any thread may call it, tasks too."""
+        ``TimeoutError``. Any thread may call it, tasks too: these may run the call meanwhile, to its end."""
         error = self.exception(timeout)
         if error is not None:
             try:
