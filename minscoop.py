@@ -1746,8 +1746,9 @@ def run_apart(unit):
 
 
 def interrupts(error, node):
-    """Whether an exception out of an inline task is meant for the program itself: Ctrl-C, or SIGTERM."""
-    return isinstance(error, (KeyboardInterrupt, Terminated)) and isinstance(node, Inline) and \
+    """Whether an exception out of an inline task, or of a map's inputs, is meant for the program itself: Ctrl-C, or
+    SIGTERM. Workers get neither."""
+    return isinstance(error, (KeyboardInterrupt, Terminated)) and not node.executes and \
         threading.current_thread() is threading.main_thread()
 
 
@@ -2335,7 +2336,7 @@ class Mapping(Job):
                     return False
         except BaseException as error:  # an iterator's: raised when the reader has come this far
             self.inputs_error = error.with_traceback(without_ours(error.__traceback__))  # our frames keep the reader
-            if not isinstance(error, FAULTS):  # Ctrl-C, in the thread that pulls: it ends a generator
+            if interrupts(error, self.node):  # it ends a generator; all else would hit whatever task pulls just now
                 raise
             self.tell_of_inputs()
         finally:
@@ -2443,8 +2444,9 @@ class Mapping(Job):
 
     def tell_of_inputs(self):
         """Log the exception by which the inputs ended, if there is one and nobody can read it any more."""
-        if self.abandoned and isinstance(self.inputs_error, FAULTS):  # Ctrl-C was raised where it came
-            logger.error("the inputs of a map that nobody reads raised an exception", exc_info=self.inputs_error)
+        error = self.inputs_error
+        if self.abandoned and error is not None and not interrupts(error, self.node):  # that was raised where it came
+            logger.error("the inputs of a map that nobody reads raised an exception", exc_info=error)
 
 
 # ---------------------------------------------------------------------------------------------------

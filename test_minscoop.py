@@ -2977,6 +2977,35 @@ def test_results_come_first_when_an_input_ends_the_program(any_pool):
         next(results)
 
 
+def quitting(count):
+    """A generator that ends by an exception that is no Exception."""
+    yield from range(count)
+    raise asyncio.CancelledError("inputs")
+
+
+def map_quitting(count):
+    """A task whose map has such inputs, of which it reads all results, and another that it does not read."""
+    minscoop.map(identity, quitting(count))
+    results = []
+    with contextlib.suppress(asyncio.CancelledError):
+        results.extend(minscoop.map(identity, quitting(count), timeout=WAIT))
+    return len(results)
+
+
+@pytest.mark.parametrize("count", [0, 5, 2000])
+def test_only_the_reader_gets_it_when_inputs_raise_what_is_no_exception(pool, count):
+    """Raised where they are pulled, it would end a worker, or hit another task, and come before earlier results."""
+    workers = workers_of(pool)
+    for _ in range(3):
+        assert pool.submit(map_quitting, count).result(WAIT) == count
+    assert workers_of(pool) == workers
+    results = []
+    with pytest.raises(asyncio.CancelledError, match="inputs"):
+        for result in pool.map(identity, quitting(count), timeout=WAIT):
+            results.append(result)
+    assert results == [*range(count)]
+
+
 def test_a_reduction_leaves_one_value_when_its_slices_are_run():
     """The values of a slice are reduced in order; an error of the operation is the slice's."""
     job = HandJob(str, range(7), op=operator.add)
