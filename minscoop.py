@@ -4989,7 +4989,8 @@ class Worker(Node):
         """Run something else, or sleep, while the calling task waits for `what` to change.
 
         Run `what` itself, if it is still here; else the newest unit, if it descends from the waiting task.
-        Others never run on top of this stack: for those, this thread parks and another goes on."""
+        Others never run on top of this stack: for those, and to pull inputs of their maps, which may be the result of
+        this very task, this thread parks and another goes on."""
         me = self.holder
         if me.ident != threading.get_ident():
             self.sleep_aside(ready, what, timeout)
@@ -4999,7 +5000,7 @@ class Worker(Node):
             self.run(unit)
             return
         self.shorten()
-        if self.resumable or self.queue:
+        if self.resumable or self.queue or not all(descends(job, me.stack[-1]) for job in list(self.sources)):
             self.park(me, ready, what, timeout)
         elif not self.feed():
             self.send_all(*self.wishes())

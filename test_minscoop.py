@@ -5687,6 +5687,44 @@ def test_inputs_are_pulled_as_for_a_reader_when_nobody_reads_a_map(monkeypatch):
         assert node.feed(beyond=True) and job.window == first << i and job.read == 0
 
 
+def wait_for_another(directory):
+    """A task that waits, with nothing left to run here, for one that another worker runs."""
+    future = minscoop.submit(await_and_sleep, f"{directory}/go", 0.5, f"{directory}/begun")
+    touch(f"{directory}/free")
+    await_file(f"{directory}/begun")
+    return future.result(WAIT)
+
+
+def await_and_sleep(path, seconds, begun):
+    """A task that says that it has begun, and takes a while once a file is there."""
+    touch(begun)
+    await_file(path)
+    time.sleep(seconds)
+    return seconds
+
+
+def map_results(directory):
+    """A task whose map has results of other tasks as inputs, and which waits for one of these before it reads."""
+    others = [minscoop.submit(await_and_sleep, f"{directory}/free", 0, f"{directory}/{i}") for i in range(2)]
+    for i in range(2):  # all other workers are busy
+        await_file(f"{directory}/{i}")
+    future = minscoop.submit(wait_for_another, directory)
+
+    def inputs():
+        time.sleep(10 * minscoop.ATTEND)  # no more than one item at first
+        yield 0
+        touch(f"{directory}/go")
+        yield future.result(WAIT)
+    results = minscoop.map(identity, inputs())
+    return [future.result(WAIT), *results, *(other.result(WAIT) for other in others)]
+
+
+def test_a_waiting_task_does_not_pull_inputs_when_another_made_the_map(guard, tmp_path):
+    """They may be the result of this task, which would wait for itself."""
+    with minscoop.Executor(3) as executor:
+        assert executor.submit(map_results, str(tmp_path)).result(WAIT) == [0.5, 0, 0.5, 0, 0]
+
+
 def test_inputs_are_let_go_when_a_map_with_a_buffersize_is_dropped_unread(guard):
     """Nobody makes room for more of them: else a long run would collect such maps."""
     def inputs():
