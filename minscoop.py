@@ -3959,9 +3959,12 @@ class Node:
 
     def feed(self, beyond=False):
         """Pull inputs of maps; returns whether any came. beyond: only of maps nobody reads yet, as if they were
-        read, and of none with a buffersize."""
-        return any([job.pull(job.abandoned or beyond and not job.fixed)  # a list: each of them is to pull
-                    for job in list(self.sources) if not (job.begun and beyond)])
+        read, and of none with a buffersize. Not if this thread pulls already, and waits amid that: the inputs of another
+        map may be the results of that one, which would wait below on this stack."""
+        sources = list(self.sources)
+        return not any(job.pulling._is_owned() for job in sources) and \
+            any([job.pull(job.abandoned or beyond and not job.fixed)  # a list: each of them is to pull
+                 for job in sources if not (job.begun and beyond)])
 
     def forget(self, job):
         """Recall what was shipped of a cancelled job. Its spans here are stale, and are dropped when they are met."""

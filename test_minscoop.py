@@ -5687,6 +5687,21 @@ def test_inputs_are_pulled_as_for_a_reader_when_nobody_reads_a_map(monkeypatch):
         assert node.feed(beyond=True) and job.window == first << i and job.read == 0
 
 
+def test_no_other_map_is_fed_when_inputs_wait(monkeypatch):
+    """It might wait for results of the very map whose inputs wait, below it on the stack: map(f, map(g, futures))."""
+    monkeypatch.setattr(minscoop, "ATTEND", -1)  # one item for each pull
+    node, fed = HandNode(), []
+
+    def inputs():
+        for i in range(3):
+            yield i
+            fed.append(node.feed())  # as a thread does that waits
+    first = minscoop.Mapping(node, minscoop.Recipe(str), [inputs()])
+    second = minscoop.Mapping(node, minscoop.Recipe(str), [itertools.count()])
+    assert first.pull() and fed == [False] and second.pulled == 1
+    assert node.feed() and first.pulled == 3 and second.pulled == 2
+
+
 def wait_for_another(directory):
     """A task that waits, with nothing left to run here, for one that another worker runs."""
     future = minscoop.submit(await_and_sleep, f"{directory}/go", 0.5, f"{directory}/begun")
