@@ -279,10 +279,12 @@ class RemoteTraceback(Exception):
 #   HELLO    node → broker       facts                      it is there; answered by what it missed: CONSTs, SIZE, STOP,
 #                                                           and all that was for it before
 #   HUNGRY   both ways           count width                the sender would take that many tasks; said only once. From
-#                                                           a broker: each for `width` workers (else for one)
+#                                                           a broker: each for `width` workers (else for one); for one
+#                                                           below, the items of a TASK count as that many tasks
 #   DRY      node → broker                                  it said it had more, but has none; it remembers the HUNGRY
 #   IDLE     worker → broker     tasks                      nothing to do, having received so many TASKs; void if
-#                                                           another is in flight. A broker below says it of its host
+#                                                           another is in flight. A broker below says it of its host,
+#                                                           which voids its HUNGRYs: it asks anew
 #   TASK     giver → taker       id avoid more lo hi        run the items lo..hi of a job; `avoid`: the host where they
 #                                singly body                failed; `more`: the giver has more; `singly`: one by one.
 #                                                           Several items void what was asked of the taker before.
@@ -1879,6 +1881,7 @@ class Span:
     """Items [lo, hi) of a job, in a queue. columns[k][i - base] is argument k of item i; None while still pickled."""
 
     pinned = False  # it cannot be pickled and stays in this process
+    widths = ()     # in the root: for how many workers the parts are that are given away next; see Root.takers
 
     def __init__(self, job, columns, base, lo, hi, singly=False, avoid=b""):
         self.job, self.columns, self.base, self.lo, self.hi = job, columns, base, lo, hi
@@ -2518,13 +2521,15 @@ class Broker:
     The policy: HUNGRY nodes are served by the rich, which said that they have more or hold several items; if these do
     not suffice, everybody is asked once, and a node with nothing to give remembers that. A task for which nobody is
     hungry any more goes to the node that holds least. To spare the top broker, however many hosts there are, a broker
-    below asks for all its workers at once (they share what comes) and before they run dry, and bundles its messages."""
+    below asks for all its workers at once (they share what comes) and before they run dry, and bundles its messages.
+    When all is done it asks anew: what it had asked for meanwhile would have the next map shared unevenly."""
 
     wanted = 0            # tasks that the hungry would take
     plenty = None         # the latest TASK from above had several items and `more`; None: no TASK came from there
     boasted = False       # the one above was told that we have more
     received = 0          # TASKs from above
     told = None           # how many these were when we said IDLE to the one above; or None
+    deferred = False      # what is wanted here will be asked for when `parcels` go
     weight, due = 0, 0.0  # bytes in `parcels`; when these have to go, or those that are to come
     facts = None          # the JSON of our HELLO to the one above
     probed = -math.inf    # when other brokers were last asked for a sign of life
@@ -2650,8 +2655,17 @@ class Broker:
         before, self.told = self.told, self.received if self.quiet() else None
         if self.told not in (None, before):  # as a worker would: all that we received is done
             self.send(UP, b"IDLE", b"%d" % self.told)
+            self.ask_anew(self.links[UP])
         if self.parcels and (self.now >= self.due or self.weight > MAX_BODY):
             self.send_parcels()
+        if self.deferred and not self.parcels:
+            self.ask_around()
+
+    def ask_anew(self, above):
+        """Ask the broker above for what is wanted here now, and for no more."""
+        self.owe(above, 0)
+        if self.wanted > above.demand:
+            self.ask(above, self.wanted - above.demand)
 
     def send(self, name, *frames):
         """Send a message to a node, now or after its HELLO; discard it if the node is gone."""
@@ -2717,7 +2731,7 @@ class Broker:
     def flush(self, now):
         """Send what was collected, since it is due. Returns messages."""
         self.out, self.now = [], now
-        self.send_parcels()
+        self.report()
         return self.out
 
     def gone(self, name):
@@ -3006,13 +3020,15 @@ class Broker:
             self.unasked[link.name] = link
 
     def on_IDLE(self, sender, tasks):
-        """A worker has nothing to do; out of date if a TASK has been sent to it since."""
+        """A worker, or a host, has nothing to do; out of date if a TASK has been sent to it since."""
         link = self.links[sender]
         link.idle = int(tasks) == link.tasks and sender not in self.silent  # else said before it heard WHO
+        if link.idle and link.role == b"broker":
+            self.want(link, 0)  # it asks anew
 
     def ask_around(self):
         """Ask for as many tasks as the hungry would take: the rich first; for what is still wanted, everybody once."""
-        wanted = self.ask_the_rich()
+        wanted, self.deferred = self.ask_the_rich(), False
         if wanted > 0:
             for link in [link for link in self.unasked.values() if link.demand < wanted]:  # else the wish is its own
                 self.ask(link, 1)
@@ -3020,7 +3036,9 @@ class Broker:
             # latest TASK was of one item, or its last (else the root is looked up, which a broker below does not have)
             ample = self.links.get(UP if self.plenty is False else ROOT)
             if ample and wanted > ample.demand + ample.asked:
-                self.ask(ample, wanted - ample.demand - ample.asked)
+                self.deferred = bool(self.parcels)  # it is asked when they go, once: else the top gets 64 from each host
+                if not self.deferred:
+                    self.ask(ample, wanted - ample.demand - ample.asked)
 
     def ask_the_rich(self):
         """Ask those that have more, and are not hungry themselves; return how many tasks are wanted beyond these."""
@@ -3070,7 +3088,7 @@ class Broker:
             had.get(sender, {}).pop(task_id, None)
         if self.gone(owner):
             raise ValueError("nobody's task")
-        taker = self.choose(sender, avoid)
+        taker = self.choose(sender, avoid, sender == ROOT and count > 1 and self.size > 0)
         if taker is None:
             self.send(owner, b"LOST", task_id, b"0", b"0", b"0", b"")
             return
@@ -3084,7 +3102,7 @@ class Broker:
     def note_giver(self, giver, more, count, owner):
         """Note that a node has given a task of so many items, and has more or not."""
         if giver.asked:
-            self.owe(giver, giver.asked - 1)
+            self.owe(giver, max(0, giver.asked - (count if giver.name == UP else 1)))
         if giver.name == UP:  # not rich, even if it has more: that may be for others only
             self.received, self.plenty = self.received + 1, more and count > 1
             if count > 1:
@@ -3096,7 +3114,7 @@ class Broker:
     def note_taker(self, taker, count, owner):
         """Note that a node gets a task of so many items. If several, it forgets what it was asked for before."""
         if taker.demand:
-            self.want(taker, taker.demand - 1)
+            self.want(taker, max(0, taker.demand - (count if taker.role == b"broker" else 1)))
         if count > 1 and taker.name != UP:
             self.owe(taker, 0)
         self.add_items(taker, count, owner)
@@ -3112,12 +3130,14 @@ class Broker:
         else:
             self.rich.pop(link.name, None)
 
-    def choose(self, giver, avoid):
-        """Choose the taker of a task: the longest hungry, if possible not on the host `avoid`, and rather here than
-        above; if there is none, the least loaded of the others, or of all here. None: there is no worker."""
-        for name, link in self.hungry.items():
-            if name not in (giver, UP) and host_of(name) != avoid:
-                return link
+    def choose(self, giver, avoid, largest=False):
+        """Choose the taker of a task: the longest hungry (of the largest, if that is said), if possible not on the host
+        `avoid`, and rather here than above; if there is none, the least loaded of the others, or of all here. None:
+        there is no worker."""
+        hungry = (link for name, link in self.hungry.items() if name not in (giver, UP) and host_of(name) != avoid)
+        taker = max(hungry, key=operator.attrgetter("size"), default=None) if largest else next(hungry, None)
+        if taker:
+            return taker
         hungry = [link for name, link in self.hungry.items() if name != giver]
         return min((link for link in hungry or self.linked(*TAKERS) if link.size), default=None, key=lambda link: (
             link.name == giver, host_of(link.name) == avoid, link.name == UP, len(link.held) / link.size, link.items))
@@ -4095,7 +4115,7 @@ class Node:
             whole, workers = count, max(2 * self.width, 1 + self.width * self.wanted)
         else:
             whole, workers = span.hi - span.base if span else 2 * count / 3, self.size or 1
-        share = math.ceil(whole * self.width / workers)
+        share = math.ceil(whole * (span.widths.pop() if span and span.widths else self.width) / workers)
         return max(1, min(count, share, MAX_BODY // max(1, item_bytes)))
 
     def bundle(self):
@@ -4518,6 +4538,19 @@ class Root(Node):
         super().check_open()
         if self.closing:
             raise RuntimeError("cannot schedule new futures after shutdown")
+
+    def part_of(self, span, alone):
+        """As any node; if all workers are idle, each other host gets one part, for all its workers."""
+        if not self.away:
+            span.widths = self.takers()
+        return super().part_of(span, alone)
+
+    def takers(self):
+        """How many workers each taker of a task stands for, the largest last, as the broker chooses them: other hosts,
+        and each worker of this one. Empty if some hosts have yet to come."""
+        facts = {number: facts for number, facts in list(self.hosts.items()) if number != host_of(ROOT).decode()}
+        hosts = sorted(known["workers"] for known in facts.values() if known.get("state") == "ready")
+        return [1] * (self.size - sum(hosts)) + hosts if all("state" in known for known in facts.values()) else []
 
     def present(self):
         """How many workers are there, and on how many hosts: without those yet to come, or gone."""

@@ -3958,6 +3958,41 @@ def test_a_host_asks_for_all_its_workers_when_one_is_hungry():
     assert [len(lines) for lines in out] == [1] * 5 + [2] and out[-1][-1] == "0.root HUNGRY 1"  # three items are left
 
 
+def test_a_host_asks_anew_when_all_is_done():
+    """Its IDLE voids what it has asked for, here and above; of what it asks for, a task takes as many as it has items.
+    It is void itself if a TASK is on its way; then the one above believes that more is wanted, never less."""
+    tree = Tree(1)
+    top, below = tree.brokers[b"0"], tree.brokers[b"1"]
+
+    def demand():
+        return top.links[b"1"].demand, below.links[minscoop.UP].asked
+    tree("1.1 HUNGRY 1", "1.2 HUNGRY 1", "0.root TASK 0.root:0/0 - 0 0 9 0 x")
+    assert demand() == (0, 0)
+    tree("1.1 RESULT 0.root:0/0 0 9 1 x", "1.1 HUNGRY 1")
+    top.on_HUNGRY(b"1", b"5")
+    below.owe(below.links[minscoop.UP], 7)
+    tree("1.1 IDLE 1")
+    assert demand() == (2, 2) and top.wanted == 2
+    tree("0.root TASK 0.root:1/0 - 0 0 1 0 x")
+    assert demand() == (1, 1)
+    top.on_IDLE(b"1", b"1")  # said before that task came
+    assert demand() == (1, 1) and not top.links[b"1"].idle
+
+
+def test_the_top_is_asked_once_when_all_workers_of_a_host_run_dry():
+    """With the results that travel together: else it gets a message for each of 64 000 workers as a map ends."""
+    tree = Tree(1)
+    for broker in tree.brokers.values():
+        broker.size = 10_000
+    below = tree.brokers[b"1"]
+    tree("1.1 HUNGRY 1", "1.2 HUNGRY 1", "0.root TASK 0.root:0/0 - 0 0 1 0 x", "0.root TASK 0.root:1/0 - 0 0 1 0 x")
+    out = [below.handle(*message, 1.0) for worker, serial in ((b"1.1", 0), (b"1.2", 1)) for message in (
+        (worker, [b"RESULT", b"0.root:%d/0" % serial, b"0", b"1", b"1", b"x"]), (worker, [b"HUNGRY", b"1"]))]
+    said = [message[0] for messages in out for _, message in messages]
+    assert below.deferred and said == [b"MANY", b"HUNGRY"]  # the first of each goes at once
+    assert [message[0] for _, message in below.flush(2.0)] == [b"MANY", b"HUNGRY"] and not below.deferred
+
+
 def test_what_a_host_says_travels_together_when_the_pool_is_large():
     """The first goes at once; what follows waits, longer in a larger pool, and goes as one MANY, ahead of any LOST."""
     tree = Tree(2)
@@ -12807,6 +12842,30 @@ def test_ten_hosts_are_busy_when_their_pool_is_simulated(monkeypatch):
     assert row["efficiency"] >= 0.95 and row["messages"] < 8 and row["top"] < 1
     task, bookkeeping = scale.memory()
     assert task < 300 and bookkeeping < 200e6
+
+
+def test_a_map_is_shared_as_evenly_when_others_went_before_it(monkeypatch):
+    """examples/scale.py's hosts: what they asked for as the map before ran dry had one host get the shares of several,
+    which the others then took from it in thousands of messages. Those of this machine's workers are smaller."""
+    monkeypatch.syspath_prepend(str(HERE / "examples"))
+    scale = importlib.import_module("scale")
+    try:
+        pool = scale.Pool(20, 16)
+        rows = [pool.map([1.0] * 320 * 5) for _ in range(4)]
+        assert all(row["efficiency"] > 0.95 and row["messages"] < 1.1 * rows[0]["messages"] for row in rows), rows
+    finally:
+        minscoop.time, minscoop.Slice = time, scale.RealSlice
+
+
+@pytest.mark.parametrize("hosts, widths", [
+    ({"1": 8, "2": 16}, [1, 1, 8, 16]), ({"1": 8, "2": None}, []), ({}, [1, 1])])
+def test_each_host_gets_a_part_of_its_size_when_all_are_idle(monkeypatch, hosts, widths):
+    """The largest first (widths are taken from the end); this host's workers get theirs one by one. As long as some
+    hosts have yet to come, it is not known."""
+    root = minscoop.Root.__new__(minscoop.Root)
+    facts = {number: {"workers": n, "state": "ready"} if n else {"host": "late"} for number, n in hosts.items()}
+    root.hosts, root.size = {"0": {"workers": 2, "state": "ready"}, **facts}, 2 + sum(filter(None, hosts.values()))
+    assert root.takers() == widths
 
 
 @pytest.mark.parametrize("args", ["--hosts 0", "--seconds -1", "--seconds nan", "--per-worker 0", "--kinds trees"])

@@ -274,8 +274,14 @@ class Pool:
         for place in self.places.values():
             if isinstance(place, Host):
                 self.at(self.now + minscoop.HEARTBEAT * chance.random(), place.tick)
+
+    def start(self):
+        """Start the clock: what was before does not count."""
+        self.began = self.now = self.root.free = max(self.now, self.root.free)
+        self.done, self.messages, self.root.cost = 0, 0, 0.0
+        for place in self.places.values():
+            if isinstance(place, Host):
                 place.cost = place.messages = 0
-        self.began, self.root.cost, self.messages, self.root.free = self.now, 0.0, 0, self.now
 
     def monotonic(self):
         """The virtual time, in seconds."""
@@ -306,7 +312,8 @@ class Pool:
             action(*args)
 
     def map(self, seconds):
-        """A map over tasks of these durations, until the root has read all results."""
+        """A map over tasks of these durations, until the root has read all results. There may be several in a row."""
+        self.start()
         job = self.root.job = minscoop.Mapping(self.root, minscoop.Recipe(work), [seconds])
         self.root.flush()
         self.go(lambda: job.read == len(seconds))
@@ -314,6 +321,7 @@ class Pool:
 
     def tree(self, seconds, levels, children):
         """A tree of tasks, until the last has ended."""
+        self.start()
         self.root.submit(grow, (seconds, levels, children), {})
         self.root.flush()
         tasks = (children ** levels - 1) // (children - 1)
