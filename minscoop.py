@@ -3036,7 +3036,7 @@ class Broker:
             # latest TASK was of one item, or its last (else the root is looked up, which a broker below does not have)
             ample = self.links.get(UP if self.plenty is False else ROOT)
             if ample and wanted > ample.demand + ample.asked:
-                self.deferred = bool(self.parcels)  # it is asked when they go, once: else the top gets 64 from each host
+                self.deferred = bool(self.parcels)  # it is asked when they go: once, not once for each worker
                 if not self.deferred:
                     self.ask(ample, wanted - ample.demand - ample.asked)
 
@@ -3979,8 +3979,8 @@ class Node:
 
     def feed(self, beyond=False):
         """Pull inputs of maps; returns whether any came. beyond: only of maps nobody reads yet, as if they were
-        read, and of none with a buffersize. Not if this thread pulls already, and waits amid that: the inputs of another
-        map may be the results of that one, which would wait below on this stack."""
+        read, and of none with a buffersize. Not if this thread waits amid a pull: the inputs of another map may be the
+        results of that one, which would wait below on this stack."""
         sources = list(self.sources)
         return not any(job.pulling._is_owned() for job in sources) and \
             any([job.pull(job.abandoned or beyond and not job.fixed)  # a list: each of them is to pull

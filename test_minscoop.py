@@ -8979,7 +8979,7 @@ def test_the_end_is_left_to_a_thread_when_shutdown_does_not_wait(guard, tmp_path
 
 
 def test_the_pool_ends_when_there_is_no_thread_to_which_shutdown_could_leave_it(guard, monkeypatch):
-    """So it is at the interpreter's end in Python 3.12, where the next shutdown, ours, must not wait for that thread."""
+    """So it is at the interpreter's end in Python 3.12, where the next shutdown, ours, must not wait for it."""
     executor = minscoop.Executor(1)
     future = executor.submit(identity, 1)
 
