@@ -2815,7 +2815,8 @@ class HandJob(minscoop.Job):
             self.got.update((lo + i, failures.get(i, value)) for i, value in enumerate(values))
 
     def run_all(self):
-        """Run slice after slice until nothing is queued."""
+        """Run slice after slice until nothing is queued, as a worker does."""
+        self.node.executes = True
         self.node.queue.append(self.span)
         while self.node.queue:
             if self.node.queue[-1].stale:
