@@ -1444,17 +1444,18 @@ class Main:
     @property
     def rebound(self):
         """The globals that the prompt has bound, or bound again."""
-        return {name for name, value in [*self.module.__dict__.items()] if self.known.get(name, main) is not value}
+        return {name for name, value in [*self.module.__dict__.items()]
+                if name not in self.known or self.known[name] is not value}
 
     def reached(self, name, value):
         """The name of a global and, of a function or class, those that it uses, also by way of others."""
-        names, values = {name}, [value]
-        for value in values:  # which grows
-            classes = value.__mro__ if isinstance(value, type) else ()
-            for fn in (value, *itertools.chain.from_iterable(vars(cls).values() for cls in classes)):
+        names, found = {name}, [value]
+        for obj in found:  # which grows
+            classes = obj.__mro__ if isinstance(obj, type) else ()
+            for fn in (obj, *itertools.chain.from_iterable(vars(cls).values() for cls in classes)):
                 new = names_in(fn.__code__)[0] - names if isinstance(fn, types.FunctionType) else set()
                 names |= new
-                values += [self.module.__dict__[name] for name in new if name in self.module.__dict__]
+                found += [self.module.__dict__[name] for name in new if name in self.module.__dict__]
         return names
 
     def warn_of_globals(self, fn):
@@ -2459,7 +2460,7 @@ class Mapping(Job):
 #
 #   (none)   → IDLE on HELLO; → BUSY during a census, since it may have been there before us
 #   BUSY     → HUNGRY on HUNGRY; → IDLE on IDLE
-#   HUNGRY   → BUSY on the last TASK that it wants; → IDLE on IDLE (then it is both)
+#   HUNGRY   → BUSY on the last TASK that it wants; → IDLE on IDLE (a worker is both then; a broker asks anew)
 #   IDLE     → BUSY on a TASK for it
 #   any      → BUSY, and holding nothing, when it is sent WHO; it says again what it wants and holds
 #   any      → gone on BYE, DIED, or (a broker) after SILENCE
@@ -3134,8 +3135,8 @@ class Broker:
         """Choose the taker of a task: the longest hungry (of the largest, if that is said), if possible not on the host
         `avoid`, and rather here than above; if there is none, the least loaded of the others, or of all here. None:
         there is no worker."""
-        hungry = (link for name, link in self.hungry.items() if name not in (giver, UP) and host_of(name) != avoid)
-        taker = max(hungry, key=operator.attrgetter("size"), default=None) if largest else next(hungry, None)
+        fit = (link for name, link in self.hungry.items() if name not in (giver, UP) and host_of(name) != avoid)
+        taker = max(fit, key=operator.attrgetter("size"), default=None) if largest else next(fit, None)
         if taker:
             return taker
         hungry = [link for name, link in self.hungry.items() if name != giver]

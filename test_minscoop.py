@@ -6900,13 +6900,13 @@ def test_a_worker_has_no_end_to_read_when_it_prints_into_pipes(guard):
         assert [executor.submit(ends_of_stdout).result(WAIT) for _ in range(4)] == [[1]] * 4
 
 
-@linux_only
 def test_a_keeper_ends_silently_when_the_root_is_gone_before_it_has_said_all():
     """A configuration with many hosts does not fit into a pipe: the root may be killed while it waits for room."""
     done = python("-c", "import minscoop; minscoop.Keeper.main()", stdin='{"host": ')
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@linux_only
 def test_a_pool_starts_when_there_is_no_proc(guard):
     """Nor the list of descriptors in /dev/fd, which leads there."""
     if os.getuid() or not shutil.which("unshare"):
