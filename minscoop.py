@@ -3643,7 +3643,6 @@ class Node:
     attended = None   # the thread that sleeps on the socket, or is about to
     watching = 0.0    # s: timeout of the deputy's sleep on the socket; 0: it does not sleep there
     looked = 0.0      # when a thread other than the deputy last looked at the socket
-    alone = None      # `looked` at the deputy's latest look; if still equal, no other has looked
     seen = None       # id of the newest queue entry at the deputy's last look: has the queue moved since?
     dropped = 0       # messages that made no sense
     calls = 0         # submitted calls that were shipped and are done
@@ -3861,10 +3860,8 @@ class Node:
                         logger.exception("the deputy of %s", self.name.decode())
 
     def watch(self, timeout):
-        """Sleep until a message is there and no other thread has looked within ATTEND, at most `timeout` seconds.
-        Returns whether no thread has looked meanwhile. For the deputy only.
-
-        Where no tasks are run and only the deputy has looked lately, as under an event loop, ATTEND is skipped."""
+        """Sleep until a message is there and no other thread has looked within ATTEND, at most `timeout` seconds; under
+        an event loop, no other ever does. Returns whether no thread has looked meanwhile. For the deputy only."""
         with self.lock:
             self.watching = timeout = min(timeout, MAX_FLUSH if self.held_back() else PATROL)
             ready = self.socket is None or readable_now(self.socket)
@@ -3872,8 +3869,7 @@ class Node:
         came = ready or readable(timeout, self.wake_read, self.descriptor)
         self.watching = 0.0
         if came:
-            if self.executes or self.looked != self.alone:  # another thread that looked lately will do so again
-                self.stopped.wait(max(0.0, self.looked + ATTEND - time.monotonic()))
+            self.stopped.wait(max(0.0, self.looked + ATTEND - time.monotonic()))  # who looked lately will do so again
             self.hear()
         return self.looked == looked
 
@@ -3893,7 +3889,6 @@ class Node:
     def stand_in(self):
         """One look at the socket by the deputy."""
         self.serve(as_deputy=True)
-        self.alone = self.looked
         newest = id(self.queue[-1]) if self.queue else None
         self.give(last=newest == self.seen)  # if so, its maker is busy
         self.seen = newest
