@@ -5172,8 +5172,6 @@ class Worker(Node):
         except BaseException as error:
             if main.error is not None:
                 self.fail(f"cannot import the script {main.path}, as workers do to find its functions", main.error)
-            with self.lock:
-                span.lo = span.hi
             if job.left > 1:
                 self.on_CANCEL(job.id)  # drop it: none of its results will be sent
                 self.send(b"SINGLY", job.id)
