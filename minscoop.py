@@ -1689,9 +1689,9 @@ class Future(concurrent.futures.Future):
         else:
             self._settle(FINISHED, result)
 
-    def _settle(self, state, result=None, error=None, due=None):
-        """Take a final state (only the first one counts), wake the waiters and call the callbacks. due: a queue of
-        futures whose callbacks are called later; this one joins it instead of calling them."""
+    def _settle(self, state, result=None, error=None, later=False):
+        """Take a final state (only the first one counts), wake the waiters and call the callbacks. later: leave these
+        to ``Node.call_back``, since they may wait for what the caller is about to settle."""
         with birth:
             condition = self.__dict__.get("_condition")
             if self._state in DONE:
@@ -1711,12 +1711,10 @@ class Future(concurrent.futures.Future):
         if self._node.parked or self._node.attended:
             self._node.wake(self)
         if "_done_callbacks" in self.__dict__:
-            if self._node.serving._is_owned():  # amid a message: callbacks may wait for what the rest of it settles
-                due = self._node.due
-            if due is None:
-                self._call_back()
+            if later or self._node.serving._is_owned():  # amid a message, whose rest may settle more
+                self._node.due.append(self)
             else:
-                due.append(self)
+                self._call_back()
 
     def _call_back(self):
         """Call the callbacks; log what they raise."""
@@ -2126,8 +2124,8 @@ class Bundle(Job):
         """Settle all calls, started or not: cancelled if the program ends by an error, failed if the pool broke."""
         super().cancel()
         for future in filter(None, self.futures):
-            future._settle(CANCELLED_AND_NOTIFIED if self.node.broken is None else FINISHED, None, self.node.broken,
-                           self.node.due)
+            state = CANCELLED_AND_NOTIFIED if self.node.broken is None else FINISHED
+            future._settle(state, None, self.node.broken, later=True)
 
 
 class Guest(Job):
@@ -4023,7 +4021,7 @@ class Node:
             self.queue.clear()
         for pending in failing:
             if isinstance(pending, Future):
-                pending._settle(FINISHED, None, error, self.due)
+                pending._settle(FINISHED, None, error, later=True)
             else:
                 pending.cancel()
         self.wake("const")

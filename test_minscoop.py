@@ -14149,10 +14149,10 @@ def number_of(thing):
     return thing.__dict__.setdefault("_number", next(SIM.numbers))
 
 
-def settle_once(future, *args, settle=minscoop.Future._settle):
+def settle_once(future, *args, later=False, settle=minscoop.Future._settle):
     if future.done():
         SIM.fail(f"{future!r} is settled twice")
-    settle(future, *args)
+    settle(future, *args, later=later)
 
 
 def decoded(frame, make=minscoop.Recipe.decoded.__wrapped__):
