@@ -690,12 +690,6 @@ def discard(frames, even_lasting=False):
                 os.unlink(known[2])
 
 
-def discard_own(pid, frames):
-    """Remove the files of frames that process `pid` made, unless this is a child that it has forked."""
-    if pid == os.getpid():
-        discard(frames, even_lasting=True)
-
-
 def make_memory_directory():
     """A fresh directory for shared memory; None if this machine has none."""
     with contextlib.suppress(OSError):
@@ -1226,8 +1220,8 @@ PLAIN = frozenset((int, float, bool, complex, type(None), str, bytes))  # always
 
 
 class Pickled:
-    """A result in a worker, pickled as soon as it was made: calls that follow may change it, as they do with a global
-    buffer or model."""
+    """What this process has pickled: its frames, whose files are removed with it. A result in a worker is pickled as
+    soon as it was made: calls that follow may change it, as they do with a global buffer or model."""
 
     __slots__ = "frames", "pid"
 
@@ -1240,8 +1234,8 @@ class Pickled:
         return self.frames
 
     def __del__(self):
-        if self.pid:
-            discard_own(self.pid, self.frames)
+        if self.pid and self.pid == os.getpid():  # not in a forked child
+            discard(self.frames, even_lasting=True)
 
 
 def pickled_now(memory, value):
@@ -1820,8 +1814,7 @@ class Recipe:
         if self.frame is None:
             try:
                 self.frame, = dumps((self.fn, self.op), memory, lasting=True, whole=True)
-                if reference(self.frame):
-                    weakref.finalize(self, discard_own, os.getpid(), [self.frame]).atexit = False
+                self.pickled = Pickled([self.frame])  # which removes its file in the end
             except FAULTS as error:
                 why = reason_of(error, (self.fn, f"the callable {describe(self.fn)}"),
                                 (self.op, f"the operation {describe(self.op)}"))
