@@ -4535,9 +4535,9 @@ class Root(Node):
     def takers(self):
         """How many workers each taker of a task stands for, the largest last, as the broker chooses them: other hosts,
         and each worker of this one. Empty if some hosts have yet to come."""
-        facts = {number: facts for number, facts in list(self.hosts.items()) if number != host_of(ROOT).decode()}
-        hosts = sorted(known["workers"] for known in facts.values() if known.get("state") == "ready")
-        return [1] * (self.size - sum(hosts)) + hosts if all("state" in known for known in facts.values()) else []
+        others = [facts for number, facts in list(self.hosts.items()) if number != host_of(ROOT).decode()]
+        hosts = sorted(facts["workers"] for facts in others if facts.get("state") == "ready")
+        return [1] * (self.size - sum(hosts)) + hosts if all("state" in facts for facts in others) else []
 
     def present(self):
         """How many workers are there, and on how many hosts: without those yet to come, or gone."""
@@ -5051,7 +5051,7 @@ class Worker(Node):
                 return
             self.waiting += 1
         self.pass_baton()
-        if not me.gate.acquire(timeout=-1 if timeout > threading.TIMEOUT_MAX else timeout):
+        if not me.gate.acquire(timeout=min(timeout, threading.TIMEOUT_MAX)):
             if self.unlist(what, me):
                 me.set()
             me.gate.acquire()
@@ -5111,7 +5111,7 @@ class Worker(Node):
         me = self.holder
         me.stack.append(unit)
         try:
-            guest = isinstance(unit, Slice) and isinstance(unit.job, Guest)
+            guest = isinstance(unit.job, Guest)
             if len(me.stack) == 2 and not guest:
                 self.note(unit.mark)
             if isinstance(unit, Future):
