@@ -4152,8 +4152,7 @@ class Node:
         if span.columns is None:
             return job.body
         recipe = job.recipe.encode(self.memory)
-        columns = [list(c) if isinstance(c, tuple) else c for c in span.items(span.lo, span.hi)]
-        frames = dumps(columns, self.memory)
+        frames = dumps(span.items(span.lo, span.hi), self.memory)
         job.item_bytes = sum(map_builtin(size_of, frames)) // (span.hi - span.lo)
         if isinstance(job, Bundle):
             self.call_bytes = job.item_bytes
