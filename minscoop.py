@@ -2266,8 +2266,8 @@ class Mapping(Job):
     begun = abandoned = False  # its iterator was asked for results; that is gone, and never was
     inputs_error = None        # the exception that ended the inputs, or Ctrl-C that came in the latest pull
 
-    def __init__(self, node, recipe, iterables, ordered=True, buffersize=None, parent=None, label=None):
-        super().__init__(node, parent)
+    def __init__(self, node, recipe, iterables, ordered=True, buffersize=None, label=None):
+        super().__init__(node, node.current_task())
         self.recipe, self.ordered = recipe, ordered
         self.chunks = {}                # first item (unordered: results so far) -> (count, values, failures), unread
         self.pulling = threading.RLock()
@@ -4352,8 +4352,7 @@ class Node:
         self.check_depth()
         deadline = time.monotonic() + (math.inf if timeout is None else timeout)
         fn = functools.partial(fn, **kwargs) if kwargs else fn
-        job = Mapping(self, Recipe(fn, op), iterables, ordered, buffersize, self.current_task(), progress)
-        return job.reader(deadline)
+        return Mapping(self, Recipe(fn, op), iterables, ordered, buffersize, progress).reader(deadline)
 
     def set_const(self, constants):
         """See ``Interface.set_const``."""

@@ -2873,7 +2873,7 @@ def test_a_part_has_the_mark_of_a_task_when_a_thread_of_that_made_the_whole():
     """Else that task would not be blamed for the death if the part kills its worker."""
     worker = HandWorker(0)
     worker.holder.ident, worker.holder.mark = None, (b"0.root:0/0", 0, 1)
-    minscoop.Mapping(worker, minscoop.Recipe(str), ["abcdef"], parent=worker.current_task())
+    minscoop.Mapping(worker, minscoop.Recipe(str), ["abcdef"])
     assert worker.queue.pop().cut(2, 4).claim().mark == (b"0.root:0/0", 0, 1)
     assert worker.submit(str, (1,), {}).mark == (b"0.root:0/0", 0, 1)
 
