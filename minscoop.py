@@ -4639,18 +4639,19 @@ class Root(Node):
         self.wake("hosts")
 
     def on_FETCH(self, path):
-        """A worker elsewhere imports a module: its source, or the names in a directory/; ?: see Worker.learn_path."""
+        """A worker elsewhere imports a module: send its source; for a path that ends with a slash, the names in that
+        directory; for one that begins with a question mark, the program's own part of sys.path."""
         name, body = path.decode(errors="surrogatepass"), []
-        beside = name.startswith(tuple(entry.rstrip("/") + "/" for entry in own_path())) and "/../" not in name
+        own = name.startswith(tuple(entry.rstrip("/") + "/" for entry in own_path())) and "/../" not in name
         with contextlib.suppress(OSError):
             if name.startswith("?"):
                 body = [json.dumps(own_path()).encode()]
-            elif beside and name.endswith("/"):
+            elif own and name.endswith("/"):
                 names = [entry.name + "/" * entry.is_dir() for entry in os.scandir(name)]
                 body = [json.dumps([entry for entry in names if entry.endswith(("/", ".py"))]).encode()]
             elif name == main.path:
                 body = [main.source]
-            elif beside and name.endswith(".py"):
+            elif own and name.endswith(".py"):
                 body = [read_source(name)]
         self.send(b"FILE", path, *body)
 
@@ -4827,9 +4828,9 @@ class Worker(Node):
     served = 0.0   # when this worker last looked for messages between tasks
     latest = None  # id() of the guest's Span of which a slice was taken last
 
-    def __init__(self, name, config, mark):
+    def __init__(self, name, config, marker):
         super().__init__(name, config["total"], config["retries"])
-        self.config, self.marker, self.address, self.memory = config, mark, config["address"], config.get("memory")
+        self.config, self.marker, self.address, self.memory = config, marker, config["address"], config.get("memory")
         self.label = label(config, name, os.getpid())
         self.holder = Strand(self)
         self.resumable = collections.deque()
@@ -7627,9 +7628,9 @@ class RecordingWorker(Recording, Worker):
 
     started = False  # it has run something
 
-    def __init__(self, name, config, mark):
+    def __init__(self, name, config, marker):
         share = MAX_EVENTS // 24 // max(1, config["total"])  # half of a RECORD; total: 0 if all are yet to join
-        super().__init__(name, config, mark, level=config["record"], cap=max(4, share))
+        super().__init__(name, config, marker, level=config["record"], cap=max(4, share))
 
     def yield_baton(self):
         """As ever; from here on the task shares its worker with others, so only its CPU time is its own."""
