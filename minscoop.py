@@ -2087,8 +2087,9 @@ class Job:
 
     def requeue(self, span):
         """Put a span that was taken off the queue back: it is run last here and given away first."""
-        self.node.queue.appendleft(span)
-        self.spans.append(span)
+        with self.node.lock:
+            self.node.queue.appendleft(span)
+            self.spans.append(span)
 
     def push(self, columns, lo, hi):
         """Queue a span of this job at its node."""
@@ -4129,8 +4130,7 @@ class Node:
             self.keep(span, error)
             return False
         except BaseException:  # Ctrl-C: it is still to be run
-            with self.lock:
-                job.requeue(span)
+            job.requeue(span)
             raise
         with self.lock:
             if job.cancelled:
@@ -4179,8 +4179,7 @@ class Node:
         job = span.job
         if span.several and not (isinstance(error, CannotSend) and job.recipe is not CALLS):
             span.singly = True
-            with self.lock:
-                job.requeue(span)
+            job.requeue(span)
         elif self.executes:  # it runs where it was made, which needs no pickling
             span.pinned = True
             with self.lock:
