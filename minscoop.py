@@ -8294,11 +8294,12 @@ def command_line():
 
 def split_words(parser, words):
     """The command line as (our options; -m, -c, -- or ""; the program and its arguments). `--host a a b` among our
-    options becomes `--host a,a,b`, and --profile takes what follows only if that can be a directory."""
-    def goes_on(is_program):
-        """Whether the next word can be a value of an option: it is there, is no option, and does not look like the
-        program."""
-        return bool(words) and not (words[0].startswith("-") or words[0].endswith(".py") or is_program(words[0]))
+    options becomes `--host a,a,b`, and --profile takes what follows only if that cannot be the program."""
+    def goes_on():
+        """Whether the next word can be a value of an option: it is there, is no option, and cannot be the program."""
+        word = words[0] if words else "-"
+        program = os.path.join(word, "__main__.py") if os.path.isdir(word) else word
+        return not (word.startswith("-") or word.endswith(".py") or os.path.exists(program))
 
     valued = {option for action in parser._actions if action.nargs is None for option in action.option_strings}
     options, words = [], [*words]
@@ -8312,10 +8313,9 @@ def split_words(parser, words):
         if word == "--":
             return options, word, words
         options.append(word)
-        if words and (word in valued or re.fullmatch("-[ivq]+[nep]", word)
-                      or word == "--profile" and goes_on(os.path.isfile)):
+        if words and (word in valued or re.fullmatch("-[ivq]+[nep]", word) or word == "--profile" and goes_on()):
             options.append(words.pop(0))
-        while word in ("--host", "--hosts", "--hostfile") and goes_on(os.path.exists):
+        while word in ("--host", "--hosts", "--hostfile") and goes_on():
             options[-1] += "," + words.pop(0)
     return options, "", words
 

@@ -8729,6 +8729,14 @@ def test_this_machine_is_known_when_it_is_in_the_list(monkeypatch):
     assert minscoop.is_local("there.lab.org") and not any(map(minscoop.is_local, others))
 
 
+def make_programs(path):
+    """A file and a directory that are programs, and a directory that is none."""
+    for name in "app", "results":
+        (path / name).mkdir()
+    touch(path / "app" / "__main__.py")
+    touch(path / "program")
+
+
 @pytest.mark.parametrize("words, joined", [
     ("--host a a b p.py --host c", "--host a,a,b p.py --host c"), ("--hosts=a,b p.py x", "--hosts=a,b p.py x"),
     ("--host a b -n 2 p.py", "--host a,b -n 2 p.py"), ("--host a --host b c p.py", "--host a --host b,c p.py"),
@@ -8737,13 +8745,25 @@ def test_this_machine_is_known_when_it_is_in_the_list(monkeypatch):
     ("-e ssh --host a b --check", "-e ssh --host a,b --check"), ("-- p --host a b", "-- p --host a b"), ("-n", "-n"),
     ("--host a program", "--host a program"), ("p.py --host a b", "p.py --host a b"), ("-mm -q x", "-m m -q x"),
     ("-n 2 -ccode --host a b", "-n 2 -c code --host a b"), ("-qimm --host a b", "-qi -m m --host a b"),
-    ("- --host a b", "- --host a b"), ("-vn 2 p.py -n 3", "-vn 2 p.py -n 3")])
+    ("- --host a b", "- --host a b"), ("-vn 2 p.py -n 3", "-vn 2 p.py -n 3"),
+    ("--host a results program x", "--host a,results program x"), ("--host a app x", "--host a app x")])
 def test_several_names_are_one_list_when_they_follow_host(tmp_path, monkeypatch, words, joined):
-    """`--host a a b script.py`, as in SCOOP: up to an option or the program, which is a file or ends with .py."""
+    """`--host a a b script.py`, as in SCOOP: up to an option or the program, which is a file, ends with .py, or is a
+    directory with a __main__.py. A directory of results may have a host's name."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "program").touch()
+    make_programs(tmp_path)
     options, kind, program = minscoop.split_words(minscoop.make_parser(), words.split())
     assert [*options, *filter(None, [kind]), *program] == joined.split()
+
+
+@pytest.mark.parametrize("words, taken", [
+    ("new p.py", ["new"]), ("results p.py", ["results"]), ("program x", []), ("app x", []), ("p.py x", []), ("", [])])
+def test_a_profile_has_a_directory_when_what_follows_cannot_be_the_program(tmp_path, monkeypatch, words, taken):
+    """Else a program that is a directory would not run, and would get the files of the profile."""
+    monkeypatch.chdir(tmp_path)
+    make_programs(tmp_path)
+    options, _, _ = minscoop.split_words(minscoop.make_parser(), ["--profile", *words.split()])
+    assert options == ["--profile", *taken]
 
 
 JOBS = [  # the variables of a batch job, the files that they name, the hosts that it has
