@@ -7964,8 +7964,9 @@ const tasks = D.traceEvents.filter(({ ph }) => ph === "X").map(({ name, ts, dur,
 const HUES = ["#3393d6", "#e08e00", "#00a87a", "#cc6fa5", "#7cc4ea", "#e0661a", "#a08d10", "#9a7fdd"]
 const hues = new Map(functions.map(([name], f) => [name, HUES[f]])), hue = name => hues.get(name) ?? "#8a8f96"
 const whole = n => n.toLocaleString("en"), time = s => s < 1000 ? scaled(s, "s") : clock(s)
+const clamp = (x, low, high) => Math.min(Math.max(x, low), high)
 function scaled(x, unit, digits = 4) {
-  const power = x ? Math.max(-3, Math.min(3, Math.floor(Math.log10(x) / 3))) : 0
+  const power = x ? clamp(Math.floor(Math.log10(x) / 3), -3, 3) : 0
   return `${+(x / 1000 ** power).toPrecision(digits)}\u00a0${["n", "µ", "m", "", "k", "M", "G"][power + 3]}${unit}`
 }
 function clock(s, places = 0) {  // h:mm:ss, since nobody reads ks
@@ -8030,20 +8031,20 @@ const AXIS = 20, STRIP = 44, HEAD = AXIS + 2 * STRIP + 14, GUTTER = 170
 const deaths = D.losses.map(([worker, at]) => [at * 1e6, begins[workers.indexOf(worker)]])
 const most = Math.max(1, ...D.waiting.map(([, n]) => n))
 let t0 = 0, t1 = end, y0 = 0, y1 = rows, width = 1, height = 1, ink = {}, frame = 0
-const X = t => GUTTER + (t - t0) / (t1 - t0) * (width - GUTTER), Y = r => HEAD + (r - y0) / (y1 - y0) * (height - HEAD)
+const linear = (x, from, to, a, b) => a + (x - from) / (to - from) * (b - a)
+const X = t => linear(t, t0, t1, GUTTER, width), Y = r => linear(r, y0, y1, HEAD, height)
+const timeAt = x => linear(x, GUTTER, width, t0, t1), rowAt = y => linear(y, HEAD, height, y0, y1)
 const digits = t => Math.ceil(Math.log10(t / (t1 - t0))) + 3  // as near as one looks
 const moment = t => long ? clock(t / 1e6, Math.max(0, digits(1e6))) : scaled(t / 1e6, "s", Math.max(4, digits(t)))
-const timeAt = x => t0 + (x - GUTTER) / (width - GUTTER) * (t1 - t0)
-const rowAt = y => y0 + (y - HEAD) / (height - HEAD) * (y1 - y0)
 function show(a, b, c, d) {  // these times and rows, within what there is
-  const dt = Math.min(Math.max(b - a, 5), end), dy = Math.min(Math.max(d - c, 1), rows)
-  t0 = Math.min(Math.max(a, 0), end - dt), t1 = t0 + dt, y0 = Math.min(Math.max(c, 0), rows - dy), y1 = y0 + dy
+  const dt = clamp(b - a, 5, end), dy = clamp(d - c, 1, rows)
+  t0 = clamp(a, 0, end - dt), t1 = t0 + dt, y0 = clamp(c, 0, rows - dy), y1 = y0 + dy
   cancelAnimationFrame(frame), frame = requestAnimationFrame(paint)
 }
 function paint() {
   const scale = devicePixelRatio || 1, style = getComputedStyle(document.documentElement)
   for (const key of ["text", "soft", "line", "back", "bad"]) ink[key] = style.getPropertyValue(`--${key}`)
-  width = canvas.clientWidth, height = Math.min(Math.max(HEAD + rows * 18, 230), Math.max(innerHeight * .75, 300))
+  width = canvas.clientWidth, height = clamp(HEAD + rows * 18, 230, Math.max(innerHeight * .75, 300))
   canvas.style.height = `${height}px`, canvas.width = width * scale, canvas.height = height * scale
   pen.setTransform(scale, 0, 0, scale, 0, 0), pen.font = "12px system-ui, sans-serif", pen.textBaseline = "middle"
   names(Y(1) - Y(0) < 11), strips(), bars()
@@ -8066,7 +8067,7 @@ function line(colour, thick, ...points) {
 }
 function strips() {  // the axis of time; who is busy, each event's own time spread over all its time; who waits
   const base = AXIS + STRIP, bottom = base + STRIP + 4, tall = STRIP - 6
-  const load = new Float64Array(Math.max(width - GUTTER, 0) + 2)
+  const load = new Float64Array(width)
   const raw = (t1 - t0) / Math.max(2, (width - GUTTER) / 110), power = 10 ** Math.floor(Math.log10(raw))
   const round = long && raw > 1e6 ? [1, 60, 3600].flatMap(unit => [1, 2, 5, 10, 30].map(n => n * unit * 1e6)) : []
   const step = round.find(t => t >= raw) ?? power * [1, 2, 5, 10].find(f => f * power >= raw)
@@ -8076,11 +8077,11 @@ function strips() {  // the axis of time; who is busy, each event's own time spr
     line(ink.line, 1, [X(t), 0], [X(t), height])
   }
   for (const { from, to, own } of tasks) {
-    const a = Math.max(X(from) - GUTTER, 0), b = Math.min(X(to) - GUTTER, width - GUTTER)
+    const a = Math.max(X(from), GUTTER), b = Math.min(X(to), width)
     for (let x = Math.floor(a); x < b; x++) load[x] += own / (to - from) * (Math.min(b, x + 1) - Math.max(a, x))
   }
   pen.fillStyle = HUES[0]
-  load.forEach((n, x) => { const h = Math.min(n / D.together, 1) * tall; pen.fillRect(GUTTER + x, base - h, 1, h) })
+  load.forEach((n, x) => { const h = Math.min(n / D.together, 1) * tall; pen.fillRect(x, base - h, 1, h) })
   line(HUES[5], 1.5, ...D.waiting.map(([t, n]) => [X(t * 1e6), bottom - n / most * tall]))
   pen.clearRect(0, base, GUTTER - 1, STRIP + 6)  // where the line was before the first time in view
   pen.fillStyle = ink.soft, pen.fillText(`busy, 0–${D.together}`, 6, base - tall / 2)
@@ -8109,7 +8110,7 @@ function mark(sign, t, r) {
 function about(x, y) {  // the death or the event there, or one that is too narrow to be met
   const death = D.losses[deaths.findIndex(([t, r]) => Math.hypot(X(t) - x, Y(r) + 6 - y) < 9)]
   if (death) return `${death[2]}\nrun again: ${death[3]}`
-  let it = null, near = 3 * (t1 - t0) / (width - GUTTER)
+  let it = null, near = timeAt(3) - timeAt(0)
   for (const task of tasks) {
     const away = Math.max(task.from - timeAt(x), timeAt(x) - task.to, 0)
     if (task.row === Math.floor(rowAt(y)) && away <= near) it = task, near = away
@@ -8130,15 +8131,15 @@ canvas.onpointerleave = () => { $("tip").textContent = "" }
 canvas.onpointermove = e => {
   tell(e.offsetX, e.offsetY)
   if (!e.buttons) return
-  const dt = e.movementX / (width - GUTTER) * (t1 - t0), dy = e.movementY / (height - HEAD) * (y1 - y0)
+  const dt = timeAt(e.movementX) - timeAt(0), dy = rowAt(e.movementY) - rowAt(0)
   show(t0 - dt, t1 - dt, y0 - dy, y1 - dy)
 }
 canvas.ondblclick = () => show(0, end, 0, rows)
-canvas.addEventListener("wheel", e => {
+canvas.onwheel = e => {
   const f = Math.exp((e.deltaY || e.deltaX) * .0015), t = timeAt(e.offsetX), r = rowAt(e.offsetY)
   e.preventDefault()
   e.shiftKey ? show(t0, t1, r - (r - y0) * f, r + (y1 - r) * f) : show(t - (t - t0) * f, t + (t1 - t) * f, y0, y1)
-}, { passive: false })
+}
 addEventListener("resize", paint), paint()
 for (const media of ["(prefers-color-scheme: dark)", "print"]) matchMedia(media).addEventListener("change", paint)
 document.body.dataset.drawn = tasks.length

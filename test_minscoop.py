@@ -11346,8 +11346,12 @@ def test_a_browser_draws_the_page_when_it_is_opened(script, tmp_path):
           inks.add(d[i] + " " + d[i + 1] + " " + d[i + 2])
         tell(X((bar.from + bar.to) / 2), Y(bar.row + .5))
         out.tip = $("tip").textContent
-        canvas.dispatchEvent(new WheelEvent("wheel", { deltaY: -500, cancelable: true }))
+        out.scrolls = canvas.dispatchEvent(new WheelEvent("wheel", { deltaY: -500, cancelable: true }))
         out.zoomed = (t1 - t0) / end
+        show(end / 4, end / 2, 0, rows)
+        const held = timeAt(400)
+        canvas.onpointermove({ offsetX: 400, offsetY: 9, movementX: 50, movementY: 0, buttons: 1 })
+        out.dragged = Math.round(X(held))
         out.inks = inks.size
         canvas.ondblclick()
         out.all = String(t0 === 0 && t1 === end && y1 === rows)
@@ -11359,6 +11363,7 @@ def test_a_browser_draws_the_page_when_it_is_opened(script, tmp_path):
         out.ticks = new Set([0, 20, 40, 60].map(t => moment(t0 + t))).size""")
     found = dict(re.findall(r'data-(\w+)="([^"]*)"', seen))
     assert int(found["drawn"]) > 40 and int(found["inks"]) > 20 and found["all"] == "true"
+    assert found["scrolls"] == "false" and found["dragged"] == "450"  # the wheel moves no page; what is held stays there
     assert found["ticks"] == "4"  # all four are different, although the picture spans only 0.1 ms
     gutter, edge = map(int, found["line"].split(","))  # rows in which the line of what waits shows, left of the picture
     assert gutter == 0 < edge < 9  # and at its edge, where it is no column although more has waited before
