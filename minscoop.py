@@ -6826,8 +6826,6 @@ class Executor(Interface):
             self._ended.set()
 
     def __exit__(self, kind, error, tb):
-        if self._node.forked:
-            return
         try:
             if isinstance(error, (KeyboardInterrupt, Terminated)):
                 self._finish("abort")
