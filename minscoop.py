@@ -8268,8 +8268,6 @@ def command_line():
     if not options.program:
         options.interactive = options.interactive or sys.stdin is not None and sys.stdin.isatty()
     progress.wanted = False if options.quiet else options.progress
-    if progress.wanted:  # before any handler keeps a reference to sys.stderr
-        install_screens()
     log_to(logging.StreamHandler(), logging.ERROR if options.quiet else
            max(logging.DEBUG, logging.WARNING - 10 * options.verbose))
     try:
