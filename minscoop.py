@@ -6623,7 +6623,7 @@ class Interface(concurrent.futures.Executor):
 
         The work starts now (without worker processes: when it is read), and is done even if nobody reads it. Iterables
         may be endless: those without a length are pulled a little ahead of the reader. Once reading has begun, closing
-        or dropping the iterator, or an exception from it, cancels the calls not yet started: so end an endless map.
+        or dropping the iterator, or an exception from it, cancels the calls not yet started: it ends an endless map.
 
         timeout: seconds from this call after which reading raises TimeoutError; None for no limit.
         chunksize: accepted but ignored, since slices are sized by measurement.
@@ -6714,8 +6714,8 @@ class Executor(Interface):
     summary: at the end, print to stderr what each host did and what limited the program.
     report: a file to write at the end: a page (HTML) that shows what each worker ran when.
     trace: the same in Chrome's trace event format (JSON), for Perfetto or chrome://tracing.
-    **options: how to reach hosts, named as on the command line, with its defaults: rsh, python, prolog,
-        pythonpath, path, transport, external_hostname, mixed, all_hosts, tag_output.
+    **options: named as on the command line, with its defaults: rsh, python, prolog, pythonpath, path, transport,
+        external_hostname, mixed, all_hosts, tag_output.
 
     Starts at once and does not wait for the workers. Raises TypeError or ValueError for bad arguments, CannotSend
     if the initializer cannot be sent, PoolError if the pool cannot start. While it lives, the module's functions use
@@ -7347,7 +7347,7 @@ def answer_with_stacks(node):
 
 def is_ours(record):
     """Whether a record is of our logger, or of one below it."""
-    return str(record.name).partition(".")[0] == "minscoop"
+    return str(record.name).partition(".")[0] == "minscoop"  # str: ``makeLogRecord`` makes records without a name
 
 
 class Formatter(logging.Formatter):
@@ -7705,7 +7705,7 @@ class Collector(Recording):
         self.collect(*news.events)
         self.records[worker] = news
         age = now - self.born
-        if len(self.queues) < 100 or age - self.queues[-1][0] > age / 1000:  # all begin at once; the page shows no more
+        if len(self.queues) < 100 or age - self.queues[-1][0] > age / 1000:  # the first come all at once
             self.queues.append((age, items_queued(self) + sum(news.queued for news in self.records.values())))
 
     def abort(self):
@@ -7828,7 +7828,7 @@ def limit(run):
     if ready > seconds / 2 and seconds > 1:
         return f"Limited by the start: the first worker was ready only after {ready:.1f} of {seconds:.1f} s."
     begun = min(news.first for news in records)
-    first = min(begun, max(ready, run.asked))  # by then it was on its way; large arguments take time
+    first = min(begun, max(ready, run.asked))  # by then, the first task was on its way: its arguments may be large
     whole = lost = tail = 0.0  # worker-seconds: in all; running what a death undid, it seems; after the last task
     for news in records:
         came, gone = max(news.came, first), min(news.gone, end)
@@ -8156,7 +8156,7 @@ examples:
   python minscoop.py -n 0 script.py               everything in this process: for pdb, and for teaching
   python minscoop.py --hosts a,b:4,localhost script.py       on three machines: those of ssh, and this one
   python minscoop.py --check --hosts hosts.txt               test whether these hosts can be used
-  srun, qsub, bsub: in a batch job, 'python minscoop.py script.py' uses what was allocated
+  sbatch, qsub, bsub: in a batch job, 'python minscoop.py script.py' uses what was allocated
 
 In the program:
   from minscoop import futures
@@ -8195,8 +8195,8 @@ def make_parser():
                              "debug messages, too")
     output.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
     output.add_argument("--progress", action="store_true", default=on_terminal() or None,
-                        help="a line that says how far the run is (the default on terminals; where there is none, "
-                             "one every 10 s)")
+                        help="a line that says how far the run is: the default on a terminal; elsewhere, a line "
+                             "every 10 s")
     output.add_argument("--no-progress", dest="progress", action="store_false", help="no progress line")
     output.add_argument("--tag-output", action="store_true", help="host and worker before each line that tasks print")
     output.add_argument("--report", metavar="FILE", help="write a page (HTML) with what each worker ran when")
@@ -8235,8 +8235,8 @@ def add_host_options(parser):
     reach.add_argument("--mixed", action="store_true",
                        help="let hosts with other versions of Python take part; then functions travel by name only")
     reach.add_argument("--transport", choices=("auto", "tcp", "stdio"),
-                       help="how data goes: by encrypted TCP, through the remote command's stdin and stdout, or as "
-                            "is found to work (default)")
+                       help="how data goes: tcp, encrypted; stdio, through the remote command's stdin and stdout; "
+                            "auto, by TCP if that is found to work, else by stdio (default)")
     reach.add_argument("--tunnel", dest="transport", action="store_const", const="stdio",
                        help="the same as --transport stdio")
     reach.add_argument("--external-hostname", metavar="ADDRESS", help="this machine's address, for other hosts")
@@ -8356,8 +8356,7 @@ def aligned(rows):
 
 
 def first_line(error, known=None):
-    """An error in one line, with its file if that is not `known`; but a SyntaxError as Python shows it, with the place.
-    """
+    """An error in one line, with its file unless that is `known`; a SyntaxError as Python shows it, with the place."""
     if isinstance(error, SyntaxError):
         return "\n" + "".join(traceback.format_exception_only(type(error), error)).rstrip()
     if isinstance(error, OSError) and error.strerror:
@@ -8367,7 +8366,8 @@ def first_line(error, known=None):
 
 def prepare_program(options):
     """Compile the program and set up sys.argv, sys.path and ``__main__`` as Python would; returns the code. Only the
-    end of sys.path is ours: processes that multiprocessing starts afresh, by default from Python 3.14 on, find us."""
+    last entry of sys.path is ours, by which processes that multiprocessing starts afresh (its default from Python 3.14
+    on) find minscoop."""
     global beside
     module = types.ModuleType("__main__")
     module.__builtins__ = __builtins__
