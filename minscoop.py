@@ -8140,7 +8140,6 @@ canvas.onwheel = e => {
 }
 addEventListener("resize", paint), paint()
 for (const media of ["(prefers-color-scheme: dark)", "print"]) matchMedia(media).addEventListener("change", paint)
-document.body.dataset.drawn = tasks.length
 </script></body></html>
 """
 

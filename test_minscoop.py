@@ -11344,6 +11344,7 @@ def test_a_browser_draws_the_page_when_it_is_opened(script, tmp_path):
         const bar = tasks.find(({ name }) => name === "leaf"), inks = new Set(), out = document.body.dataset
         for (let i = 0, d = pen.getImageData(0, 0, canvas.width, canvas.height).data; i < d.length; i += 4)
           inks.add(d[i] + " " + d[i + 1] + " " + d[i + 2])
+        out.drawn = tasks.length
         tell(X((bar.from + bar.to) / 2), Y(bar.row + .5))
         out.tip = $("tip").textContent
         out.scrolls = canvas.dispatchEvent(new WheelEvent("wheel", { deltaY: -500, cancelable: true }))
