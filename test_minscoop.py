@@ -10889,6 +10889,19 @@ def test_a_long_task_keeps_its_bar_when_short_ones_are_merged():
     assert [e.arguments for e in events if e.start == 800] == ["1, 2"] and 200 < len(events) <= 300
 
 
+@pytest.mark.parametrize("other, fn, parent", [({}, "f", "t"), ({"fn": "g"}, "(several)", "t"),
+                                               ({"parent": "u"}, "f", None), ({"parent": None}, "f", None)])
+def test_facts_are_those_of_both_when_events_are_merged(other, fn, parent):
+    """A name and a parent only if both have it, and no arguments, which are one call's. What failed adds up; to have run
+    again, one is enough."""
+    event, later = event_of(0, 3), event_of(1, 1)
+    vars(event).update(parent="t", failed=2)
+    vars(later).update({"parent": "t", "failed": 1, "again": True, **other})
+    minscoop.merge(event, later)
+    assert (event.fn, event.parent, event.arguments, event.end) == (fn, parent, None, 3)
+    assert (event.failed, event.again) == (3, True)
+
+
 def test_bars_do_not_cross_when_events_overlap():
     """Within a lane, no event begins before the previous one has ended."""
     draw, until = random.Random(1), collections.Counter()
