@@ -10892,8 +10892,8 @@ def test_a_long_task_keeps_its_bar_when_short_ones_are_merged():
 @pytest.mark.parametrize("other, fn, parent", [({}, "f", "t"), ({"fn": "g"}, "(several)", "t"),
                                                ({"parent": "u"}, "f", None), ({"parent": None}, "f", None)])
 def test_facts_are_those_of_both_when_events_are_merged(other, fn, parent):
-    """A name and a parent only if both have it, and no arguments, which are one call's. What failed adds up; to have run
-    again, one is enough."""
+    """A name and a parent only if both have it, and no arguments, which are one call's. What failed adds up; for the
+    mark of what ran again, one is enough."""
     event, later = event_of(0, 3), event_of(1, 1)
     vars(event).update(parent="t", failed=2)
     vars(later).update({"parent": "t", "failed": 1, "again": True, **other})
@@ -11377,7 +11377,7 @@ def test_a_browser_draws_the_page_when_it_is_opened(script, tmp_path):
         out.ticks = new Set([0, 20, 40, 60].map(t => moment(t0 + t))).size""")
     found = dict(re.findall(r'data-(\w+)="([^"]*)"', seen))
     assert int(found["drawn"]) > 40 and int(found["inks"]) > 20 and found["all"] == "true"
-    assert found["scrolls"] == "false" and found["dragged"] == "450"  # the wheel moves no page; what is held stays there
+    assert found["scrolls"] == "false" and found["dragged"] == "450"  # no page moves; what is held does
     assert found["ticks"] == "4"  # all four are different, although the picture spans only 0.1 ms
     gutter, edge = map(int, found["line"].split(","))  # rows in which the line of what waits shows, left of the picture
     assert gutter == 0 < edge < 9  # and at its edge, where it is no column although more has waited before
