@@ -2815,8 +2815,9 @@ class Broker:
             self.send(owner_of(held), b"LOST", held, *span, obituary)
         for orphan in [task for task in self.placed if self.gone(owner_of(task))]:
             self.on_CANCEL(name, orphan)
-        for names in self.late, self.present:
-            names.pop(name, None)
+        for frames in self.late.pop(name, ()):
+            self.discard(frames)
+        self.present.pop(name, None)
         if self.below:
             self.send(UP, b"DIED", name, *ANYTHING, obituary)
         self.remove(name)

@@ -3533,6 +3533,17 @@ def test_results_are_discarded_when_their_owner_has_died():
     assert desk("0.1 RESULT 0.2:0/0 0 1 1 x") == [] and discarded[-1:] == [b"x"]
 
 
+def test_results_are_discarded_when_their_owner_dies_before_its_hello():
+    """What was kept for it, until it has connected anew, is read by nobody: shared memory would leak."""
+    desk, discarded = Desk(0), []
+    desk.broker = minscoop.Broker(heirs={b"0.root": b"", b"0.1": b"", b"0.2": b""})
+    desk.broker.discard = discarded.extend
+    desk("0.1 HELLO")
+    assert desk("0.1 RESULT 0.2:0/0 0 9 1 y") == [] and not discarded
+    desk("keeper DIED 0.2 x 0 0 1 0 gone")
+    assert discarded[0] == b"RESULT" and discarded[-1] == b"y"
+
+
 def test_the_broker_above_gives_signs_of_life_when_it_has_nothing_else_to_say():
     """Echoing is not enough: the PROBEs of a broker below may be stuck behind everything else that it sends."""
     broker = minscoop.Broker(size=1)
