@@ -2813,7 +2813,8 @@ class Broker:
             ran = held == task_id or not task_id  # the last: ANYTHING, as if a host is gone
             span = (lo, hi, flags) if ran else (b"0", b"0", b"%d" % (BEGUN * (number <= int(begun))))
             self.send(owner_of(held), b"LOST", held, *span, obituary)
-        for orphan in [task for task in self.placed if self.gone(owner_of(task))]:
+        owners = name + b":", name + b"."  # it, or the nodes of that host
+        for orphan in [task for task in self.placed if task.startswith(owners)]:
             self.on_CANCEL(name, orphan)
         for frames in self.late.pop(name, ()):
             self.discard(frames)
