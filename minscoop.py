@@ -5571,8 +5571,11 @@ class Keeper:
     def start_worker(self):
         """Fork one worker. It writes what it is running to its marker, a page of memory that we share."""
         name, marker = f"{self.config['host']}.{next(self.numbers)}".encode(), mmap.mmap(-1, 4096)
-        ends, theirs = zip(os.pipe(), os.pipe()) if self.config["piped"] else ((), ())
+        ends, theirs = (), ()
         try:
+            for _ in range(2 if self.config["piped"] else 0):
+                end, their = os.pipe()
+                ends, theirs = (*ends, end), (*theirs, their)
             if ends:  # before the fork: it needs descriptors, and may fail
                 self.notify(b"PRINTS", name, descriptors=ends)
             self.workers[self.fork(run_worker, name, self.config, marker, ends, theirs)] = name, marker, *ends

@@ -11893,12 +11893,15 @@ def test_files_of_workers_are_removed_when_they_have_died(guard):
 
 
 @linux_only
-def test_no_worker_is_forked_when_there_are_no_descriptors_for_its_broker(monkeypatch):
-    """A worker forked all the same would print into pipes that nobody reads, and count as one that cannot start."""
+@pytest.mark.parametrize("call, succeeds", [("dup", 0), ("pipe", 1)])
+def test_no_worker_is_forked_when_there_are_no_descriptors_for_its_broker(monkeypatch, call, succeeds):
+    """A worker forked all the same would print into pipes that nobody reads, and count as one that cannot start. What
+    was opened by then is closed."""
     before = set(os.listdir("/dev/fd"))
     keeper = minscoop.Keeper({"host": "0", "piped": True}, None)
     monkeypatch.setattr(keeper, "fork", lambda *_: pytest.fail("forked"))
-    monkeypatch.setattr(os, "dup", mock.Mock(side_effect=OSError("Too many open files")))
+    results = [*(getattr(os, call)() for _ in range(succeeds)), OSError("Too many open files")]
+    monkeypatch.setattr(os, call, mock.Mock(side_effect=results))
     with pytest.raises(OSError, match="Too many"):
         keeper.start_worker()
     for end in (keeper.lifeline_read, keeper.lifeline, keeper.signalled, keeper.signal_write):
