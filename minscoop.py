@@ -2522,7 +2522,6 @@ class Broker:
     boasted = False       # the one above was told that we have more
     received = 0          # TASKs from above
     told = None           # how many these were when we said IDLE to the one above; or None
-    deferred = False      # what is wanted here will be asked for when `parcels` go
     weight, due = 0, 0.0  # bytes in `parcels`; when these have to go, or those that are to come
     facts = None          # the JSON of our HELLO to the one above
     probed = -math.inf    # when other brokers were last asked for a sign of life
@@ -2631,12 +2630,12 @@ class Broker:
 
     def conclude(self):
         """Do what may follow from a message or a tick: ask for tasks, stop, report to the broker above."""
+        if self.below:
+            self.report()
         if self.changed and self.hungry:
             self.ask_around()
         if self.stopping:
             self.stop_if_quiet()
-        if self.below:
-            self.report()
 
     def report(self):
         """Let the broker above know how things are."""
@@ -2651,8 +2650,6 @@ class Broker:
             self.ask_anew(self.links[UP])
         if self.parcels and (self.now >= self.due or self.weight > MAX_BODY):
             self.send_parcels()
-        if self.deferred and not self.parcels:
-            self.ask_around()
 
     def ask_anew(self, above):
         """Ask the broker above for what is wanted here now, and for no more."""
@@ -2716,6 +2713,7 @@ class Broker:
     def send_parcels(self):
         """Send what was collected, with the ids of the tasks that it splits off or ends, for brokers on the way."""
         parcels, self.parcels, self.weight, self.due = self.parcels, {}, 0, self.now + HOLD * self.size
+        self.changed = True  # as long as there are parcels, `ask_around` does not ask for all that is wanted
         for owner, messages in parcels.items():
             new = [message[4] for message in messages if message[0] == b"SPLIT"]
             done = [message[1] for message in messages if message[0] == b"RESULT" and message[4] == b"1"]
@@ -2724,7 +2722,7 @@ class Broker:
     def flush(self, now):
         """Send what was collected, since it is due. Returns messages."""
         self.out, self.now = [], now
-        self.report()
+        self.conclude()
         return self.out
 
     def gone(self, name):
@@ -3023,17 +3021,15 @@ class Broker:
 
     def ask_around(self):
         """Ask for as many tasks as the hungry would take: the rich first; for what is still wanted, everybody once."""
-        wanted, self.deferred = self.ask_the_rich(), False
+        wanted = self.ask_the_rich()
         if wanted > 0:
             for link in [link for link in self.unasked.values() if link.demand < wanted]:  # else the wish is its own
                 self.ask(link, 1)
             # A giver of single tasks is asked for all that is wanted: the root, if it is here; the one above, if its
             # latest TASK was of one item, or its last (else the root is looked up, which a broker below does not have)
             ample = self.links.get(UP if self.plenty is False else ROOT)
-            if ample and wanted > ample.demand + ample.asked:
-                self.deferred = bool(self.parcels)  # it is asked when they go: once, not once for each worker
-                if not self.deferred:
-                    self.ask(ample, wanted - ample.demand - ample.asked)
+            if ample and wanted > ample.demand + ample.asked and not self.parcels:  # else once when these go, for all
+                self.ask(ample, wanted - ample.demand - ample.asked)
 
     def ask_the_rich(self):
         """Ask those that have more, and are not hungry themselves; return how many tasks are wanted beyond these."""
