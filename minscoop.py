@@ -278,7 +278,7 @@ class RemoteTraceback(Exception):
 #   name     from → to           fields                     why it is sent
 #   HELLO    node → broker       facts                      it is there; answered by what it missed: CONSTs, SIZE, STOP,
 #                                                           and all that was for it before
-#   HUNGRY   both ways           count width                the sender would take that many tasks; said only once. From
+#   HUNGRY   node ↔ broker       count width                the sender would take that many tasks; said only once. From
 #                                                           a broker: each for `width` workers (else for one); for one
 #                                                           below, the items of a TASK count as that many tasks
 #   DRY      node → broker                                  it said it had more, but has none; it remembers the HUNGRY
@@ -315,11 +315,13 @@ class RemoteTraceback(Exception):
 #                                                           the keeper of a host that joined: leave
 #   HOST     keeper → root       facts                      why a host is not there (JSON); from the broker: it is, or
 #                                                           it was lost
-#   SIZE     broker → node       workers                    of the whole pool, whenever that changes
+#   SIZE     broker → *          workers                    of the whole pool, whenever that changes; brokers below
+#                                                           pass it on
 #   PROBE    broker → broker     anything                   a sign of life; the upper one echoes it, to time the link
 #   PIECE    broker → broker                                a sign of life: a part of a large message, see below
 #   FETCH    worker → root       path                       wanted: a source file, the names in a directory/, or (?) the
-#                                                           program's own part of sys.path
+#                                                           program's own part of sys.path. Brokers on the way answer
+#                                                           it, or ask once for all that are behind them
 #   FILE     root → worker       path body                  its content, if there is any; brokers on the way keep it
 #   OUTPUT   broker → root       worker stream text         lines that a worker has printed; from the keeper: its stacks
 #   SHOWN    root → broker       host count                 so many bytes of that host's OUTPUT are on the screen
@@ -327,7 +329,7 @@ class RemoteTraceback(Exception):
 #   PROFILE  worker → root       worker stats               its profile
 #   STACKS   root → broker                                  have all workers say where they are; the broker tells the
 #                                                           keeper by a signal
-#   COUNT    both ways           idle                       how many workers are idle: asked by the root, then answered
+#   COUNT    root ↔ broker       idle                       how many workers are idle: asked by the root, then answered
 #
 # Beneath these: an empty message tells a node that it has connected, and a broker that a node has reconnected, so that
 # messages may be lost; BUNDLE is several messages in one; between hosts, a large message travels as several PIECEs, of
@@ -2533,7 +2535,7 @@ class Broker:
     stopping = False      # True: the root has no more to do; "said": so all were told to STOP
     finished = False      # nobody is left: the loop may end
     dropped = 0           # messages that made no sense
-    changed = False       # maybe the latest message has changed who wants work, or who has some
+    changed = False       # maybe it is time to ask around: who wants work or has some has changed, or parcels have gone
     now = 0.0             # when that came
     message = out = ()    # that message; those to which it leads
 
