@@ -3494,7 +3494,7 @@ class Switchboard:
         begin = time.monotonic()
         address = self.first_answer(addresses)
         took = time.monotonic() - begin  # by the real connection, about as long again
-        if address is None and (config["transport"] == "tcp" or not config["tunnel"]):
+        if address is None and config["transport"] == "tcp":
             raise PoolError(f"cannot reach the root's broker by TCP at {' or '.join(addresses)}: a firewall is in the "
                             "way, or this host cannot resolve or route to that address; see --external-hostname, "
                             "--transport stdio")
