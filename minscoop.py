@@ -2504,7 +2504,7 @@ MAY_SAY = {role: frozenset(names.encode().split()) for role, names in {
               "SHOWN STACKS"}.items()}
 TAKERS = b"worker", b"broker"  # the roles of those that execute tasks: workers, and brokers below
 ALL_BELOW = b"root", *TAKERS   # everybody but the broker above
-OF_TASKS = frozenset(b"SPLIT SINGLY RESULT LOST CANCEL".split())  # only a task's holder or owner says them
+OF_TASKS = frozenset(b"SINGLY RESULT LOST CANCEL".split())  # as SPLIT and TASK, only a task's holder or owner says them
 OF_WISHES = frozenset(b"HELLO HUNGRY DRY TASK HELD TOLD WHO BYE DIED".split())  # change who wants work, or has some
 URGENT = frozenset(b"HUNGRY DRY PROBE OUTPUT FETCH RECORD".split())  # may overtake what `collect` delays
 
@@ -3157,6 +3157,9 @@ class Broker:
 
     def on_SPLIT(self, sender, task_id, lo, hi, new):
         """Pass the news of a split on to the owner."""
+        if not self.concerns(sender, task_id):  # it was cancelled meanwhile: the owner is to hear no more of it
+            self.send(sender, b"CANCEL", new)
+            raise ValueError("another's task")
         self.place(new, self.links[sender])  # until its TASK comes: if the sender dies before that, this is LOST, too
         self.collect(owner_of(task_id))
 

@@ -4029,6 +4029,23 @@ def test_what_a_host_says_travels_together_when_the_pool_is_large():
     assert [line.split()[1] for line in lost] == ["MANY", "LOST"] and tree.records == {}
 
 
+@pytest.mark.parametrize("end", ["0.root CANCEL 0.root:0/0", "2.keeper DIED 2.1 - 0 0 0 0 gone"])
+def test_a_part_is_cancelled_when_the_word_of_its_split_crosses_that_of_the_end(end):
+    """Its owner does not learn of it, and cannot cancel it: else it would run on, and delay the end of the pool."""
+    tree = Tree(2)
+    task_id = tree.give("0.root" if "root" in end else "2.1", "1.1")
+    part = task_id[:-1] + "5"
+    tree("1.2 HUNGRY 1")
+    said = []
+    for line in f"1.1 SPLIT {task_id} 5 9 {part}", f"1.1 TASK {part} - 0 5 9 0 x":
+        sender, *frames = fields_of(line)
+        said += tree.handle(b"1", sender, frames)
+    assert f"1.2 TASK {part} - 0 5 9 0 x" in [line_of(*message) for _, *message in said]
+    assert f"1.1 CANCEL {task_id}" in tree(end)
+    assert f"1.2 CANCEL {part}" in tree.carry([message for message in said if message[1] == minscoop.UP])
+    assert tree.records == {}
+
+
 def test_many_messages_are_dropped_when_they_are_about_anothers_task():
     """Only a broker may say MANY, and only of tasks that are held behind it."""
     tree = Tree(2)
