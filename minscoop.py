@@ -2498,10 +2498,10 @@ MAY_SAY = {role: frozenset(names.encode().split()) for role, names in {
     b"root": "HELLO DRY TASK CANCEL CONST TOLD STOP FILE SHOWN STACKS COUNT",
     b"worker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT FAILED FETCH RECORD BYE "
                "LOG PROFILE",
-    b"broker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT MANY FAILED FETCH RECORD BYE "
-               "LOST DIED OUTPUT WHO PROBE PIECE LOG PROFILE",
+    b"broker": "MANY LOST DIED OUTPUT WHO PROBE PIECE",
     b"above": "TASK CANCEL CONST HELD TOLD HUNGRY SPLIT SINGLY RESULT MANY LOST WHO SIZE STOP BYE PROBE PIECE FILE "
               "SHOWN STACKS"}.items()}
+MAY_SAY[b"broker"] |= MAY_SAY[b"worker"]  # it speaks for its workers
 TAKERS = b"worker", b"broker"  # the roles of those that execute tasks: workers, and brokers below
 ALL_BELOW = b"root", *TAKERS   # everybody but the broker above
 OF_TASKS = frozenset(b"SINGLY RESULT LOST CANCEL".split())  # as SPLIT and TASK, only a task's holder or owner says them
