@@ -735,7 +735,12 @@ class Pickler(pickle.Pickler):
         return REDUCERS.get(kind, lambda _: NotImplemented)(obj)
 
 
-HEAP_TYPE = 1 << 9  # the flag of classes that a `class` statement made (Py_TPFLAGS_HEAPTYPE)
+IMMUTABLE, HEAP = 1 << 8, 1 << 9  # Py_TPFLAGS_IMMUTABLETYPE (since Python 3.10) and Py_TPFLAGS_HEAPTYPE
+
+
+def made_in_python(cls):
+    """Whether a `class` statement or the like made a class; one in C has methods that cannot travel by value."""
+    return cls.__flags__ & (IMMUTABLE | HEAP) == HEAP
 
 
 def reduce_definition(obj):
@@ -745,7 +750,7 @@ def reduce_definition(obj):
         main.warn_of_globals(obj)
     if found_by_name(obj) or not is_function and type(obj) in copyreg.dispatch_table:
         return NotImplemented
-    if not (is_function or obj.__flags__ & HEAP_TYPE):
+    if not (is_function or made_in_python(obj)):
         return reduce_by_identity(obj, [types])  # FunctionType, say, whose own name is `builtins.function`
     if main.by_name_only:
         raise pickle.PicklingError(f"{describe(obj)} would travel by value, which --mixed rules out: define it "
@@ -1194,7 +1199,7 @@ def parts_of(obj):
         yield ", its argument ", obj.args
         yield ", its argument ", obj.keywords
     elif kind.__reduce__ is object.__reduce__ and kind.__reduce_ex__ is object.__reduce_ex__:
-        if kind.__flags__ & HEAP_TYPE and not found_by_name(kind):
+        if made_in_python(kind) and not found_by_name(kind):
             for name, part in parts_of(kind):
                 yield f", its class {describe(kind)}{name}", part
         for name, value in [*getattr(obj, "__dict__", {}).items()]:  # pickling one may add to it

@@ -1293,6 +1293,12 @@ if sys.version_info >= (3, 10):
     MEMBERS["dataclass with slots"] = lambda: make_dataclass(slots=True)(1, [2]), MEMBERS["dataclass instance"][1]
 
 
+def test_a_class_in_c_is_refused_when_no_name_leads_to_it():
+    """By value its methods would be missing: an empty class of its name would arrive, silently."""
+    with pytest.raises(pickle.PicklingError):
+        minscoop.dumps(type(re.compile("").scanner("")))
+
+
 def test_an_attribute_is_not_lost_when_it_is_an_attribute_of_a_type_in_c():
     """Nobody can pickle it, which is said; a worker would miss it, or find another of this name in a base."""
     class Turned(array.array):
