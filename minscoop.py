@@ -715,24 +715,24 @@ def make_directory(parent):
 
 
 class Pickler(pickle.Pickler):
-    """Pickles functions and classes by value where their name would not lead to them elsewhere."""
+    """Pickles functions, classes and the like by value where their name would not lead to them elsewhere."""
 
     def reducer_override(self, obj):
         """Called by pickle for each object that is not of a basic type."""
         kind = type(obj)
-        module = getattr(kind, "__module__", None)
         # Not isinstance, which asks obj.__class__: that of list[int] (until 3.10), or of a proxy, may lie
         if kind is types.FunctionType or issubclass(kind, type):
             return reduce_definition(obj)
-        if module == "numpy" and kind.__name__ == "ufunc":
-            return reduce_ufunc(obj)
+        if kind in REDUCERS:
+            return REDUCERS[kind](obj)
+        module = getattr(kind, "__module__", None)
+        if (module, kind.__name__) in NAMED and not found_by_name(obj):
+            return NAMED[module, kind.__name__](obj)
         if module == "dataclasses":  # MISSING is compared by identity
             return reduce_by_identity(obj, [sys.modules[module]])
-        if module in ("typing", "annotationlib") and kind.__name__ in OF_TYPING and not found_by_name(obj):
-            return OF_TYPING[kind.__name__](obj)
         if issubclass(kind, getattr(sys.modules.get("multiprocessing.managers"), "BaseProxy", ())):
             return reduce_proxy(obj)
-        return REDUCERS.get(kind, lambda _: NotImplemented)(obj)
+        return NotImplemented
 
 
 IMMUTABLE, HEAP = 1 << 8, 1 << 9  # Py_TPFLAGS_IMMUTABLETYPE (since Python 3.10) and Py_TPFLAGS_HEAPTYPE
@@ -768,8 +768,6 @@ def reduce_by_identity(obj, modules, *names):
 def reduce_ufunc(ufunc):
     """Pickle a ufunc of NumPy or SciPy that does not know its module. Pickle itself would look for one that has it, and
     take the main module under its second name, if that has imported it: workers do not have all of its globals."""
-    if getattr(ufunc, "__module__", None) is not None:
-        return NotImplemented
     modules = [module for name, module in [*sys.modules.items()]
                if name not in ("__mp_main__", "__main__") and type(module) is types.ModuleType]
     return reduce_by_identity(ufunc, modules, ufunc.__name__)
@@ -923,9 +921,8 @@ def identify(obj, ident=None):
 
 
 def reduce_cached(fn):
-    """Pickle a function of ``functools.lru_cache`` by value where its name would not lead to it elsewhere; each process
-    has a cache of its own."""
-    if found_by_name(fn) or not hasattr(fn, "cache_parameters"):  # which it has since Python 3.9
+    """Pickle a function of ``functools.lru_cache`` by value; each process has a cache of its own."""
+    if not hasattr(fn, "cache_parameters"):  # which it has since Python 3.9
         return NotImplemented
     return make_cached, (identify(fn), fn.cache_parameters(), fn.__wrapped__)
 
@@ -941,9 +938,7 @@ SENTINELS = {}  # id -> sentinel that came or went by value; they take no weak r
 
 
 def reduce_sentinel(mark):
-    """Pickle a sentinel (since Python 3.15) by value where its name would not lead to it elsewhere."""
-    if found_by_name(mark):
-        return NotImplemented
+    """Pickle a sentinel (since Python 3.15) by value."""
     ident = next((ident for ident, known in [*SENTINELS.items()] if known is mark), os.urandom(16))
     SENTINELS[ident] = mark
     return make_sentinel, (ident, mark.__name__, repr(mark), mark.__module__)
@@ -1119,9 +1114,7 @@ def make_alias(name, namespace):
 
 
 def reduce_forward(ref):
-    """Pickle a forward reference. From Python 3.14 on it may refer to all globals; those of its owner replace them."""
-    if not hasattr(ref, "__owner__"):
-        return NotImplemented
+    """Pickle a forward reference of Python 3.14. It may refer to all globals; those of its owner replace them."""
     options = {"owner": ref.__owner__, "module": ref.__forward_module__, "is_class": ref.__forward_is_class__}
     return functools.partial(type(ref), ref.evaluate(format=4), **options), ()  # Format.STRING
 
@@ -1129,11 +1122,15 @@ def reduce_forward(ref):
 OF_VARIABLES = ["bound", "covariant", "contravariant", *["infer_variance"] * (sys.version_info >= (3, 12)),
                 *["default"] * (sys.version_info >= (3, 13))]  # keywords, and attributes with underscores
 
-OF_TYPING = {  # type name -> how to rebuild an object that pickle would send by its name only
-    **dict.fromkeys(("TypeVar", "ParamSpec", "TypeVarTuple"), reduce_variable),
-    "NewType": lambda new: (type(new), (new.__name__, new.__supertype__)),
-    "TypeAliasType": reduce_alias,
-    "ForwardRef": reduce_forward,
+NAMED = {  # (module, name) of types whose instances pickle sends by their own name only, if no name leads to these. By
+           # name, since this Python may lack the type, and the program need not have imported the module
+    **dict.fromkeys((("typing", name) for name in ("TypeVar", "ParamSpec", "TypeVarTuple")), reduce_variable),
+    ("typing", "NewType"): lambda new: (type(new), (new.__name__, new.__supertype__)),
+    ("typing", "TypeAliasType"): reduce_alias,
+    ("annotationlib", "ForwardRef"): reduce_forward,
+    ("functools", "_lru_cache_wrapper"): reduce_cached,
+    ("builtins", "sentinel"): reduce_sentinel,
+    ("numpy", "ufunc"): reduce_ufunc,
 }
 
 REDUCERS = {  # types met inside functions and classes, whose instances pickle does not take by itself
@@ -1148,8 +1145,6 @@ REDUCERS = {  # types met inside functions and classes, whose instances pickle d
     **dict.fromkeys((staticmethod, classmethod), lambda method: (type(method), (method.__func__,))),
     functools.cached_property: lambda p: (functools.cached_property, (p.func,), {"attrname": p.attrname}),
     property: lambda p: (property, (p.fget, p.fset, p.fdel, p.__doc__)),
-    functools._lru_cache_wrapper: reduce_cached,
-    getattr(builtins, "sentinel", None): reduce_sentinel,
 }
 
 
