@@ -796,12 +796,11 @@ def operands(code, *operations):
 @functools.lru_cache(1000)
 def names_in(code):
     """(names of the globals read, all names) in a code object and those nested in it. Slow, hence the cache."""
-    read, names = operands(code, "LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"), {*code.co_names}
-    for const in code.co_consts:
-        if isinstance(const, types.CodeType):
-            inner = names_in(const)
-            read |= inner[0]
-            names |= inner[1]
+    read, names, codes = set(), set(), [code]
+    for part in codes:  # which grows
+        read |= operands(part, "LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
+        names.update(part.co_names)
+        codes += [const for const in part.co_consts if isinstance(const, types.CodeType)]
     return read, names
 
 
