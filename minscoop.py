@@ -1354,7 +1354,7 @@ def hint_for_global(error):
     """What to add to a task's traceback if it lacks a global that the script only binds under its own guard."""
     missing = re.match(r"name '(\w+)' is not defined", str(error))
     with contextlib.suppress(OSError, SyntaxError, ValueError):  # the script is not there any more, or being edited
-        if missing and this_worker is None and main.path and missing[1] in main.guarded[0]:
+        if missing and this_worker is None and main.path and missing[1] in main.bindings.guarded:
             return f"(the script binds {missing[1]} under if __name__ == '__main__', which workers do not run: bind " \
                    "it at the top level, pass it as an argument, or use set_const)\n"
     return ""
@@ -1393,6 +1393,8 @@ def without_syntax_warnings():
         yield
 
 
+Bindings = collections.namedtuple("Bindings", "guarded again outside declared")  # names of globals, see Main.bindings
+
 # What multiprocessing makes in these is shared with forked children, and with nobody if workers make it, too.
 INHERITED = ("multiprocessing.synchronize", "multiprocessing.sharedctypes", "multiprocessing.queues")
 
@@ -1430,10 +1432,10 @@ class Main:
         since it was made at run time (exec, a debugger's prompt). Since the latest pool was made, IPython's %run may
         have replaced the main module, or the prompt of python -i, where sys has a ps1, begun to change it."""
         return module in ("__main__", "__mp_main__") and (
-            self.path is None or self.module is not sys.modules.get("__main__") or name in self.guarded[0] or
+            self.path is None or self.module is not sys.modules.get("__main__") or name in self.bindings.guarded or
             sys.flags.inspect and hasattr(sys, "ps1") or
-            again and name in self.guarded[1] | self.guarded[3] or
-            type(value) is types.FunctionType and name not in self.guarded[2] or
+            again and name in self.bindings.again | self.bindings.declared or
+            type(value) is types.FunctionType and name not in self.bindings.outside or
             self.known is not None and not self.rebound.isdisjoint(self.reached(name, value)))
 
     @property
@@ -1456,15 +1458,15 @@ class Main:
     def warn_of_globals(self, fn):
         """Warn, once each, of globals of fn of which workers have others: those that ``if __name__ == "__main__"``
         binds again, and multiprocessing's locks, queues and shared values, which only forked children inherit."""
-        again = self.guarded[1] if self.path and self.known is None else set()
-        shared = self.guarded[2] if self.path and "multiprocessing.synchronize" in sys.modules else set()
+        again = self.bindings.again if self.path and self.known is None else set()
+        shared = self.bindings.outside if self.path and "multiprocessing.synchronize" in sys.modules else set()
         for name in names_in(fn.__code__)[0] - self.warned if again or shared else ():  # mostly both are empty
             value = fn.__globals__.get(name)
             if name in again:
                 self.warned.add(name)
-                imported = isinstance(value, types.ModuleType) or isinstance(
+                same = isinstance(value, types.ModuleType) or isinstance(  # most likely: it was imported again
                     value, (type, types.FunctionType, types.BuiltinFunctionType)) and value.__module__ != "__main__"
-                if not imported:  # else it most likely is the same object again
+                if not same:
                     logger.warning("%s uses the global %s, which is bound again under if __name__ == '__main__': "
                                    "workers do not run that block, so they see the value bound at the top level. Pass "
                                    "it as an argument, or use set_const or initializer=", describe(fn), name)
@@ -1494,9 +1496,9 @@ class Main:
 
     @functools.cached_property
     @without_syntax_warnings()
-    def guarded(self):
-        """(names that only ``if __name__ == "__main__"`` binds, names that it binds again, names bound outside of it,
-        those of these that functions may bind again)."""
+    def bindings(self):
+        """The script's globals: those that only ``if __name__ == "__main__"`` binds (guarded), those that it binds
+        again, all that are bound outside of it, and of the latter those that functions declare as global."""
         import ast
         skipped, run = [], []  # by workers
         for node in ast.parse(self.source, self.path).body:
@@ -1508,8 +1510,8 @@ class Main:
             run += orelse
         codes = [compile(ast.Module(nodes, []), self.path, "exec", dont_inherit=True) for nodes in (skipped, run)]
         inside, outside = (operands(code, "STORE_NAME", "STORE_GLOBAL") for code in codes)
-        declared = operands(codes[1], "STORE_GLOBAL")  # as global, by a function
-        return inside - outside, inside & outside, outside, declared
+        declared = operands(codes[1], "STORE_GLOBAL")  # what no function declares takes STORE_NAME here
+        return Bindings(inside - outside, inside & outside, outside, declared)
 
     def load(self):
         """Return the main module; in a worker, import it first. Raises what the script raises."""

@@ -2012,11 +2012,12 @@ print(futures.submit(lambda box: box.size, Box()).result())
 
 def test_names_travel_by_value_when_only_the_guard_binds_them(script):
     """Workers do not run what stands under `if __name__ == "__main__"`, and so lack the names bound only there."""
-    only, again, *_ = minscoop.Main(str(script(GUARDED))).guarded
+    bindings = minscoop.Main(str(script(GUARDED))).bindings
     assert {"json", "p", "cosine", "sin", "inside", "Inner", "loop", "handle", "a", "b", "c", "total",
-            "count", "reverse"} <= only
-    assert not {"os", "both", "here", "top", "conditional", "local", "hidden", "attribute", "elsewhere"} & only
-    assert again == {"both", "told"}
+            "count", "reverse"} <= bindings.guarded
+    assert not {"os", "both", "here", "top", "conditional", "local", "hidden", "attribute", "elsewhere"} \
+        & bindings.guarded
+    assert bindings.again == {"both", "told"} and bindings.declared == {"told"}
 
 
 def test_a_global_function_is_found_when_it_is_made_at_run_time(script):
