@@ -1323,11 +1323,23 @@ def encode_failure(error, where=""):
 
 def without_init(error):
     """A stand-in that unpickles as this exception, made without its ``__init__``. That may take other arguments than
-    ``args``, so that pickle's own way fails for many classes, or changes the text. A group's members likewise."""
-    args = error.args
+    ``args``, so that pickle's own way fails for many classes, or changes the text; it also leaves out slots. A group's
+    members likewise."""
+    base = type(error)
+    while made_in_python(base):
+        base = base.__base__
+    _, args, *state = base.__reduce__(error)
     if isinstance(error, getattr(builtins, "BaseExceptionGroup", ())):
         args = error.message, [without_init(part) for part in error.exceptions]
-    return Made(operator.methodcaller("__new__", type(error), *args), (type(error),), error.__dict__ or None)
+    slots = {name: getattr(error, name) for name in copyreg._slotnames(type(error)) if hasattr(error, name)}
+    return Made(make_error, (type(error), base, args), {**dict(*state), **slots} or None)
+
+
+def make_error(kind, base, args):
+    """Make an exception as its base in C does, which may keep some of the arguments, such as ``errno``."""
+    error = base.__new__(kind, *args)
+    base.__init__(error, *args)
+    return error
 
 
 def traceback_text(error):

@@ -1846,7 +1846,7 @@ class Picky(Exception):
 
 
 class Pickier(Exception):
-    """One whose __new__ needs them, too, so that it cannot be rebuilt even without its __init__."""
+    """One whose __new__ needs them, too."""
 
     def __new__(cls, first, second):
         return super().__new__(cls, f"{first} and {second}")
@@ -1855,12 +1855,43 @@ class Pickier(Exception):
         super().__init__(f"{first} and {second}")
 
 
+class Refusing(Exception):
+    """One that cannot be unpickled, however it is made."""
+
+    def __init__(self, first, second):
+        super().__init__(f"{first} and {second}")
+        self.first = first
+
+    def __setstate__(self, state):
+        raise ValueError("no")
+
+
 class Worded(Exception):
     """An exception whose __init__ puts words around its argument; pickle would call it with the finished text."""
 
     def __init__(self, name):
         super().__init__(f"no {name}")
         self.name = name
+
+
+class Slotted(Exception):
+    """An exception with a slot, which pickle leaves out; what its __init__ needs is not in its ``args`` either."""
+
+    __slots__ = ("code",)
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.code = first + second
+
+    def __str__(self):
+        return f"code {self.code}"
+
+
+class Gone(OSError):
+    """One of a class in C that keeps more than ``args``, which its own __init__ sets: errno, filename."""
+
+    def __init__(self, name, *, why):
+        super().__init__(2, why, name)
 
 
 class Numbered(Exception):
@@ -1926,10 +1957,23 @@ def test_a_group_arrives_when_exceptions_in_it_cannot_be_made_from_their_args():
     copy = minscoop.decode_failure(*minscoop.encode_failure(ExceptionGroup("g", [Picky(1, 2), ValueError(3)])))
     assert [type(part) for part in copy.exceptions] == [Picky, ValueError] and str(copy.exceptions[0]) == "1 and 2"
 
+    class Counted(ExceptionGroup):
+        def __new__(cls, *parts):
+            return super().__new__(cls, f"{len(parts)} errors", parts)
+
+        def __init__(self, *parts):
+            self.count = len(parts)
+
+        def derive(self, parts):
+            return Counted(*parts)
+    copy = minscoop.decode_failure(*minscoop.encode_failure(Counted(KeyError(1))))
+    assert type(copy) is Counted and copy.message == "1 errors" and type(copy.exceptions[0]) is KeyError
+
 
 @pytest.mark.parametrize("error, type_, text", [
     (KeyError("k"), KeyError, "'k'"), (Picky(1, 2), Picky, "1 and 2"), (Numbered(1), Numbered, "number"),
-    (Pickier(1, 2), TaskError, "Pickier: 1 and 2"), (Frozen(7), Frozen, "7"),
+    (Pickier(1, 2), Pickier, "1 and 2"), (Refusing(1, 2), TaskError, "Refusing: 1 and 2"), (Frozen(7), Frozen, "7"),
+    (Slotted(1, 2), Slotted, "code 3"), (Gone("f", why="no file"), Gone, "[Errno 2] no file: 'f'"),
     (Locked("shut"), TaskError, "shut"), (SystemExit(3), SystemExit, "3"), (make_error()("w"), ValueError, "w")],
     ids=lambda value: getattr(value, "__name__", None))
 def test_an_exception_keeps_text_and_traceback_when_it_travels(error, type_, text):
@@ -6326,7 +6370,7 @@ SABOTEURS = {  # what goes wrong -> (callable, how its argument is made, the err
     "call ends its process well": (lambda x: die(x), lambda: 0, WorkerLost, "exit code 0"),
     "call kills its process": (lambda x: kill(), int, WorkerLost, "SIGKILL"),
     "exception cannot be pickled": (lambda x: raise_(Locked, "sabotage"), int, TaskError, "Locked.*sabotage"),
-    "exception cannot be unpickled": (lambda x: raise_(Pickier, 1, 2), int, TaskError, "Pickier.*1 and 2"),
+    "exception cannot be unpickled": (lambda x: raise_(Refusing, 1, 2), int, TaskError, "Refusing.*1 and 2"),
     "exception has other arguments": (lambda x: raise_(Picky, 1, 2), int, Picky, "1 and 2.*on worker 0.*Picky"),
     "exception carries something bad": (lambda x: raise_(ValueError, "bad", At(pickling=sabotage)), int, TaskError,
                                         "bad"),
