@@ -563,8 +563,8 @@ class Chunks(list):
 
 
 def dumps(obj, memory=None, lasting=False, whole=False):
-    """Frames for one object: its pickle, and large buffers unless it is to stay whole, by ``frame_of``. Raises what
-    pickling it raises."""
+    """Frames for one object, made by ``frame_of``: its pickle, and each large buffer in one of its own, unless it is to
+    stay whole. Raises what pickling it raises."""
     buffers, chunks = [], Chunks()
 
     def keep_in_band(buffer):
@@ -686,10 +686,10 @@ def content_if_there(frame):
 
 def discard(frames, even_lasting=False):
     """Remove the files of frames that nobody will read; lasting ones only if that is said."""
-    for known in map_builtin(reference, frames):
-        if known and (even_lasting or not known[0]):
+    for lasting, _, path in filter(None, map_builtin(reference, frames)):
+        if even_lasting or not lasting:
             with contextlib.suppress(OSError):  # it was read
-                os.unlink(known[2])
+                os.unlink(path)
 
 
 def make_memory_directory():
@@ -1439,16 +1439,17 @@ class Main:
         return cls(os.path.abspath(path)) if source else cls()
 
     def by_value(self, name, module="__main__", value=None, again=False):
-        """Whether this global has to travel by value: it is of the main module, and workers that import the script do
-        not have it, or another one (again: also if it may be bound again); or it is a function that they may lack,
-        since it was made at run time (exec, a debugger's prompt). Since the latest pool was made, IPython's %run may
-        have replaced the main module, or the prompt of python -i, where sys has a ps1, begun to change it."""
+        """Whether this global has to travel by value: it is of the main module, and workers that import the script may
+        not have it, or another one. again: also if it may be bound again."""
         return module in ("__main__", "__mp_main__") and (
-            self.path is None or self.module is not sys.modules.get("__main__") or name in self.bindings.guarded or
-            sys.flags.inspect and hasattr(sys, "ps1") or
-            again and name in self.bindings.again | self.bindings.declared or
-            type(value) is types.FunctionType and name not in self.bindings.outside or
-            self.known is not None and not self.rebound.isdisjoint(self.reached(name, value)))
+            self.path is None  # they have nothing to import
+            or self.module is not sys.modules.get("__main__")  # IPython's %run has replaced it since the pool was made
+            or sys.flags.inspect and hasattr(sys, "ps1")  # the prompt of python -i has begun: it may change all
+            or name in self.bindings.guarded  # they do not run what is under the guard
+            or again and name in self.bindings.again | self.bindings.declared
+            or type(value) is types.FunctionType and name not in self.bindings.outside  # exec or a debugger made it
+            or self.known is not None  # after -i: the prompt has bound it again, or what it uses
+            and not self.rebound.isdisjoint(self.reached(name, value)))
 
     @property
     def rebound(self):
