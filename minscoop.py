@@ -1118,8 +1118,9 @@ def reduce_forward(ref):
     return functools.partial(type(ref), ref.evaluate(format=4), **options), ()  # Format.STRING
 
 
+# Keywords; with underscores, attributes, which typing_extensions sets in older versions, too: they lack the keywords.
 OF_VARIABLES = ["bound", "covariant", "contravariant", *["infer_variance"] * (sys.version_info >= (3, 12)),
-                *["default"] * (sys.version_info >= (3, 13))]  # keywords, and attributes with underscores
+                *["default"] * (sys.version_info >= (3, 13))]
 
 NAMED = {  # (module, name) of types whose instances pickle sends by their own name only, if no name leads to these. By
            # name, since this Python may lack the type, and the program need not have imported the module
