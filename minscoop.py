@@ -3613,8 +3613,8 @@ def about_this_machine():
 class Shipment:
     """A task that this node owns and another holds: its items, and which are still open (without a result)."""
 
-    def __init__(self, span, frames=()):
-        self.span, self.open = span, Ranges([(span.lo, span.hi)])
+    def __init__(self, task_id, span, frames=()):
+        self.id, self.span, self.open = task_id, span, Ranges([(span.lo, span.hi)])
         self.doubt = Ranges()  # open items that no holder has HELD since the last WHO
         self.references = [frame for frame in frames if reference(frame)]  # to shared memory, sent with it
         span.job.shipments.add(self)
@@ -3995,10 +3995,10 @@ class Node:
     def forget(self, job):
         """Recall what was shipped of a cancelled job. Its spans here are stale, and are dropped when they are met."""
         with self.lock:
-            for task_id, shipment in list(self.away.items()):
-                if shipment.span.job is job:
-                    discard(self.away.pop(task_id).references)
-                    self.recall(task_id)
+            for shipment in sorted(job.shipments, key=operator.attrgetter("id")):  # not all that is away: each map that
+                if shipment.span.job is job and self.away.pop(shipment.id, None):  # was read to its end comes here, too
+                    discard(shipment.references)
+                    self.recall(shipment.id)
             if job in self.sources:
                 self.sources.remove(job)
             trim(job.spans)
@@ -4181,7 +4181,7 @@ class Node:
         job, lo, hi = span.job, span.lo, span.hi
         if job.id is None:
             task_id = b"%s:%d/%d" % (self.name, next(self.serial), lo)
-            self.away[task_id] = Shipment(span, frames)
+            self.away[task_id] = Shipment(task_id, span, frames)
             return task_id
         if job.untouched(lo, hi):
             self.guests.pop(job.id, None)
@@ -4253,7 +4253,7 @@ class Node:
             if shipment is None or not shipment.open.close(lo, hi):
                 self.recall(new)
                 return
-            self.away[new] = part = Shipment(shipment.span.cut(lo, hi))
+            self.away[new] = part = Shipment(new, shipment.span.cut(lo, hi))
             part.doubt.extend(shipment.doubt.cut(lo, hi))
             if not shipment.open:
                 del self.away[task_id]

@@ -5020,7 +5020,7 @@ def test_a_worker_looks_once_more_what_to_say_when_a_map_is_dropped():
     """It may have nothing left to do, and must then tell its broker that it is idle: else the pool could not end."""
     worker, looks = HandWorker(), []
     job = minscoop.Mapping(worker, minscoop.Recipe(abs), [[1, 2]])
-    worker.away[b"0.1:0/0"] = types.SimpleNamespace(span=worker.queue.pop(), references=[])  # given to another
+    worker.away[b"0.1:0/0"] = minscoop.Shipment(b"0.1:0/0", worker.queue.pop())  # given to another
 
     def listen(ready, timeout):
         looks.append(bool(ready()))
@@ -5030,8 +5030,21 @@ def test_a_worker_looks_once_more_what_to_say_when_a_map_is_dropped():
     worker.listen = listen
     worker.rest()
     assert looks == [False, True] and not worker.named(b"IDLE")
+    assert looks == [False, True] and not worker.named(b"IDLE")
     worker.rest()
     assert worker.named(b"IDLE")
+
+
+def test_a_cancelled_map_recalls_its_own_shipments_only():
+    """And it does not search those of all others: every map that was read to its end is cancelled, too."""
+    class Away(dict):
+        items = values = keys = __iter__ = None
+    node = HandNode()
+    node.away = Away()
+    jobs = [minscoop.Mapping(node, minscoop.Recipe(abs), [[1, 2]]) for _ in range(3)]
+    ids = [node.register(node.queue.popleft(), []) for _ in jobs]
+    jobs[1].cancel()
+    assert node.named(b"CANCEL") == [(ids[1],)] and [task_id in node.away for task_id in ids] == [True, False, True]
 
 
 def test_nothing_is_missing_when_a_task_was_split_and_split_again():
@@ -5141,7 +5154,7 @@ def test_what_was_lost_with_a_broker_is_counted_when_it_runs_again():
     """Items that a census finds lost count as retried, just as those lost with a worker."""
     node = HandNode()
     span = HandJob(identity, range(9)).span
-    node.away[b"0.root:0/0"] = shipment = minscoop.Shipment(span)
+    node.away[b"0.root:0/0"] = shipment = minscoop.Shipment(b"0.root:0/0", span)
     node.on_WHO(b"1")
     node.on_HELD(b"1", b"0.root:0/0", b"0", b"4")
     node.on_TOLD(b"1")
