@@ -1942,6 +1942,30 @@ def test_results_keep_their_places_when_some_cannot_be_sent():
     assert "ZeroDivisionError" in str(failures[3])
 
 
+def test_results_travel_as_one_pickle_when_they_cannot_change():
+    """Numbers of NumPy and flat tuples, too: alone they would take many times as long. All else is pickled at once."""
+    numpy = pytest.importorskip("numpy")
+    steady = [(1, "two", None), numpy.float64(3), numpy.bool_(True), (4, numpy.int8(5))]
+    fickle = [[1], (1, [2]), ((1, 2), numpy.float64(3)), numpy.zeros(2), numpy.zeros(2, "i,i")[0],
+              type("Number", (numpy.float64,), {})(6), numpy.dtype(int)]
+    assert all(minscoop.pickled_now(None, value) is value for value in steady)
+    assert {type(minscoop.pickled_now(None, value)) for value in fickle} == {minscoop.Pickled}
+    for values in steady[:1] * 9, steady[1:], [numpy.int64(i) for i in range(9)]:
+        frames = minscoop.encode_results(values, {}, "item {} of work".format)
+        got, failures = minscoop.read_results(frames, len(values))
+        assert got == values and [*map(type, got)] == [*map(type, values)] and not failures
+        assert minscoop.unpickle(frames[0])[1] is None
+
+
+def test_plain_results_are_read_when_numpy_is_missing():
+    """What needs it fails, at its own place only."""
+    numpy = pytest.importorskip("numpy")
+    frames = minscoop.encode_results([0, numpy.float64(1), (2, "2"), (3, numpy.int8(3))], {}, "item {} of work".format)
+    with mock.patch.dict(sys.modules, {name: None for name in [*sys.modules] if name.partition(".")[0] == "numpy"}):
+        got, failures = minscoop.read_results(frames, 4)
+    assert (got[0], got[2], sorted(failures)) == (0, (2, "2"), [1, 3]) and "numpy" in str(failures[1])
+
+
 def test_all_of_its_text_is_told_when_an_exception_cannot_be_sent():
     """A TaskError must quote all lines, not only the last, which for a group is part of the frame drawn around it."""
     copy = minscoop.decode_failure(*minscoop.encode_failure(Locked("two\nlines")))
