@@ -6405,6 +6405,11 @@ def read_text(path):
     return text
 
 
+def read_lines(path):
+    """The lines of a file that lists hosts, without comments. Raises what ``read_text`` does."""
+    return [line.partition("#")[0] for line in read_text(path).splitlines()]
+
+
 def add_up(pairs):
     """Merge the entries of each host, in the order in which hosts first occur, and add up their workers: an entry
     without a number counts as one, unless it is the only one. Raises ValueError for what cannot be a host."""
@@ -6433,7 +6438,7 @@ def parse_hosts(source):
             os.path.isfile(source) or "/" in source or source.endswith(".txt")):
         try:
             path = os.fspath(source)
-            items = [line.partition("#")[0] for line in read_text(path).splitlines()]
+            items = read_lines(path)
         except (OSError, ValueError) as error:
             raise ValueError(f"cannot read the hosts file {path!r}: {first_line(error, path)}") from None
     elif isinstance(source, str):
@@ -6496,7 +6501,7 @@ def slurm_counts(text):
 
 def hosts_of_lines(env, path):
     """Read a file with a line per worker, as PBS, Torque and OAR write it."""
-    lines = collections.Counter(read_text(path).split())
+    lines = collections.Counter(" ".join(read_lines(path)).split())
     if {*lines.values()} == {1} and env.get("NCPUS", "").isdecimal():  # PBS: select=2:ncpus=8 has one line per chunk
         lines = dict.fromkeys(lines, int(env["NCPUS"]))
     return lines.items()
@@ -6522,7 +6527,7 @@ BATCH_SYSTEMS = [  # name, a variable that is set in its jobs, a reader of that,
         {name.replace("_HET_GROUP_0", ""): env[name] for name in env}, nodes), SRUN),  # these; sbatch sets both
     ("PBS", "PBS_NODEFILE", hosts_of_lines, "ssh"),
     ("SGE", "PE_HOSTFILE", lambda env, path: itertools.chain.from_iterable(
-        in_pairs(line.split()[:2]) for line in read_text(path).splitlines()), "ssh"),
+        in_pairs(line.split()[:2]) for line in read_lines(path)), "ssh"),
     ("SGE", "NSLOTS", lambda env, slots: in_pairs(["localhost", slots]), "ssh"),  # a job without a parallel environment
     ("LSF", "LSB_MCPU_HOSTS", lambda env, words: in_pairs(words.split()), "ssh"),
     ("LSF", "LSB_HOSTS", lambda env, names: [(name, 1) for name in names.split()], "ssh"),

@@ -8926,6 +8926,13 @@ def test_this_machine_is_known_when_a_batch_job_writes_its_name_in_another_lengt
     assert found["hosts"] == [(node, 2), ("node10.lab.org", 1)] and minscoop.is_local(node)
 
 
+@pytest.mark.parametrize("variable, text", [("PBS_NODEFILE", "# two\na\na  # fast\n\nb#\n"),
+                                            ("PE_HOSTFILE", "# two\na 2 q # fast\n\nb 1 # 3\n")])
+def test_a_comment_is_no_host_when_a_batch_jobs_file_has_some(tmp_path, variable, text):
+    """A prologue may add them, and who tries a file written by hand; they begin as in other files of hosts."""
+    assert minscoop.allocation(job_environment(tmp_path, variable + "=FILE", text))["hosts"] == [("a", 2), ("b", 1)]
+
+
 def test_there_are_no_hosts_when_there_is_no_job():
     """Outside of a batch job, or with empty variables, the answer is nothing."""
     assert minscoop.allocation({}) == minscoop.allocation({"SLURM_JOB_NODELIST": "", "PBS_NODEFILE": ""}) == {}
