@@ -6480,6 +6480,8 @@ def slurm_hosts(env, nodes):
         logger.warning("this job has several components, and only the nodes of the first take part: others can join, "
                        "with --listen FILE here, and srun --het-group=1 python minscoop.py --join FILE there")
     names = dict(add_up(parse_item(nodes)))
+    if len(names) > 1 and not (env.get("SLURM_JOB_ID") or env.get("SLURM_JOBID")):
+        raise ValueError("SLURM_JOB_ID is not set, without which srun does not reach them, but asks for a further job")
     tasks, cpus = (slurm_counts(env.get(variable) or f"1(x{len(names)})")
                    for variable in ("SLURM_TASKS_PER_NODE", "SLURM_JOB_CPUS_PER_NODE"))
     if not len(tasks) == len(cpus) == len(names):

@@ -8904,8 +8904,9 @@ def job_environment(tmp_path, variables, text=None):
     if text is not None:
         (tmp_path / "nodes").write_bytes(text if isinstance(text, bytes) else text.encode())
     pairs = (pair.split("=", 1) for pair in variables.split(" "))
-    return {name: value.replace("FILE", str(tmp_path / "nodes")) if text is not None else value.replace("_", " ")
-            for name, value in pairs}
+    return {"SLURM_JOB_ID": "1", **{
+        name: value.replace("FILE", str(tmp_path / "nodes")) if text is not None else value.replace("_", " ")
+        for name, value in pairs}}
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job[0])
@@ -8988,6 +8989,15 @@ def test_an_interactive_shell_has_the_hosts_of_its_job_when_srun_started_it_for_
     assert found["hosts"] == [("n1", 3), ("n2", 1)]
     with pytest.raises(ValueError, match="srun started this program 4 times"):
         minscoop.allocation(job_environment(tmp_path, f"{step} SLURM_PROCID=1"))
+
+
+@pytest.mark.parametrize("number", ["SLURM_JOB_ID=", "SLURM_JOB_ID= SLURM_JOBID=1"])
+def test_nodes_are_refused_when_a_slurm_job_has_lost_its_number(tmp_path, number):
+    """Some unset it so that srun asks for a job. Then it does so here as well: the node would not be ready in time, and
+    the request would stay in the queue. A single node needs no srun."""
+    with contextlib.nullcontext() if "JOBID=1" in number else pytest.raises(ValueError, match="SLURM_JOB_ID is not"):
+        minscoop.allocation(job_environment(tmp_path, f"SLURM_JOB_NODELIST=n[1-2] {number}"))
+    assert minscoop.allocation(job_environment(tmp_path, f"SLURM_JOB_NODELIST=n1 {number}"))["hosts"] == [("n1", 1)]
 
 
 def test_the_variable_to_unset_is_named_when_a_step_of_several_tasks_has_submitted_the_job(tmp_path):
