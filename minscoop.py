@@ -1204,7 +1204,12 @@ def parts_of(obj):
 
 def describe(fn):
     """A callable's name for messages."""
-    return text_of(fn, lambda fn: getattr(fn, "__qualname__", None) or repr(fn)[:80])
+    return text_of(fn, lambda fn: getattr(fn, "__qualname__", None) or cut(repr(fn), 80))
+
+
+def cut(text, most):
+    """A text of at most so many characters, which shows where some were left out."""
+    return text if len(text) <= most else text[:most - 1] + "…"
 
 
 def text_of(thing, words=str):
@@ -7496,7 +7501,7 @@ def name_of(fn):
     name = None
     with contextlib.suppress(AttributeError):
         name = object.__getattribute__(fn, "__qualname__")
-    return (name if type(name) is str else type(fn).__qualname__)[:80]
+    return cut(name if type(name) is str else type(fn).__qualname__, 80)
 
 
 def thin(events, cap):
@@ -7595,7 +7600,7 @@ class Recording:
             if self.level > 1:
                 words = [short(value) for value in args[:5]] + ["…"] * (len(args) > 5)
                 words += [f"{key}={short(value)}" for key, value in itertools.islice(kwargs.items(), 5)]
-                event.arguments = ", ".join(words)[:120]
+                event.arguments = cut(", ".join(words + ["…"] * (len(kwargs) > 5)), 120)
         except Exception:
             pass  # the arguments' own slicing raises, say
         event.start = time.monotonic()
@@ -7824,7 +7829,7 @@ def digest(root):
         root.records[gone[0]].again += again
     records = dict(sorted(root.records.items(), key=lambda item: [(len(word), word) for word in item[0].split(".")]))
     run = types.SimpleNamespace(
-        title=" ".join(map_builtin(str, sys.argv)).strip()[:200] or "-", ended=time.strftime("%Y-%m-%d %H:%M"),
+        title=cut(" ".join(map_builtin(str, sys.argv)).strip(), 200) or "-", ended=time.strftime("%Y-%m-%d %H:%M"),
         seconds=seconds, cpu=(time.process_time() - root.used) / seconds, inline=isinstance(root, Inline),
         asked=since("0", root.asked), arrived=since("0", root.arrived), together=root.together,
         interrupted=root.interrupted, failure=root.ended_by and first_line(root.ended_by).rstrip(":"),

@@ -1925,6 +1925,12 @@ class Frozen(Exception):
         return Frozen, (self.code,)
 
 
+def test_a_callable_shows_that_its_text_was_cut_when_it_is_long():
+    """A partial's repr has its arguments: half of them is not taken for all."""
+    longer, shorter = (minscoop.describe(functools.partial(left, "x" * length)) for length in (200, 2))
+    assert len(longer) == 80 and longer.endswith("xx…") and shorter.endswith("'xx')")
+
+
 def test_a_stubborn_object_has_a_text_when_it_has_no_name():
     """Whatever an object raises for an attribute that is not there, messages tell at least its type."""
     assert "Stubborn" in minscoop.describe(Stubborn(1))
@@ -11065,6 +11071,16 @@ class RudeList(list):
 def test_an_argument_is_shown_in_short_when_it_is_large_or_rude(value, text):
     """Whatever it is: bounded, and none of its own code runs."""
     assert minscoop.short(value) == text
+
+
+def test_a_bar_shows_that_arguments_were_left_out_when_a_call_has_many(tmp_path):
+    """Those beyond the fifth, and what is too long for a tooltip."""
+    trace = tmp_path / "run.json"
+    with minscoop.Executor(0, trace=trace) as executor:
+        executor.submit(dict, **dict.fromkeys("abcdefgh", 1)).result()
+        executor.submit(dict, **dict.fromkeys("abcdefgh", "x" * 25)).result()
+    short, long = (entry["args"]["arguments"] for entry in entries_of(trace)["X"])
+    assert short == "a=1, b=1, c=1, d=1, e=1, …" and len(long) == 120 and long.endswith("x…")
 
 
 class RudeCallable:
