@@ -1212,6 +1212,11 @@ def cut(text, most):
     return text if len(text) <= most else text[:most - 1] + "…"
 
 
+def counted(number, noun):
+    """So many of what a noun names, in words."""
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
 def text_of(thing, words=str):
     """What `words` makes of something, or a placeholder if that raises."""
     try:
@@ -4475,8 +4480,8 @@ class Root(Node):
                 main.by_value("")  # parse the script, for pickling: now, while the keeper starts and before an edit
             import_zmq(DESCRIPTORS + 8, options["listens"])
             self.open()
-            logger.info("%d worker%s on this machine (root: pid %d, keeper: pid %d), sockets in %s", options["size"],
-                        "s" * (options["size"] != 1), os.getpid(), self.keeper.pid, self.directory)
+            logger.info("%s on this machine (root: pid %d, keeper: pid %d), sockets in %s",
+                        counted(options["size"], "worker"), os.getpid(), self.keeper.pid, self.directory)
         except BaseException:
             self.abort()
             raise
@@ -4667,8 +4672,9 @@ class Root(Node):
         self.hosts[facts["number"]] = {**before, **facts}
         state, was = facts["state"], before.get("state")
         if state == "ready" != was:
-            logger.info("host %s: Python %s, %d workers, data by %s%s", facts["host"], facts["python"],
-                        facts["workers"], facts["transport"], f" ({facts['address']})" if facts["address"] else "")
+            logger.info("host %s: Python %s, %s, data by %s%s", facts["host"], facts["python"],
+                        counted(facts["workers"], "worker"), facts["transport"],
+                        f" ({facts['address']})" if facts["address"] else "")
         elif state != "ready" and was in (None, "ready") and not self.closing:
             text = f"host {facts['host']}: {'lost: ' if was else ''}{facts['reason']}"
             if self.options["all_hosts"]:
@@ -6490,7 +6496,7 @@ def slurm_hosts(env, nodes):
     tasks, cpus = (slurm_counts(env.get(variable) or f"1(x{len(names)})")
                    for variable in ("SLURM_TASKS_PER_NODE", "SLURM_JOB_CPUS_PER_NODE"))
     if not len(tasks) == len(cpus) == len(names):
-        raise ValueError(f"{len(names)} nodes, but counts of tasks for {len(tasks)} and of CPUs for {len(cpus)}: if "
+        raise ValueError(f"{counted(len(names), 'node')}, but counts of tasks for {len(tasks)} and of CPUs for {len(cpus)}: if "
                          "srun started this program, start it without srun")
     return zip(names, tasks if max(tasks, default=1) > 1 else cpus)
 
@@ -7311,8 +7317,8 @@ def progress_text(counts, seconds, nodes):
     for root in nodes:
         if isinstance(root, Root) and not root.broken:
             size, hosts = root.present()
-            parts.append((f"{max(0, size - root.idle_workers)} of {size} workers" if size else "no workers as yet") +
-                         (f" on {hosts} hosts" if hosts > 1 else ""))
+            parts.append((f"{max(0, size - root.idle_workers)} of {counted(size, 'worker')}" if size else
+                          "no workers as yet") + (f" on {hosts} hosts" if hosts > 1 else ""))
             parts += [f"{root.retried} {'retry' if root.retried == 1 else 'retries'}"] * (root.retried > 0)
     return "minscoop: " + ", ".join(parts)
 
@@ -7365,8 +7371,8 @@ def prompt(namespace, node):
     console.showtraceback = show_error
     try:
         console.interact(
-            f"minscoop {__version__} on Python {sys.version.partition(' ')[0]}, {node.size} "
-            f"worker{'s' * (node.size != 1)}: {'map' if namespace.get('map') is map else 'futures.map'}, submit, "
+            f"minscoop {__version__} on Python {sys.version.partition(' ')[0]}, "
+            f"{counted(node.size, 'worker')}: {'map' if namespace.get('map') is map else 'futures.map'}, submit, "
             "futures, executor. Ctrl-D to exit.", "")
     except SystemExit as error:  # exit()
         if error.code:
@@ -7375,8 +7381,7 @@ def prompt(namespace, node):
     more = not all(job.exhausted or job.begun for job in maps)  # the end pulls all inputs of unread maps
     left = calls_left(node) + sum(job.pulled - job.made for job in maps) or int(more)
     if left:
-        logger.warning("waiting for %d call%s%s; press Ctrl-C to end at once", left, "s" * (left != 1),
-                       " or more" * more)
+        logger.warning("waiting for %s%s; press Ctrl-C to end at once", counted(left, "call"), " or more" * more)
 
 
 def answer_with_stacks(node):
@@ -7785,7 +7790,7 @@ class Collector(Recording):
             except OSError as error:  # the disk is full, the directory is gone: write the other
                 logger.error("the %s could not be written to %s: %s", key, self.options[key], error.strerror)
         if self.options["summary"]:
-            say(f"minscoop: {run.tasks} task{'s' * (run.tasks != 1)} in {run.seconds:.2f} s" +
+            say(f"minscoop: {counted(run.tasks, 'task')} in {run.seconds:.2f} s" +
                 ", without what lost workers ran after their last record" * bool(run.losses),
                 *aligned(run.table), f"minscoop: {run.verdict}")
 
@@ -8013,6 +8018,7 @@ const HUES = ["#3393d6", "#e08e00", "#00a87a", "#cc6fa5", "#7cc4ea", "#e0661a", 
 const hues = new Map(functions.map(([name], f) => [name, HUES[f]])), hue = name => hues.get(name) ?? "#8a8f96"
 const whole = n => n.toLocaleString("en"), time = s => s < 1000 ? scaled(s, "s") : clock(s)
 const clamp = (x, low, high) => Math.min(Math.max(x, low), high)
+const counted = (n, noun) => `${whole(n)} ${noun}${n === 1 ? "" : "s"}`
 function scaled(x, unit, digits = 4) {
   const power = x ? clamp(Math.floor(Math.log10(x) / 3), -3, 3) : 0
   return `${+(x / 1000 ** power).toPrecision(digits)}\u00a0${["n", "µ", "m", "", "k", "M", "G"][power + 3]}${unit}`
@@ -8038,8 +8044,8 @@ function table(id, head, ...rows) {  // a cell may be a function that fills it
 
 // -- what stands around the picture
 $("title").append(document.title = `minscoop: ${D.title}`), $("verdict").append(D.verdict)
-$("facts").append(`ended ${D.ended} after ${time(D.seconds)} · ${whole(D.tasks)} calls${
-  D.losses.length ? ", without what lost workers ran after their last record" : ""} · ${whole(workers.length)} workers${
+$("facts").append(`ended ${D.ended} after ${time(D.seconds)} · ${counted(D.tasks, "call")}${
+  D.losses.length ? ", without what lost workers ran after their last record" : ""} · ${counted(workers.length, "worker")}${
   D.together < workers.length ? `, at most ${whole(D.together)} at a time` : ""} · `,
   `the root's process was busy ${Math.round(100 * D.cpu)} % of the time`)
 $("losses").hidden = !D.losses.length

@@ -10146,7 +10146,7 @@ def test_lines_come_now_and_then_when_progress_is_wanted_without_a_terminal(guar
             while not os.path.exists(path): time.sleep(0.01)
         list(minscoop.map(wait, sys.argv[1:], progress={label}))
     """), tmp_path / "go")
-    assert re.fullmatch(r"minscoop: (squares )?0 of 1 \(0 %\), 0/s, ([01] of 1 workers|no workers as yet)\n",
+    assert re.fullmatch(r"minscoop: (squares )?0 of 1 \(0 %\), 0/s, ([01] of 1 worker|no workers as yet)\n",
                         process.stderr.readline())
     touch(tmp_path / "go")
     done = finish(process)
@@ -10598,6 +10598,17 @@ def test_workers_that_are_to_come_are_not_said_to_be_at_work_when_their_host_is_
     assert minscoop.progress_text({"": (10, 0, 0)}, 5, [root]) == "minscoop: 0 of 10 (0 %), 0/s, no workers as yet"
     root.hosts["1"].update(state="ready", workers=2)
     assert minscoop.progress_text({"": (10, 0, 0)}, 5, [root]).endswith("2 of 2 workers")
+
+
+def test_one_is_no_plural_when_a_host_has_a_single_worker(caplog):
+    """Neither in the log at -v nor in the progress line."""
+    root = minscoop.Root.__new__(minscoop.Root)
+    root.broken, root.size, root.idle_workers, root.retried, root.hosts, root.wake = None, 1, 0, 0, {}, lambda _: None
+    facts = {"number": "1", "state": "ready", "host": "a", "python": "3", "workers": 1, "transport": "tcp"}
+    with caplog.at_level(logging.INFO, "minscoop"):
+        root.on_HOST(json.dumps({**facts, "address": ""}).encode())
+    assert "host a: Python 3, 1 worker, data by tcp" in caplog.text
+    assert minscoop.progress_text({"": (10, 0, 0)}, 5, [root]).endswith("1 of 1 worker")
 
 
 def test_what_is_typed_runs_on_workers_when_there_is_a_prompt(guard, tmp_path):
@@ -11545,6 +11556,14 @@ def page_of(collector, calls=None, **facts):
         last=collector.born + 1, events=[event_of(collector.born, 1, name) for name, _ in calls], **facts))
     collector.abort()
     return pathlib.Path(collector.options["report"])
+
+
+def test_one_is_no_plural_when_a_page_counts_calls_and_workers(tmp_path):
+    """Nor are more a singular."""
+    with minscoop.Executor(0, report=tmp_path / "run.html") as executor:
+        executor.submit(abs, 1).result()
+    seen = browse(tmp_path / "run.html", tmp_path, 'document.body.dataset.more = counted(2000, "call")')
+    assert "· 1 call · 1 worker ·" in seen and 'data-more="2,000 calls"' in seen
 
 
 def test_times_are_hours_and_minutes_when_a_run_is_long(collector, tmp_path):
