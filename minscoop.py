@@ -8326,6 +8326,10 @@ def command_line():
     log_to(logging.StreamHandler(), logging.ERROR if options.quiet else
            max(logging.DEBUG, logging.WARNING - 10 * options.verbose))
     try:
+        options.join or os.getcwd()
+    except OSError as error:
+        parser.exit(2, f"minscoop.py: cannot use the working directory ({error.strerror}): change to one that exists\n")
+    try:
         pool = pool_options(options)
         if options.join:
             join(options.join, options.max_workers)

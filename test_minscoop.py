@@ -11767,6 +11767,16 @@ def test_it_is_said_why_when_a_program_cannot_be_run(script, tmp_path, args, why
     assert (done.returncode, done.stderr) == (2, f"minscoop.py: cannot run {args[-1]}: {why}\n")
 
 
+@pytest.mark.parametrize("args", [["-n", 0], ["-n", 1], ["--check"]], ids=str)
+def test_the_working_directory_is_blamed_when_it_was_removed(script, tmp_path, args):
+    """Not the program, which is there."""
+    (tmp_path / "gone").mkdir()
+    done = subprocess.run(["sh", "-c", 'rmdir "$PWD" && exec "$@"', "-", sys.executable, MINSCOOP, *map(str, args),
+                           script("print(1)")], cwd=tmp_path / "gone", timeout=WAIT, universal_newlines=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert done.returncode == 2 and done.stderr.startswith("minscoop.py: cannot use the working directory (No "), done
+
+
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, -2)])
 def test_the_program_ends_when_a_signal_comes_while_a_task_runs_inline(script, tmp_path, number, code):
     """The signal is meant for the program, not for the task that it happens to interrupt: no further task may run."""
