@@ -6496,8 +6496,8 @@ def slurm_hosts(env, nodes):
     tasks, cpus = (slurm_counts(env.get(variable) or f"1(x{len(names)})")
                    for variable in ("SLURM_TASKS_PER_NODE", "SLURM_JOB_CPUS_PER_NODE"))
     if not len(tasks) == len(cpus) == len(names):
-        raise ValueError(f"{counted(len(names), 'node')}, but counts of tasks for {len(tasks)} and of CPUs for {len(cpus)}: if "
-                         "srun started this program, start it without srun")
+        raise ValueError(f"{counted(len(names), 'node')}, but counts of tasks for {len(tasks)} and of CPUs for "
+                         f"{len(cpus)}: if srun started this program, start it without srun")
     return zip(names, tasks if max(tasks, default=1) > 1 else cpus)
 
 
@@ -8045,7 +8045,8 @@ function table(id, head, ...rows) {  // a cell may be a function that fills it
 // -- what stands around the picture
 $("title").append(document.title = `minscoop: ${D.title}`), $("verdict").append(D.verdict)
 $("facts").append(`ended ${D.ended} after ${time(D.seconds)} · ${counted(D.tasks, "call")}${
-  D.losses.length ? ", without what lost workers ran after their last record" : ""} · ${counted(workers.length, "worker")}${
+  D.losses.length ? ", without what lost workers ran after their last record" : ""} · ${
+  counted(workers.length, "worker")}${
   D.together < workers.length ? `, at most ${whole(D.together)} at a time` : ""} · `,
   `the root's process was busy ${Math.round(100 * D.cpu)} % of the time`)
 $("losses").hidden = !D.losses.length
