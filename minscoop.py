@@ -1456,14 +1456,15 @@ class Main:
     @classmethod
     def of_this_process(cls):
         """As found in ``sys.modules``. A prompt, a notebook and ``-c`` have neither path nor name; nor has a program
-        that is there as bytecode only: it cannot be parsed."""
+        that is there as bytecode only, since it cannot be parsed, or whose path means another file in each process."""
         module = sys.modules["__main__"]
         spec, path = getattr(module, "__spec__", None), getattr(module, "__file__", None)
         if spec is not None and spec.name == "_pyrepl.__main__":  # the prompt of Python 3.13
             return cls()
         if spec is not None and spec.name and spec.name not in ("minscoop", "__main__"):
             return cls(path, spec.name)
-        source = path and os.path.isfile(path) and not path.endswith(".pyc")
+        elsewhere = path and re.match("/dev/(stdin|fd/)|/proc/", path)
+        source = path and os.path.isfile(path) and not elsewhere and not path.endswith(".pyc")
         return cls(os.path.abspath(path)) if source else cls()
 
     def by_value(self, name, module="__main__", value=None, again=False):

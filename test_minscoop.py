@@ -10739,6 +10739,16 @@ def test_the_program_is_read_from_stdin_when_there_is_no_other(args):
     assert (ours.returncode, ours.stderr) == (0, "") and ours.stdout == bare.stdout.strip() + " [2] __main__\n"
 
 
+@pytest.mark.parametrize("path", ["/dev/stdin", "/dev/fd/0"])
+def test_functions_reach_the_workers_when_the_program_is_a_file_that_they_know_by_another_name(script, path):
+    """`python minscoop.py /dev/stdin < script.py`: in a worker, that is its own stdin."""
+    program = script("import minscoop\ndef f(x): return x + 1\nprint(__file__, list(minscoop.map(f, [1])))\n")
+    with open(program) as file:
+        done = subprocess.run([sys.executable, MINSCOOP, "-n", "1", path], stdin=file, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, universal_newlines=True, timeout=WAIT)
+    assert (done.returncode, done.stdout) == (0, f"{path} [2]\n"), done
+
+
 @pytest.mark.skipif(sys.version_info < (3, 15), reason="before Python 3.15 there were no lazy imports")
 def test_a_function_takes_along_submodules_that_are_to_be_imported_lazily():
     """Only the name of the package leads to them, until somebody asks it for them."""
