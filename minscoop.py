@@ -6413,7 +6413,7 @@ def read_text(path):
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         text = file.read(MAX_TEXT)
     if len(text) == MAX_TEXT:
-        raise ValueError(f"{path} has more than {MAX_TEXT} characters")
+        raise ValueError(f"it has {MAX_TEXT} characters or more")
     return text
 
 

@@ -8060,6 +8060,14 @@ def test_a_clear_message_is_given_when_a_file_to_join_is_no_good(guard, tmp_path
     assert done.returncode in (1, 2) and re.search(text, done.stderr) and done.stderr.count("\n") == 1, done.stderr
 
 
+def test_the_path_alone_names_a_file_that_is_too_long_when_it_cannot_be_used():
+    """No file descriptor, which is how --join has it open; and the path is there only once."""
+    with pytest.raises(minscoop.PoolError, match="^/dev/zero is not a connection file .*'it has [0-9]+ characters or"):
+        minscoop.join("/dev/zero", None)
+    with pytest.raises(ValueError, match="^cannot read the hosts file '/dev/zero': it has [0-9]+ characters or more$"):
+        minscoop.parse_hosts("/dev/zero")
+
+
 def test_a_file_to_join_is_refused_when_another_user_has_put_it_there(monkeypatch, tmp_path):
     """In /tmp anybody may, while --join waits; its pool's tasks would run as the one who joins."""
     joined, owner = [], os.getuid()
