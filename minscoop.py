@@ -994,13 +994,16 @@ def attributes_of(cls):
 def members_of(cls):
     """What the body of an Enum has to bind to make its members anew. A ``__new__`` of its own, or ``__init__`` of the
     dataclass that they are, takes the arguments from which the values were made, which are not known any more:
-    ``make_member`` and ``no_init`` then replace them, until the Enum's own attributes are set."""
+    ``make_member`` and ``no_init`` then replace them, until the Enum's own attributes are set. A date, say, cannot be
+    made from a date, but from what it gives to pickle."""
     members, kind = cls.__members__.items(), cls._member_type_
     makers = getattr(cls, "_new_member_", getattr(cls, "__new_member__", None)), kind.__init__
-    if not any(isinstance(maker, types.FunctionType) for maker in makers):
+    reduced = kind.__reduce__ is not object.__reduce__ and kind.__init__ is object.__init__
+    if not reduced and not any(isinstance(maker, types.FunctionType) for maker in makers):
         member_of = getattr(sys.modules["enum"], "member", lambda value: value)  # a value may be a function
         return {name: member_of(member._value_) for name, member in members}
-    content = getattr(kind, "__getnewargs__", lambda member: ())  # the int or str that it is, say
+    content = getattr(kind, "__getnewargs__",  # the int or str that it is, say
+                      lambda member: kind.__reduce_ex__(member, 4)[1] if reduced else ())
     return {"__new__": make_member, "__init__": no_init,
             **{name: (member._value_, *content(member)) for name, member in members}}
 

@@ -20,6 +20,7 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import datetime
 import decimal
 import enum
 import faulthandler
@@ -858,6 +859,19 @@ def make_status():
     return Status
 
 
+def make_holiday():
+    class Holiday(datetime.date, enum.Enum):
+        EASTER = 4, 5, "moves"
+
+        def __new__(cls, month, day, how):
+            self = datetime.date.__new__(cls, 2026, month, day)
+            self._value_ = how
+            return self
+
+        __repr__ = enum.Enum.__repr__  # since Python 3.11 it would be the date's, for which the value is none
+    return Holiday
+
+
 def make_mixed(kind, content):
     """An Enum whose member is of another type, too."""
     return enum.Enum("Mixed", {"ONE": content}, type=kind)
@@ -1270,6 +1284,13 @@ MEMBERS = {
        for kind, content in ((tuple, (1, 2)), (list, [1, 2]), (dict, {1: 2}), (frozenset, {1, 2}),
                              (decimal.Decimal, "1.5"), (float, 1.5))
        if sys.version_info >= (3, 11) or kind not in (list, dict)},  # else Python itself cannot pickle them
+    **{f"enum member that is a {kind.__name__}": (
+        lambda kind=kind, content=content: make_mixed(kind, content).ONE,
+        lambda obj, kind=kind, content=content: obj == obj.value == kind(*content) and type(obj)(obj.value) is obj)
+       for kind, content in ((datetime.date, (2026, 11, 28)), (datetime.time, (9, 5)), (datetime.timedelta, (1, 3600)),
+                             (datetime.datetime, (2026, 11, 28, 9)))},
+    "enum member with __new__ that is a date": (
+        lambda: make_holiday().EASTER, lambda obj: obj is type(obj)("moves") and obj == datetime.date(2026, 4, 5)),
     "enum member with __new__": (lambda: make_status().GONE,
                                  lambda obj: obj == 410 and obj is type(obj)("410") and obj.phrase == "not there"
                                  and obj.twice == 820 and obj in type(obj).FINAL),
