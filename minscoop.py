@@ -4631,8 +4631,12 @@ class Root(Node):
                     logger.info("host %s was not ready before all was done", facts["host"])
             self.closing = True
             self.insist("the end", b"STOP")
+            due = time.monotonic() + PLAIN_PAUSE
             while self.keeper.poll() is None and not self.wait_for(over, None, 0.01):
-                pass
+                if time.monotonic() > due:
+                    due = math.inf
+                    logger.warning("waiting for work that tasks have left behind, maybe for ever if it is a map whose "
+                                   "inputs go on: close its iterator in the task, if its results are not wanted")
             self.wait_for(over, None, GRACE / 4)  # the last messages may be yet to be read
         finally:
             self.abort()

@@ -9809,6 +9809,22 @@ def test_it_is_logged_when_the_end_waits_for_inputs_of_a_map_that_nobody_reads(c
     assert caplog.text.count("waiting for a map whose inputs go on") == 1
 
 
+def test_it_is_logged_when_the_end_waits_for_what_a_task_has_left_behind(caplog, monkeypatch, tmp_path):
+    """A map that a task made, and did not read, may have endless inputs as well."""
+    def leave_behind(path):
+        def inputs():
+            for _ in range(2000):
+                if os.path.exists(path):
+                    return
+                yield 0.01
+        minscoop.map(time.sleep, inputs())
+    monkeypatch.setattr(minscoop, "PLAIN_PAUSE", 0)
+    monkeypatch.setattr(minscoop.logger, "warning", lambda *args: (logging.warning(*args), touch(tmp_path / "end")))
+    with minscoop.Executor(1) as executor:
+        executor.submit(leave_behind, tmp_path / "end").result(WAIT)
+    assert caplog.text.count("waiting for work that tasks have left behind") == 1
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_it_is_logged_when_the_inputs_of_a_map_that_nobody_reads_raise(caplog, workers):
     """Else nobody would know that a part of the work is not done."""
