@@ -4769,16 +4769,18 @@ def installed(path):
 
 
 def make_socket_directory():
-    """A fresh directory of mode 0700 whose path is short enough for a socket's name (108 bytes). If possible not in one
-    that everybody may write to, without the sticky bit: there others can put a directory of theirs in its place."""
+    """A fresh directory of mode 0700 whose path is short enough for a socket's name (108 bytes), and in UTF-8, as ØMQ
+    takes it. If possible not in one that everybody may write to, without the sticky bit: there others can put a
+    directory of theirs in its place."""
     def unsafe(parent):
         return os.path.exists(parent) and os.stat(parent).st_mode & 0o1002 == 0o0002
 
     for parent in sorted((tempfile.gettempdir(), "/tmp", "/var/tmp"), key=unsafe):
-        if len(os.fsencode(parent)) < 70 and os.access(parent, os.W_OK | os.X_OK):
+        path = os.fsencode(parent)
+        if len(path) < 70 and path == parent.encode(errors="replace") and os.access(parent, os.W_OK | os.X_OK):
             return make_directory(parent)
-    raise PoolError(f"no directory for sockets: {tempfile.gettempdir()}, /tmp and /var/tmp are too long or not "
-                    "writable; set TMPDIR to a writable directory with a short path")
+    raise PoolError(f"no directory for sockets: {tempfile.gettempdir()}, /tmp and /var/tmp are too long, not UTF-8 or "
+                    "not writable; set TMPDIR to a writable directory with a short path")
 
 
 def close_all(descriptors):
