@@ -526,11 +526,12 @@ def import_zmq(descriptors=DESCRIPTORS, encrypts=False):
     global zmq
     try:
         import zmq
+        from zmq import pyzmq_version_info as version  # if a zmq.py of the program was imported, the error names it
     except ImportError as error:
         raise PoolError(f"pyzmq is needed, which {sys.executable} cannot import ({error}): "
                         f"run '{sys.executable} -m pip install pyzmq', or use -n 0 or Executor(0), which do without "
                         "it") from None
-    if zmq.pyzmq_version_info() < (22,):
+    if version() < (22,):
         raise PoolError(f"pyzmq 22 or newer is needed, found {zmq.__version__}: "
                         f"run '{sys.executable} -m pip install --upgrade pyzmq'")
     if encrypts and not zmq.has("curve"):

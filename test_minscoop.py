@@ -12372,10 +12372,11 @@ def test_a_clear_message_is_given_when_the_script_has_no_guard(script):
 
 
 @pytest.mark.parametrize("zmq, text", [
-    ("raise ImportError('no zmq here')", "-m pip install pyzmq"),
+    ("raise ImportError('no zmq here')", "-m pip install pyzmq"), ("", "fake/zmq.py"),
     ("__version__ = '21.0'\ndef pyzmq_version_info(): return 21, 0", "--upgrade pyzmq")])
 def test_the_remedy_is_named_when_pyzmq_is_missing(script, tmp_path, zmq, text):
-    """One message with the command to run, from the launcher and from an Executor; no traceback of ours."""
+    """One message with the command to run, from the launcher and from an Executor; no traceback of ours. If a file of
+    the program's own has the name, the message has its path."""
     script(zmq, "fake/zmq.py")
     environ = dict(os.environ, PYTHONPATH=f"{tmp_path / 'fake'}{os.pathsep}{HERE}")
     done = launch("-n", 2, "-c", "print(1)", env=environ)
