@@ -8262,7 +8262,7 @@ def make_parser():
                              "debug messages, too")
     output.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
     output.add_argument("--progress", action="store_true", default=on_terminal() or None,
-                        help="a line that says how far the run is: the default on a terminal; elsewhere, a line "
+                        help="a line that says how far the run is (the default on a terminal); elsewhere, one "
                              "every 10 s")
     output.add_argument("--no-progress", dest="progress", action="store_false", help="no progress line")
     output.add_argument("--tag-output", action="store_true", help="host and worker before each line that tasks print")
@@ -8338,7 +8338,8 @@ def command_line():
     log_to(logging.StreamHandler(), logging.ERROR if options.quiet else
            max(logging.DEBUG, logging.WARNING - 10 * options.verbose))
     try:
-        options.join or os.getcwd()
+        if not options.join:  # which needs none
+            os.getcwd()
     except OSError as error:
         parser.exit(2, f"minscoop.py: cannot use the working directory ({error.strerror}): change to one that exists\n")
     try:
