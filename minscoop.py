@@ -1256,10 +1256,11 @@ class Pickled:
 
 
 def needs(value):
-    """What reading a value takes that cannot change and always pickles: "" for a PLAIN one or a tuple of such, "numpy"
-    if numbers of NumPy are among them; None for any other. To pickle and read each of these alone takes 5 to 15 us."""
+    """What reading a value takes that cannot change and always pickles: "" for a PLAIN one or a short tuple of such,
+    "numpy" if numbers of NumPy are among them; None for any other. To pickle and read each of these alone takes 5 to
+    15 us; of a long tuple that is little, and looking at its items takes as long as pickling it."""
     kind = type(value)
-    if kind is tuple:
+    if kind is tuple and len(value) < 20:
         if PLAIN.issuperset(map_builtin(type, value)):
             return ""
         return "numpy" if all(type(item) is not tuple and needs(item) is not None for item in value) else None

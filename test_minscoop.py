@@ -1970,11 +1970,12 @@ def test_results_keep_their_places_when_some_cannot_be_sent():
 
 
 def test_results_travel_as_one_pickle_when_they_cannot_change():
-    """Numbers of NumPy and flat tuples, too: alone they would take many times as long. All else is pickled at once."""
+    """Numbers of NumPy and short flat tuples, too: alone they would take many times as long. All else is pickled at
+    once; so are long tuples, whose items need not be looked at then."""
     numpy = pytest.importorskip("numpy")
     steady = [(1, "two", None), numpy.float64(3), numpy.bool_(True), (4, numpy.int8(5))]
     fickle = [[1], (1, [2]), ((1, 2), numpy.float64(3)), numpy.zeros(2), numpy.zeros(2, "i,i")[0],
-              type("Number", (numpy.float64,), {})(6), numpy.dtype(int)]
+              type("Number", (numpy.float64,), {})(6), numpy.dtype(int), (1,) * 1000]
     assert all(minscoop.pickled_now(None, value) is value for value in steady)
     assert {type(minscoop.pickled_now(None, value)) for value in fickle} == {minscoop.Pickled}
     for values in steady[:1] * 9, steady[1:], [numpy.int64(i) for i in range(9)]:
