@@ -278,7 +278,8 @@ class RemoteTraceback(Exception):
 #   name     from → to           fields                     why it is sent
 #   HELLO    node → broker       facts                      it is there; answered by what it missed: CONSTs, SIZE, STOP,
 #                                                           and all that was for it before
-#   HUNGRY   node ↔ broker       count width                the sender would take that many tasks; said only once. From
+#   HUNGRY   node ↔ broker       count width                the sender would take that many tasks; said only once; 0
+#                                                           from a broker: none any more, see Broker.unask. From
 #                                                           a broker: each for `width` workers (else for one); for one
 #                                                           below, the items of a TASK count as that many tasks
 #   DRY      node → broker                                  it said it had more, but has none; it remembers the HUNGRY
@@ -3033,12 +3034,12 @@ class Broker:
     # -- who wants work, and who has some
 
     def on_HUNGRY(self, sender, count, width=b"1"):
-        """A node would take tasks."""
+        """A node would take tasks; or (0) none any more."""
         link = self.links[sender]
         if sender in self.silent and link.role != b"broker":  # said before it heard WHO: it will say it again
             return
         link.width = int(width)
-        self.want(link, link.demand + int(count))
+        self.want(link, int(count) and link.demand + int(count))
 
     def on_DRY(self, sender):
         """A node has no more, after all."""
@@ -3113,6 +3114,14 @@ class Broker:
             width = max(1, min(self.own_size, self.lack())) if count == 1 else 1
         self.send(link.name, b"HUNGRY", b"%d" % count, *([b"%d" % width] if width > 1 else ()))
 
+    def unask(self, *links):
+        """Nobody is hungry: have these forget what they were asked for. Else a task that comes to one that has long to
+        go would be given to another such at once, and so on: a hundred times a second."""
+        for link in links:
+            if link.asked and link.name != UP:  # what is asked of the one above is for a reserve, too
+                self.owe(link, 0)
+                self.send(link.name, b"HUNGRY", b"0")
+
     # -- tasks and results
 
     def on_TASK(self, sender, task_id, avoid, more, lo, hi, *rest):
@@ -3133,7 +3142,10 @@ class Broker:
         if taker is None:
             self.send(owner, b"LOST", task_id, b"0", b"0", b"0", b"")
             return
+        unwanted = not taker.demand
         self.note_taker(taker, count, owner)
+        if unwanted:
+            self.unask(taker, self.links[sender])
         if taker.name == UP:
             self.boasted = more == b"1" or len(self.rich) > 0
             more = b"%d" % self.boasted
@@ -4251,10 +4263,10 @@ class Node:
     # -- messages
 
     def on_HUNGRY(self, count, width=b"1"):
-        """Others would take tasks from here; remembered until they are given."""
+        """Others would take tasks from here; remembered until they are given, or (0) nobody wants any."""
         count, width = int(count), int(width)
         with self.lock:
-            before, self.wanted = self.wanted, self.wanted + count
+            before, self.wanted = self.wanted, count and self.wanted + count
             self.width = max(1, (self.width * before + width * count) // max(1, self.wanted))
 
     def on_MANY(self, owner, new, done, body):

@@ -3421,6 +3421,32 @@ def test_nobody_is_asked_twice_when_one_is_hungry():
     assert desk("0.root DRY") == [] and desk("0.2 DRY") == []
 
 
+def test_all_forget_what_they_were_asked_for_when_nobody_is_hungry_any_more():
+    """Else a task that comes to one that has long to go would be given to another such at once, and so on. Who is hungry
+    later has them asked again."""
+    desk = Desk(3)
+    assert sorted(desk("0.1 HUNGRY 1")) == ["0.2 HUNGRY 1", "0.3 HUNGRY 1", "0.root HUNGRY 1"]
+    assert satisfied(desk("0.root TASK 0.root:0/0 - 0 0 1 0 x")) == ["0.1 TASK 0.root:0/0 - 0 0 1 0 x"]
+    assert desk("0.2 TASK 0.2:0/0 - 0 0 1 0 x") == ["0.3 HUNGRY 0", "0.3 TASK 0.2:0/0 - 0 0 1 0 x"]
+    assert sorted(desk("0.1 HUNGRY 1")) == ["0.2 HUNGRY 1", "0.3 HUNGRY 1", "0.root HUNGRY 1"]
+
+
+def test_a_giver_forgets_what_else_it_was_asked_for_when_nobody_is_hungry_any_more():
+    """A host that was asked for several tasks, say: those that it gives now have to be routed for nothing."""
+    tree = Tree(2)
+    top = tree.brokers[b"0"]
+    tree("1.1 HUNGRY 1", "1.2 HUNGRY 1", "2.1 HUNGRY 1", "2.2 HUNGRY 1", "0.root TASK 0.root:0/0 - 0 0 9 0 x")
+    top.owe(top.links[b"1"], 3)
+    for link in [*top.hungry.values()]:
+        top.want(link, 0)
+    out = top.handle(b"1", [b"TASK", b"1.1:0/0", b"", b"0", b"0", b"1", b"0", b"x"], 0.0)
+    assert [frames for receiver, frames in out if receiver == b"1"] == [[b"HUNGRY", b"0"]] and not top.links[b"1"].asked
+    below = tree.brokers[b"1"]
+    below.want(below.links[minscoop.UP], 3)
+    below.handle(minscoop.UP, [b"HUNGRY", b"0"], 0.0)
+    assert not below.links[minscoop.UP].demand
+
+
 def test_nobody_asks_the_hungry_themselves_when_all_are_hungry():
     """HUNGRY is passed on to nodes that may have work; its sender has none."""
     desk = Desk(1)
@@ -3713,7 +3739,7 @@ def test_the_dead_get_nothing_when_they_were_hungry():
     desk = Desk()
     desk("0.1 HUNGRY 3")
     desk("keeper DIED 0.1 x 0 0 1 0 gone")
-    assert desk(f"0.root TASK {TASK}") == [f"0.2 TASK {TASK}"]
+    assert satisfied(desk(f"0.root TASK {TASK}")) == [f"0.2 TASK {TASK}"]
     assert desk("0.2 RESULT 0.1:0/0 0 1 1 x") == []
 
 
@@ -4703,7 +4729,8 @@ def test_ranges_stay_as_they_are_when_nothing_is_cut_out(lo, hi):
 def given(job, wanted=1):
     """Queue a job's span at its node and send that a HUNGRY for `wanted` tasks; returns the TASKs that it gives."""
     job.node.queue.append(job.span)
-    job.node.on_HUNGRY(b"%d" % wanted)
+    if wanted:
+        job.node.on_HUNGRY(b"%d" % wanted)
     job.node.give()
     return job.node.named(b"TASK")
 
@@ -4735,6 +4762,15 @@ def test_a_large_part_is_given_when_a_host_asks_for_its_workers():
     worker = HandJob(identity, list(range(90)))
     worker.node.executes, worker.item_bytes = True, 1
     assert [int(task[4]) - int(task[3]) for task in given(worker, 2)] == [30, 30]
+
+
+def test_nothing_is_given_when_those_who_asked_want_none_any_more():
+    """HUNGRY 0 takes back what was asked, of a root as of a worker."""
+    job = HandJob(identity, list(range(100)))
+    job.node.on_HUNGRY(b"5")
+    job.node.on_HUNGRY(b"0")
+    assert given(job, 0) == [] and job.node.wanted == 0
+    assert len(given(job, 1)) == 1
 
 
 @pytest.mark.parametrize("kind", [bytes, Large])
