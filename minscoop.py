@@ -5407,8 +5407,10 @@ def preload(code):
     what modules do: sys.path, os.environ.
 
     64 workers of a script that imports a dozen are ready in half the time."""
-    import dis
     standard = getattr(sys, "stdlib_module_names", ())  # since Python 3.10
+    if not any(name.partition(".")[0] in standard and name not in sys.modules for name in code.co_names):
+        return  # which saves importing dis
+    import dis
     own, acts = own_path(), ("LOAD_NAME", "MAKE_FUNCTION")  # the latter is all that shows of a class, whose body runs
     for step in itertools.takewhile(lambda step: step.opname not in acts, dis.get_instructions(code)):
         top = step.argval.partition(".")[0] if step.opname == "IMPORT_NAME" else None
