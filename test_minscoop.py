@@ -14596,6 +14596,7 @@ RARE = {  # seeds, tried first, that show faults which few seeds show; if one no
     "what is stale is run when its turn comes": [724, 2324, 2508], "a late HELLO revives the dead": [183, 276, 327],
     "who parks does not look once more": [247, 318, 494], "the mark of a task is not renewed": [86],
     "a piece of a message is no sign of life": [157, 1477, 1887],
+    "what nobody asked for counts as an answer": [62, 78, 101],
     "the deputy is not woken when the socket closes": [84], "STOP comes amid a census": [1099, 1658, 2511]}
 
 
