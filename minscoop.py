@@ -278,10 +278,10 @@ class RemoteTraceback(Exception):
 #   name     from → to           fields                     why it is sent
 #   HELLO    node → broker       facts                      it is there; answered by what it missed: CONSTs, SIZE, STOP,
 #                                                           and all that was for it before
-#   HUNGRY   node ↔ broker       count width                the sender would take that many tasks; said only once; 0
-#                                                           from a broker: none any more, see Broker.unask. From
-#                                                           a broker: each for `width` workers (else for one); for one
-#                                                           below, the items of a TASK count as that many tasks
+#   HUNGRY   node ↔ broker       count width                the sender would take that many tasks; said only once. From
+#                                                           a broker: each for `width` workers (else for one), or (0)
+#                                                           none any more, see Broker.unask; for a broker below, the
+#                                                           items of a TASK count as that many tasks
 #   DRY      node → broker                                  it said it had more, but has none; it remembers the HUNGRY
 #   IDLE     worker → broker     tasks                      nothing to do, having received so many TASKs; void if
 #                                                           another is in flight. A broker below says it of its host,
@@ -2564,9 +2564,10 @@ class Broker:
 
     The policy: HUNGRY nodes are served by the rich, which said that they have more or hold several items; if these do
     not suffice, everybody is asked once, and a node with nothing to give remembers that. A task for which nobody is
-    hungry any more goes to the node that holds least. To spare the top broker, however many hosts there are, a broker
-    below asks for all its workers at once (they share what comes) and before they run dry, and bundles its messages.
-    When all is done it asks anew: what it had asked for meanwhile would have the next map shared unevenly."""
+    hungry any more goes to the node that holds least, which is to keep it. To spare the top broker, however many hosts
+    there are, a broker below asks for all its workers at once (they share what comes) and before they run dry, and
+    bundles its messages. When all is done it asks anew: what it had asked for meanwhile would have the next map shared
+    unevenly."""
 
     wanted = 0            # tasks that the hungry would take
     plenty = None         # the latest TASK from above had several items and `more`; None: no TASK came from there
@@ -3039,7 +3040,7 @@ class Broker:
         if sender in self.silent and link.role != b"broker":  # said before it heard WHO: it will say it again
             return
         link.width = int(width)
-        self.want(link, int(count) and link.demand + int(count))
+        self.want(link, link.demand + int(count) if int(count) else 0)
 
     def on_DRY(self, sender):
         """A node has no more, after all."""
@@ -3142,7 +3143,7 @@ class Broker:
         if taker is None:
             self.send(owner, b"LOST", task_id, b"0", b"0", b"0", b"")
             return
-        unwanted = not taker.demand
+        unwanted = not self.hungry
         self.note_taker(taker, count, owner)
         if unwanted:
             self.unask(taker, self.links[sender])
@@ -4267,7 +4268,8 @@ class Node:
         count, width = int(count), int(width)
         with self.lock:
             before, self.wanted = self.wanted, count and self.wanted + count
-            self.width = max(1, (self.width * before + width * count) // max(1, self.wanted))
+            if count:
+                self.width = max(1, (self.width * before + width * count) // max(1, self.wanted))
 
     def on_MANY(self, owner, new, done, body):
         """SPLITs and RESULTs, collected by a broker."""

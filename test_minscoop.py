@@ -3422,8 +3422,8 @@ def test_nobody_is_asked_twice_when_one_is_hungry():
 
 
 def test_all_forget_what_they_were_asked_for_when_nobody_is_hungry_any_more():
-    """Else a task that comes to one that has long to go would be given to another such at once, and so on. Who is hungry
-    later has them asked again."""
+    """Else a task that comes to one that has long to go would be given to another such at once, and so on. Whoever is
+    hungry later has them asked again."""
     desk = Desk(3)
     assert sorted(desk("0.1 HUNGRY 1")) == ["0.2 HUNGRY 1", "0.3 HUNGRY 1", "0.root HUNGRY 1"]
     assert satisfied(desk("0.root TASK 0.root:0/0 - 0 0 1 0 x")) == ["0.1 TASK 0.root:0/0 - 0 0 1 0 x"]
@@ -4767,10 +4767,10 @@ def test_a_large_part_is_given_when_a_host_asks_for_its_workers():
 def test_nothing_is_given_when_those_who_asked_want_none_any_more():
     """HUNGRY 0 takes back what was asked, of a root as of a worker."""
     job = HandJob(identity, list(range(100)))
-    job.node.on_HUNGRY(b"5")
+    job.node.on_HUNGRY(b"5", b"10")
     job.node.on_HUNGRY(b"0")
-    assert given(job, 0) == [] and job.node.wanted == 0
-    assert len(given(job, 1)) == 1
+    assert given(job, 0) == [] and (job.node.wanted, job.node.width) == (0, 10)
+    assert len(given(job, 1)) == 1 and job.node.width == 1
 
 
 @pytest.mark.parametrize("kind", [bytes, Large])
