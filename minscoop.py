@@ -4591,15 +4591,15 @@ class Root(Node):
     def part_of(self, span, alone):
         """As any node; if all workers are idle, each other host gets one part, for all its workers."""
         if not self.away:
-            span.widths = self.takers()
+            span.widths = self.takers(span.hi - span.lo)
         return super().part_of(span, alone)
 
-    def takers(self):
+    def takers(self, most):
         """How many workers each taker of a task stands for, the largest last, as the broker chooses them: other hosts,
-        and each worker of this one. Empty if some hosts have yet to come."""
+        and up to `most` workers of this one. Empty if some hosts have yet to come."""
         others = [facts for number, facts in list(self.hosts.items()) if number != host_of(ROOT).decode()]
         hosts = sorted(facts["workers"] for facts in others if facts.get("state") == "ready")
-        return [1] * (self.size - sum(hosts)) + hosts if all("state" in facts for facts in others) else []
+        return [1] * min(most, self.size - sum(hosts)) + hosts if all("state" in facts for facts in others) else []
 
     def present(self):
         """How many workers are there, and on how many hosts: without those yet to come, or gone."""

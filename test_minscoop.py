@@ -13176,7 +13176,7 @@ def test_each_host_gets_a_part_of_its_size_when_all_are_idle(monkeypatch, hosts,
     root = minscoop.Root.__new__(minscoop.Root)
     facts = {number: {"workers": n, "state": "ready"} if n else {"host": "late"} for number, n in hosts.items()}
     root.hosts, root.size = {"0": {"workers": 2, "state": "ready"}, **facts}, 2 + sum(filter(None, hosts.values()))
-    assert root.takers() == widths
+    assert root.takers(100) == widths
 
 
 @pytest.mark.parametrize("args", ["--hosts 0", "--seconds -1", "--seconds nan", "--per-worker 0", "--kinds trees"])
