@@ -69,6 +69,7 @@ import collections.abc
 import concurrent.futures
 import contextlib
 import contextvars
+import copy
 import copyreg
 import errno
 import faulthandler
@@ -567,40 +568,27 @@ class Chunks(list):
 def dumps(obj, memory=None, lasting=False, whole=False):
     """Frames for one object, made by ``frame_of``: its pickle, and each large buffer in one of its own, unless it is to
     stay whole. Raises what pickling it raises."""
-    buffers, chunks = [], Chunks()
-
-    def keep_in_band(buffer):
-        with buffer.raw() as data:
-            if data.nbytes >= OUT_OF_BAND:
-                buffers.append(frame_of([data], memory, lasting))  # a copy: arrays may change once we return
-            return data.nbytes < OUT_OF_BAND
-    try:
-        Pickler(chunks, 5, buffer_callback=None if whole else keep_in_band).dump(obj)
-    except BaseException:
-        discard(buffers, even_lasting=True)
-        raise
-    return [frame_of(chunks, memory, lasting), *buffers]
+    return Pickler(memory, lasting, whole).frames(obj)
 
 
 def unpickle(pickled, **options):
     """As ``pickle.loads``, but only of what begins like a pickle: other bytes might announce billions of objects."""
     if pickled[:1] != pickle.PROTO:
         raise pickle.UnpicklingError("this is no pickle")
-    return pickle.loads(pickled, **options)
-
-
-def loads(frames):
-    """The object in frames made by ``dumps``; large buffers are used in place, writable."""
-    pickled, *buffers = map_builtin(content, frames)
-    buffers = [bytearray(b) if isinstance(b, bytes) else b for b in buffers]
     while True:
         try:
-            return unpickle(pickled, buffers=buffers)
+            return pickle.loads(pickled, **options)
         except ModuleNotFoundError as error:
             if not main.loaded:
                 main.load()  # the script may add to sys.path the place where the module is
             elif this_worker is None or not this_worker.learn_path(error.name):
                 raise
+
+
+def loads(frames):
+    """The object in frames made by ``dumps``; large buffers are used in place, writable."""
+    pickled, *buffers = map_builtin(content, frames)
+    return unpickle(pickled, buffers=[bytearray(b) if isinstance(b, bytes) else b for b in buffers])
 
 
 # Shared memory: within a host, a large frame is a file in the pool's directory in /dev/shm, that is, memory with a
@@ -717,24 +705,85 @@ def make_directory(parent):
 
 
 class Pickler(pickle.Pickler):
-    """Pickles functions, classes and the like by value where their name would not lead to them elsewhere."""
+    """Pickles functions, classes and the like by value where their name would not lead to them elsewhere.
+
+    A small object takes half the time with a Pickler that has pickled others before, an instance of a class by value a
+    twentieth. For one thread at a time."""
+
+    def __init__(self, memory=None, lasting=False, whole=False, several=False):
+        # as for ``dumps``; several: it is for more objects than one, each of which is read alone
+        self.chunks, self.buffers, self.options = Chunks(), [], (memory, lasting)
+        self.definitions = {} if several else None  # id of a class or function -> (itself, how it is pickled)
+        keep_in_band = functools.partial(self.keep_in_band, self.buffers, self.options)
+        super().__init__(self.chunks, 5, buffer_callback=None if whole else keep_in_band)
+
+    @staticmethod
+    def keep_in_band(buffers, options, buffer):
+        """Called by pickle for each buffer: whether it is to be part of the pickle."""
+        with buffer.raw() as data:
+            if data.nbytes >= OUT_OF_BAND:
+                buffers.append(frame_of([data], *options))  # a copy: arrays may change once we return
+            return data.nbytes < OUT_OF_BAND
+
+    def frames(self, obj):
+        """Frames for one object, see ``dumps``."""
+        chunks, buffers = self.chunks, self.buffers
+        try:
+            self.dump(obj)
+            if len(chunks) == 1 and len(chunks[0]) < OUT_OF_BAND and not buffers:
+                return [chunks.pop()]  # what follows does the same, in twice the time
+            return [frame_of(chunks, *self.options), *buffers]
+        except BaseException:
+            discard(buffers, even_lasting=True)
+            raise
+        finally:
+            chunks.clear()
+            buffers.clear()
+            self.clear_memo()
 
     def reducer_override(self, obj):
         """Called by pickle for each object that is not of a basic type."""
-        kind = type(obj)
-        # Not isinstance, which asks obj.__class__: that of list[int] (until 3.10), or of a proxy, may lie
-        if kind is types.FunctionType or issubclass(kind, type):
-            return reduce_definition(obj)
-        if kind in REDUCERS:
-            return REDUCERS[kind](obj)
-        module = getattr(kind, "__module__", None)
-        if (module, kind.__name__) in NAMED and not found_by_name(obj):
-            return NAMED[module, kind.__name__](obj)
-        if module == "dataclasses":  # MISSING is compared by identity
-            return reduce_by_identity(obj, [sys.modules[module]])
-        if issubclass(kind, getattr(sys.modules.get("multiprocessing.managers"), "BaseProxy", ())):
-            return reduce_proxy(obj)
-        return NotImplemented
+        reducer = reducer_of(type(obj))
+        if reducer is reduce_definition and self.definitions is not None:
+            return self.definition(obj)
+        return reducer(obj) if reducer else NotImplemented
+
+    def definition(self, obj):
+        """As ``reduce_definition``, but a class that travels by value is pickled once, for all its instances. A
+        function may refer to what changes in between."""
+        if id(obj) not in self.definitions:
+            reduced = reduce_definition(obj)
+            if reduced is not NotImplemented:
+                if type(obj) is types.FunctionType:
+                    return reduced
+                reduced = unpickle_once, tuple(dumps(obj, whole=True))
+            self.definitions[id(obj)] = obj, reduced
+        return self.definitions[id(obj)][1]
+
+
+@functools.lru_cache(256)
+def reducer_of(kind):
+    """What reduces instances of a type for pickle, or says NotImplemented; None if pickle takes them as they are."""
+    # Not isinstance, which asks obj.__class__: that of list[int] (until 3.10), or of a proxy, may lie
+    if kind is types.FunctionType or issubclass(kind, type):
+        return reduce_definition
+    if kind in REDUCERS:
+        return REDUCERS[kind]
+    module = getattr(kind, "__module__", None)
+    named = NAMED.get((module, kind.__name__))
+    if named:
+        return lambda obj: NotImplemented if found_by_name(obj) else named(obj)
+    if module == "dataclasses":  # MISSING is compared by identity
+        return lambda obj: reduce_by_identity(obj, [sys.modules[module]])
+    if issubclass(kind, getattr(sys.modules.get("multiprocessing.managers"), "BaseProxy", ())):
+        return reduce_proxy
+    return reduce_array if (module, kind.__name__) == ("numpy", "ndarray") else None
+
+
+@functools.lru_cache(64)
+def unpickle_once(pickled):
+    """The class in a pickle, with which each of its instances comes."""
+    return unpickle(pickled)
 
 
 IMMUTABLE, HEAP = 1 << 8, 1 << 9  # Py_TPFLAGS_IMMUTABLETYPE (since Python 3.10) and Py_TPFLAGS_HEAPTYPE
@@ -773,6 +822,11 @@ def reduce_ufunc(ufunc):
     modules = [module for name, module in [*sys.modules.items()]
                if name not in ("__mp_main__", "__main__") and type(module) is types.ModuleType]
     return reduce_by_identity(ufunc, modules, ufunc.__name__)
+
+
+def reduce_array(array):
+    """Pickle a small array of NumPy as protocol 4 does: that takes half the time, since no buffer is made."""
+    return array.__reduce__() if array.nbytes < OUT_OF_BAND else NotImplemented
 
 
 def found_by_name(obj):
@@ -1231,15 +1285,14 @@ def text_of(thing, words=str):
 
 
 # Results travel as one pickle of (values, parts, failures): `values` if they take the same to be read, see ``needs``,
-# else `parts`, the frames of each, so that one that cannot be read does not harm the others. Large frames follow;
-# `parts` has None in their places.
+# else `parts`, the pickle of each, so that one that cannot be read does not harm the others. If a large frame belongs
+# to it, the part is a list of frames with None in the places of large ones, which follow.
 
 PLAIN = frozenset((int, float, bool, complex, type(None), str, bytes))  # always pickle and unpickle
 
 
 class Pickled:
-    """What this process has pickled: its frames, whose files are removed with it. A result in a worker is pickled as
-    soon as it was made: calls that follow may change it, as they do with a global buffer or model."""
+    """What this process has pickled: its frames, whose files are removed with it."""
 
     __slots__ = "frames", "pid"
 
@@ -1256,29 +1309,38 @@ class Pickled:
             discard(self.frames, even_lasting=True)
 
 
-def needs(value):
-    """What reading a value takes that cannot change and always pickles: "" for a PLAIN one or a short tuple of such,
-    "numpy" if numbers of NumPy are among them; None for any other. To pickle and read each of these alone takes 5 to
-    15 us; of a long tuple that is little, and looking at its items takes as long as pickling it."""
+NUMBERS, ARRAYS = "numpy", "numpy's arrays"  # in this order, see ``needs``
+
+
+def needs(value, depth=1):
+    """What reading a value takes that always pickles and reads: "" for a PLAIN one or a short container of such, else
+    NUMBERS, or ARRAYS if small ones are among them; None for any other. To pickle and read each of these alone takes 2
+    to 15 us; of a long container that is little, and looking at its items takes as long as pickling it."""
     kind = type(value)
-    if kind is tuple and len(value) < 20:
-        if PLAIN.issuperset(map_builtin(type, value)):
-            return ""
-        return "numpy" if all(type(item) is not tuple and needs(item) is not None for item in value) else None
     if kind in PLAIN:
         return ""
+    if kind in CONTAINERS:
+        if not depth or len(value) >= 20:
+            return None
+        items = [*value, *value.values()] if kind is dict else value
+        if PLAIN.issuperset(map_builtin(type, items)):
+            return ""
+        found = {needs(item, depth - 1) for item in items}
+        return None if None in found else max(found)
     if made_in_python(kind) or getattr(kind, "__module__", None) != "numpy":  # a subclass has attributes
         return None
     numpy = sys.modules.get("numpy")
-    return "numpy" if numpy and issubclass(kind, (numpy.number, numpy.bool_)) else None
+    if numpy and kind is numpy.ndarray:
+        steady = value.dtype.isbuiltin == 1 and not value.dtype.hasobject
+        return ARRAYS if steady and value.nbytes < OUT_OF_BAND else None
+    return NUMBERS if numpy and issubclass(kind, (numpy.number, numpy.bool_)) else None
 
 
-def pickled_now(memory, value):
-    """A result as it is now, Pickled if it can change; itself if that fails: ``encode_results`` then says why."""
-    try:
-        return value if type(value) in PLAIN or needs(value) is not None else Pickled(dumps(value, memory))
-    except FAULTS:
-        return value
+CONTAINERS = {tuple: tuple, list: list.copy, dict: dict.copy}  # type -> what copies one, if its items cannot change
+
+
+class Snapshot(bytes):
+    """A small pickle, which has no file."""
 
 
 def encode_results(values, failures, title, memory=None):
@@ -1288,18 +1350,23 @@ def encode_results(values, failures, title, memory=None):
     where = f", on worker {this_worker.label}" if failures and this_worker else ""
     failures = {offset: encode_failure(error, "" if isinstance(error, MinscoopError) else title(offset) + where)
                 for offset, error in failures.items()}  # minscoop's own errors say it themselves
-    if PLAIN.issuperset(map_builtin(type, values)) or {*map_builtin(needs, values)} in ({""}, {"numpy"}):
+    needed = PLAIN.issuperset(map_builtin(type, values)) or {*map_builtin(needs, values)}
+    if needed is True or needed == {""} or needed <= {NUMBERS, ARRAYS}:  # all of them take the same
         return dumps((values, None, failures), memory)
     parts, large = [], []
     for offset, value in enumerate(values):
-        try:
-            frames = value.take() if type(value) is Pickled else dumps(value, memory)
-        except FAULTS as error:
-            why = reason_of(error, (value, f"the result of {title(offset)}"))
-            failures[offset] = encode_failure(CannotSend(f"{why} (a result of type {type(value).__name__})"))
-            frames = dumps(None)
-        parts.append([frame if size_of(frame) < OUT_OF_BAND else None for frame in frames])
-        large += [frame for frame in frames if size_of(frame) >= OUT_OF_BAND]
+        if type(value) is Snapshot:
+            value = bytes(value)
+        else:
+            try:
+                frames = value.take() if type(value) is Pickled else dumps(value, memory)
+            except FAULTS as error:
+                why = reason_of(error, (value, f"the result of {title(offset)}"))
+                failures[offset] = encode_failure(CannotSend(f"{why} (a result of type {type(value).__name__})"))
+                frames = dumps(None)
+            value = [frame if size_of(frame) < OUT_OF_BAND else None for frame in frames]
+            large += [frame for frame in frames if size_of(frame) >= OUT_OF_BAND]
+        parts.append(value)
     return [pickle.dumps((None, parts, failures), 5), *large]
 
 
@@ -1325,9 +1392,11 @@ def decode_parts(parts, large, failures):
     """The values in these parts; for one that cannot be read, the reason is added to the failures."""
     values = [None] * len(parts)
     for offset, part in enumerate(parts):
-        frames = [next(large) if frame is None else frame for frame in part]
         try:
-            values[offset] = loads(frames)
+            if type(part) is bytes:
+                values[offset] = unpickle(part)  # takes a fraction of the time of `loads`
+            else:
+                values[offset] = loads([next(large) if frame is None else frame for frame in part])
         except FAULTS as error:
             failures[offset] = CannotSend("a result arrived but cannot be unpickled: "
                                           f"{type(error).__name__}: {text_of(error)}")
@@ -1992,7 +2061,7 @@ class Slice:
         self.source = iter(columns[0])
         results = map_builtin(recipe.fn, self.source, *columns[1:])
         if isinstance(self.job, Guest) and recipe.op is None:  # results for another process
-            results = map_builtin(functools.partial(pickled_now, self.job.node.memory), results)
+            results = map_builtin(self.frozen, results)
         while len(values) < self.hi - self.lo:
             try:
                 values.extend(results)
@@ -2012,6 +2081,27 @@ class Slice:
             recipe.learn(count, time.perf_counter() - start)
         if recipe.op is not None:
             self.values, self.failures = reduced(recipe.op, values, self.failures)
+
+    @functools.cached_property
+    def pickler(self):
+        """For results that are pickled one by one."""
+        return Pickler(self.job.node.memory, several=True)
+
+    def frozen(self, value):
+        """A result as it is now: a copy if that is cheap, else pickled, since calls that follow may change it, as they
+        do with a global buffer or model. If that fails, the result itself: ``encode_results`` then says why."""
+        kind = type(value)
+        if kind in PLAIN:
+            return value
+        need = needs(value)
+        if need is not None:
+            return copy.deepcopy(value) if need == ARRAYS else CONTAINERS[kind](value) if kind in CONTAINERS else value
+        try:
+            frames = self.pickler.frames(value)
+        except FAULTS:
+            return value
+        small = len(frames) == 1 and len(frames[0]) < OUT_OF_BAND and not frames[0].startswith(TOKEN)
+        return Snapshot(frames[0]) if small else Pickled(frames)
 
     def shorten(self):
         """Give the items behind the running one back to the queue, since it takes long. Called with the lock held.

@@ -1969,20 +1969,85 @@ def test_results_keep_their_places_when_some_cannot_be_sent():
     assert "ZeroDivisionError" in str(failures[3])
 
 
-def test_results_travel_as_one_pickle_when_they_cannot_change():
-    """Numbers of NumPy and short flat tuples, too: alone they would take many times as long. All else is pickled at
-    once; so are long tuples, whose items need not be looked at then."""
+def slice_of(memory=None):
+    """A slice that runs in a worker with that directory for shared memory."""
+    running = minscoop.Slice(mock.Mock(), 0, 1)
+    running.job.node.memory = memory
+    return running
+
+
+def test_results_travel_as_one_pickle_when_copies_of_them_are_cheap():
+    """Short flat containers, small arrays and numbers of NumPy, too: alone they would take many times as long. All else
+    is pickled at once; so are long tuples, whose items need not be looked at then."""
     numpy = pytest.importorskip("numpy")
     steady = [(1, "two", None), numpy.float64(3), numpy.bool_(True), (4, numpy.int8(5))]
-    fickle = [[1], (1, [2]), ((1, 2), numpy.float64(3)), numpy.zeros(2), numpy.zeros(2, "i,i")[0],
-              type("Number", (numpy.float64,), {})(6), numpy.dtype(int), (1,) * 1000]
-    assert all(minscoop.pickled_now(None, value) is value for value in steady)
-    assert {type(minscoop.pickled_now(None, value)) for value in fickle} == {minscoop.Pickled}
-    for values in steady[:1] * 9, steady[1:], [numpy.int64(i) for i in range(9)]:
+    copied = [[1, 2], {"a": 1, "b": None}, {}, [numpy.float32(3)], {"a": numpy.int64(1)}]
+    nested = [[[1]], (1, [2]), ((1, 2), numpy.float64(3)), {"a": {}}, {1, 2}]
+    fickle = [numpy.zeros(2, "i,i")[0], type("Number", (numpy.float64,), {})(6), numpy.dtype(int), (1,) * 1000,
+              numpy.array([None]), numpy.zeros(2, "i,i"), type("Sub", (numpy.ndarray,), {})(2)]
+    running = slice_of()
+    assert all(running.frozen(value) is value for value in steady)
+    for value in copied:
+        copy = running.frozen(value)
+        assert copy == value and type(copy) is type(value) and copy is not value
+    assert {type(running.frozen(value)) for value in nested + fickle} == {minscoop.Snapshot}
+    assert type(running.frozen(numpy.zeros(minscoop.OUT_OF_BAND))) is minscoop.Pickled
+    for values in steady[:1] * 9, copied[:3], steady[1:], copied[3:], [numpy.int64(i) for i in range(9)]:
+        values = [*map(running.frozen, values)]
         frames = minscoop.encode_results(values, {}, "item {} of work".format)
         got, failures = minscoop.read_results(frames, len(values))
         assert got == values and [*map(type, got)] == [*map(type, values)] and not failures
         assert minscoop.unpickle(frames[0])[1] is None
+
+
+def test_small_arrays_arrive_as_they_were():
+    """Also inside results, and amid others; with their order in memory, and writable."""
+    numpy = pytest.importorskip("numpy")
+    grid = numpy.arange(6.0).reshape(2, 3)
+    arrays = [grid, numpy.asfortranarray(grid), grid[:, ::2], numpy.zeros(0, "int8"), numpy.array(1j),
+              numpy.array(["one", "two"]), numpy.array(["2001-01-01"], "M8[D]"), numpy.array([1, None])]
+    values = [*arrays, *([array, 1] for array in arrays), *({"a": array} for array in arrays), ((grid,), grid)]
+    for values in values, values[:1] * 3, values[-1:] * 3:
+        running = slice_of()
+        frames = minscoop.encode_results([*map(running.frozen, values)], {}, str)
+        got, failures = minscoop.read_results(frames, len(values))
+        assert not failures and [*map(repr, got)] == [*map(repr, values)]
+        for array in [array for array in got if type(array) is numpy.ndarray]:
+            array[...] = array
+    assert got[0][0][0] is got[0][1]
+    (copy,), _ = minscoop.read_results(minscoop.encode_results([slice_of().frozen(arrays[1])], {}, str), 1)
+    assert copy.flags.f_contiguous and not copy.flags.c_contiguous
+
+
+def test_a_pickler_takes_several_objects_when_some_cannot_be_pickled(tmp_path):
+    """What it knows of one is forgotten, or a list that has changed would be the old one; files are removed."""
+    pickler, changing = minscoop.Pickler(str(tmp_path), several=True), [[1]]
+    large = LargeBytes(b"a" * minscoop.SHARED)
+    assert minscoop.loads(pickler.frames(changing)) == [[1]]
+    with pytest.raises(TypeError, match="pickle"):
+        pickler.frames([large, LOCK])
+    changing[0].append(2)
+    assert minscoop.loads(pickler.frames(changing)) == [[1, 2]] and not [*tmp_path.iterdir()]
+    assert minscoop.loads(pickler.frames(large)) == large and not [*tmp_path.iterdir()]
+
+
+def test_a_class_by_value_is_pickled_once_when_many_results_are_its_instances():
+    """Its methods would take a hundred times as long as an instance. A function is pickled anew: its variables may have
+    changed."""
+    class Local:
+        def __init__(self, value):
+            self.value = value
+
+    def read():
+        return total
+    total, values = 0, []
+    with mock.patch.object(minscoop, "reduce_class", wraps=minscoop.reduce_class) as reducer:
+        running = slice_of()
+        for total in range(3):
+            values += [running.frozen(value) for value in (Local(total), read, Local)]
+    got, failures = minscoop.read_results(minscoop.encode_results(values, {}, str), 9)
+    assert reducer.call_count <= 2 and not failures
+    assert [(type(a), a.value, b(), c) for a, b, c in zip(*[iter(got)] * 3)] == [(Local, i, i, Local) for i in range(3)]
 
 
 def test_plain_results_are_read_when_numpy_is_missing():
@@ -2833,22 +2898,24 @@ def test_inputs_are_released_when_a_map_is_over(pool, how):
 
 
 @pytest.mark.parametrize("way", ["map", "submit"])
-def test_a_result_is_what_it_was_when_a_later_call_changes_it(pool, way):
-    """A buffer or a model, say, that the calls in one worker use again: results travel together, but are pickled one by
-    one, as ProcessPoolExecutor does, also where the first ones cannot change."""
-    buffer = [0]
+@pytest.mark.parametrize("kind", ["flat", "nested", "array"])
+def test_a_result_is_what_it_was_when_a_later_call_changes_it(pool, way, kind):
+    """A buffer or a model, say, that the calls in one worker use again: results travel together, but as they were, one
+    by one, as with ProcessPoolExecutor; also where the first ones cannot change."""
+    buffer = pytest.importorskip("numpy").zeros(1, int) if kind == "array" else [0]
 
     def fill(item):
         buffer[0] = item
-        return None if item < 5 else buffer
+        return None if item < 5 else [buffer] if kind == "nested" else buffer
     results = pool.map(fill, range(200)) if way == "map" else [
         future.result() for future in [pool.submit(fill, item) for item in range(200)]]
-    assert [result and result[0] for result in results] == [None] * 5 + [*range(5, 200)]
+    assert [result and str(result) for result in results] == [None] * 5 + [
+        f"[[{item}]]" if kind == "nested" else f"[{item}]" for item in range(5, 200)]
 
 
 def test_the_file_of_a_result_goes_when_nobody_takes_it(tmp_path):
     """One that was pickled already; what was taken stays."""
-    kept, dropped = (minscoop.pickled_now(str(tmp_path), bytearray(minscoop.SHARED)) for _ in range(2))
+    kept, dropped = (slice_of(str(tmp_path)).frozen(bytearray(minscoop.SHARED)) for _ in range(2))
     kept.take()
     del kept, dropped
     gc.collect()

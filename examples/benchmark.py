@@ -343,6 +343,11 @@ def array(size, value):
     return importlib.import_module("numpy").full(some(size // 8), float(value))
 
 
+def there_and_back(pool, values):
+    """Values per second that a map takes and returns."""
+    return rate(lambda n: pool.map(nothing, values[:n]), len(values))
+
+
 def echo(pool, values):
     """MB of payload per second."""
     return sum(memoryview(value).nbytes for value in values) / 1e6 / timed(pool.echo, values)
@@ -387,6 +392,10 @@ NUMPY = importlib.util.find_spec("numpy")
 WORK = {
     "noop": Work("no-op map of a million integers", "calls/s", "pool hosts loop pyzmq", {"Pool": 1, "SCOOP": 1000},
                  lambda pool: rate(lambda n: pool.map(nothing, range(n)), some(1_000_000))),
+    "records": Work("a map of 100 000 small dicts there and back", "calls/s", "pool loop", {},
+                    lambda pool: there_and_back(pool, [dict(n=i, x=i / 7) for i in range(some(100_000))])),
+    "vectors": Work("a map of 100 000 small NumPy arrays there and back", "calls/s", NUMPY and "pool loop" or "", {},
+                    lambda pool: there_and_back(pool, [array(24, i) for i in range(some(100_000))])),
     "short": Work("2000 tasks of 1 ms", "efficiency", "pool processes", {"processes": 0.97},
                   lambda pool: efficiency(pool, spin, [0.001] * some(2000))),
     "medium": Work("200 tasks of 10 ms", "efficiency", "pool hosts processes", {"processes": 0.99},
