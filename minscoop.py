@@ -175,9 +175,11 @@ OUT_OF_BAND = 1 << 16  # bytes from which a buffer has a frame of its own, and a
                      # Smaller: handling the frame costs more than the copy; larger: copies of large objects
 SHARED = 1 << 18     # bytes from which a frame travels through shared memory within a host. Smaller: making a
                      # file and mapping it (0.1 ms) costs more than it saves
-MAPPINGS = 256       # file descriptors in use up to which shared memory is mapped (one each); above, it is read
-READ_AHEAD = 4       # inputs pulled ahead of a map's reader if their number is unknown: per worker, at first
-MAX_READ_AHEAD = 1 << 16  # and in all, at most, when the reader is fast
+MAPPINGS = 256       # file descriptors in use up to which shared memory is mapped (one each); above, it is read. Fewer:
+                     # large values are copied once more; more: the program has less of the usual 1024
+READ_AHEAD = 4       # inputs pulled ahead of a map's reader if their number is unknown: per worker, at first. Fewer:
+                     # workers idle at the beginning; more: inputs are made that nobody may want
+MAX_READ_AHEAD = 1 << 16  # and in all, at most, when the reader is fast. Fewer: tiny calls wait for them; more: memory
 MANY_RESULTS = 1000  # in one message, from which on they are freed together. Fewer: large results stay in memory after
                      # they were read; more: reading a map of tiny ones takes 18 ns longer for each
 OUTPUT_AHEAD = 1 << 20  # bytes that a host's workers may print ahead of the root's screen. Smaller: they wait for a
@@ -195,7 +197,7 @@ LOGIN_PATIENCE = 60.0  # s that a remote command may take until Python answers. 
                      # are left out; larger: it is said later that a host does not answer
 MESSAGES = 64        # taken by a broker from one socket before it looks at others and answers. Smaller: more messages
                      # travel alone; larger: other sockets wait longer
-LOGINS = 8           # at a time; sshd begins to refuse at 10 (MaxStartups)
+LOGINS = 8           # at a time. Fewer: many hosts start later; more: sshd begins to refuse, at 10 (MaxStartups)
 CENSUS_PATIENCE = 5.0  # s that a census waits for a worker; at the top, twice that. Smaller: one that computes without
                      # releasing the interpreter's lock is not heard; larger: the others wait that long
 RECORDS = 0.25       # s between a worker's RECORDs, if they are wanted, plus 1 ms per worker of the pool. Smaller:
@@ -204,13 +206,16 @@ MAX_EVENTS = 40000   # tasks in a report, those merged with their neighbours cou
                      # 3 s or more to send as many. Smaller: less is seen; larger: slow pages, and memory of the root
 ANSWER = 0.5         # s that workers have to write down their stacks. Smaller: not all do; larger: the keeper, which
                      # waits for them, notices deaths later
-DESCRIPTORS = 30     # file descriptors that have to be free in a process. Fewer than it needs: libzmq may abort it
-JOIN_PATIENCE = 600.0  # s that --join waits for its file, since jobs start in any order
+DESCRIPTORS = 30     # file descriptors that have to be free in a process. Fewer than it needs: libzmq may abort it;
+                     # more: it is refused where it could run
+JOIN_PATIENCE = 600.0  # s that --join waits for its file, as jobs start in any order. Shorter: those that start early
+                     # give up; longer: one whose program never starts occupies its node in vain
 RETURNS = 10         # times that a host is logged in to again after the run was suspended. Fewer: a run that is often
                      # suspended loses hosts; more: a host that ends at once is tried for that long
-BROKER_DEATHS = 40   # deaths of a host's brokers within SILENCE, beyond which the host gives up
+BROKER_DEATHS = 40   # deaths of a host's brokers within SILENCE, beyond which the host gives up. Fewer: it is lost to
+                     # accidents; more: one on which no broker can run is tried for longer
 LOOK = 0.25          # s between looks at what is done, for the progress line. Smaller: it costs and flickers
-PROGRESS_DELAY = 1.0  # s after which the line appears: what is done by then needs none
+PROGRESS_DELAY = 1.0  # s after which the line appears. Shorter: it flashes up in short runs; longer: one wonders
 PLAIN_PAUSE = 10.0   # s between lines of progress where there is no terminal (smaller: they fill log files); and until
                      # the user is told that the end of the run may wait for ever
 STARTUP_DEATHS = 3   # workers in a row that die before they are ready, after which no more are started. Fewer: one that
