@@ -1553,7 +1553,8 @@ class Main:
         return module in ("__main__", "__mp_main__") and (
             self.path is None  # they have nothing to import
             or self.module is not sys.modules.get("__main__")  # IPython's %run has replaced it since the pool was made
-            or sys.flags.inspect and hasattr(sys, "ps1")  # the prompt of python -i has begun: it may change all
+            # The prompt of python -i has begun, which may change all. From Python 3.14 on, it forgets `inspect`
+            or (sys.flags.inspect or sys.flags.interactive) and hasattr(sys, "ps1")
             or name in self.bindings.guarded  # they do not run what is under the guard
             or again and name in self.bindings.again | self.bindings.declared
             or type(value) is types.FunctionType and name not in self.bindings.outside  # exec or a debugger made it
