@@ -169,6 +169,8 @@ MAX_PARKED = 200     # parked threads at which a worker stops asking others for 
 SPARE_THREADS = 4    # threads kept for reuse when their task is done. Fewer: more are started; more: memory
 MAX_BODY = 4 << 20   # bytes of arguments in one message, at most, unless it has a single item. Smaller: more messages;
                      # larger: more memory, and what comes behind it waits longer
+PACKING = 20e-3      # s that the arguments of one message may take to be pickled, unless it has a single item. Smaller:
+                     # more messages; larger: workers idle meanwhile, as one cannot begin before all is pickled
 MAX_CALLS = 4096     # submitted calls in one task. Fewer: more messages; larger: its taker can run and give away none
                      # before all are unpickled (4096 tiny ones: 1 ms)
 OUT_OF_BAND = 1 << 16  # bytes from which a buffer has a frame of its own, and a frame is sent and received uncopied.
@@ -1332,13 +1334,13 @@ def needs(value, depth=1):
             return ""
         found = {needs(item, depth - 1) for item in items}
         return None if None in found else max(found)
+    numpy = sys.modules.get("numpy")
+    small = numpy and kind is numpy.ndarray and value.nbytes < OUT_OF_BAND
+    if small:
+        kind = value.dtype.type
     if made_in_python(kind) or getattr(kind, "__module__", None) != "numpy":  # a subclass has attributes
         return None
-    numpy = sys.modules.get("numpy")
-    if numpy and kind is numpy.ndarray:
-        steady = value.dtype.isbuiltin == 1 and not value.dtype.hasobject
-        return ARRAYS if steady and value.nbytes < OUT_OF_BAND else None
-    return NUMBERS if numpy and issubclass(kind, (numpy.number, numpy.bool_)) else None
+    return (ARRAYS if small else NUMBERS) if numpy and issubclass(kind, (numpy.number, numpy.bool_)) else None
 
 
 CONTAINERS = {tuple: tuple, list: list.copy, dict: dict.copy}  # type -> what copies one, if its items cannot change
@@ -2196,6 +2198,7 @@ class Job:
     id = left = None  # those of a Guest
     pause = math.inf  # s that a slice may take for the sake of those who await its results, see Guest: here, any
     item_bytes = None  # mean size of a pickled item, once one was pickled
+    item_seconds = 0.0  # how long pickling one took the last time
 
     def __init__(self, node, parent=None):
         # parent: the task of this process that made it; the Worker, if a thread without the baton did; or None
@@ -4264,7 +4267,8 @@ class Node:
         else:
             whole, workers = span.hi - span.base if span else 2 * count / 3, self.size or 1
         share = math.ceil(whole * (span.widths.pop() if span and span.widths else self.width) / workers)
-        return max(1, min(count, share, MAX_BODY // max(1, item_bytes)))
+        quick = PACKING / max(span.job.item_seconds, 1e-9) if span else math.inf
+        return int(max(1, min(count, share, MAX_BODY // max(1, item_bytes), quick)))
 
     def bundle(self):
         """Make a span of the oldest calls, all with the same parent."""
@@ -4311,9 +4315,10 @@ class Node:
         job = span.job
         if span.columns is None:
             return job.body
-        recipe = job.recipe.encode(self.memory)
+        recipe, start, count = job.recipe.encode(self.memory), time.perf_counter(), span.hi - span.lo
         frames = dumps(span.items(span.lo, span.hi), self.memory)
-        job.item_bytes = sum(map_builtin(size_of, frames)) // (span.hi - span.lo)
+        job.item_bytes = sum(map_builtin(size_of, frames)) // count
+        job.item_seconds = (time.perf_counter() - start) / count
         if isinstance(job, Bundle):
             self.call_bytes = job.item_bytes
         return [recipe, *frames]

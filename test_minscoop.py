@@ -2015,6 +2015,8 @@ def test_small_arrays_arrive_as_they_were():
         for array in [array for array in got if type(array) is numpy.ndarray]:
             array[...] = array
     assert got[0][0][0] is got[0][1]
+    once = minscoop.loads(minscoop.dumps(arrays[:2]))  # their dtypes are copies, which do not know that NumPy made them
+    assert [minscoop.needs(array) for array in once] == [minscoop.ARRAYS] * 2
     (copy,), _ = minscoop.read_results(minscoop.encode_results([slice_of().frozen(arrays[1])], {}, str), 1)
     assert copy.flags.f_contiguous and not copy.flags.c_contiguous
 
@@ -4818,6 +4820,23 @@ def test_a_small_part_is_given_when_items_are_large():
     """MAX_BODY bounds one message, unless one item is larger than that."""
     job = HandJob(identity, [bytes(minscoop.MAX_BODY // 3 + i) for i in range(20)])
     assert all(int(task[4]) - int(task[3]) <= 3 for task in given(job, 6))
+
+
+def test_a_small_part_is_given_when_items_take_long_to_pickle(monkeypatch):
+    """PACKING bounds one message, unless one item takes longer than that: others idle until all of it is pickled."""
+    clock = types.SimpleNamespace(**vars(time))
+    clock.perf_counter = lambda: Slow.now
+    monkeypatch.setattr(minscoop, "time", clock)
+
+    class Slow:
+        now = 0.0
+
+        def __reduce__(self):
+            Slow.now += minscoop.PACKING * self.share
+            return list, ()
+    for Slow.share, sizes in (0.3, [1, 3, 3, 3, 3, 3]), (2.0, [1] * 6):
+        job = HandJob(identity, [Slow() for _ in range(100)])
+        assert [int(task[4]) - int(task[3]) for task in given(job, 6)] == sizes
 
 
 def test_a_large_part_is_given_when_a_host_asks_for_its_workers():
