@@ -1350,15 +1350,17 @@ class Snapshot(bytes):
     """A small pickle, which has no file."""
 
 
-def encode_results(values, failures, title, memory=None):
+def encode_results(values, failures, title, memory=None, needed=()):
     """Frames for a slice of results. failures: {offset: exception}. A value that cannot be sent becomes a failure.
 
-    title(offset): names what was run, for error messages. memory: see ``frame_of``."""
+    title(offset): names what was run, for error messages. memory: see ``frame_of``. needed: what the values ``needs``,
+    those of PLAIN aside, if that is known."""
     where = f", on worker {this_worker.label}" if failures and this_worker else ""
     failures = {offset: encode_failure(error, "" if isinstance(error, MinscoopError) else title(offset) + where)
                 for offset, error in failures.items()}  # minscoop's own errors say it themselves
-    needed = PLAIN.issuperset(map_builtin(type, values)) or {*map_builtin(needs, values)}
-    if needed is True or needed == {""} or needed <= {NUMBERS, ARRAYS}:  # all of them take the same
+    kinds = {*map_builtin(type, values)}
+    needed = kinds - PLAIN and {*(needed or map_builtin(needs, values))}
+    if needed <= {""} or needed <= {NUMBERS, ARRAYS} and not kinds & PLAIN:  # all of them take the same
         return dumps((values, None, failures), memory)
     parts, large = [], []
     for offset, value in enumerate(values):
@@ -2102,6 +2104,7 @@ class Slice:
         if kind in PLAIN:
             return value
         need = needs(value)
+        self.job.needed.add(need)
         if need is not None:
             return copy.deepcopy(value) if need == ARRAYS else CONTAINERS[kind](value) if kind in CONTAINERS else value
         try:
@@ -2285,6 +2288,7 @@ class Guest(Job):
         self.left = hi - lo           # items whose results this node has yet to make
         self.open = Ranges([(lo, hi)])  # and has yet to send
         self.outcomes = []            # (lo, count, values, failures) not yet sent
+        self.needed = set()           # what its results took to be read, see ``needs``
         self.flushed = time.monotonic()  # when results were sent last
         self.flushing = threading.Lock()  # one thread sends at a time, so that the last message goes last
 
@@ -2383,7 +2387,7 @@ class Guest(Job):
         """Send one RESULT."""
         def title(offset):
             return f"the reduce of {describe(self.recipe.fn)}" if self.recipe.op else self.title(lo + offset)
-        frames = encode_results(values, failures, title, self.node.memory)
+        frames = encode_results(values, failures, title, self.node.memory, self.needed)
         self.recipe.bulky = self.recipe.op is not None and sum(map_builtin(size_of, frames)) > OUT_OF_BAND
         result = b"RESULT", self.id, b"%d" % lo, b"%d" % count, b"%d" % last, *frames
         with self.node.lock:  # until it is sent, a census must find that we hold these

@@ -2000,6 +2000,19 @@ def test_results_travel_as_one_pickle_when_copies_of_them_are_cheap():
         assert minscoop.unpickle(frames[0])[1] is None
 
 
+def test_results_are_looked_at_once_when_a_slice_knows_what_they_need():
+    """Those that need NumPy do not travel as one with those that do not, which must be read without it."""
+    numpy = pytest.importorskip("numpy")
+    for values, as_one in (([[1], (2, "3"), 4], True), ([numpy.int8(1), numpy.zeros(2)], True), ([[LOCK], [1]], False),
+                           ([1, numpy.int8(1)], False), ([(1,), numpy.int8(1)], False), ([{}, [[]]], False)):
+        running = slice_of()
+        running.job.needed = set()
+        values = [*map(running.frozen, values)]
+        with mock.patch.object(minscoop, "needs", side_effect=AssertionError):
+            frames = minscoop.encode_results(values, {}, str, None, running.job.needed)
+        assert (minscoop.unpickle(frames[0])[1] is None) == as_one
+
+
 def test_small_arrays_arrive_as_they_were():
     """Also inside results, and amid others; with their order in memory, and writable."""
     numpy = pytest.importorskip("numpy")
