@@ -1292,8 +1292,8 @@ def text_of(thing, words=str):
 
 
 # Results travel as one pickle of (values, parts, failures): `values` if they take the same to be read, see ``needs``,
-# else `parts`, the pickle of each, so that one that cannot be read does not harm the others. If a large frame belongs
-# to it, the part is a list of frames with None in the places of large ones, which follow.
+# else `parts`, the pickle of each, so that one that cannot be read does not harm the others; or the frames of each, with
+# None in the places of large ones, which follow.
 
 PLAIN = frozenset((int, float, bool, complex, type(None), str, bytes))  # always pickle and unpickle
 

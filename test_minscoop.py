@@ -2000,6 +2000,18 @@ def test_results_travel_as_one_pickle_when_copies_of_them_are_cheap():
         assert minscoop.unpickle(frames[0])[1] is None
 
 
+def test_each_result_has_its_own_class_when_every_call_makes_one():
+    """A Pickler knows classes by their identity, which another may get when one is gone."""
+    running = slice_of()
+    values = []
+    for number in range(600):  # beyond what `reducer_of` keeps
+        values.append(running.frozen(type("Local", (), {"number": number})()))
+        if number % 100 == 0:
+            gc.collect()
+    got, failures = minscoop.read_results(minscoop.encode_results(values, {}, str), 600)
+    assert [value.number for value in got] == [*range(600)] and not failures
+
+
 def test_results_are_looked_at_once_when_a_slice_knows_what_they_need():
     """Those that need NumPy do not travel as one with those that do not, which must be read without it."""
     numpy = pytest.importorskip("numpy")
