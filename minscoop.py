@@ -1343,7 +1343,8 @@ def needs(value, depth=1):
     return (ARRAYS if small else NUMBERS) if numpy and issubclass(kind, (numpy.number, numpy.bool_)) else None
 
 
-CONTAINERS = {tuple: tuple, list: list.copy, dict: dict.copy}  # type -> what copies one, if its items cannot change
+# type -> what copies one whose items cannot change
+CONTAINERS = {tuple: tuple, list: list.copy, dict: dict.copy, set: set.copy}
 
 
 class Snapshot(bytes):

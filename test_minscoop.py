@@ -1981,8 +1981,8 @@ def test_results_travel_as_one_pickle_when_copies_of_them_are_cheap():
     is pickled at once; so are long tuples, whose items need not be looked at then."""
     numpy = pytest.importorskip("numpy")
     steady = [(1, "two", None), numpy.float64(3), numpy.bool_(True), (4, numpy.int8(5))]
-    copied = [[1, 2], {"a": 1, "b": None}, {}, [numpy.float32(3)], {"a": numpy.int64(1)}]
-    nested = [[[1]], (1, [2]), ((1, 2), numpy.float64(3)), {"a": {}}, {1, 2}]
+    copied = [[1, 2], {"a": 1, "b": None}, {1, 2}, {}, [numpy.float32(3)], {"a": numpy.int64(1)}]
+    nested = [[[1]], (1, [2]), ((1, 2), numpy.float64(3)), {"a": {}}, {1, (2,)}]
     fickle = [numpy.zeros(2, "i,i")[0], type("Number", (numpy.float64,), {})(6), numpy.dtype(int), (1,) * 1000,
               numpy.array([None]), numpy.zeros(2, "i,i"), type("Sub", (numpy.ndarray,), {})(2)]
     running = slice_of()
@@ -1992,7 +1992,7 @@ def test_results_travel_as_one_pickle_when_copies_of_them_are_cheap():
         assert copy == value and type(copy) is type(value) and copy is not value
     assert {type(running.frozen(value)) for value in nested + fickle} == {minscoop.Snapshot}
     assert type(running.frozen(numpy.zeros(minscoop.OUT_OF_BAND))) is minscoop.Pickled
-    for values in steady[:1] * 9, copied[:3], steady[1:], copied[3:], [numpy.int64(i) for i in range(9)]:
+    for values in steady[:1] * 9, copied[:4], steady[1:], copied[4:], [numpy.int64(i) for i in range(9)]:
         values = [*map(running.frozen, values)]
         frames = minscoop.encode_results(values, {}, "item {} of work".format)
         got, failures = minscoop.read_results(frames, len(values))
