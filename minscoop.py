@@ -756,14 +756,15 @@ class Pickler(pickle.Pickler):
         return reducer(obj) if reducer else NotImplemented
 
     def definition(self, obj):
-        """As ``reduce_definition``, but a class that travels by value is pickled once, for all its instances. A
-        function may refer to what changes in between."""
+        """As ``reduce_definition``, but a class that travels by value is pickled once, for all its instances, unless it
+        is large. A function may refer to what changes in between."""
         if id(obj) not in self.definitions:
             reduced = reduce_definition(obj)
             if reduced is not NotImplemented:
-                if type(obj) is types.FunctionType:
+                pickled = b"" if type(obj) is types.FunctionType else dumps(obj, whole=True)[0]
+                if not 0 < len(pickled) < OUT_OF_BAND:
                     return reduced
-                reduced = unpickle_once, tuple(dumps(obj, whole=True))
+                reduced = unpickle_once, (pickled,)
             self.definitions[id(obj)] = obj, reduced
         return self.definitions[id(obj)][1]
 
@@ -2104,13 +2105,14 @@ class Slice:
         kind = type(value)
         if kind in PLAIN:
             return value
-        need = needs(value)
-        self.job.needed.add(need)
-        if need is not None:
-            return copy.deepcopy(value) if need == ARRAYS else CONTAINERS[kind](value) if kind in CONTAINERS else value
         try:
+            need = needs(value)
+            self.job.needed.add(need)
+            if need is not None:
+                return copy.deepcopy(value) if need == ARRAYS else CONTAINERS.get(kind, lambda same: same)(value)
             frames = self.pickler.frames(value)
         except FAULTS:
+            self.job.needed.add(None)
             return value
         small = len(frames) == 1 and len(frames[0]) < OUT_OF_BAND and not frames[0].startswith(TOKEN)
         return Snapshot(frames[0]) if small else Pickled(frames)

@@ -2000,6 +2000,40 @@ def test_results_travel_as_one_pickle_when_copies_of_them_are_cheap():
         assert minscoop.unpickle(frames[0])[1] is None
 
 
+class Unhashable(type):
+    def __eq__(cls, other):
+        return cls is other
+
+
+def test_a_call_fails_alone_when_the_class_of_its_result_cannot_be_hashed(pool):
+    """Neither can pickle take it. It killed worker after worker."""
+    futures = [pool.submit(lambda i: Unhashable("Odd", (), {})() if i == 2 else i, i) for i in range(4)]
+    with pytest.raises((TypeError, CannotSend), match="unhashable"):
+        futures[2].result(60)
+    assert [future.result(60) for future in futures[:2] + futures[3:]] == [0, 1, 3]
+
+
+def test_a_large_class_by_value_is_not_kept_when_its_instances_are_results():
+    """It would stay in the reader's memory."""
+    class Local:
+        table = LargeBytes(b"a" * minscoop.OUT_OF_BAND)
+    known = minscoop.unpickle_once.cache_info().currsize
+    got, failures = minscoop.read_results(minscoop.encode_results([slice_of().frozen(Local())], {}, str), 1)
+    assert got[0].table == Local.table and not failures and minscoop.unpickle_once.cache_info().currsize == known
+
+
+def test_a_result_is_refused_when_it_changes_while_it_is_looked_at():
+    """By another thread of the task, say; the others arrive."""
+    running = slice_of()
+    running.job.needed = set()
+    values = [running.frozen([1])]
+    with mock.patch.object(minscoop, "needs", side_effect=RuntimeError("dictionary changed size during iteration")):
+        values += [running.frozen({"a": LOCK})]
+    frames = minscoop.encode_results(values, {}, str, None, running.job.needed)
+    got, failures = minscoop.read_results(frames, 2)
+    assert got[0] == [1] and type(failures[1]) is CannotSend
+
+
 def test_each_result_has_its_own_class_when_every_call_makes_one():
     """A Pickler knows classes by their identity, which another may get when one is gone."""
     running = slice_of()
