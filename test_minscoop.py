@@ -2046,6 +2046,19 @@ def test_each_result_has_its_own_class_when_every_call_makes_one():
     assert [value.number for value in got] == [*range(600)] and not failures
 
 
+@pytest.mark.parametrize("away, looks, sleeps", [(1, 3, 0), (2, 1, 1), (0, 1, 1)])
+def test_the_root_looks_again_before_it_sleeps_when_a_single_task_is_away(monkeypatch, away, looks, sleeps):
+    """Its result comes soon or late; when it comes soon, to fall asleep would take longer."""
+    root = object.__new__(minscoop.Root)
+    root.away, root.wake_read, root.descriptor = dict.fromkeys(range(away)), -1, -1
+    root.hears = mock.Mock(side_effect=[False, True, True] if away == 1 else [False])
+    clock = types.SimpleNamespace(**{**vars(time), "monotonic": lambda: 0.0})
+    monkeypatch.setattr(minscoop, "time", clock)
+    monkeypatch.setattr(minscoop, "readable", mock.Mock(return_value=[]))
+    root.attend(1.0)
+    assert (root.hears.call_count, minscoop.readable.call_count) == (looks, sleeps)
+
+
 def test_results_are_looked_at_once_when_a_slice_knows_what_they_need():
     """Those that need NumPy do not travel as one with those that do not, which must be read without it."""
     numpy = pytest.importorskip("numpy")
