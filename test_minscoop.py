@@ -14082,7 +14082,8 @@ class Simulation(Scheduler):
             perilous=pick((False, False, True)),            # there are tasks that kill
             doomed=pick((False,) * 50 + (True,)),           # no worker ever starts
             limits=dict(MAX_INLINE=pick((2, 32)), MAX_PARKED=pick((2, 200)), SPARE_THREADS=pick((0, 1, 4)),
-                        FLUSH=pick((0.0, 0.01)), READ_AHEAD=pick((1, 4)), MAX_BODY=pick((300, 4 << 20))),
+                        FLUSH=pick((0.0, 0.01)), READ_AHEAD=pick((1, 4)), MAX_BODY=pick((300, 4 << 20)),
+                        SPIN=1e-3 * (seed % 10 == 9)),      # it takes longer, too
             heavy=5 * (seed % 10 == 7),                     # messages for which a link needs long
             deadline=60.0)                                  # s of virtual time
         self.options.update(options)
@@ -14664,6 +14665,7 @@ def virtual_world():
             zmq=types.SimpleNamespace(Frame=nothing, Context=lambda: types.SimpleNamespace(term=nothing)),
             os=types.SimpleNamespace(pipe=lambda: (Event(),) * 2, read=read_pipe, write=write_pipe, close=nothing,
                                      _exit=leave, set_blocking=nothing, path=os.path, unlink=nothing,
+                             sched_yield=lambda: sleep(2e-4),
                                      getpid=lambda: SIM.current.process.pid),
             birth=OwnLock(), import_zmq=nothing, keep_spare=nothing,
             traceback=types.SimpleNamespace(**{**vars(traceback), "print_exception": show_end}),
