@@ -1295,8 +1295,8 @@ def text_of(thing, words=str):
 
 
 # Results travel as one pickle of (values, parts, failures): `values` if they take the same to be read, see ``needs``,
-# else `parts`, the pickle of each, so that one that cannot be read does not harm the others; or the frames of each, with
-# None in the places of large ones, which follow.
+# else `parts`, the pickle of each, so that one that cannot be read does not harm the others; or its frames, with None in
+# the places of large ones, which follow.
 
 PLAIN = frozenset((int, float, bool, complex, type(None), str, bytes))  # always pickle and unpickle
 
@@ -5368,6 +5368,18 @@ class Worker(Node):
                 with self.lock:
                     self.in_hand.remove(job)
 
+    def forget(self, job):
+        """As any node; besides, a slice of it that another thread is running ends with the item that runs now."""
+        super().forget(job)
+        self.curtail(job)
+
+    def curtail(self, job):
+        """Drop the items of a cancelled job's running slices that have not begun."""
+        for piece in self.holder.slices:
+            if piece.job is job:
+                with self.lock:
+                    piece.shorten()
+
     def shorten(self):
         """Give the items of running slices that have not begun back to the queue, and hand over the results so far."""
         for piece in self.holder.slices:
@@ -5410,6 +5422,16 @@ class Worker(Node):
             self.received += 1
             guest.number = self.received
             self.queue.appendleft(Span(guest, None, lo, lo, hi, singly == b"1", avoid))
+            # Our own may have been on its way back to us when we recalled it; its SPLIT may yet come, if not: see HOLD
+            family = task_id.rpartition(b"/")[0] + b"/"
+            if owner_of(task_id) == self.name and not any(other.startswith(family) for other in self.away):
+                self.on_CANCEL(task_id)
+
+    def on_CANCEL(self, task_id):
+        """As any node; besides, a slice of it that is running ends with the item that runs now."""
+        guest = self.guests.get(task_id)
+        super().on_CANCEL(task_id)
+        self.curtail(guest)
 
     def on_STOP(self):
         """All is done."""

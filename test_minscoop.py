@@ -5762,6 +5762,39 @@ def test_nothing_stale_is_run_when_its_turn_comes(how):
     assert (piece.job.id, piece.lo, piece.hi) == (b"0.root:2/0", 0, 1)
 
 
+def cancel_own_task(how):
+    """A callable whose task is cancelled while it runs, by its owner or by whoever reads its results."""
+    piece, = HandWorker.current.holder.slices
+    piece.began.append(how)
+    if how == "owner":
+        HandWorker.current.on_CANCEL(b"0.root:1/0")
+    else:
+        piece.job.cancel()
+
+
+@pytest.mark.parametrize("how", ["owner", "reader"])
+def test_a_slice_ends_when_its_task_is_cancelled(how):
+    """Its other items were run to the end, unless others wanted work meanwhile."""
+    worker = HandWorker(0)
+    worker.on_TASK(b"0.root:1/0", b"", b"0", b"0", b"6", b"0", minscoop.Recipe(cancel_own_task).encode(),
+                   *minscoop.dumps([[how] * 6]))
+    span, = (unit for unit in worker.queue if unit.job.id == b"0.root:1/0")
+    span.lo, piece = 6, minscoop.Slice(span, 0, 6)
+    piece.began = []
+    worker.run(piece)
+    assert piece.began == [how] and not worker.named(b"RESULT")
+
+
+@pytest.mark.parametrize("recalled", [False, True])
+def test_a_task_of_our_own_that_comes_back_is_dropped_when_it_was_recalled_meanwhile(recalled):
+    """CANCEL has not found it on its way. While others of its family are away, it is wanted: its SPLIT may be late."""
+    worker = HandWorker(0)
+    worker.away.update({b"0.1:31/0": None, **({} if recalled else {b"0.1:3/0": None})})
+    worker.on_TASK(b"0.1:3/4", b"", b"0", b"4", b"6", b"0", minscoop.Recipe(identity).encode(),
+                   *minscoop.dumps([[1, 2]]))
+    assert (b"0.1:3/4" in worker.guests, worker.queue[0].stale) == (not recalled, recalled)
+
+
 def test_a_task_does_not_count_as_begun_when_one_from_before_a_census_begins():
     """TASKs are counted anew from WHO on: if this worker then dies, only what was HELD may have begun."""
     worker = HandWorker(0)
