@@ -5422,7 +5422,7 @@ class Worker(Node):
             self.received += 1
             guest.number = self.received
             self.queue.appendleft(Span(guest, None, lo, lo, hi, singly == b"1", avoid))
-            # Our own may have been on its way back to us when we recalled it; its SPLIT may yet come, if not: see HOLD
+            # Our own: was it recalled while it came back to us? Not if some of its family are away: SPLITs may be late
             family = task_id.rpartition(b"/")[0] + b"/"
             if owner_of(task_id) == self.name and not any(other.startswith(family) for other in self.away):
                 self.on_CANCEL(task_id)
