@@ -1295,8 +1295,8 @@ def text_of(thing, words=str):
 
 
 # Results travel as one pickle of (values, parts, failures): `values` if they take the same to be read, see ``needs``,
-# else `parts`, the pickle of each, so that one that cannot be read does not harm the others; or its frames, with None in
-# the places of large ones, which follow.
+# else `parts`, the pickle of each, so that one that cannot be read does not harm the others; or its frames, with None
+# in the places of large ones, which follow.
 
 PLAIN = frozenset((int, float, bool, complex, type(None), str, bytes))  # always pickle and unpickle
 
@@ -1319,13 +1319,14 @@ class Pickled:
             discard(self.frames, even_lasting=True)
 
 
-NUMBERS, ARRAYS = "numpy", "numpy's arrays"  # in this order, see ``needs``
+NUMBERS, ARRAYS = "numpy", "numpy's arrays"  # the greater one needs more: see `max` in ``needs``
 
 
 def needs(value, depth=1):
-    """What reading a value takes that always pickles and reads: "" for a PLAIN one or a short container of such, else
-    NUMBERS, or ARRAYS if small ones are among them; None for any other. To pickle and read each of these alone takes 2
-    to 15 us; of a long container that is little, and looking at its items takes as long as pickling it."""
+    """What it takes to read a value that is sure to be pickled and read: "", nothing, for a PLAIN one or a short
+    container of such; NUMBERS or ARRAYS, that is NumPy, if numbers or small arrays of it are among them; None for any
+    other value. depth: how many containers may contain each other. To pickle and read each value alone takes 2 to 15
+    us; of a long container that is little, and looking at its items takes as long as pickling it."""
     kind = type(value)
     if kind in PLAIN:
         return ""
@@ -1351,7 +1352,7 @@ CONTAINERS = {tuple: tuple, list: list.copy, dict: dict.copy, set: set.copy}
 
 
 class Snapshot(bytes):
-    """A small pickle, which has no file."""
+    """As Pickled, but of a single small frame: there is no file to remove."""
 
 
 def encode_results(values, failures, title, memory=None, needed=()):
@@ -2116,8 +2117,7 @@ class Slice:
         except FAULTS:
             self.job.needed.add(None)
             return value
-        small = len(frames) == 1 and len(frames[0]) < OUT_OF_BAND and not frames[0].startswith(TOKEN)
-        return Snapshot(frames[0]) if small else Pickled(frames)
+        return Snapshot(*frames) if len(frames) == 1 and size_of(frames[0]) < OUT_OF_BAND else Pickled(frames)
 
     def shorten(self):
         """Give the items behind the running one back to the queue, since it takes long. Called with the lock held.

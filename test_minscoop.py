@@ -13321,10 +13321,11 @@ def test_the_benchmark_does_not_begin_when_it_could_not_end_well(tmp_path, optio
 def test_the_benchmark_has_a_figure_for_all_when_they_can_do_it(tmp_path):
     """Every kind of workload, on systems that are always installed; the figures are not judged."""
     figures = benchmark(tmp_path, "Pool,ProcessPoolExecutor",
-                        "noop,tail,submit,recursion,nested,small,payload,constant,hello,module,first,ready,sleepers")
+                        "noop,records,tail,submit,recursion,nested,small,payload,constant,hello,module,first,ready,"
+                        "sleepers")
     everybody = {"minscoop", "Pool", "ProcessPoolExecutor"}
-    for name, limits in dict(noop="loop pyzmq", tail="processes", submit="pyzmq", small="loop", first="", ready="",
-                             payload="loop pyzmq", sleepers="processes").items():
+    for name, limits in dict(noop="loop pyzmq", records="loop", tail="processes", submit="pyzmq", small="loop",
+                             first="", ready="", payload="loop pyzmq", sleepers="processes").items():
         assert set(figures.pop(name)) == everybody | set(limits.split()), name
     assert {name: list(systems) for name, systems in figures.items()} == dict.fromkeys(
         ("recursion", "nested", "constant", "hello", "module"), ["minscoop"])
@@ -14698,7 +14699,7 @@ def virtual_world():
             zmq=types.SimpleNamespace(Frame=nothing, Context=lambda: types.SimpleNamespace(term=nothing)),
             os=types.SimpleNamespace(pipe=lambda: (Event(),) * 2, read=read_pipe, write=write_pipe, close=nothing,
                                      _exit=leave, set_blocking=nothing, path=os.path, unlink=nothing,
-                             sched_yield=lambda: sleep(2e-4),
+                                     sched_yield=lambda: sleep(2e-4),
                                      getpid=lambda: SIM.current.process.pid),
             birth=OwnLock(), import_zmq=nothing, keep_spare=nothing,
             traceback=types.SimpleNamespace(**{**vars(traceback), "print_exception": show_end}),
