@@ -5669,8 +5669,9 @@ class Keeper:
                 with contextlib.suppress(OSError, SyntaxError, ValueError):  # workers will report it
                     preload(main.program[0])
         import_zmq(encrypts=config["listens"])
-        if config["size"] is None:
-            config["size"] = usable_cores()
+        cores = usable_cores()
+        config["size"] = cores if config["size"] is None else config["size"]
+        config["threads"] = max(1, cores // max(1, config["size"]))  # for libraries: a worker's share of the cores
         if config["listens"]:
             self.make_keys()
         gc.freeze()  # all this stays: children share its pages, which their collections need not touch
@@ -5955,6 +5956,8 @@ def run_worker(name, config, marker, ends, theirs):
         sys.stdout.reconfigure(line_buffering=True)
     stacks = open(stacks_path(config, name), "a", encoding="utf-8")
     dump_when_asked(stacks, lambda *_: (stacks.truncate(0), faulthandler.dump_traceback(stacks)))
+    # NumPy's linear algebra, say, would start a thread per core in each worker, which takes several times as long
+    os.environ.setdefault("OMP_NUM_THREADS", str(config["threads"]))
     if "PYTHONBREAKPOINT" not in os.environ:
         sys.breakpointhook = refuse_breakpoint
     global this_worker, pristine
@@ -6942,6 +6945,9 @@ class Executor(Interface):
     trace: the same in Chrome's trace event format (JSON), for Perfetto or chrome://tracing.
     **options: named as on the command line, with its defaults: rsh, python, prolog, pythonpath, path, transport,
         external_hostname, mixed, all_hosts, tag_output.
+
+    A worker's environment has OMP_NUM_THREADS, if it was not set: the worker's share of its host's cores, so that the
+    threads of NumPy's linear algebra and the like do not compete.
 
     Starts at once and does not wait for the workers. Raises TypeError or ValueError for bad arguments, CannotSend
     if the initializer cannot be sent, PoolError if the pool cannot start. While it lives, the module's functions use

@@ -12691,6 +12691,21 @@ def test_workers_are_nice_when_told_to_be(script):
     assert output_of("-n", 1, "--nice", "5", path) == f"{before} {min(19, before + 5)}\n"
 
 
+@pytest.mark.parametrize("workers, own, threads", [(1, None, max(1, minscoop.usable_cores())), (1, "7", 7),
+                                                   (minscoop.usable_cores() + 1, None, 1)])
+def test_libraries_in_workers_start_their_share_of_threads_when_the_user_sets_none(script, workers, own, threads):
+    """OMP_NUM_THREADS is the worker's share of the cores, in workers only."""
+    env = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    done = launch("-n", workers, script("""
+        import os
+        from minscoop import futures
+        def threads(): return os.environ.get("OMP_NUM_THREADS")
+        if __name__ == "__main__":
+            print(threads(), futures.submit(threads).result())
+    """), env=env if own is None else dict(env, OMP_NUM_THREADS=own))
+    assert (done.stdout, done.stderr) == (f"{own} {threads}\n", "")
+
+
 def test_breakpoints_work_when_there_are_no_workers(script):
     """-n 0: pdb steps through a task, with the terminal of the program."""
     done = launch("-n", 0, script("""
@@ -13329,6 +13344,14 @@ def test_the_benchmark_has_a_figure_for_all_when_they_can_do_it(tmp_path):
         assert set(figures.pop(name)) == everybody | set(limits.split()), name
     assert {name: list(systems) for name, systems in figures.items()} == dict.fromkeys(
         ("recursion", "nested", "constant", "hello", "module"), ["minscoop"])
+
+
+@pytest.mark.skipif(numpy is None, reason="no numpy")
+def test_the_benchmark_has_more_rows_when_numpy_is_there(tmp_path):
+    """Small arrays, and linear algebra; none of them in the table if NumPy is not installed."""
+    figures = benchmark(tmp_path, "Pool", "vectors,algebra")
+    assert {name: set(systems) for name, systems in figures.items()} == dict.fromkeys(
+        ("vectors", "algebra"), {"minscoop", "Pool", "loop"})
 
 
 def test_the_benchmark_measures_hosts_when_they_are_given(cluster, tmp_path):

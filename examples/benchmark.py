@@ -58,6 +58,12 @@ def nothing(value):
     return value
 
 
+def norm(seed):
+    """The norm of a random matrix, by a library that may start threads of its own."""
+    numpy = importlib.import_module("numpy")
+    return float(numpy.linalg.norm(numpy.random.default_rng(seed).random((100, 100)), 2))
+
+
 def who(_):
     time.sleep(0.01)  # so that others get some of these, too
     return os.uname().nodename, os.getpid()
@@ -411,6 +417,8 @@ WORK = {
                       lambda pool: rate(lambda n: pool.submit(tree, n, pool.inside).result(), some(8190))),
     "nested": Work("submits in a task, awaited at once", "µs", "nested", {None: 10},
                    lambda pool: 1e6 / rate(lambda n: pool.submit(nest, n, pool.inside).result(), some(50_000))),
+    "algebra": Work("2000 norms of matrices by NumPy", "calls/s", NUMPY and "pool loop" or "", {},
+                    lambda pool: rate(lambda n: pool.map(norm, range(n)), some(2000))),
     "small": Work("map_reduce of 100 000 integers", "calls/s", "pool loop", {},
                   lambda pool: rate(lambda n: pool.reduce(nothing, max, range(n)), some(100_000))),
     "large": Work("map_reduce of 200 lists of 20 000", "calls/s", "pool loop", {},
