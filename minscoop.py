@@ -226,18 +226,25 @@ STARTUP_DEATHS = 3   # workers in a row that die before they are ready, after wh
                      # is killed by chance may end the pool; more: a program that cannot run takes longer to fail
 
 
+# The controllers of a cgroup that limit CPU time, where they are mounted, and the files with quota and period. No name:
+# version 2 of cgroups, which puts both into one file, and "max" for no limit. Version 1 writes -1.
+QUOTAS = {"": ("/sys/fs/cgroup", "cpu.max"), "cpu": ("/sys/fs/cgroup/cpu", "cpu.cfs_quota_us", "cpu.cfs_period_us")}
+
+
 def usable_cores():
-    """Number of CPUs that this process may use: affinity and the cgroup's quota respected."""
+    """Number of CPUs that this process may use: affinity and the quotas of its cgroups respected, see cgroups(7)."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS
         cores = os.cpu_count() or 1
-    with contextlib.suppress(OSError):
-        groups = read_text("/proc/self/cgroup").rpartition("::")[2].strip("/\n").split("/")  # each within the last one
-        for path in itertools.accumulate(["/sys/fs/cgroup", *groups], os.path.join):  # all their quotas hold
-            with contextlib.suppress(OSError, ValueError):  # "max" is no number: no quota
-                quota, period = map_builtin(int, read_text(os.path.join(path, "cpu.max")).split())
-                cores = min(cores, max(1, quota // period))
+    with contextlib.suppress(OSError, ValueError):  # no Linux
+        for line in read_text("/proc/self/cgroup").splitlines():
+            _, controllers, group = line.split(":", 2)
+            for top, *files in filter(None, map_builtin(QUOTAS.get, controllers.split(","))):
+                for path in itertools.accumulate([top, *group.strip("/").split("/")], os.path.join):  # all quotas hold
+                    with contextlib.suppress(OSError, ValueError):  # there is none; or it is no number
+                        quota, period = (int(word) for name in files for word in read_text(f"{path}/{name}").split())
+                        cores = min(cores, max(1, quota // period)) if quota > 0 else cores
     return cores
 
 

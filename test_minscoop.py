@@ -534,11 +534,24 @@ def test_the_number_of_cores_shrinks_when_the_affinity_does():
     assert python("-c", code, cwd=HERE).stdout == "1\n"
 
 
-@pytest.mark.parametrize("quota, cores", [("max 100000", 64), ("200000 100000", 2), ("50000 100000", 1), ("?", 64)])
-def test_the_number_of_cores_follows_the_quota_when_a_cgroup_has_one(monkeypatch, quota, cores):
-    """A container's share of CPUs counts as whole cores, at least one."""
+@pytest.mark.parametrize("groups, files, cores", [
+    ("0::/a/b", {"/a/b/cpu.max": "max 100000"}, 64), ("0::/a/b", {"/a/b/cpu.max": "200000 100000"}, 2),
+    ("0::/a/b", {"/a/b/cpu.max": "max 100000", "/a/cpu.max": "300000 100000"}, 3), ("0::/", {"/cpu.max": "?"}, 64),
+    ("0::/a/b", {"/cpu.max": "50000 100000"}, 1), ("0::/", {}, 64), ("nonsense", {}, 64), (None, {}, 64),
+    ("3:cpu,cpuacct:/a\n1:name=systemd:/a\n0::/", {"/cpu/a/cpu.cfs_quota_us": "450000",
+                                                   "/cpu/a/cpu.cfs_period_us": "100000"}, 4),
+    ("3:cpu:/a", {"/cpu/a/cpu.cfs_quota_us": "-1", "/cpu/a/cpu.cfs_period_us": "100000"}, 64),
+    ("3:cpuset:/a", {"/cpuset/a/cpu.max": "100000 100000", "/a/cpu.max": "100000 100000"}, 64)])
+def test_the_number_of_cores_follows_the_quota_when_a_cgroup_has_one(monkeypatch, groups, files, cores):
+    """A container's share of CPUs counts as whole cores, at least one; in version 2 of cgroups, and in version 1."""
+    texts = {"/proc/self/cgroup": groups, **{f"/sys/fs/cgroup{path}": text for path, text in files.items()}}
+
+    def read(path, **kwargs):
+        if texts.get(path) is None:
+            raise FileNotFoundError(path)
+        return io.StringIO(texts[path] + "\n")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(64), raising=False)
-    monkeypatch.setattr(minscoop, "open", lambda *args, **kwargs: io.StringIO(quota), raising=False)
+    monkeypatch.setattr(minscoop, "open", read, raising=False)
     assert minscoop.usable_cores() == cores
 
 
