@@ -73,7 +73,7 @@ import copy
 import copyreg
 import errno
 import faulthandler
-import fcntl
+import fcntl  # an ImportError here: this is Windows, but Linux (such as WSL) or macOS is needed
 import functools
 import glob
 import importlib
@@ -8182,10 +8182,11 @@ i { display: inline-block; width: .8em; height: .8em; margin: 0 .4em 0 1em }
 <h1 id="title"></h1><p id="facts" class="soft"></p><p id="verdict"></p>
 <div class="scroll"><table id="hosts"></table></div>
 <h2>Timeline</h2><p id="legend"></p>
-<div id="box"><canvas id="view"></canvas><div id="tip"></div></div>
-<p class="soft">Wheel: time. Shift and wheel: workers. Drag to move, double click to see all. A bar is a call, or a
-slice of a map or of short calls; the paler, the more it waited. Below it are those that began before it ended: its
-children, or what its worker ran meanwhile. ✕: a worker died. △: something ran again. !: a call raised an exception.
+<div id="box"><canvas id="view" tabindex="0"></canvas><div id="tip"></div></div>
+<p class="soft">Wheel: time. Shift and wheel: workers. Drag to move, double click to see all; or click, then use the arrow
+keys, + and -, and 0. A bar is a call, or a slice of a map or of short calls; the paler, the more it waited. Below it are
+those that began before it ended: its children, or what its worker ran meanwhile. ✕: a worker died. △: something ran
+again. !: a call raised an exception.
 <span id="merged"></span></p>
 <h2>Functions</h2><div class="scroll"><table id="functions"></table></div>
 <h2>Slowest calls</h2><div class="scroll"><table id="slowest"></table></div>
@@ -8377,6 +8378,15 @@ canvas.onwheel = e => {
   const f = Math.exp((e.deltaY || e.deltaX) * .0015), t = timeAt(e.offsetX), r = rowAt(e.offsetY)
   e.preventDefault()
   e.shiftKey ? show(t0, t1, r - (r - y0) * f, r + (y1 - r) * f) : show(t - (t - t0) * f, t + (t1 - t) * f, y0, y1)
+}
+canvas.onkeydown = e => {
+  const dt = (t1 - t0) / 8, dy = (y1 - y0) / 8, steps = {
+    ArrowLeft: [-dt, -dt, 0, 0], ArrowRight: [dt, dt, 0, 0], ArrowUp: [0, 0, -dy, -dy], ArrowDown: [0, 0, dy, dy],
+    "+": [dt, -dt, 0, 0], "=": [dt, -dt, 0, 0], "-": [-dt, dt, 0, 0], 0: [-end, end, -rows, rows] }
+  const step = !e.ctrlKey && !e.metaKey && !e.altKey && steps[e.key]  // else it is the browser's
+  if (!step) return
+  e.preventDefault()
+  show(t0 + step[0], t1 + step[1], y0 + step[2], y1 + step[3])
 }
 addEventListener("resize", paint), paint()
 for (const media of ["(prefers-color-scheme: dark)", "print"]) matchMedia(media).addEventListener("change", paint)

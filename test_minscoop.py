@@ -11826,6 +11826,11 @@ def test_a_browser_draws_the_page_when_it_is_opened(script, tmp_path):
         out.inks = inks.size
         canvas.ondblclick()
         out.all = String(t0 === 0 && t1 === end && y1 === rows)
+        const press = (key, more) => canvas.dispatchEvent(new KeyboardEvent("keydown", { key, ...more }))
+        press("+"), press("ArrowRight"), press("0", { ctrlKey: true }), press("x")
+        out.pressed = [t0, t1].map(t => (t / end).toFixed(2))
+        press("-"), press("0")
+        out.all += t0 === 0 && t1 === end && y1 === rows
         D.waiting = [[0, 0], [D.seconds / 4, most], [D.seconds, 0]]
         show(end / 2, end, 0, rows), paint()
         const columns = [-9, 0].map(x => pen.getImageData(GUTTER + x, AXIS + STRIP, 1, STRIP).data)
@@ -11833,8 +11838,9 @@ def test_a_browser_draws_the_page_when_it_is_opened(script, tmp_path):
         show(end - 100, end, 0, rows)
         out.ticks = new Set([0, 20, 40, 60].map(t => moment(t0 + t))).size""")
     found = dict(re.findall(r'data-(\w+)="([^"]*)"', seen))
-    assert int(found["drawn"]) > 40 and int(found["inks"]) > 20 and found["all"] == "true"
+    assert int(found["drawn"]) > 40 and int(found["inks"]) > 20 and found["all"] == "truetrue"
     assert found["scrolls"] == "false" and found["dragged"] == "450"  # no page moves; what is held does
+    assert found["pressed"] == "0.22,0.97"  # three quarters of it, moved by an eighth of that
     assert found["ticks"] == "4"  # all four are different, although the picture spans only 0.1 ms
     gutter, edge = map(int, found["line"].split(","))  # rows in which the line of what waits shows, left of the picture
     assert gutter == 0 < edge < 9  # and at its edge, where it is no column although more has waited before
