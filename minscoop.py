@@ -2060,6 +2060,9 @@ class Span:
         return Slice(self, self.lo - count, self.lo)
 
 
+FREE_THREADED = not getattr(sys, "_is_gil_enabled", lambda: True)()  # PEP 703: Python without a global interpreter lock
+
+
 class Slice:
     """Items [lo, hi) of a span that are being run, results so far in ``values``."""
 
@@ -2081,12 +2084,15 @@ class Slice:
         recipe, values, start, count = self.job.recipe, self.values, time.perf_counter(), self.hi - self.lo
         columns = [list(column) for column in self.span.items(self.lo, self.hi)]
         self.source = iter(columns[0])
-        results = map_builtin(recipe.fn, self.source, *columns[1:])
+        results = map_builtin(recipe.fn, self.in_turn() if FREE_THREADED else self.source, *columns[1:])
         if isinstance(self.job, Guest) and recipe.op is None:  # results for another process
             results = map_builtin(self.frozen, results)
         while len(values) < self.hi - self.lo:
             try:
-                values.extend(results)
+                if FREE_THREADED:  # list.extend would keep others from reading `values` until its end
+                    collections.deque(maxlen=0).extend(map_builtin(values.append, results))
+                else:
+                    values.extend(results)
                 with self.job.node.lock:  # shorten may be changing hi
                     if len(values) < self.hi - self.lo:
                         raise StopIteration from RuntimeError(  # it was the callable's; `map` took it for its own end
@@ -2103,6 +2109,17 @@ class Slice:
             recipe.learn(count, time.perf_counter() - start)
         if recipe.op is not None:
             self.values, self.failures = reduced(recipe.op, values, self.failures)
+
+    def in_turn(self):
+        """Walk along ``source``, but never amid ``shorten``, which holds the lock: without the interpreter's own lock, it
+        might find a step half done, and an item would run twice."""
+        source, end = self.source, object()
+        while True:
+            with self.job.node.lock:
+                item = next(source, end)
+            if item is end:
+                return
+            yield item
 
     @functools.cached_property
     def pickler(self):
@@ -7518,7 +7535,7 @@ def fitting(text, columns):
 
 def tasks_part(stats):
     """The tasks' share of a profile: without our functions, and without the built-in functions that ours called, unless
-    as tasks. Those that a map calls run inside `list.extend`, without entries of their own: its time is theirs."""
+    as tasks. Those that a map calls run inside an `extend`, without entries of their own: its time is theirs."""
     rest, names = {}, (__file__, os.path.abspath(__file__))  # in Python 3.8 that of a script is as it was given
     ours = {key for key in stats if key[0] in names}
     this_file = min(ours, default=names)[0]
@@ -7526,7 +7543,7 @@ def tasks_part(stats):
                       for run in (Future.run, CALLS.fn, Slice.run)]
     for key in stats.keys() - ours:
         *figures, callers = stats[key]
-        if "'extend' of 'list'" in key[2] and maps in callers:
+        if "method 'extend' of '" in key[2] and maps in callers:
             calls, _, seconds, _ = callers[maps]
             rest["~", 0, "<built-in functions that maps call>"] = calls, calls, seconds, seconds, {}
         theirs = {caller: callers[caller] for caller in callers.keys() - ours}
