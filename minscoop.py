@@ -4080,7 +4080,8 @@ class Node:
     def stand_in(self):
         """One look at the socket by the deputy."""
         self.serve(as_deputy=True)
-        newest = id(self.queue[-1]) if self.queue else None
+        with self.lock:
+            newest = id(self.queue[-1]) if self.queue else None
         self.give(last=newest == self.seen)  # if so, its maker is busy
         self.seen = newest
 

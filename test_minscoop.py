@@ -5854,6 +5854,20 @@ def test_results_go_when_a_later_item_of_their_task_waits(busy):
     assert [frames[1:4] for frames in (sent if busy else worker.named(b"RESULT"))] == [(b"0", b"1", b"0")]
 
 
+def test_the_deputy_is_not_disturbed_when_the_last_entry_goes_as_it_looks():
+    """Another thread may take that at any moment, unless the lock is held."""
+    class Queue(collections.deque):
+        def __bool__(self):
+            there = len(self) > 0
+            if not node.lock._is_owned():
+                self.clear()
+            return there
+    node = HandNode(b"0.1")
+    node.queue = Queue([entry := object()])
+    node.stand_in()
+    assert node.seen == id(entry)
+
+
 def look_around():
     """Amid unpickling an argument, let the deputy hear HUNGRY; return what others could run, and how many DRYs went."""
     worker = HandWorker.current
