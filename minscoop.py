@@ -218,6 +218,8 @@ RETURNS = 10         # times that a host is logged in to again after the run was
                      # suspended loses hosts; more: a host that ends at once is tried for that long
 BROKER_DEATHS = 40   # deaths of a host's brokers within SILENCE, beyond which the host gives up. Fewer: it is lost to
                      # accidents; more: one on which no broker can run is tried for longer
+UNHEARD = 100        # calls that have failed, and for which the program has not asked, remembered to warn of them at the
+                     # end. Fewer: the warning says less; more: memory
 LOOK = 0.25          # s between looks at what is done, for the progress line. Smaller: it costs and flickers
 PROGRESS_DELAY = 1.0  # s after which the line appears. Shorter: it flashes up in short runs; longer: one wonders
 PLAIN_PAUSE = 10.0   # s between lines of progress where there is no terminal (smaller: they fill log files); and until
@@ -1799,6 +1801,8 @@ class Future(concurrent.futures.Future):
                                f"is not done after {timeout} s")
         if self._state != FINISHED:
             raise CancelledError()
+        if self._exception is not None:
+            self._node.unheard.pop(self, None)
         if isinstance(self._exception, PoolError):
             self._exception.told = True
         return self._exception
@@ -1832,6 +1836,8 @@ class Future(concurrent.futures.Future):
             condition = self.__dict__.get("_condition")
             if self._state in DONE:
                 return
+            if error is not None:
+                self._node.note_failures(self, 1, self._call[0], error)
             if condition is None:
                 self._result, self._exception, self._state = result, error, state
         if condition is not None:
@@ -2541,6 +2547,8 @@ class Mapping(Job):
             trim(self.spans)  # even the last: the cycle of span and job keeps inputs until the garbage collector runs
             if not self.abandoned:
                 self.chunks[lo if self.ordered else self.made] = count, values, failures
+            if failures and not self.begun:
+                self.node.note_failures(id(self), len(failures), self.recipe.fn, failures[min(failures)])
             self.made += count
         self.tell(made=count)
         self.node.wake(self)
@@ -2593,6 +2601,7 @@ class Mapping(Job):
     def results(self, deadline):
         """The iterator that ``map`` returns. Closed or dropped once it was begun, it cancels the rest."""
         self.begun = True
+        self.node.unheard.pop(id(self), None)
         try:
             while True:
                 self.pull()
@@ -3855,6 +3864,7 @@ class Node:
         self.consts = {}                  # name -> (its CONST, function that returns the value)
         self.inbox, self.outbox = collections.deque(), collections.deque()
         self.due = collections.deque()    # futures that are done, with callbacks yet to be called
+        self.unheard = {}                 # Future, or id of a map -> see ``note_failures``
         self.unanswered = {}              # key -> a message that awaits its answer, sent again at each WHO
         self.stopped, self.alarm = threading.Event(), threading.Event()
         self.broken = None                # the PoolError after which nothing works any more
@@ -4197,7 +4207,24 @@ class Node:
         for pending in self.pending():
             if shipped or not isinstance(pending, Bundle):
                 pending.cancel()
+        if shipped:
+            self.unheard.clear()  # the program has an exception of its own
         self.call_back()
+
+    def note_failures(self, key, count, fn, error):
+        """Note that so many calls of fn have raised what the program has not asked for as yet; a task that asks for
+        nothing is left alone. UNHEARD of them are enough: they keep their futures, and what these refer to."""
+        if not (self.executes or isinstance(error, PoolError)) and len(self.unheard) < UNHEARD:
+            self.unheard[key] = count + self.unheard.get(key, (0,))[0], name_of(fn), error
+
+    def tell_failures(self):
+        """Warn of what the program never asked for: it may have forgotten to."""
+        failures = [*self.unheard.values()]
+        for _, name, error in failures[:1]:
+            calls = counted(sum(count for count, *_ in failures), "call") + " or more" * (len(failures) == UNHEARD)
+            what = cut(f"{type(error).__name__}: {first_line(text_of(error))}", 200)
+            logger.warning("%s failed, and the program never asked for results; the first: %s raised %s. "
+                           "Call result() of each future, and read what map returns", calls, name, what)
 
     def pending(self):
         """The futures that wait here, and the jobs that are not done, each once."""
@@ -6875,8 +6902,9 @@ class Interface(concurrent.futures.Executor):
     def map(self, fn, *iterables, timeout=None, chunksize=None, buffersize=None, progress=None, **kwargs):
         """Return an iterator over fn(*row, **kwargs) for each row of zip(*iterables), in the order of the rows.
 
-        The work starts now (without worker processes: when it is read), and is done even if nobody reads it. Iterables
-        may be endless: those without a length are pulled a little ahead of the reader. Once reading has begun, closing
+        The work starts now (without worker processes: when it is read), and is done even if nobody reads it: what calls
+        raise is then only counted, as that of futures which nobody asks, in a warning at the end. Iterables may be
+        endless: those without a length are pulled a little ahead of the reader. Once reading has begun, closing
         or dropping the iterator, or an exception from it, cancels the calls not yet started: it ends an endless map.
 
         timeout: seconds from this call after which reading raises TimeoutError; None for no limit.
@@ -7071,6 +7099,8 @@ class Executor(Interface):
         self._ender = threading.current_thread()
         try:
             getattr(self._node, end)()
+            if end == "finish" and not self._node.ended_by:
+                self._node.tell_failures()
         finally:
             with contextlib.suppress(ValueError):
                 executors.remove(self)

@@ -12740,6 +12740,55 @@ def test_libraries_in_workers_start_their_share_of_threads_when_the_user_sets_no
     assert (done.stdout, done.stderr) == (f"{own} {threads}\n", "")
 
 
+FORGETFUL = """
+    import asyncio
+    import concurrent.futures
+    import sys
+    from minscoop import futures
+    def fail(x): raise ValueError(f"no {x}\\nat all")
+    async def wrapped(future):
+        try: await asyncio.wrap_future(future)
+        except ValueError: pass
+    if __name__ == "__main__":
+        how, calls = sys.argv[1], [futures.submit(fail, 1), futures.submit(abs, -1), futures.submit(fail, 2)]
+        if how == "map":
+            unread, _ = futures.map(fail, "abcd"), futures.map(abs, [-1])
+        if how == "read":
+            try: next(futures.map(fail, "abcd"))
+            except ValueError: pass
+        for call in calls if how not in ("submit", "map", "die") else ():
+            if how == "callback": call.add_done_callback(lambda call: call.exception())
+            elif how == "asyncio": asyncio.run(wrapped(call))
+            else: call.exception()
+        if how == "die": concurrent.futures.wait(calls), sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("how, calls", [("submit", 2), ("map", 6), ("read", 0), ("exception", 0), ("callback", 0),
+                                        ("asyncio", 0), ("die", 0)])
+def test_calls_that_fail_are_told_of_at_the_end_when_nobody_asked(script, workers, how, calls):
+    """A program that forgets to ask for results looks as if all went well. One that has asked, or that ends by an error
+    of its own, is told nothing more."""
+    done = launch("-n", workers, script(FORGETFUL), how)
+    assert (done.returncode, done.stdout) == (3 if how == "die" else 0, "")
+    assert done.stderr == (
+        f"minscoop: {calls} calls failed, and the program never asked for results; the first: fail raised ValueError: no "
+        "1. Call result() of each future, and read what map returns\n" if calls else "")
+
+
+def test_failures_are_not_all_remembered_when_there_are_many(script):
+    """They keep their futures. With -q only errors are told of, and this need not be one."""
+    path = script("""
+        from minscoop import futures
+        def fail(x): raise ValueError(x)
+        if __name__ == "__main__":
+            for i in range(500): futures.submit(fail, i)
+    """)
+    assert f" {minscoop.UNHEARD} calls or more failed" in launch("-n", 1, path).stderr
+    assert launch("-q", "-n", 1, path).stderr == ""
+
+
 def test_breakpoints_work_when_there_are_no_workers(script):
     """-n 0: pdb steps through a task, with the terminal of the program."""
     done = launch("-n", 0, script("""
