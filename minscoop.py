@@ -218,8 +218,8 @@ RETURNS = 10         # times that a host is logged in to again after the run was
                      # suspended loses hosts; more: a host that ends at once is tried for that long
 BROKER_DEATHS = 40   # deaths of a host's brokers within SILENCE, beyond which the host gives up. Fewer: it is lost to
                      # accidents; more: one on which no broker can run is tried for longer
-UNHEARD = 100        # calls that have failed, and for which the program has not asked, remembered to warn of them at the
-                     # end. Fewer: the warning says less; more: memory
+UNHEARD = 100        # calls that failed, and for which the program has not asked, remembered to warn of them at the end.
+                     # Fewer: the warning says less; more: memory
 LOOK = 0.25          # s between looks at what is done, for the progress line. Smaller: it costs and flickers
 PROGRESS_DELAY = 1.0  # s after which the line appears. Shorter: it flashes up in short runs; longer: one wonders
 PLAIN_PAUSE = 10.0   # s between lines of progress where there is no terminal (smaller: they fill log files); and until
@@ -331,8 +331,9 @@ class RemoteTraceback(Exception):
 #                                                           what was not HELD is lost
 #   RECORD   worker → root       worker body                what it ran and when, if that is wanted; may be lost
 #   STOP     root → worker                                  end when all is done
-#   BYE      worker → broker → root                         its last word; to a broker below: you count as lost; from
-#                                                           the keeper of a host that joined: leave
+#   BYE      worker → broker → root                         its last word: what it still holds, it has not begun; to a
+#                                                           broker below: you count as lost; from the keeper of a host
+#                                                           that joined: leave
 #   HOST     keeper → root       facts                      why a host is not there (JSON); from the broker: it is, or
 #                                                           it was lost
 #   SIZE     broker → *          workers                    of the whole pool, whenever that changes; brokers below
@@ -2117,7 +2118,7 @@ class Slice:
             self.values, self.failures = reduced(recipe.op, values, self.failures)
 
     def in_turn(self):
-        """Walk along ``source``, but never amid ``shorten``, which holds the lock: without the interpreter's own lock, it
+        """Walk along ``source``, but not amid ``shorten``, which holds the lock: without the interpreter's own lock, that
         might find a step half done, and an item would run twice."""
         source, end = self.source, object()
         while True:
@@ -2248,9 +2249,10 @@ class Job:
 
     @property
     def grain(self):
-        """Items in the next slice: few enough to take no longer than SLICE and `pause`."""
-        recipe = self.recipe
-        return max(1, min(recipe.grain, int(min(self.pause, SLICE) / max(recipe.pace or 0, 1e-9))))
+        """Items in the next slice: few enough to take no longer than SLICE and `pause`, and those that this process may
+        run yet."""
+        recipe, seconds = self.recipe, min(self.pause, SLICE)
+        return max(1, min(recipe.grain, int(seconds / max(recipe.pace or 0, 1e-9)), self.node.calls_left))
 
     def cancel(self):
         """Drop what has not started, here and elsewhere."""
@@ -2680,8 +2682,9 @@ class Link:
         self.held = {}       # id of a task that it holds -> its number among the TASKs sent to it; 0: it may have begun
 
 
-BLAME, BEGUN = 1, 2  # flags of DIED and LOST
+BLAME, BEGUN, PARTED = 1, 2, 4  # flags of DIED and LOST
 ANYTHING = b"", b"0", ALL, b"0", b"0"  # id, lo, hi, flags and begun in a DIED of who may have run any of its tasks
+NOTHING = b"-", b"0", b"0", b"0", b"-1"  # and of who was running none, nor had begun any
 
 MAY_SAY = {role: frozenset(names.encode().split()) for role, names in {
     b"stranger": "HELLO PROBE PIECE", b"keeper": "BYE DIED FAILED HOST OUTPUT LOG",
@@ -2746,6 +2749,7 @@ class Broker:
         self.files = {}                         # path -> its FILE
         self.fetching = {}                      # path -> names of those that wait for it
         self.dead = set()                       # names that are not coming back
+        self.parting = {}                       # names of the DIED whose BYE has yet to come -> (since when, that DIED)
         self.missed = set()                     # names for which something was discarded since the last census began
         self.own_size, self.size = size, 0      # workers of this host; of the pool, if there are hosts
         self.present = {}                       # names that have connected, maybe again, and not said HELLO since
@@ -2796,6 +2800,9 @@ class Broker:
         for link in list(self.rich.values()):
             if link.asked and now - link.since >= PATIENCE:  # it may compute without releasing the interpreter's lock
                 del self.rich[link.name]
+        for name, (since, died) in list(self.parting.items()):
+            if now - since >= PATIENCE:  # its BYE was lost, with a connection
+                self.on_DIED(KEEPER, name, *died)
         if self.size:  # else no host is there yet, and nodes reckon with those that are to come
             self.resize(least=0)
         if self.round is not None:
@@ -2883,8 +2890,9 @@ class Broker:
 
     @property
     def waiting(self):
-        """Whether some are hungry while others seem to have more: if these do not give it, `tick` will notice."""
-        return bool(self.hungry and self.rich)
+        """Whether some are hungry while others seem to have more, which these may not give, or the last words of one that
+        has DIED are awaited: if they do not come, `tick` will notice."""
+        return bool(self.hungry and self.rich or self.parting)
 
     def linked(self, *roles):
         """The links of those that have one of these roles."""
@@ -2955,6 +2963,7 @@ class Broker:
 
     def remove(self, name):
         """Drop a node that is gone, and do not wait for its answer in a census."""
+        self.parting.pop(name, None)
         if name in self.links and self.forget(name).role == b"broker":
             self.resize()
         self.hear_out(name)
@@ -2983,8 +2992,8 @@ class Broker:
             self.finished = True
         elif not self.stopping and sender.startswith(b"j") and b"." not in sender:
             self.give_up(self.links[sender], "it has left")  # one that joined: of others, their gateways tell
-        elif self.links[sender].held:  # it should hold nothing
-            self.on_DIED(KEEPER, sender, *ANYTHING, sender + b" ended while it still held tasks")
+        elif self.links[sender].held:  # it leaves early, since it has run as many calls as it may
+            self.on_DIED(KEEPER, sender, *NOTHING, sender + b" ended before it began this")
         else:
             self.remove(sender)
 
@@ -2992,9 +3001,13 @@ class Broker:
         """A process or a host has ended: tell the owners of the tasks it held, and cancel the tasks it owned.
 
         flags: BLAME if the items lo..hi that it was running are suspected; BEGUN if it may have begun others of that
-        task, too. begun: the highest number of a TASK (see Link.held) that it had begun."""
+        task, too; PARTED if it has said BYE, which may come later than this. begun: the highest number of a TASK (see
+        Link.held) that it had begun."""
         if sender and host_of(name) != sender:
             raise ValueError("only a keeper knows of deaths, and of those of its host")
+        if int(flags) & PARTED and name in self.links:
+            self.parting[name] = self.now, (task_id, lo, hi, b"0", begun, obituary)
+            return
         self.dead.add(name)
         link = self.links.get(name)
         tasks = dict.fromkeys(self.silent.get(name, ()), 0)  # it may still have had these
@@ -3848,6 +3861,7 @@ class Node:
     inside = False    # the calling thread runs a task, in the script's own process: see Inline
     forked = False    # this is a child that the program, or a task, has forked; the pool is none of its business
     ended_by = None   # the PoolError by which the pool ended, if it was not just shut down
+    most_calls = calls_left = math.inf  # that a worker process runs in all, and that this one may run yet
 
     def __init__(self, name, size, retries):
         self.name, self.size, self.retries = name, size, retries
@@ -4330,7 +4344,8 @@ class Node:
             whole, workers = count, max(2 * self.width, 1 + self.width * self.wanted)
         else:
             whole, workers = span.hi - span.base if span else 2 * count / 3, self.size or 1
-        share = math.ceil(whole * (span.widths.pop() if span and span.widths else self.width) / workers)
+        width = span.widths.pop() if span and span.widths else self.width
+        share = min(math.ceil(whole * width / workers), self.most_calls * width)
         quick = PACKING / max(span.job.item_seconds, 1e-9) if span else math.inf
         return int(max(1, min(count, share, MAX_BODY // max(1, item_bytes), quick)))
 
@@ -4653,7 +4668,7 @@ class Root(Node):
 
     def __init__(self, options):
         super().__init__(ROOT, options["total"], options["retries"])
-        self.options = options
+        self.options, self.most_calls = options, options.get("max_tasks_per_child") or math.inf
         self.decoders = {}  # (worker, stream) -> decoder of its output
         self.hosts = {options["host"]: {"state": "ready", "workers": options["size"]},  # number -> facts
                       **{number: {"host": name} for number, name, _ in options["hosts"]}}  # of those to come
@@ -5075,6 +5090,7 @@ class Worker(Node):
         super().__init__(name, config["total"], config["retries"])
         self.config, self.marker, self.address, self.memory = config, marker, config["address"], config.get("memory")
         self.label = label(config, name, os.getpid())
+        self.most_calls = self.calls_left = config.get("max_tasks_per_child") or math.inf
         self.holder = Strand(self)
         self.resumable = collections.deque()
         self.spare_strands = []
@@ -5124,6 +5140,9 @@ class Worker(Node):
         while True:
             if self.stopped.is_set():
                 self.leave()
+            if self.calls_left <= 0 and self.may_leave():
+                self.hand_back()
+                self.leave(renewed=True)
             if self.resumable:
                 if len(self.spare_strands) >= SPARE_THREADS and me.ident != threading.main_thread().ident:
                     self.pass_baton()
@@ -5143,6 +5162,19 @@ class Worker(Node):
                 unit = None  # it may be large, and this thread may sleep next
             elif not self.feed(beyond=not self.waiting):  # a waiting task may be about to read the map itself
                 self.rest()
+
+    def may_leave(self):
+        """Whether all that is here belongs to others: no task waits, and all that tasks have made here is done."""
+        with self.lock:
+            return not (self.waiting or self.resumable or self.sources or self.away or self.in_hand or
+                        any(not (unit.stale or isinstance(unit.job, Guest)) for unit in self.queue))
+
+    def hand_back(self):
+        """Send the results that were held back. The rest of their tasks is given to others: see ``Broker.on_BYE``."""
+        for guest in list(self.guests.values()):
+            guest.recipe.bulky = False  # else large parts of a reduction would wait for the last one
+            with guest.flushing:
+                guest.send_outcomes(aside=False)
 
     def rest(self):
         """Nothing to run: say so, and sleep until a message comes."""
@@ -5168,7 +5200,7 @@ class Worker(Node):
         """The messages that go with a task's last result: if there is nothing else to do, that we would take more."""
         me = self.holder
         trim(self.queue)
-        done = len(me.stack) == 2 and me.ident == threading.get_ident() and not (
+        done = len(me.stack) == 2 and me.ident == threading.get_ident() and self.calls_left > 0 and not (
             self.queue or self.resumable or self.waiting or self.sources or self.stopped.is_set())
         return self.wishes(done) if done else ()
 
@@ -5217,6 +5249,7 @@ class Worker(Node):
         """Run user code. me: the calling thread's Strand, if that holds the baton; if the task yields the baton, block
         at its end until it is back."""
         main.context.copy().run(run_apart, unit)  # a context of its own: another task may wait below it on this stack
+        self.calls_left -= unit.hi - unit.lo
         if self.forked:
             self.exit(unit.failures.get(len(unit.values) - 1) if unit.job else unit._exception)
         if me is not None and self.holder is not me:
@@ -5381,7 +5414,7 @@ class Worker(Node):
     def run_slice(self, me, piece):
         """Run a slice and deliver its results."""
         recipe, rest = piece.job.recipe, piece.span.hi - piece.lo  # rest <= grain: one item's pace tells little of many
-        if not self.asked and len(self.queue) <= 1 and rest <= recipe.grain \
+        if not self.asked and len(self.queue) <= 1 and rest <= recipe.grain and rest < self.calls_left \
                 and TOO_LATE < rest * (recipe.pace or 0) < ASK_EARLY:  # little is left: ask early
             self.send_all(*self.wishes())
         self.execute(piece, me)
@@ -5525,9 +5558,10 @@ class Worker(Node):
         self.files[path] = bytes(body[0]) if body else None
         self.wake(path)
 
-    def leave(self):
-        """Say BYE and end this process."""
-        self.marker[0] = LEAVING
+    def leave(self, renewed=False):
+        """Say BYE and end this process. renewed: another is to take its place."""
+        self.note(None)
+        self.marker[0] = RENEWED if renewed else LEAVING
         if self.profiles:
             import pstats
             self.send(b"PROFILE", self.name, pickle.dumps(pstats.Stats(*self.profiles).stats, 5))
@@ -5560,9 +5594,9 @@ with open(sys.argv[2], 'rb') as file:  # the byte code that the root runs: compi
 module.Keeper.main()"""
 # A marker page begins with a MARK: the worker's state; the highest number of a TASK that it has begun; id, lo and hi of
 # what it is running (its latest task, once it rests), and since when. States (0: it is not ready): ready; has begun
-# several tasks, some of them parked; leaves as told; ready, with nothing to run.
+# several tasks, some of them parked; leaves as told; ready, with nothing to run; leaves, and is to be replaced.
 MARK = struct.Struct(">BQ100pQQd")
-READY, SEVERAL, LEAVING, RESTING = 1, 2, 3, 4
+READY, SEVERAL, LEAVING, RESTING, RENEWED = 1, 2, 3, 4, 5
 
 
 FREE = "free memory, or raise the limits on processes (ulimit -u) and open files (ulimit -n)"
@@ -5889,8 +5923,8 @@ class Keeper:
             os.unlink(stacks_path(self.config, name))
         obituary = f"{label(self.config, name, pid)} {status_text(code)}"
         by_itself = code != -signal.SIGTERM  # sent on purpose, by somebody or a batch system
-        flags = b"%d" % (BLAME * by_itself | BEGUN * (ready == SEVERAL))
-        self.notify(b"DIED", name, task_id or b"-", lo, hi, flags, begun, obituary.encode())
+        flags = PARTED if ready == RENEWED else BLAME * by_itself | BEGUN * (ready == SEVERAL)
+        self.notify(b"DIED", name, task_id or b"-", lo, hi, b"%d" % flags, begun, obituary.encode())
         if ready == LEAVING:
             return
         self.startup_deaths = 0 if ready else self.startup_deaths + 1
@@ -5899,7 +5933,8 @@ class Keeper:
             self.give_up_if_alone(f"{STARTUP_DEATHS} workers in a row died before they were ready; the last one: "
                                   f"{obituary}" + f": {FREE}" * (code == -signal.SIGABRT))  # libzmq: without threads
             return
-        logger.warning("worker %s; another takes its place", obituary)
+        if ready != RENEWED:
+            logger.warning("worker %s; another takes its place", obituary)
         try:
             self.start_worker()
         except OSError as error:  # such as no memory, or too many processes; those that are there go on
@@ -6987,6 +7022,8 @@ class Executor(Interface):
     nice: niceness added to that of the workers (see nice(1)).
     initializer, initargs: initializer(*initargs) runs in every worker before its first task, including workers that
         replace dead ones. If it raises there, the pool is broken and everything fails with PoolError.
+    max_tasks_per_child: after so many calls, a worker process makes place for a fresh one: for libraries that leak
+        memory. None: never. As ``ProcessPoolExecutor`` has it since Python 3.11.
     profile: True prints to stderr, at the end, a table of the functions in which the workers spent their time; the
         name of a directory does so too, and writes a file for ``pstats`` there for every worker.
     hosts: where to run the workers: the name of a file, a list such as "a,b:4,user@c,node[01-16]:8,localhost", a
@@ -7018,9 +7055,12 @@ class Executor(Interface):
     _max_workers = property(lambda self: max(1, self._node.size))  # by this name dask asks for it
     _unnoticed = False  # the pool broke, and the program has not asked for a result since
 
-    def __init__(self, max_workers=None, *, retries=3, nice=0, initializer=None, initargs=(), profile=None,
-                 hosts=None, listen=None, summary=False, report=None, trace=None, **options):
+    def __init__(self, max_workers=None, *, retries=3, nice=0, initializer=None, initargs=(),
+                 max_tasks_per_child=None, profile=None, hosts=None, listen=None, summary=False, report=None,
+                 trace=None, **options):
         max_workers = None if max_workers is None else whole("max_workers", max_workers)
+        if max_tasks_per_child is not None:
+            max_tasks_per_child = whole("max_tasks_per_child", max_tasks_per_child, 1)
         retries, nice = whole("retries", retries), whole("nice", nice, -100, 100)
         refuse_in_import()
         if initializer is not None and not callable(initializer):
@@ -7031,9 +7071,10 @@ class Executor(Interface):
                   "record": 2 if report or trace else int(summary)}
         if report and wishes["report"] == wishes["trace"]:
             raise ValueError(f"report and trace must be two different files, not both {report}")
-        if max_workers == 0 and (profile or hosts or listen):
-            logger.warning("no effect with max_workers=0, which runs everything in this process: %s", ", ".join(
-                itertools.compress(("profile", "hosts", "listen"), (profile, hosts, listen))))
+        vain = dict(max_tasks_per_child=max_tasks_per_child, profile=profile, hosts=hosts, listen=listen)
+        if max_workers == 0 and any(vain.values()):
+            logger.warning("no effect with max_workers=0, which runs everything in this process: %s",
+                           ", ".join(name for name, value in vain.items() if value))
         if profile and profile is not True:
             profile = os.path.abspath(profile)
             os.makedirs(profile, exist_ok=True)
@@ -7049,6 +7090,7 @@ class Executor(Interface):
         else:
             self._node = (RecordingRoot if wishes["record"] else Root)(dict(
                 options, **wishes, retries=retries, nice=nice, main=(main.path, main.name), profile=profile,
+                max_tasks_per_child=max_tasks_per_child,
                 initializer=initializer and packed(initializer, tuple(initargs)),
                 listen=listen and writable(listen, beside=True)))
         executors.append(self)
@@ -7127,7 +7169,7 @@ class Executor(Interface):
 def whole(name, number, least=0, most=math.inf):
     """An argument, which may be an integer of NumPy's, as an int. Raises ValueError if it is none, or out of bounds."""
     if isinstance(number, bool) or not hasattr(number, "__index__") or not least <= operator.index(number) <= most:
-        bounds = f"from {least} to {most}" if least else ">= 0"
+        bounds = f">= {least}" if most == math.inf else f"from {least} to {most}"
         raise ValueError(f"{name} must be an integer {bounds}, not {number!r}")
     return operator.index(number)
 
@@ -7946,10 +7988,10 @@ class RecordingWorker(Recording, Worker):
             if at_once or self.fresh and time.monotonic() - self.recorded > RECORDS + self.size * 1e-3:
                 self.send(b"RECORD", self.name, pickle.dumps(self.news(), 5))
 
-    def leave(self):
+    def leave(self, renewed=False):
         """Send the last RECORD, and leave."""
         self.tell(at_once=True)
-        super().leave()
+        super().leave(renewed)
 
 
 class Collector(Recording):
@@ -8231,10 +8273,10 @@ i { display: inline-block; width: .8em; height: .8em; margin: 0 .4em 0 1em }
 <div class="scroll"><table id="hosts"></table></div>
 <h2>Timeline</h2><p id="legend"></p>
 <div id="box"><canvas id="view" tabindex="0"></canvas><div id="tip"></div></div>
-<p class="soft">Wheel: time. Shift and wheel: workers. Drag to move, double click to see all; or click, then use the arrow
-keys, + and -, and 0. A bar is a call, or a slice of a map or of short calls; the paler, the more it waited. Below it are
-those that began before it ended: its children, or what its worker ran meanwhile. ✕: a worker died. △: something ran
-again. !: a call raised an exception.
+<p class="soft">Wheel: time. Shift and wheel: workers. Drag to move, double click to see all; or click, then use the
+arrow keys, + and -, and 0. A bar is a call, or a slice of a map or of short calls; the paler, the more it waited. Below
+it are those that began before it ended: its children, or what its worker ran meanwhile. ✕: a worker died. △: something
+ran again. !: a call raised an exception.
 <span id="merged"></span></p>
 <h2>Functions</h2><div class="scroll"><table id="functions"></table></div>
 <h2>Slowest calls</h2><div class="scroll"><table id="slowest"></table></div>
@@ -8484,6 +8526,9 @@ def make_parser():
     pool.add_argument("--retries", type=int, metavar="N",
                       help="fail a task after N workers died running it; 0: never run again what may have begun "
                            "(default: 3)")
+    pool.add_argument("--max-tasks-per-child", type=int, metavar="N",
+                      help="start a fresh process in the place of a worker that has run N calls, for libraries that "
+                           "leak memory (default: never)")
     pool.add_argument("--nice", type=int, metavar="N", help="niceness of the workers (default: 0)")
     add_host_options(parser)
     output = parser.add_argument_group("output")
@@ -8551,9 +8596,12 @@ def parse_options(parser):
     for name, value in ("-n", options.max_workers), ("--retries", options.retries):
         if value is not None and value < 0:
             parser.error(f"argument {name}: must be 0 or more, not {value}")
-    for name in ("hosts", "check", "listen", "join", "profile") if options.max_workers == 0 else ():
+    if options.max_tasks_per_child is not None and options.max_tasks_per_child < 1:
+        parser.error(f"argument --max-tasks-per-child: must be 1 or more, not {options.max_tasks_per_child}")
+    unfit = "hosts", "check", "listen", "join", "max_tasks_per_child", "profile"
+    for name in unfit if options.max_workers == 0 else ():
         if getattr(options, name):
-            parser.error(f"-n 0 runs everything in this process, and does not go with --{name}" +
+            parser.error(f"-n 0 runs everything in this process, and does not go with --{name.replace('_', '-')}" +
                          (" (see python -m cProfile)" if name == "profile" else ""))
     return options
 

@@ -9866,12 +9866,10 @@ CPythonsExecutor.__name__, CPythonsFuture.__name__ = "Executor", "Future"  # for
 CPYTHONS_EXCEPTIONS = {  # why they are left out -> tests
     "an initializer there gets a queue of multiprocessing's, which only its own children inherit":
         "InitializerMixin.test_initializer FailingInitializerMixin.test_initializer",
-    "no such option: max_tasks_per_child":
-        "ProcessPoolExecutorTest.test_max_tasks_per_child ProcessPoolExecutorTest.test_max_tasks_early_shutdown "
+    "they look into a ProcessPoolExecutor, or have its own functions fail":
+        "ProcessPoolExecutorTest.test_max_tasks_per_child "
         "ProcessPoolExecutorTest.test_max_tasks_per_child_defaults_to_spawn_context "
-        "ProcessPoolExecutorTest.test_max_tasks_per_child_pending_tasks_gh115634 "
         "ProcessPoolExecutorTest.test_gc_during_max_tasks_worker_exit_gh152967 "
-        "ProcessPoolExecutorTest.test_shutdown_no_wait_max_tasks_gh119592 "
         "ProcessPoolExecutorTest.test_failed_worker_replacement_breaks_pool "
         "ProcessPoolExecutorTest.test_force_shutdown_during_max_tasks_worker_exit",
     "better: what cannot be unpickled is the CannotSend of one future, and no worker dies of it":
@@ -12493,7 +12491,8 @@ def test_a_breakpoint_in_a_worker_says_what_to_do_when_it_is_met(script):
 
 @pytest.mark.parametrize("wrong", [
     dict(nice="low"), dict(rsh=""), dict(rsh=["ssh"]), dict(path=1), dict(listen="/no/x"),
-    dict(python=b"python3")], ids=str)
+    dict(python=b"python3"), dict(max_tasks_per_child=0), dict(max_tasks_per_child=True),
+    dict(max_tasks_per_child=1.0)], ids=str)
 def test_an_argument_is_refused_by_its_name_when_it_cannot_be_one(wrong):
     """The Executor must refuse it before it starts any process; a path may be given as a pathlib.Path."""
     [name] = wrong
@@ -12528,6 +12527,8 @@ REFUSED = [  # arguments, what stderr says
     (["-m", "broken_package"], "broken"),
     (["-n", "0", "--profile", "good.py"], "does not go with --profile (see python -m cProfile)"),
     (["-n", "0", "--hosts", "a", "good.py"], "does not go with --hosts"),
+    (["-n", "0", "--max-tasks-per-child", "1", "good.py"], "does not go with --max-tasks-per-child"),
+    (["--max-tasks-per-child", "0", "good.py"], "must be 1 or more, not 0"),
     (["--report", "x.html", "--trace", "./x.html", "good.py"], "report and trace")]
 
 
@@ -12787,6 +12788,32 @@ def test_failures_are_not_all_remembered_when_there_are_many(script):
     """)
     assert f" {minscoop.UNHEARD} calls or more failed" in launch("-n", 1, path).stderr
     assert launch("-q", "-n", 1, path).stderr == ""
+
+
+@pytest.mark.parametrize("most, processes", [(1, 30), (4, 8)])
+def test_workers_make_place_for_others_when_they_have_run_enough(script, most, processes):
+    """--max-tasks-per-child: no process runs more calls, whether they are of a map or submitted, and even with --retries 0
+    each runs once; nothing is said about it. One whose task waits for others goes on until that is done."""
+    done = launch("-n", 2, "--max-tasks-per-child", most, "--retries", 0, script("""
+        import collections, os, sys
+        from minscoop import futures
+        def where(x):
+            print(x, flush=True)
+            return x, os.getpid()
+        def whole(n): return sum(x for x, _ in futures.map(where, range(1000, 1000 + n)))
+        def check(found):
+            values, pids = zip(*found)
+            assert values == tuple(range(30)), values
+            counts = collections.Counter(pids)
+            assert len(counts) >= int(sys.argv[2]) and max(counts.values()) <= int(sys.argv[1]), counts
+        if __name__ == "__main__":
+            check(futures.map(where, range(30)))
+            check(future.result() for future in [futures.submit(where, x) for x in range(30)])
+            assert futures.submit(whole, 20).result() == sum(range(1000, 1020))
+            assert futures.mapReduce(lambda x: x, lambda a, b: a + b, range(500)) == sum(range(500))
+    """), most, processes)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(map(int, done.stdout.split())) == sorted([*range(30)] * 2 + [*range(1000, 1020)])
 
 
 def test_breakpoints_work_when_there_are_no_workers(script):
@@ -13883,8 +13910,8 @@ class Process:
         """End, and have the keeper notice. To blame for a death are the tasks that the marker page names: note them."""
         if self.ended is None:
             SIM.log("EXIT", self.name, code)
-            if code == 0 and self.marker[0] == minscoop.LEAVING:
-                SIM.check_node(self.node)
+            if code == 0 and self.marker[0] in (minscoop.LEAVING, minscoop.RENEWED):
+                SIM.check_node(self.node, self.marker[0] == minscoop.RENEWED)
                 self.end(lost=False)
             else:
                 SIM.bodies[self.pid] = blamed(self)
@@ -14225,6 +14252,7 @@ class Simulation(Scheduler):
                         FLUSH=pick((0.0, 0.01)), READ_AHEAD=pick((1, 4)), MAX_BODY=pick((300, 4 << 20)),
                         SPIN=1e-3 * (seed % 10 == 9)),      # it takes longer, too
             heavy=5 * (seed % 10 == 7),                     # messages for which a link needs long
+            max_tasks_per_child=(1, 3, 10)[seed // 10 % 3] if seed % 10 == 8 else None,
             deadline=60.0)                                  # s of virtual time
         self.options.update(options)
         vars(self).update(self.options)
@@ -14237,7 +14265,8 @@ class Simulation(Scheduler):
         self.bodies, self.unwanted, self.joining, self.idle_since = {}, set(), 0, None
         self.coup = 0.0                 # when a broker died last, or a connection broke
         self.weights, self.busy = random.Random(f"heavy {seed}"), 0.0  # busy: until when some link has a heavy message
-        self.config = {"total": sum(self.sizes), "retries": self.retries, "address": "", "profile": None,
+        self.config = {"total": sum(self.sizes), "retries": self.retries,
+                       "max_tasks_per_child": self.max_tasks_per_child, "address": "", "profile": None,
                        "initializer": None, "listen": None, "listens": False, "check": False, "all_hosts": False,
                        "host": "0", "size": self.sizes[0],
                        "hosts": [(str(i), f"host{i}", size) for i, size in enumerate(self.sizes) if i]}
@@ -14364,12 +14393,14 @@ class Simulation(Scheduler):
                 {key, None}.intersection(*map(self.bodies.get, pids)) or key is None for key in keys):
             self.fail(f"{keys} are given up, and not to blame: {text}")
 
-    def check_node(self, node):
-        """Nothing is left when a node ends."""
+    def check_node(self, node, renewed=False):
+        """Nothing is left when a node ends. renewed: but tasks of others, which it has not begun."""
         if any(not job.begun for job in node.sources):  # else its iterator may still wait for the garbage collector
             self.fail(f"{node.name.decode()} ends, and has not taken all that was to be computed")
-        left = [name for name in ("away", "guests", "parked", "in_hand", "resumable", "waiting")
-                if getattr(node, name, None)] + ["queue"] * any(not unit.stale for unit in node.queue)
+        left = [name for name in ("guests", "away", "parked", "in_hand", "resumable", "waiting")[renewed:]
+                if getattr(node, name, None)]
+        left += ["queue"] * any(not (unit.stale or renewed and isinstance(unit.job, minscoop.Guest))
+                                for unit in node.queue)
         if left:
             self.fail(f"{node.name.decode()} ends, and has {[(name, getattr(node, name)) for name in left]}")
 
@@ -14890,6 +14921,9 @@ MUTATIONS = {
     "STOP comes amid a census": [("Broker.quiet", "self.round is None and not self.silent and", "")],
     "what may have begun runs again, with retries=0": [("Node.take_back", "items if self.retries else begun", "items")],
     "what is stale is run when its turn comes": [("Worker.take", "trim(queue)  # what now", "pass  # what now")],
+    "who leaves is not waited for": [("Broker.on_DIED", "int(flags) & PARTED and", "False and")],
+    "who leaves takes results along": [("Worker.hand_back", "guest.send_outcomes(aside=False)", "pass")],
+    "who leaves forgets its own": [("Worker.may_leave", "self.away or", "")],
     "a piece of a message is no sign of life": [("Broker.handle", "if link:", "if link and name != b'PIECE':")],
 }
 RARE = {  # seeds, tried first, that show faults which few seeds show; if one no longer does, look for others
