@@ -5566,8 +5566,9 @@ class Worker(Node):
             import pstats
             self.send(b"PROFILE", self.name, pickle.dumps(pstats.Stats(*self.profiles).stats, 5))
         util = sys.modules.get("multiprocessing.util")
-        if getattr(util, "_finalizer_registry", None):  # else what it has made for a task, a directory say, would stay
-            in_background(util._run_finalizers).join(GRACE)
+        children = getattr(sys.modules.get("multiprocessing.process"), "_children", None)
+        if children or getattr(util, "_finalizer_registry", None):  # else a directory that it has made, say, would stay
+            in_background(end_multiprocessing, util, children).join(GRACE)
         flush_output()
         self.send(b"BYE")
         self.close(linger=GRACE)
@@ -5660,6 +5661,15 @@ def track_no_shared_memory():
                 if kind != "shared_memory":
                     original(path, kind)
             setattr(resource_tracker, name, act)
+
+
+def end_multiprocessing(util, children):
+    """End what tasks have begun and left behind, as at the end of a process of multiprocessing's, but executors first:
+    their processes, loky's too, would be waited for, and then stay for ever."""
+    for end in reversed(getattr(threading, "_threading_atexits", ()) if children else ()):
+        with contextlib.suppress(Exception):
+            end()
+    util._exit_function()
 
 
 def in_background(target, *args):

@@ -1578,6 +1578,29 @@ def test_nothing_is_left_when_tasks_have_used_multiprocessing(guard, tmp_path, m
     assert eventually(lambda: not list(tmp_path.glob("pymp-*"))), os.listdir(tmp_path)
 
 
+def keep_an_executor(how):
+    """A task that leaves an executor of the standard library's open; returns the pid of its process."""
+    builtins.kept = concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context(how))
+    return builtins.kept.submit(os.getpid).result()
+
+
+def keep_a_daemon(how):
+    """A task that leaves a daemonic process behind; returns its pid."""
+    process = multiprocessing.get_context(how).Process(target=time.sleep, args=(BOUND,), daemon=True)
+    process.start()
+    return process.pid
+
+
+@pytest.mark.skipif(sys.version_info < (3, 9), reason="threading does not know how executors end")
+@pytest.mark.parametrize("task", [keep_an_executor, keep_a_daemon])
+@pytest.mark.parametrize("how", ["fork", "spawn"])
+def test_no_process_is_left_when_tasks_have_left_some(guard, task, how):
+    """As with ProcessPoolExecutor. They would live for ever, and whoever reads the program's output would wait."""
+    with minscoop.Executor(1) as executor:
+        pid = executor.submit(task, how).result(WAIT)
+    assert eventually(lambda: stat_of(pid) is None)
+
+
 @pytest.mark.parametrize("how", ["fork", "spawn", "forkserver"])
 def test_a_list_of_a_manager_is_shared_when_tasks_get_it(script, how):
     """The key to it does not travel with its proxy, which multiprocessing sends only to processes that it starts. Those
