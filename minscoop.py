@@ -7336,7 +7336,7 @@ def wait(fs, timeout=None, return_when=ALL_COMPLETED):
     >>> len(done), len(not_done)
     (2, 0)
     """
-    return concurrent.futures.wait(fs, None if timeout == -1 else timeout, return_when)
+    return concurrent.futures.wait(all_futures(fs, "wait"), None if timeout == -1 else timeout, return_when)
 
 
 def as_completed(fs, timeout=None):
@@ -7345,7 +7345,20 @@ def as_completed(fs, timeout=None):
     >>> sorted(future.result() for future in as_completed([submit(abs, -1), submit(abs, 2)]))
     [1, 2]
     """
-    return concurrent.futures.as_completed(fs, timeout)
+    return concurrent.futures.as_completed(all_futures(fs, "as_completed"), timeout)
+
+
+def all_futures(fs, name):
+    """These futures, as a list. Raises TypeError for anything else, such as the results of a map, which in dask are
+    futures: the standard library would complain about an attribute that these lack."""
+    if isinstance(fs, concurrent.futures.Future):
+        raise TypeError(f"{name} takes several futures, in a list say, not a single one")
+    fs = list(fs)
+    for thing in fs:
+        if not isinstance(thing, concurrent.futures.Future) and not hasattr(thing, "_condition"):
+            raise TypeError(f"{name} takes futures, as submit returns them, not {short(thing)}: a map gives "
+                            "results themselves, map_as_completed as they arrive")
+    return fs
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -2871,6 +2871,15 @@ def test_wait_returns_in_time_when_it_is_told_what_for(pool, tmp_path, module):
     assert module.wait([], WAIT) == (set(), set())
 
 
+@pytest.mark.parametrize("call", [minscoop.wait, minscoop.as_completed])
+def test_it_is_said_what_is_waited_for_when_it_is_no_future(any_pool, call):
+    """As those are used to who come from dask, whose map returns futures."""
+    with pytest.raises(TypeError, match=f"{call.__name__} takes futures, .*, not .'1'.: a map gives results"):
+        list(call(any_pool.map(list, ["1"])))
+    with pytest.raises(TypeError, match=f"{call.__name__} takes several futures"):
+        list(call(any_pool.submit(abs, -1)))
+
+
 def test_futures_of_two_libraries_are_waited_for_when_mixed(pool):
     """The standard library's wait and as_completed accept our futures beside its own."""
     with concurrent.futures.ThreadPoolExecutor(1) as threads:
