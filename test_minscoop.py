@@ -6838,6 +6838,15 @@ def test_the_program_ends_well_when_a_task_spoils_its_process(script, names):
         assert outcome in ("NoneType", "WorkerLost", "TaskError", "RecursionError"), done
 
 
+@pytest.mark.skipif(numpy is None, reason="needs NumPy")
+def test_small_arrays_keep_their_byte_order(pool):
+    """As large ones do: files of many instruments have the other order, and `tobytes` and `view` show it."""
+    for kind in ">i4", "<i4", ">f8", "<f8":
+        array = numpy.arange(3, dtype=kind)
+        assert pool.submit(identity, array).result(WAIT).dtype == array.dtype
+        assert [result.dtype for result in pool.map(identity, [array, array])] == [array.dtype] * 2
+
+
 def test_what_a_call_had_is_let_go_of_when_it_raises(script):
     """Without the garbage collector, which may not come for a long time: it does not know how large objects are."""
     assert output_of("-n", 1, script("""
