@@ -218,7 +218,7 @@ RETURNS = 10         # times that a host is logged in to again after the run was
                      # suspended loses hosts; more: a host that ends at once is tried for that long
 BROKER_DEATHS = 40   # deaths of a host's brokers within SILENCE, beyond which the host gives up. Fewer: it is lost to
                      # accidents; more: one on which no broker can run is tried for longer
-UNHEARD = 100        # calls that failed, and for which the program has not asked, remembered to warn of them at the end.
+UNHEARD = 100        # calls that failed and that the program has not asked for, remembered to warn of them at the end.
                      # Fewer: the warning says less; more: memory
 LOOK = 0.25          # s between looks at what is done, for the progress line. Smaller: it costs and flickers
 PROGRESS_DELAY = 1.0  # s after which the line appears. Shorter: it flashes up in short runs; longer: one wonders
@@ -2119,7 +2119,7 @@ class Slice:
             self.values, self.failures = reduced(recipe.op, values, self.failures)
 
     def in_turn(self):
-        """Walk along ``source``, but not amid ``shorten``, which holds the lock: without the interpreter's own lock, that
+        """Walk along ``source``, but not amid ``shorten``, which holds the lock: without the interpreter's own lock that
         might find a step half done, and an item would run twice."""
         source, end = self.source, object()
         while True:
@@ -2891,8 +2891,8 @@ class Broker:
 
     @property
     def waiting(self):
-        """Whether some are hungry while others seem to have more, which these may not give, or the last words of one that
-        has DIED are awaited: if they do not come, `tick` will notice."""
+        """Whether some are hungry while others seem to have more, which these may not give; or the last words of one
+        that has DIED are awaited. If nothing comes, `tick` will notice."""
         return bool(self.hungry and self.rich or self.parting)
 
     def linked(self, *roles):

@@ -12815,8 +12815,8 @@ def test_calls_that_fail_are_told_of_at_the_end_when_nobody_asked(script, worker
     done = launch("-n", workers, script(FORGETFUL), how)
     assert (done.returncode, done.stdout) == (3 if how == "die" else 0, "")
     assert done.stderr == (
-        f"minscoop: {calls} calls failed, and the program never asked for results; the first: fail raised ValueError: no "
-        "1. Call result() of each future, and read what map returns\n" if calls else "")
+        f"minscoop: {calls} calls failed, and the program never asked for results; the first: fail raised ValueError: "
+        "no 1. Call result() of each future, and read what map returns\n" if calls else "")
 
 
 def test_failures_are_not_all_remembered_when_there_are_many(script):
@@ -12833,7 +12833,7 @@ def test_failures_are_not_all_remembered_when_there_are_many(script):
 
 @pytest.mark.parametrize("most, processes", [(1, 30), (4, 8)])
 def test_workers_make_place_for_others_when_they_have_run_enough(script, most, processes):
-    """--max-tasks-per-child: no process runs more calls, whether they are of a map or submitted, and even with --retries 0
+    """--max-tasks-per-child: no process runs more calls, whether they are of a map or submitted, and even with retries=0
     each runs once; nothing is said about it. One whose task waits for others goes on until that is done."""
     done = launch("-n", 2, "--max-tasks-per-child", most, "--retries", 0, script("""
         import collections, os, sys
