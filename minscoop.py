@@ -2119,7 +2119,7 @@ class Slice:
             self.values, self.failures = reduced(recipe.op, values, self.failures)
 
     def in_turn(self):
-        """Walk along ``source``, but not amid ``shorten``, which holds the lock: without the interpreter's own lock that
+        """Walk along ``source``, but not amid ``shorten``, which holds the lock: without an interpreter's lock, that
         might find a step half done, and an item would run twice."""
         source, end = self.source, object()
         while True:
@@ -6043,6 +6043,11 @@ def of_tasks(stacks):
     return "\n\n".join(tasks) or stacks or f"(it wrote no stacks within {ANSWER} s)"
 
 
+# By these, libraries learn how many threads to start: OpenMP and what goes by it, such as NumPy's linear algebra, MKL and
+# PyTorch; Numba; Polars. With a thread per core in each worker, matrices of 100 x 100 took five times as long.
+THREADS = "OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS"
+
+
 def run_worker(name, config, marker, ends, theirs):
     """The life of a worker process. theirs: pipes for its stdout and stderr, if it is not to print where the root does;
     in UTF-8, whatever the encoding is here. ends: their other ends, which the broker reads."""
@@ -6054,8 +6059,8 @@ def run_worker(name, config, marker, ends, theirs):
         sys.stdout.reconfigure(line_buffering=True)
     stacks = open(stacks_path(config, name), "a", encoding="utf-8")
     dump_when_asked(stacks, lambda *_: (stacks.truncate(0), faulthandler.dump_traceback(stacks)))
-    # NumPy's linear algebra, say, would start a thread per core in each worker, which takes several times as long
-    os.environ.setdefault("OMP_NUM_THREADS", str(config["threads"]))
+    for variable in THREADS:
+        os.environ.setdefault(variable, str(config["threads"]))
     if "PYTHONBREAKPOINT" not in os.environ:
         sys.breakpointhook = refuse_breakpoint
     global this_worker, pristine
@@ -7047,8 +7052,8 @@ class Executor(Interface):
     **options: named as on the command line, with its defaults: rsh, python, prolog, pythonpath, path, transport,
         external_hostname, mixed, all_hosts, tag_output.
 
-    A worker's environment has OMP_NUM_THREADS, if it was not set: the worker's share of its host's cores, so that the
-    threads of NumPy's linear algebra and the like do not compete.
+    A worker's environment has OMP_NUM_THREADS, NUMBA_NUM_THREADS and POLARS_MAX_THREADS, if they were not set: its
+    share of its host's cores, so that the threads of libraries in different workers do not compete.
 
     Starts at once and does not wait for the workers. Raises TypeError or ValueError for bad arguments, CannotSend
     if the initializer cannot be sent, PoolError if the pool cannot start. While it lives, the module's functions use

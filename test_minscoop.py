@@ -12770,16 +12770,16 @@ def test_workers_are_nice_when_told_to_be(script):
 @pytest.mark.parametrize("workers, own, threads", [(1, None, max(1, minscoop.usable_cores())), (1, "7", 7),
                                                    (minscoop.usable_cores() + 1, None, 1)])
 def test_libraries_in_workers_start_their_share_of_threads_when_the_user_sets_none(script, workers, own, threads):
-    """OMP_NUM_THREADS is the worker's share of the cores, in workers only."""
-    env = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    """OMP_NUM_THREADS and the like are the worker's share of the cores, in workers only."""
+    env = {key: value for key, value in os.environ.items() if key not in minscoop.THREADS}
     done = launch("-n", workers, script("""
         import os
         from minscoop import futures
-        def threads(): return os.environ.get("OMP_NUM_THREADS")
+        def threads(): return [os.environ[name] for name in futures.THREADS if name in os.environ]
         if __name__ == "__main__":
-            print(threads(), futures.submit(threads).result())
-    """), env=env if own is None else dict(env, OMP_NUM_THREADS=own))
-    assert (done.stdout, done.stderr) == (f"{own} {threads}\n", "")
+            print(*threads(), *futures.submit(threads).result())
+    """), env=env if own is None else dict(env, **dict.fromkeys(minscoop.THREADS, own)))
+    assert (done.stdout.split(), done.stderr) == ([own] * 3 * (own is not None) + [str(threads)] * 3, "")
 
 
 FORGETFUL = """
@@ -12833,7 +12833,7 @@ def test_failures_are_not_all_remembered_when_there_are_many(script):
 
 @pytest.mark.parametrize("most, processes", [(1, 30), (4, 8)])
 def test_workers_make_place_for_others_when_they_have_run_enough(script, most, processes):
-    """--max-tasks-per-child: no process runs more calls, whether they are of a map or submitted, and even with retries=0
+    """--max-tasks-per-child: no process runs more calls, whether they are of a map or submitted, even with retries=0
     each runs once; nothing is said about it. One whose task waits for others goes on until that is done."""
     done = launch("-n", 2, "--max-tasks-per-child", most, "--retries", 0, script("""
         import collections, os, sys
