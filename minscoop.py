@@ -1753,6 +1753,7 @@ class Future(concurrent.futures.Future):
         factory = {"_condition": threading.Condition, "_done_callbacks": list,
                    "_waiters": lambda: Waiters(self._node)}.get(name)
         if factory is None:
+            refer("'Future' object", name)
             return self.__getattribute__(name)  # raises the usual error, which says what may have been meant
         with birth:
             return self.__dict__.setdefault(name, factory())
@@ -6043,8 +6044,8 @@ def of_tasks(stacks):
     return "\n\n".join(tasks) or stacks or f"(it wrote no stacks within {ANSWER} s)"
 
 
-# By these, libraries learn how many threads to start: OpenMP and what goes by it, such as NumPy's linear algebra, MKL and
-# PyTorch; Numba; Polars. With a thread per core in each worker, matrices of 100 x 100 took five times as long.
+# By these, libraries learn how many threads to start: OpenMP and what goes by it, such as NumPy's linear algebra, MKL
+# and PyTorch; Numba; Polars. With a thread per core in each worker, matrices of 100 x 100 took five times as long.
 THREADS = "OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS"
 
 
@@ -6930,9 +6931,26 @@ class Inline(Node):
         """Nothing is under way, ever."""
 
 
+INSTEAD = {  # what other pools and their futures have -> what to use here
+    "starmap": "map(lambda row: f(*row), rows)", "imap": "map", "imap_unordered": "map_as_completed",
+    "map_async": "map, which starts at once and may be read later", "apply": "submit(f, *args).result()",
+    "apply_async": "submit", "close": "shutdown()", "join": "shutdown()", "terminate": "terminate_workers()",
+    "gather": "[future.result() for future in futures]", "scatter": "set_const", "get": "result()", "ready": "done()"}
+
+
+def refer(owner, name):
+    """Raise AttributeError for another pool's name, which `owner` does not have, with what to use here."""
+    if name in INSTEAD:
+        raise AttributeError(f"{owner} has no attribute {name!r}: use {INSTEAD[name]}")
+
+
 class Interface(concurrent.futures.Executor):
     """The methods that ``Executor`` shares with ``Here``, whose methods are the module's functions (section 15).
     Both define ``_pool``, which returns the node that does the work, or raises RuntimeError after shutdown."""
+
+    def __getattr__(self, name):
+        refer("'Executor' object", name)
+        return self.__getattribute__(name)  # raises the usual error, which says what may have been meant
 
     def submit(self, fn, /, *args, **kwargs):  # a SyntaxError here: this Python is older than 3.8, which is needed
         """Schedule the call fn(*args, **kwargs) in the pool and return its Future.
@@ -7394,6 +7412,7 @@ def __getattr__(name):
               "DEBUG": logger.isEnabledFor(logging.DEBUG), "BROKER": getattr(pool, "address", None),
               "worker": pool.name.decode() if pool else None, "futures": this, "shared": this}
     if name not in values:
+        refer("module 'minscoop'", name)
         raise AttributeError(f"module 'minscoop' has no attribute {name!r}")
     return values[name]
 

@@ -2646,6 +2646,18 @@ def test_a_future_says_what_it_lacks_when_a_name_is_mistyped(any_pool):
         any_pool.submit(abs, -1).results()
 
 
+@pytest.mark.parametrize("name, rest", [
+    ("starmap", r": use map\(lambda row: f\(\*row\), rows\)"), ("imap_unordered", ": use map_as_completed"),
+    ("get", r": use result\(\)"), ("results", "")])
+def test_what_to_use_is_told_when_a_name_is_another_pools(name, rest):
+    """By an executor, its futures and the module; any other wrong name is the usual error."""
+    with minscoop.Executor(0) as executor:
+        for thing in executor, executor.submit(abs, 1), minscoop:
+            assert not hasattr(thing, name)
+            with pytest.raises(AttributeError, match=f"has no attribute '{name}'{rest}$"):
+                getattr(thing, name)
+
+
 def test_a_future_has_the_exception_when_the_call_raises(any_pool):
     """result() raises the exception, exception() returns it."""
     future = any_pool.submit(divide, 1)
