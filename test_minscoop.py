@@ -14070,9 +14070,9 @@ class Connection:
             SIM.at(0.005, self.connect)
 
     def lose(self):
-        """Connect anew, once the last message that came this way has been read, which takes long if it is heavy."""
+        """Connect anew, once the last message that came this way has been read."""
         last, self.server = SIM.links.get((self.server, self.client), 0.0), None
-        SIM.at(SIM.delay() + (max(0.0, last - SIM.now) if SIM.busy else 0.0), self.connect)
+        SIM.at(SIM.delay() + max(0.0, last - SIM.now), self.connect)
 
     def tear(self):
         """Break as a TCP connection does, and lose some of what is under way in both directions."""
@@ -14416,7 +14416,7 @@ class Simulation(Scheduler):
         if (key, batch) in self.unwanted:
             self.fail(f"task {key} was cancelled, and begins")
         ended = owner.known if ended is None else ended
-        if ended is not None and self.now > ended + 0.3 + 40 * self.latency + self.unsettled():
+        if ended is not None and self.now > max(ended, process.frozen) + 0.3 + 40 * self.latency + self.unsettled():
             self.fail(f"task {key} begins at {self.now:.3f} s, and nobody wants it since {ended:.3f} s")
         return process
 
@@ -14981,10 +14981,12 @@ MUTATIONS = {
 }
 RARE = {  # seeds, tried first, that show faults which few seeds show; if one no longer does, look for others
     "what is stale is run when its turn comes": [724, 2324, 2508], "a late HELLO revives the dead": [183, 276, 327],
-    "who parks does not look once more": [247, 318, 494], "the mark of a task is not renewed": [86],
+    "who parks does not look once more": [445, 564, 705], "the mark of a task is not renewed": [86],
     "a piece of a message is no sign of life": [157, 1477, 1887],
     "what nobody asked for counts as an answer": [62, 78, 101],
-    "the deputy is not woken when the socket closes": [84], "STOP comes amid a census": [1099, 1658, 2511]}
+    "who leaves takes results along": [468, 538],
+    "hunger is forgotten by who is dry": [50, 52, 58],
+    "the deputy is not woken when the socket closes": [67, 80], "STOP comes amid a census": [1099, 1658, 2511]}
 
 
 @contextlib.contextmanager
