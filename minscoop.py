@@ -317,7 +317,7 @@ class RemoteTraceback(Exception):
 #                                                           split off, and of the tasks that are no longer held
 #   CANCEL   owner → holder      id                         nobody wants the rest; from the broker: the owner died
 #   LOST     broker → owner      id lo hi flags obituary    its holder died, running lo..hi; flags: see on_DIED; no
-#                                                           obituary: nobody can take it
+#                                                           obituary: nobody can take it, or its holder has left
 #   CONST    node → broker → *   name setter body           a shared constant; the first of its name holds
 #   FAILED   worker → root       reason                     no worker can start (the keeper says so), import the
 #                                                           script, or be initialised
@@ -2686,7 +2686,7 @@ class Link:
 
 BLAME, BEGUN, PARTED = 1, 2, 4  # flags of DIED and LOST
 ANYTHING = b"", b"0", ALL, b"0", b"0"  # id, lo, hi, flags and begun in a DIED of who may have run any of its tasks
-NOTHING = b"-", b"0", b"0", b"0", b"-1"  # and of who was running none, nor had begun any
+NOTHING = b"-", b"0", b"0", b"0", b"-1", b""  # and of who was running none, nor had begun any; without an obituary
 
 MAY_SAY = {role: frozenset(names.encode().split()) for role, names in {
     b"stranger": "HELLO PROBE PIECE", b"keeper": "BYE DIED FAILED HOST OUTPUT LOG",
@@ -2995,7 +2995,7 @@ class Broker:
         elif not self.stopping and sender.startswith(b"j") and b"." not in sender:
             self.give_up(self.links[sender], "it has left")  # one that joined: of others, their gateways tell
         elif self.links[sender].held:  # it leaves early, since it has run as many calls as it may
-            self.on_DIED(KEEPER, sender, *NOTHING, sender + b" ended before it began this")
+            self.on_DIED(KEEPER, sender, *NOTHING)
         else:
             self.remove(sender)
 
@@ -7865,11 +7865,11 @@ def merge(event, later):
 def no_totals(host):
     """The totals of a worker of this host that has not run anything: start of its first event, end of its last; events
     ended; bytes of its messages, including those in shared memory; seconds it has lived; seconds in each function;
-    calls by (function, log2 of seconds); for the root, when it came and died, and how many items ran again since it
-    did."""
+    calls by (function, log2 of seconds); when it made place for another; for the root, when it came and died, and how
+    many items ran again since it did."""
     return types.SimpleNamespace(
         host=host, first=math.inf, last=0.0, runs=0, received=0, sent=0, life=0.0, seconds=collections.Counter(),
-        calls=collections.Counter(), came=0.0, gone=math.inf, again=0)
+        calls=collections.Counter(), left=math.inf, came=0.0, gone=math.inf, again=0)
 
 
 class Recording:
@@ -8038,6 +8038,7 @@ class RecordingWorker(Recording, Worker):
 
     def leave(self, renewed=False):
         """Send the last RECORD, and leave."""
+        self.totals.left = time.monotonic() if renewed else math.inf
         self.tell(at_once=True)
         super().leave(renewed)
 
@@ -8140,7 +8141,7 @@ def digest(root):
         parent = event.parent  # a shipment that stays unresolved is the script's, or its RECORD is lost
         event.parent = root.parents.get(parent, None if parent and ":" in parent else parent)
     for worker, news in root.records.items():
-        news.came, news.first, news.last = (since(worker, moment) for moment in (news.came, news.first, news.last))
+        vars(news).update({key: since(worker, getattr(news, key)) for key in ("came", "first", "last", "left")})
     losses, seconds = {}, time.monotonic() - root.born
     for owner, moment, obituary, again in root.losses:  # each owner of what it held reports the same death
         name, host = re.match(r"(?:(\w+\.\d+) )?(?:\(?host (.+?)(?:, pid| is| was))?", obituary).groups()
@@ -8207,7 +8208,7 @@ def limit(run):
     first = min(begun, max(ready, run.asked))  # by then, the first task was on its way: its arguments may be large
     whole = lost = tail = 0.0  # worker-seconds: in all; running what a death undid, it seems; after the last task
     for news in records:
-        came, gone = max(news.came, first), min(news.gone, end)
+        came, gone = max(news.came, first), min(news.gone, news.left, end)
         whole += max(gone - came, 1e-9)
         rest = max(0.0, gone - max(news.last, came))
         lost, tail = (lost + rest, tail) if news.again else (lost, tail + rest)

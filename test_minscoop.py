@@ -11802,11 +11802,13 @@ def test_nothing_is_recorded_when_nobody_asks(pool):
 
 
 def run_of(first, last, busy, workers=4, calls=1000, moved=0, seconds=None, cpu=0.1, ends=(), came=(), failure=None,
-           gone=(), asked=math.inf, again=(), arrived=0, runs=None):
+           gone=(), left=(), asked=math.inf, again=(), arrived=0, runs=None):
     """What is known of a run in which each worker was busy for so long."""
     came, gone, again = [*came, *[0] * workers], [*gone, *[math.inf] * workers], [*again, *[0] * workers]
+    left = [*left, *[math.inf] * workers]
     records = {f"0.{i}": types.SimpleNamespace(
-                   first=first, last=end, life=last, came=came[i], gone=gone[i], again=again[i])
+                   first=first, last=end, life=last, came=came[i], gone=gone[i], left=left[i],
+                   again=again[i])
                for i, end in enumerate([*ends, *[last] * workers][:workers])}
     return types.SimpleNamespace(
         records=records, code=busy * workers, seconds=seconds or last + 0.1, tasks=calls, runs=runs or calls,
@@ -11816,6 +11818,7 @@ def run_of(first, last, busy, workers=4, calls=1000, moved=0, seconds=None, cpu=
 
 @pytest.mark.parametrize("text, run", [
     ("nothing", run_of(0, 10, 9.5)),
+    ("nothing", run_of(0, 10, 4.9, workers=8, ends=[5] * 4, came=[0] * 4 + [5] * 4, left=[5] * 4)),
     ("too-short tasks", run_of(0, 10, 1, calls=10 ** 6)),
     ("the network", run_of(0, 10, 2, calls=10 ** 4, moved=10 ** 9)),
     ("the network", run_of(0, 10, 2, calls=100, moved=10 ** 9)),
@@ -12867,6 +12870,17 @@ def test_workers_make_place_for_others_when_they_have_run_enough(script, most, p
     """), most, processes)
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(map(int, done.stdout.split())) == sorted([*range(30)] * 2 + [*range(1000, 1020)])
+
+
+def test_workers_that_make_place_are_not_lost_when_the_run_is_summed_up(script):
+    """What they leave behind is given to others, but nothing of that runs again."""
+    done = launch("-v", "-n", 2, "--max-tasks-per-child", 4, script("""
+        from minscoop import futures
+        import time
+        if __name__ == "__main__": list(futures.map(time.sleep, [0.01] * 50))
+    """))
+    assert re.search(r"\n\S+ +[0-9]+ +50 .* 0\n", done.stderr) and " 50 tasks in " in done.stderr, done.stderr
+    assert "without what lost" not in done.stderr and "lost workers" not in done.stderr, done.stderr
 
 
 def test_breakpoints_work_when_there_are_no_workers(script):
