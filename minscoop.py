@@ -2803,7 +2803,7 @@ class Broker:
             if link.asked and now - link.since >= PATIENCE:  # it may compute without releasing the interpreter's lock
                 del self.rich[link.name]
         for name, (since, died) in list(self.parting.items()):
-            if now - since >= PATIENCE:  # its BYE was lost, with a connection
+            if now - since >= GRACE:  # its BYE was lost, with a connection
                 self.on_DIED(KEEPER, name, *died)
         if self.size:  # else no host is there yet, and nodes reckon with those that are to come
             self.resize(least=0)
