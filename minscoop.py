@@ -234,20 +234,25 @@ QUOTAS = {"": ("/sys/fs/cgroup", "cpu.max"), "cpu": ("/sys/fs/cgroup/cpu", "cpu.
 
 
 def usable_cores():
-    """Number of CPUs that this process may use: affinity and the quotas of its cgroups respected, see cgroups(7)."""
+    """Number of CPUs that this process may use: affinity and the quotas of its cgroups respected."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS
         cores = os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):  # no Linux
-        for line in read_text("/proc/self/cgroup").splitlines():
-            _, controllers, group = line.split(":", 2)
-            for top, *files in filter(None, map_builtin(QUOTAS.get, controllers.split(","))):
-                for path in itertools.accumulate([top, *group.strip("/").split("/")], os.path.join):  # all quotas hold
-                    with contextlib.suppress(OSError, ValueError):  # there is none; or it is no number
-                        quota, period = (int(word) for name in files for word in read_text(f"{path}/{name}").split())
-                        cores = min(cores, max(1, quota // period)) if quota > 0 else cores
+        cores = min([cores, *(max(1, int(quota)) for quota in cpu_quotas() if quota > 0)])
     return cores
+
+
+def cpu_quotas():
+    """Yield the quotas, in CPUs, of the cgroups that this process is in, all of which hold: see cgroups(7)."""
+    for line in read_text("/proc/self/cgroup").splitlines():
+        _, controllers, group = line.split(":", 2)
+        for top, *files in filter(None, map_builtin(QUOTAS.get, controllers.split(","))):
+            for path in itertools.accumulate([top, *group.strip("/").split("/")], os.path.join):
+                with contextlib.suppress(OSError, ValueError):  # there is none; or it is no number
+                    quota, period = (int(word) for name in files for word in read_text(f"{path}/{name}").split())
+                    yield quota / period
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -845,8 +850,8 @@ def reduce_ufunc(ufunc):
 
 
 def reduce_array(array):
-    """Pickle a small array of NumPy as protocol 4 does: that takes half the time, since no buffer is made. But that
-    would give one in the other byte order this machine's."""
+    """Pickle a small array of NumPy as protocol 4 does: that takes half the time, since no buffer is made. Not
+    one in the other byte order, which would get this machine's."""
     return array.__reduce__() if array.nbytes < OUT_OF_BAND and array.dtype.isnative else NotImplemented
 
 
@@ -1806,8 +1811,8 @@ class Future(concurrent.futures.Future):
             raise CancelledError()
         if self._exception is not None:
             self._node.unheard.pop(self, None)
-        if isinstance(self._exception, PoolError):
-            self._exception.told = True
+            if isinstance(self._exception, PoolError):
+                self._exception.told = True
         return self._exception
 
     def add_done_callback(self, fn):
@@ -2684,7 +2689,7 @@ class Link:
         self.held = {}       # id of a task that it holds -> its number among the TASKs sent to it; 0: it may have begun
 
 
-BLAME, BEGUN, PARTED = 1, 2, 4  # flags of DIED and LOST
+BLAME, BEGUN, PARTED = 1, 2, 4  # flags of DIED and, but for the last, of LOST
 ANYTHING = b"", b"0", ALL, b"0", b"0"  # id, lo, hi, flags and begun in a DIED of who may have run any of its tasks
 NOTHING = b"-", b"0", b"0", b"0", b"-1", b""  # and of who was running none, nor had begun any; without an obituary
 
@@ -5561,7 +5566,7 @@ class Worker(Node):
         self.wake(path)
 
     def leave(self, renewed=False):
-        """Say BYE and end this process. renewed: another is to take its place."""
+        """Say BYE and end this process. renewed: a fresh one is to take its place."""
         self.note(None)
         self.marker[0] = RENEWED if renewed else LEAVING
         if self.profiles:
@@ -5667,7 +5672,8 @@ def track_no_shared_memory():
 
 def end_multiprocessing(util, children):
     """End what tasks have begun and left behind, as at the end of a process of multiprocessing's, but executors first:
-    their processes, loky's too, would be waited for, and then stay for ever."""
+    their processes, loky's too, would be waited for, and then stay for ever. util: the module multiprocessing.util;
+    children: the processes that are left, if there are any."""
     for end in reversed(getattr(threading, "_threading_atexits", ()) if children else ()):
         with contextlib.suppress(Exception):
             end()
@@ -6971,10 +6977,10 @@ class Interface(concurrent.futures.Executor):
     def map(self, fn, *iterables, timeout=None, chunksize=None, buffersize=None, progress=None, **kwargs):
         """Return an iterator over fn(*row, **kwargs) for each row of zip(*iterables), in the order of the rows.
 
-        The work starts now (without worker processes: when it is read), and is done even if nobody reads it: what calls
-        raise is then only counted, as that of futures which nobody asks, in a warning at the end. Iterables may be
-        endless: those without a length are pulled a little ahead of the reader. Once reading has begun, closing
-        or dropping the iterator, or an exception from it, cancels the calls not yet started: it ends an endless map.
+        The work starts now (without worker processes: when it is read), and is done even if nobody reads it; a warning
+        at the end then tells how many calls have failed. Iterables may be endless: those without a length are pulled a
+        little ahead of the reader. Once reading has begun, closing or dropping the iterator, or an exception from it,
+        cancels the calls not yet started: it ends an endless map.
 
         timeout: seconds from this call after which reading raises TimeoutError; None for no limit.
         chunksize: accepted but ignored, since slices are sized by measurement.
@@ -7056,7 +7062,7 @@ class Executor(Interface):
     nice: niceness added to that of the workers (see nice(1)).
     initializer, initargs: initializer(*initargs) runs in every worker before its first task, including workers that
         replace dead ones. If it raises there, the pool is broken and everything fails with PoolError.
-    max_tasks_per_child: after so many calls, a worker process makes place for a fresh one: for libraries that leak
+    max_tasks_per_child: after so many calls, a worker process is replaced by a fresh one: for libraries that leak
         memory. None: never. As ``ProcessPoolExecutor`` has it since Python 3.11.
     profile: True prints to stderr, at the end, a table of the functions in which the workers spent their time; the
         name of a directory does so too, and writes a file for ``pstats`` there for every worker.
@@ -7865,7 +7871,7 @@ def merge(event, later):
 def no_totals(host):
     """The totals of a worker of this host that has not run anything: start of its first event, end of its last; events
     ended; bytes of its messages, including those in shared memory; seconds it has lived; seconds in each function;
-    calls by (function, log2 of seconds); when it made place for another; for the root, when it came and died, and how
+    calls by (function, log2 of seconds); when it left to be replaced; for the root, when it came and died, and how
     many items ran again since it did."""
     return types.SimpleNamespace(
         host=host, first=math.inf, last=0.0, runs=0, received=0, sent=0, life=0.0, seconds=collections.Counter(),
