@@ -8356,28 +8356,24 @@ function clock(s, places = 0) {  // h:mm:ss, since nobody reads ks
   const n = +s.toFixed(places), two = x => String(Math.floor(x)).padStart(2, "0")
   return `${Math.floor(n / 3600)}:${two(n / 60 % 60)}:${two(n % 60)}${(n % 1).toFixed(places).slice(1)}`
 }
-function make(parent, tag, text = "") {
-  const element = parent.appendChild(document.createElement(tag))
-  element.append(text)
-  return element
-}
+const make = (parent, tag, facts) => parent.appendChild(Object.assign(document.createElement(tag), facts))
 function named(parent, name) {  // a function's, and its colour
-  make(parent, "i").style.background = hue(name), make(parent, "bdi", name)
+  make(parent, "i", { style: `background: ${hue(name)}` }), make(parent, "bdi", { textContent: name })
 }
 function table(id, head, ...rows) {  // a cell may be a function that fills it
   for (const row of [head, ...rows]) {
     const line = make($(id), "tr")
-    for (const cell of row) cell.call ? cell(make(line, "td")) : make(line, row === head ? "th" : "td", cell)
+    for (const cell of row)
+      cell.call ? cell(make(line, "td")) : make(line, row === head ? "th" : "td", { textContent: cell })
   }
 }
 
 // -- what stands around the picture
 $("title").append(document.title = `minscoop: ${D.title}`), $("verdict").append(D.verdict)
-$("facts").append(`ended ${D.ended} after ${time(D.seconds)} · ${counted(D.tasks, "call")}${
-  D.losses.length ? ", without what lost workers ran after their last record" : ""} · ${
-  counted(workers.length, "worker")}${
-  D.together < workers.length ? `, at most ${whole(D.together)} at a time` : ""} · `,
-  `the root's process was busy ${Math.round(100 * D.cpu)} % of the time`)
+$("facts").append([`ended ${D.ended} after ${time(D.seconds)}`,
+  counted(D.tasks, "call") + (D.losses.length ? ", without what lost workers ran after their last record" : ""),
+  counted(workers.length, "worker") + (D.together < workers.length ? `, at most ${whole(D.together)} at a time` : ""),
+  `the root's process was busy ${Math.round(100 * D.cpu)} % of the time`].join(" · "))
 $("losses").hidden = !D.losses.length
 $("merged").append(tasks.length >= D.runs ? "" : `${whole(tasks.length)} bars stand for ${whole(D.runs)} calls and
   slices: neighbours of one function on one worker were merged, shortest first; numbers and times stay exact.`)
@@ -8390,13 +8386,12 @@ table("lost", ["at", "worker", "why", "run again"], ...D.losses.map(
 const powers = functions.flatMap(([, [, , bins]]) => Object.keys(bins).map(Number))
 const low = Math.min(...powers), high = Math.max(...powers)
 function histogram(cell, name, bins) {
-  const limit = power => time(+(2 ** power).toPrecision(2)), bars = make(cell, "div", limit(low - 1))
-  bars.className = "bars"
+  const limit = power => time(+(2 ** power).toPrecision(2))
+  const bars = make(cell, "div", { className: "bars", textContent: limit(low - 1) })
   for (let p = low; p <= high; p++) {
-    const bar = make(bars, "b"), count = bins[p] ?? 0
-    bar.style.height = `${Math.max(count && 10, 100 * count / Math.max(...Object.values(bins)))}%`  // one is seen, too
-    bar.style.background = hue(name)
-    bar.title = `${limit(p - 1)} to ${limit(p)}: ${whole(count)}`
+    const count = bins[p] ?? 0, title = `${limit(p - 1)} to ${limit(p)}: ${whole(count)}`
+    const height = Math.max(count && 10, 100 * count / Math.max(...Object.values(bins)))  // one is seen, too
+    make(bars, "b", { title, style: `height: ${height}%; background: ${hue(name)}` })
   }
   bars.append(limit(high))
 }
