@@ -7869,13 +7869,13 @@ def merge(event, later):
 
 
 def no_totals(host):
-    """The totals of a worker of this host that has not run anything: start of its first event, end of its last; events
-    ended; bytes of its messages, including those in shared memory; seconds it has lived; seconds in each function;
-    calls by (function, log2 of seconds); when it left to be replaced; for the root, when it came and died, and how
-    many items ran again since it did."""
+    """The totals of a worker of this host that has not run anything: when it came, and when it said this; start of its
+    first event, end of its last; events ended; bytes of its messages, including those in shared memory; seconds in
+    each function; calls by (function, log2 of seconds); when it left to be replaced; for the root, when it died, and
+    how many items ran again since it did."""
     return types.SimpleNamespace(
-        host=host, first=math.inf, last=0.0, runs=0, received=0, sent=0, life=0.0, seconds=collections.Counter(),
-        calls=collections.Counter(), left=math.inf, came=0.0, gone=math.inf, again=0)
+        host=host, came=0.0, now=0.0, first=math.inf, last=0.0, runs=0, received=0, sent=0,
+        seconds=collections.Counter(), calls=collections.Counter(), left=math.inf, gone=math.inf, again=0)
 
 
 class Recording:
@@ -7887,7 +7887,8 @@ class Recording:
         self.level, self.cap, self.local = level, cap, threading.local()
         self.totals, self.numbers = no_totals(place["host"]), itertools.count(1)  # these are in the names of events
         self.events, self.losses, self.parents = [], [], {}  # since the last RECORD
-        self.born, self.recorded, self.fresh = time.monotonic(), -math.inf, True  # fresh: there is something new
+        self.born = self.totals.came = time.monotonic()
+        self.fresh = True  # there is something new
         super().__init__(*args)
 
     def switch(self, event):
@@ -7994,11 +7995,9 @@ class Recording:
 
     def news(self):
         """The content of a RECORD, to be pickled at once: totals so far; events, losses and parents since the last."""
-        self.recorded, self.fresh = time.monotonic(), False
-        vars(self.totals).update(
-            now=self.recorded, came=self.born, life=self.recorded - self.born, queued=items_queued(self),
-            events=self.events, losses=self.losses, parents=self.parents)
-        self.events, self.losses, self.parents = [], [], {}
+        vars(self.totals).update(now=time.monotonic(), queued=items_queued(self), events=self.events,
+                                 losses=self.losses, parents=self.parents)
+        self.events, self.losses, self.parents, self.fresh = [], [], {}, False
         return self.totals
 
 
@@ -8039,7 +8038,7 @@ class RecordingWorker(Recording, Worker):
     def tell(self, at_once=False):
         """Send a RECORD: `at_once`, or only if there is news and the last one is some time ago: see RECORDS."""
         with self.lock:
-            if at_once or self.fresh and time.monotonic() - self.recorded > RECORDS + self.size * 1e-3:
+            if at_once or self.fresh and time.monotonic() - self.totals.now > RECORDS + self.size * 1e-3:
                 self.send(b"RECORD", self.name, pickle.dumps(self.news(), 5))
 
     def leave(self, renewed=False):
@@ -8147,7 +8146,7 @@ def digest(root):
         parent = event.parent  # a shipment that stays unresolved is the script's, or its RECORD is lost
         event.parent = root.parents.get(parent, None if parent and ":" in parent else parent)
     for worker, news in root.records.items():
-        vars(news).update({key: since(worker, getattr(news, key)) for key in ("came", "first", "last", "left")})
+        vars(news).update({key: since(worker, getattr(news, key)) for key in ("came", "now", "first", "last", "left")})
     losses, seconds = {}, time.monotonic() - root.born
     for owner, moment, obituary, again in root.losses:  # each owner of what it held reports the same death
         name, host = re.match(r"(?:(\w+\.\d+) )?(?:\(?host (.+?)(?:, pid| is| was))?", obituary).groups()
@@ -8181,7 +8180,7 @@ def sums(records):
         for (name, power), count in news.calls.items():
             lengths[name][power] += count
         hosts.setdefault(news.host, collections.Counter()).update(
-            workers=1, tasks=sum(news.calls.values()), code=sum(news.seconds.values()), life=news.life,
+            workers=1, tasks=sum(news.calls.values()), code=sum(news.seconds.values()), life=news.now - news.came,
             received=news.received, sent=news.sent, again=news.again)
     functions = {name: [sum(lengths[name].values()), own, lengths[name]] for name, own in seconds.most_common()}
     return dict(hosts=hosts, functions=functions, tasks=sum(row["tasks"] for row in hosts.values()),
@@ -8204,7 +8203,7 @@ def verdict(run):
 
 def limit(run):
     """What a program that has ended in good order was limited by, and what to change."""
-    records, seconds = [news for news in run.records.values() if news.life], run.seconds
+    records, seconds = [news for news in run.records.values() if news.now], run.seconds
     if run.tasks < len(records) and not run.losses:  # what lost workers ran is not all known
         return f"Limited by too few tasks: {run.tasks} for {len(records)} workers."
     ready, end = min(news.came for news in records), max(news.last for news in records)

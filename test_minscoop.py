@@ -11559,7 +11559,7 @@ def test_everything_is_recorded_when_several_threads_of_a_worker_run_tasks():
 def test_a_task_has_only_its_own_time_when_it_polls_and_then_runs_another(monkeypatch):
     """Once it has polled, its thread's CPU time counts, of which each call of `use` takes some seconds here."""
     worker, used = RecordingWorker(), [0.0]
-    worker.recorded = math.inf  # no RECORD is due
+    worker.totals.now = math.inf  # no RECORD is due
     monkeypatch.setattr(minscoop, "time", types.SimpleNamespace(**{**vars(time), "thread_time": lambda: used[0]}))
     monkeypatch.setattr(minscoop.Worker, "yield_baton", lambda self: None)
 
@@ -11824,7 +11824,7 @@ def run_of(first, last, busy, workers=4, calls=1000, moved=0, seconds=None, cpu=
     came, gone, again = [*came, *[0] * workers], [*gone, *[math.inf] * workers], [*again, *[0] * workers]
     left = [*left, *[math.inf] * workers]
     records = {f"0.{i}": types.SimpleNamespace(
-                   first=first, last=end, life=last, came=came[i], gone=gone[i], left=left[i],
+                   first=first, last=end, now=last, came=came[i], gone=gone[i], left=left[i],
                    again=again[i])
                for i, end in enumerate([*ends, *[last] * workers][:workers])}
     return types.SimpleNamespace(
