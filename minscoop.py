@@ -8642,11 +8642,10 @@ def parse_options(parser):
         parser.error(f"no such option: {word}" + did_you_mean(word.partition("=")[0], parser._option_string_actions))
     if kind in ("-m", "-c") and not program:
         parser.error("no program: -m needs a module, -c needs code")
-    for name, value in ("-n", options.max_workers), ("--retries", options.retries):
-        if value is not None and value < 0:
-            parser.error(f"argument {name}: must be 0 or more, not {value}")
-    if options.max_tasks_per_child is not None and options.max_tasks_per_child < 1:
-        parser.error(f"argument --max-tasks-per-child: must be 1 or more, not {options.max_tasks_per_child}")
+    for name, value, least in (("-n", options.max_workers, 0), ("--retries", options.retries, 0),
+                               ("--max-tasks-per-child", options.max_tasks_per_child, 1)):
+        if value is not None and value < least:
+            parser.error(f"argument {name}: must be {least} or more, not {value}")
     unfit = "hosts", "check", "listen", "join", "max_tasks_per_child", "profile"
     for name in unfit if options.max_workers == 0 else ():
         if getattr(options, name):
@@ -8737,14 +8736,11 @@ def check_hosts(options):
         root = executor._node
         root.wait_for(lambda: root.broken or all("state" in facts for facts in root.hosts.values()), "hosts")
         root.check_open()
-        local = dict(about_this_machine(), host="(here)", transport="ipc")
-        every = [local, *(facts for number, facts in root.hosts.items() if number != "0")]
+        every = {**root.hosts, "0": dict(about_this_machine(), host="(here)", transport="ipc")}.values()
     columns = "host login python pyzmq cores memory load transport round_trip bandwidth".split()
-    rows = [[column.replace("_", " ").upper() for column in columns]]
-    for facts in every:
-        rows.append([str(facts.get(column, "-")) for column in columns] if facts["state"] == "ready"
-                    else [facts["host"], facts["reason"]])
-    print("\n".join(aligned(rows)))
+    rows = [[str(facts.get(column, "-")) for column in columns] if facts["state"] == "ready"
+            else [facts["host"], facts["reason"]] for facts in every]
+    print(*aligned([[column.replace("_", " ").upper() for column in columns], *rows]), sep="\n")
     return 0 if all(facts["state"] == "ready" for facts in every) else 1
 
 
