@@ -8269,10 +8269,13 @@ def host_table(hosts):
 
 def lanes(events):
     """Yield (event, lane), by worker and start; no two events in one lane of a worker overlap."""
-    ends = {}  # (worker, lane) -> when its last event ended
+    import heapq
+    taken, free = collections.defaultdict(list), collections.defaultdict(list)  # worker -> (end, lane)s, lanes: heaps
     for event in sorted(events, key=operator.attrgetter("worker", "start")):
-        lane = next(lane for lane in itertools.count() if ends.get((event.worker, lane), 0.0) <= event.start)
-        ends[event.worker, lane] = event.end
+        while taken[event.worker] and taken[event.worker][0][0] <= event.start:
+            heapq.heappush(free[event.worker], heapq.heappop(taken[event.worker])[1])
+        lane = heapq.heappop(free[event.worker]) if free[event.worker] else len(taken[event.worker])
+        heapq.heappush(taken[event.worker], (event.end, lane))
         yield event, lane
 
 
