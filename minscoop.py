@@ -8661,8 +8661,7 @@ def command_line():
     """Run a program as the command line says; returns or raises SystemExit with its exit code."""
     parser = make_parser()
     options = parse_options(parser)
-    if not options.program:
-        options.interactive = options.interactive or sys.stdin is not None and sys.stdin.isatty()
+    options.interactive |= not options.program and sys.stdin is not None and sys.stdin.isatty()
     progress.wanted = False if options.quiet else options.progress
     log_to(logging.StreamHandler(), logging.ERROR if options.quiet else
            max(logging.DEBUG, logging.WARNING - 10 * options.verbose))
