@@ -6803,14 +6803,6 @@ def hosts_of_lines(env, path):
     return lines.items()
 
 
-def in_pairs(words):
-    """Pair up words that are alternately names and counts."""
-    text = " ".join(words)
-    if not re.fullmatch(r"(\S+ [0-9]{1,18}( |$))*", text):
-        raise ValueError(f"{text[:80]!r} is not a name and a count")
-    return zip(words[::2], map_builtin(int, words[1::2]))
-
-
 SRUN = ("env -u SRUN_CPUS_PER_TASK -u SLURM_LABELIO -u SLURM_EXCLUSIVE "  # would narrow the step, or label its bytes
         "srun --nodes=1 --ntasks=1 --nodelist={host} "
         "--overlap --mem=0 --cpu-bind=none "        # share CPUs and memory of the job with all its other steps
@@ -6822,10 +6814,10 @@ BATCH_SYSTEMS = [  # name, a variable that is set in its jobs, a reader of that,
     ("Slurm", "SLURM_JOB_NODELIST_HET_GROUP_0", lambda env, nodes: slurm_hosts(  # salloc: a heterogeneous job has but
         {name.replace("_HET_GROUP_0", ""): env[name] for name in env}, nodes), SRUN),  # these; sbatch sets both
     ("PBS", "PBS_NODEFILE", hosts_of_lines, "ssh"),
-    ("SGE", "PE_HOSTFILE", lambda env, path: itertools.chain.from_iterable(
-        in_pairs(line.split()[:2]) for line in read_lines(path)), "ssh"),
-    ("SGE", "NSLOTS", lambda env, slots: in_pairs(["localhost", slots]), "ssh"),  # a job without a parallel environment
-    ("LSF", "LSB_MCPU_HOSTS", lambda env, words: in_pairs(words.split()), "ssh"),
+    ("SGE", "PE_HOSTFILE", lambda env, path: parse_items(
+        " ".join(line.split()[:2]) for line in read_lines(path)), "ssh"),
+    ("SGE", "NSLOTS", lambda env, slots: parse_item(f"localhost {slots}"), "ssh"),  # no parallel environment
+    ("LSF", "LSB_MCPU_HOSTS", lambda env, words: parse_hosts(words), "ssh"),  # a 4 b 2
     ("LSF", "LSB_HOSTS", lambda env, names: [(name, 1) for name in names.split()], "ssh"),
     ("OAR", "OAR_NODEFILE", hosts_of_lines, "ssh"),
     ("OAR", "OAR_NODE_FILE", hosts_of_lines, "ssh"),
@@ -6849,8 +6841,8 @@ def allocation(env=None):
                 here = os.uname().nodename  # may be short where the list has node1.lab.org, or the other way round
                 found = add_up((here if host.partition(".")[0] == here.partition(".")[0] else host, count)
                                for host, count in read(env, env[variable]))
-                if not found:
-                    raise ValueError("it names no host")
+                if not found or None in dict(found).values():
+                    raise ValueError("it names no host, or one without a number of workers")
             except (OSError, ValueError) as error:
                 raise ValueError(f"cannot read the hosts of this {system} job from {variable}={env[variable]!r}: "
                                  f"{error}; name them with --hosts") from None
