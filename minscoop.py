@@ -6818,9 +6818,7 @@ BATCH_SYSTEMS = [  # name, a variable that is set in its jobs, a reader of that,
         " ".join(line.split()[:2]) for line in read_lines(path)), "ssh"),
     ("SGE", "NSLOTS", lambda env, slots: parse_item(f"localhost {slots}"), "ssh"),  # no parallel environment
     ("LSF", "LSB_MCPU_HOSTS", lambda env, words: parse_hosts(words), "ssh"),  # a 4 b 2
-    ("LSF", "LSB_HOSTS", lambda env, names: [(name, 1) for name in names.split()], "ssh"),
     ("OAR", "OAR_NODEFILE", hosts_of_lines, "ssh"),
-    ("OAR", "OAR_NODE_FILE", hosts_of_lines, "ssh"),
 ]
 
 

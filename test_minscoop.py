@@ -9256,9 +9256,8 @@ JOBS = [  # the variables of a batch job, the files that they name, the hosts th
     ("PBS_NODEFILE=FILE", "a:2,b:1", "a\na\nb\n"), ("PBS_NODEFILE=FILE NCPUS=8", "a:8,b:8", "a\nb\n"),
     ("PBS_NODEFILE=FILE NCPUS=8", "a:2,b:1", "a\na\nb\n"), ("PBS_NODEFILE=FILE PBS_NUM_PPN=2", "a:2", "a\na\n"),
     ("PE_HOSTFILE=FILE NSLOTS=6", "a.lab.org:4,b:2", "a.lab.org 4 all.q@a <NULL>\nb 2 all.q@b UNDEFINED\n"),
-    ("PE_HOSTFILE=FILE", "a:4", "a 1 long.q\na 3 short.q\n"), ("LSB_HOSTS=a_a_b", "a:2,b:1"),
-    ("LSB_MCPU_HOSTS=a_4_b_2 LSB_HOSTS=a_a_a_a_b_b", "a:4,b:2"), ("OAR_NODEFILE=FILE", "a:2,b:1", "a\nb\na\n"),
-    ("OAR_NODE_FILE=FILE", "a:1", "a\n"), ("NSLOTS=4", "localhost:4")]
+    ("PE_HOSTFILE=FILE", "a:4", "a 1 long.q\na 3 short.q\n"), ("NSLOTS=4", "localhost:4"),
+    ("LSB_MCPU_HOSTS=a_4_b_2 LSB_HOSTS=a_a_a_a_b_b", "a:4,b:2"), ("OAR_NODEFILE=FILE", "a:2,b:1", "a\nb\na\n")]
 
 
 def job_environment(tmp_path, variables, text=None):
@@ -9316,7 +9315,7 @@ BAD_JOBS = [
     ("PBS_NODEFILE=/no/such/file",), ("PBS_NODEFILE=/",), ("PBS_NODEFILE=FILE", ""), ("PBS_NODEFILE=FILE", b"\xff\xfe"),
     ("PBS_NODEFILE=FILE", "-oProxyCommand=x\n"), ("PE_HOSTFILE=FILE", "a\n"), ("PE_HOSTFILE=FILE", "a x y\n"),
     ("PE_HOSTFILE=FILE", ""), ("LSB_MCPU_HOSTS=a_b",), ("LSB_MCPU_HOSTS=a_4_b",), ("LSB_MCPU_HOSTS=_",),
-    ("LSB_HOSTS=_",), ("OAR_NODEFILE=FILE", "\n"), ("OAR_NODE_FILE=/no/such/file",)]
+    ("OAR_NODEFILE=FILE", "\n"), ("OAR_NODEFILE=/no/such/file",)]
 
 
 @pytest.mark.parametrize("job", BAD_JOBS, ids=lambda job: " ".join(map(str, job)))
