@@ -5708,7 +5708,8 @@ class Keeper:
         self.notices.setblocking(False)
         self.notices.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, NOTICE)  # macOS allows only 2 KB else
         self.backlog = collections.deque()  # notices that the broker is too slow to take
-        self.sending = threading.RLock()    # a gateway, which uses its copy of this, has two threads
+        self.patient = False                # whether to wait until it does: a gateway, which uses its copy of this
+        self.sending = threading.RLock()    # a gateway has two threads
         self.signalled, self.signal_write = os.pipe()
         os.set_blocking(self.signal_write, False)
         self.broker = self.listener = None
@@ -5984,7 +5985,7 @@ class Keeper:
         self.notify(b"FAILED", self.failure)
 
     def notify(self, *frames, descriptors=()):
-        """Send a notice to the broker: JSON in a datagram, and file descriptors with it. Does not block."""
+        """Send a notice to the broker: JSON in a datagram, and file descriptors with it. Blocks only if `patient`."""
         data = json.dumps([frame.decode("latin-1") for frame in frames]).encode()
         ends = [os.dup(descriptor) for descriptor in descriptors]  # it may wait, and these be closed meanwhile
         self.backlog.append((data, ends))
@@ -6001,7 +6002,10 @@ class Keeper:
                 except OSError as error:
                     if error.errno in (errno.EAGAIN, errno.ENOBUFS):  # there is no room now
                         self.backlog.appendleft((data, ends))
-                        return
+                        if not self.patient:
+                            return
+                        time.sleep(TICK)
+                        continue
                     logger.debug("keeper: a notice of %d bytes is lost: %s", len(data), error)  # maybe a notice, too
                 close_all(ends)
 
@@ -6225,6 +6229,7 @@ class Gateway:
 
     def run(self):
         """Serve the host from login to the end, and tell the root why it ended. Ends at once when the keeper does."""
+        self.keeper.patient = True
         try:
             in_background(lambda: (os.read(self.keeper.lifeline_read, 1), self.end()))
             if self.returns:
@@ -6246,7 +6251,6 @@ class Gateway:
         except Exception as error:
             reason = str(error) if isinstance(error, (HostError, OSError)) else repr(error)
             self.report(reason)
-            self.flush()
         self.end(SILENT if self.up and self.process.poll() == 0 else 0)
 
     def report(self, reason):
@@ -6273,13 +6277,6 @@ class Gateway:
             if text and self.up and time.monotonic() > self.up + patience:  # before that, see ``diagnosis``
                 logger.warning("host %s: %s", self.host, text)
                 self.passed_on = text.strip()
-                self.flush()
-
-    def flush(self):
-        """Retry until the broker has taken all notices, as the keeper does in its loop. Blocks."""
-        while self.keeper.backlog:
-            time.sleep(TICK)
-            self.keeper.send_notices()
 
     def log_in(self):
         """Start Python on the host, and return the facts that it reports. Raises HostError."""

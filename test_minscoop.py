@@ -7551,12 +7551,11 @@ def test_what_a_remote_command_says_is_a_warning_when_its_host_is_in_the_pool(ss
 
 
 class HandGateway(minscoop.Gateway):
-    """A Gateway that starts no process. Its keeper queues each notice; ``send_notices`` gets rid of one at a time."""
+    """A Gateway that starts no process. Its keeper remembers each notice."""
 
     def __init__(self, said=b"", up=None):
-        keeper = types.SimpleNamespace(backlog=[], sent=[])
-        keeper.notify = lambda *frames: keeper.backlog.append(frames)
-        keeper.send_notices = lambda: keeper.sent.append(keeper.backlog.pop(0))
+        keeper = types.SimpleNamespace(sent=[])
+        keeper.notify = lambda *frames: keeper.sent.append(frames)
         super().__init__(keeper, dict(name="h", host="1", transport="auto"))
         self.process = types.SimpleNamespace(stderr=io.BytesIO(said), wait=lambda timeout: 255, poll=lambda: 255)
         self.ears, self.up, self.ended = types.SimpleNamespace(join=lambda timeout: None), up, []
@@ -7595,10 +7594,19 @@ def test_last_words_are_kept_for_the_reason_when_a_host_may_still_try_to_connect
 def test_no_line_is_kept_back_when_a_remote_command_says_many_at_once(monkeypatch):
     """A line for which the broker has no room must be sent as soon as it has, without waiting for the next line."""
     gateway = HandGateway(b"".join(b"line %d\n" % i for i in range(1000)), up=-math.inf)
-    monkeypatch.setattr(minscoop.logger, "warning", lambda text, *args: gateway.keeper.notify(text % args))
+    keeper = minscoop.Keeper({}, None)
+    monkeypatch.setattr(minscoop.logger, "warning", lambda text, *args: keeper.notify((text % args).encode()))
     monkeypatch.setattr(minscoop, "TICK", 0)
-    gateway.listen()
-    assert gateway.keeper.sent == [(f"host h: line {i}",) for i in range(1000)]
+    keeper.patient = True
+    keeper.notices_read.settimeout(BOUND)
+    thread = minscoop.in_background(gateway.listen)
+    for number in range(1000):
+        assert json.loads(keeper.notices_read.recv(100)) == [f"host h: line {number}"]
+    thread.join()
+    for end in (keeper.lifeline_read, keeper.lifeline, keeper.signalled, keeper.signal_write):
+        os.close(end)
+    keeper.notices.close()
+    keeper.notices_read.close()
 
 
 @pytest.mark.parametrize("where", ["threading.Thread", "Gateway.start"])
@@ -8097,7 +8105,7 @@ def on_fake_host(name):
 def test_last_words_of_a_connection_are_told_once_when_it_ends(since, said):
     """Once a host has been up for a while, each line of ssh is shown as it comes, and not again as the reason."""
     gateway = minscoop.Gateway(None, {"name": "alpha", "host": "1", "transport": "auto"})
-    gateway.up, gateway.flush = time.monotonic() + since, lambda: None
+    gateway.up = time.monotonic() + since
     gateway.ears = types.SimpleNamespace(join=lambda timeout: None)
     gateway.process = types.SimpleNamespace(stderr=io.BytesIO(b"Closed by remote host.\r\n"), poll=lambda: 255,
                                              wait=lambda timeout: None)
