@@ -6224,7 +6224,6 @@ class Gateway:
         self.returns = returns                          # how often the host has been in the pool before
         self.process, self.seen = None, b""             # the remote command, and its stdout until Python answers
         self.complaints = collections.deque(maxlen=50)  # the last lines of its stderr
-        self.passed_on = ""                             # the last of these lines that the user was shown
         self.up = None                                  # since when the program is being handed over
 
     def run(self):
@@ -6276,7 +6275,6 @@ class Gateway:
             patience = GRACE + (SILENCE if self.config["transport"] == "tcp" else 0)  # see ``first_answer``
             if text and self.up and time.monotonic() > self.up + patience:  # before that, see ``diagnosis``
                 logger.warning("host %s: %s", self.host, text)
-                self.passed_on = text.strip()
 
     def log_in(self):
         """Start Python on the host, and return the facts that it reports. Raises HostError."""
@@ -6354,7 +6352,7 @@ class Gateway:
         code = self.process.poll()
         if code:
             otherwise += f" ({status_text(code)})"
-        if last and last != self.passed_on:  # else the user has just been shown it
+        if last:
             otherwise += f": {last.rstrip('.')}"
         return HostError(otherwise)
 
