@@ -5814,7 +5814,6 @@ class Keeper:
         os.write(self.tokens[1], b"." * LOGINS)
         for host in self.config["hosts"]:
             self.start_gateway(self.config_for(*host))
-        self.more_hosts = itertools.count(len(self.config["hosts"]) + 1)  # numbers for those that come back
         track_no_shared_memory()  # here, since it takes 4 ms, and the broker takes as long to start
         for _ in range(self.config["size"]):
             self.start_worker()
@@ -5927,8 +5926,7 @@ class Keeper:
                     gateway.report(f"its gateway (pid {pid}) ended: {status_text(code)}")
                 self.notify(b"DIED", gateway.number, *ANYTHING, f"host {gateway.host} is gone".encode())
                 if code == SILENT and gateway.returns < RETURNS:  # else it would be launched anew for ever
-                    number = str(next(self.more_hosts))
-                    self.start_gateway(dict(gateway.config, host=number), gateway.returns + 1)
+                    self.start_gateway(dict(gateway.config, host="r" + os.urandom(4).hex()), gateway.returns + 1)
                 self.give_up_if_alone("no host is left")
             else:
                 self.bury(pid, code, *self.workers.pop(pid))
@@ -6598,15 +6596,15 @@ def checksum(config):
 
 def join(path, size):
     """Add this host's workers to the pool that a connection file describes. Never returns; raises PoolError."""
-    for waited in itertools.count():
+    for waited in range(int(JOIN_PATIENCE / 0.2)):
         if os.path.exists(path):
             break
         if waited == 10:
             logger.warning("waiting for %s, for %.0f s at most", path, JOIN_PATIENCE)
-        if waited * 0.2 > JOIN_PATIENCE:
-            raise PoolError(f"{path} has not appeared within {JOIN_PATIENCE:.0f} s: is the pool started with "
-                            f"--listen {path}, on a file system that this host sees?")
         time.sleep(0.2)
+    else:
+        raise PoolError(f"{path} has not appeared within {JOIN_PATIENCE:.0f} s: is the pool started with "
+                        f"--listen {path}, on a file system that this host sees?")
     here = "%d.%d" % sys.version_info[:2]
     try:
         descriptor = os.open(path, os.O_RDONLY)
