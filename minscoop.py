@@ -5719,8 +5719,6 @@ class Keeper:
         self.numbers = itertools.count(1)
         self.startup_deaths = 0
         self.limits = resource.getrlimit(resource.RLIMIT_NOFILE)  # of the program, and so of workers
-        self.ignored = [number for number in (signal.SIGHUP, *ROOTS_OWN)
-                        if signal.getsignal(number) is signal.SIG_IGN]  # SIGHUP under nohup: all of us outlive it
         self.failure = None        # why no worker can start
         self.exit_code = None
 
@@ -5735,9 +5733,8 @@ class Keeper:
 
     def live(self):
         """Prepare, start and supervise until the end; never returns."""
-        for number in (signal.SIGTERM, signal.SIGHUP, *ROOTS_OWN):  # these go to the whole process group, but
-            signal.signal(number, signal.SIG_IGN)                   # are the root's business; we end after it
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])  # Root.start_keeper blocks SIGINT, and the program maybe others
+        # These go to the whole process group, but are the root's business; we end after it. `fork` lets them come again.
+        signal.pthread_sigmask(signal.SIG_SETMASK, (signal.SIGTERM, signal.SIGHUP, *ROOTS_OWN))
         try:
             self.prepare()
             self.run()
@@ -5864,8 +5861,9 @@ class Keeper:
         try:
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, *ROOTS_OWN):
-                signal.signal(number, signal.SIG_IGN if number in self.ignored  # programs started here inherit that
-                              else ignore if number in ROOTS_OWN else signal.SIG_DFL)
+                if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                    signal.signal(number, ignore if number in ROOTS_OWN else signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, [])
             close_all((self.stdin, self.lifeline, self.signalled, self.signal_write))
             for _, ends in self.backlog:
                 close_all(ends)
