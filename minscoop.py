@@ -6294,19 +6294,15 @@ class Gateway:
                 raise self.diagnosis("the remote command ended before Python ran")
 
     def check(self, answer):
-        """Return the facts in Python's answer. Raises HostError if there are none, or this Python does not fit."""
-        config = self.config
-        try:
-            there = collections.defaultdict(str, json.loads(answer))
-            version, here = tuple(map_builtin(int, there["python"])), sys.version_info[:2]
-        except Exception as error:
-            raise HostError(f"its answer makes no sense: {answer[:80]!r} ({type(error).__name__})") from None
-        if there["error"] == "python":
+        """Return the facts in Python's answer. Raises HostError if there is no Python, or one that does not fit."""
+        config, there = self.config, json.loads(answer)
+        if there.get("error") == "python":
             raise HostError(f"no Python there ({config['python'] or 'python3'}): install it, or say where it is "
                             "with --python or --prolog")
-        if there["error"]:
+        if "error" in there:
             raise HostError(f"cannot read the prolog {config['prolog']}: the file has to exist there (a relative path "
                             "starts at your home directory)")
+        version, here = tuple(there["python"]), sys.version_info[:2]
         found = f"Python {'.'.join(map_builtin(str, version))} ({there['executable']})"
         if version < (3, 8):
             raise HostError(f"has {found}, and 3.8 is the oldest that works: name another with --python")

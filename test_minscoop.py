@@ -13128,10 +13128,6 @@ def fuzz_tunnels(chance, count=100):
     return count
 
 
-THERE = {"python": list(sys.version_info[:3]), "executable": "/usr/bin/python3", "machine": os.uname()[4],
-         "platform": sys.platform, "pyzmq": "26.0"}
-
-
 def mutated_text(chance, text):
     """A text with some random damage."""
     for _ in range(chance.choice([1, 1, 2, 5])):
@@ -13157,17 +13153,6 @@ def fuzz_hosts(chance, count=300):
             with contextlib.suppress(ValueError):
                 assert minscoop.allocation(env).get("hosts", True)
     return 2 * count
-
-
-def fuzz_answers(chance, count=300):
-    """A host's damaged answer about its Python must be accepted, or refused with a HostError (or a ValueError)."""
-    gateway = minscoop.Gateway(None, {"python": None, "prolog": None, "mixed": False, "name": "h", "host": "1"})
-    for _ in range(count):
-        with contextlib.suppress(ValueError):
-            there = mutated_text(chance, json.dumps(THERE)).encode()
-            with contextlib.suppress(minscoop.HostError):
-                gateway.check(there)
-    return count
 
 
 def fuzz_files(chance, count=100):
@@ -13204,7 +13189,7 @@ def fuzz_notices(chance, count=300):
 
 FUZZERS = {"brokers": (fuzz_brokers, 30), "worlds": (fuzz_worlds, 15), "nodes": (fuzz_nodes, 40),  # seeds as tests
            "decoders": (fuzz_decoders, 10), "notices": (fuzz_notices, 15), "tunnels": (fuzz_tunnels, 10),
-           "hosts": (fuzz_hosts, 10), "answers": (fuzz_answers, 10), "files": (fuzz_files, 10)}
+           "hosts": (fuzz_hosts, 10), "files": (fuzz_files, 10)}
 
 
 def fuzz(name, seed):
