@@ -4697,7 +4697,7 @@ class Root(Node):
         """Start the keeper: as a fork of this process if that is pristine; else as a fresh interpreter, since threads
         do not survive a fork."""
         config = dict(options, directory=self.directory, address=self.address, memory=self.memory, token=TOKEN.hex())
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until the keeper has its own handler
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until the keeper itself does that
         try:
             fork = pristine and None not in (sys.stdin, sys.stdout, sys.stderr)  # else a pipe may get number 0, 1 or 2
             self.keeper = ForkedKeeper() if fork else subprocess.Popen(self.keepers_command(), stdin=subprocess.PIPE)
@@ -5924,7 +5924,8 @@ class Keeper:
                     gateway.report(f"its gateway (pid {pid}) ended: {status_text(code)}")
                 self.notify(b"DIED", gateway.number, *ANYTHING, f"host {gateway.host} is gone".encode())
                 if code == SILENT and gateway.returns < RETURNS:  # else it would be launched anew for ever
-                    self.start_gateway(dict(gateway.config, host="r" + os.urandom(4).hex()), gateway.returns + 1)
+                    number = f"{gateway.config['host'].partition('r')[0]}r{gateway.returns + 1}"  # 3r1, after 3
+                    self.start_gateway(dict(gateway.config, host=number), gateway.returns + 1)
                 self.give_up_if_alone("no host is left")
             else:
                 self.bury(pid, code, *self.workers.pop(pid))
