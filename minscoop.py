@@ -1310,7 +1310,7 @@ def text_of(thing, words=str):
         return f"<{type(thing).__name__} whose str() or repr() failed>"
 
 
-# Results travel as one pickle of (values, parts, failures): `values` if they take the same to be read, see ``needs``,
+# Results travel as one pickle of (values, parts, failures): `values` if all are sure to be read, see ``copier_of``;
 # else `parts`, the pickle of each, so that one that cannot be read does not harm the others; or its frames, with None
 # in the places of large ones, which follow.
 
@@ -1335,68 +1335,51 @@ class Pickled:
             discard(self.frames, even_lasting=True)
 
 
-NUMBERS, ARRAYS = "numpy", "numpy's arrays"  # the greater one needs more: see `max` in ``needs``
-
-
-def needs(value, depth=1):
-    """What it takes to read a value that is sure to be pickled and read: "", nothing, for a PLAIN one or a short
-    container of such; NUMBERS or ARRAYS, that is NumPy, if numbers or small arrays of it are among them; None for any
-    other value. depth: how many containers may contain each other. To pickle and read each value alone takes 2 to 15
-    us; of a long container that is little, and looking at its items takes as long as pickling it."""
-    kind = type(value)
-    if kind in PLAIN:
-        return ""
-    if kind in CONTAINERS:
-        if not depth or len(value) >= 20:
-            return None
-        items = [*value, *value.values()] if kind is dict else value
-        if PLAIN.issuperset(map_builtin(type, items)):
-            return ""
-        found = {needs(item, depth - 1) for item in items}
-        return None if None in found else max(found)
-    numpy = sys.modules.get("numpy")
-    small = numpy and kind is numpy.ndarray and value.nbytes < OUT_OF_BAND
-    if small:
-        kind = value.dtype.type
-    if made_in_python(kind) or getattr(kind, "__module__", None) != "numpy":  # a subclass has attributes
-        return None
-    return (ARRAYS if small else NUMBERS) if numpy and issubclass(kind, (numpy.number, numpy.bool_)) else None
-
-
 # type -> what copies one whose items cannot change
 CONTAINERS = {tuple: tuple, list: list.copy, dict: dict.copy, set: set.copy}
 
 
-class Snapshot(bytes):
-    """As Pickled, but of a single small frame: there is no file to remove."""
+def copier_of(value, inner=False):
+    """What copies a value that is not PLAIN but sure to be pickled and read: NumPy's numbers and small arrays, and
+    short containers of such and of PLAIN ones. None for any other value. To pickle and read each alone takes 2 to 15
+    us; of a long container that is little, and looking at its items takes as long as pickling it."""
+    kind, numpy = type(value), sys.modules.get("numpy")
+    if kind in CONTAINERS:
+        if inner or len(value) >= 20:
+            return None
+        items = [*value, *value.values()] if kind is dict else value
+        copiers = {copier_of(item, inner=True) for item in items if type(item) not in PLAIN}
+        return None if None in copiers else copy.deepcopy if copy.deepcopy in copiers else CONTAINERS[kind]
+    array = numpy and kind is numpy.ndarray and value.nbytes < OUT_OF_BAND
+    number = value.dtype.type if array else kind
+    if not numpy or made_in_python(number) or getattr(number, "__module__", None) != "numpy" \
+            or not issubclass(number, (numpy.number, numpy.bool_)):  # a subclass, say, which has attributes
+        return None
+    return copy.deepcopy if array else copy.copy
 
 
-def encode_results(values, failures, title, memory=None, needed=()):
+def encode_results(values, failures, title, memory=None, frozen=False):
     """Frames for a slice of results. failures: {offset: exception}. A value that cannot be sent becomes a failure.
 
-    title(offset): names what was run, for error messages. memory: see ``frame_of``. needed: what the values ``needs``,
-    those of PLAIN aside, if that is known."""
+    title(offset): names what was run, for error messages. memory: see ``frame_of``. frozen: the values have come from
+    ``Slice.frozen``."""
     where = f", on worker {this_worker.label}" if failures and this_worker else ""
     failures = {offset: encode_failure(error, "" if isinstance(error, MinscoopError) else title(offset) + where)
                 for offset, error in failures.items()}  # minscoop's own errors say it themselves
-    kinds = {*map_builtin(type, values)}
-    needed = kinds - PLAIN and {*(needed or map_builtin(needs, values))}
-    if needed <= {""} or needed <= {NUMBERS, ARRAYS} and not kinds & PLAIN:  # all of them take the same
-        return dumps((values, None, failures), memory)
+    if frozen and not any(type(value) is Pickled for value in values):
+        with contextlib.suppress(*FAULTS):  # one could not be frozen
+            return dumps((values, None, failures), memory, whole=True)
     parts, large = [], []
     for offset, value in enumerate(values):
-        if type(value) is Snapshot:
-            value = bytes(value)
-        else:
-            try:
-                frames = value.take() if type(value) is Pickled else dumps(value, memory)
-            except FAULTS as error:
-                why = reason_of(error, (value, f"the result of {title(offset)}"))
-                failures[offset] = encode_failure(CannotSend(f"{why} (a result of type {type(value).__name__})"))
-                frames = dumps(None)
-            value = [frame if size_of(frame) < OUT_OF_BAND else None for frame in frames]
-            large += [frame for frame in frames if size_of(frame) >= OUT_OF_BAND]
-        parts.append(value)
+        try:
+            frames = value.take() if type(value) is Pickled else dumps(value, memory)
+        except FAULTS as error:
+            why = reason_of(error, (value, f"the result of {title(offset)}"))
+            failures[offset] = encode_failure(CannotSend(f"{why} (a result of type {type(value).__name__})"))
+            frames = dumps(None)
+        own = [frame for frame in frames if size_of(frame) >= OUT_OF_BAND]
+        parts.append([None if frame in own else frame for frame in frames] if own else frames[0])
+        large += own
     return [pickle.dumps((None, parts, failures), 5), *large]
 
 
@@ -2143,19 +2126,13 @@ class Slice:
     def frozen(self, value):
         """A result as it is now: a copy if that is cheap, else pickled, since calls that follow may change it, as they
         do with a global buffer or model. If that fails, the result itself: ``encode_results`` then says why."""
-        kind = type(value)
-        if kind in PLAIN:
+        if type(value) in PLAIN:
             return value
         try:
-            need = needs(value)
-            self.job.needed.add(need)
-            if need is not None:
-                return copy.deepcopy(value) if need == ARRAYS else CONTAINERS.get(kind, lambda same: same)(value)
-            frames = self.pickler.frames(value)
+            copier = copier_of(value)
+            return copier(value) if copier else Pickled(self.pickler.frames(value))
         except FAULTS:
-            self.job.needed.add(None)
             return value
-        return Snapshot(*frames) if len(frames) == 1 and size_of(frames[0]) < OUT_OF_BAND else Pickled(frames)
 
     def shorten(self):
         """Give the items behind the running one back to the queue, since it takes long. Called with the lock held.
@@ -2332,7 +2309,6 @@ class Guest(Job):
         self.left = hi - lo           # items whose results this node has yet to make
         self.open = Ranges([(lo, hi)])  # and has yet to send
         self.outcomes = []            # (lo, count, values, failures) not yet sent
-        self.needed = set()           # what its results took to be read, see ``needs``
         self.flushed = time.monotonic()  # when results were sent last
         self.flushing = threading.Lock()  # one thread sends at a time, so that the last message goes last
 
@@ -2431,7 +2407,7 @@ class Guest(Job):
         """Send one RESULT."""
         def title(offset):
             return f"the reduce of {describe(self.recipe.fn)}" if self.recipe.op else self.title(lo + offset)
-        frames = encode_results(values, failures, title, self.node.memory, self.needed)
+        frames = encode_results(values, failures, title, self.node.memory, frozen=self.recipe.op is None)
         self.recipe.bulky = self.recipe.op is not None and sum(map_builtin(size_of, frames)) > OUT_OF_BAND
         result = b"RESULT", self.id, b"%d" % lo, b"%d" % count, b"%d" % last, *frames
         with self.node.lock:  # until it is sent, a census must find that we hold these

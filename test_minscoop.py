@@ -2026,11 +2026,11 @@ def test_results_travel_as_one_pickle_when_copies_of_them_are_cheap():
     for value in copied:
         copy = running.frozen(value)
         assert copy == value and type(copy) is type(value) and copy is not value
-    assert {type(running.frozen(value)) for value in nested + fickle} == {minscoop.Snapshot}
-    assert type(running.frozen(numpy.zeros(minscoop.OUT_OF_BAND))) is minscoop.Pickled
+    fickle.append(numpy.zeros(minscoop.OUT_OF_BAND))
+    assert {type(running.frozen(value)) for value in nested + fickle} == {minscoop.Pickled}
     for values in steady[:1] * 9, copied[:4], steady[1:], copied[4:], [numpy.int64(i) for i in range(9)]:
         values = [*map(running.frozen, values)]
-        frames = minscoop.encode_results(values, {}, "item {} of work".format)
+        frames = minscoop.encode_results(values, {}, "item {} of work".format, frozen=True)
         got, failures = minscoop.read_results(frames, len(values))
         assert got == values and [*map(type, got)] == [*map(type, values)] and not failures
         assert minscoop.unpickle(frames[0])[1] is None
@@ -2061,12 +2061,10 @@ def test_a_large_class_by_value_is_not_kept_when_its_instances_are_results():
 def test_a_result_is_refused_when_it_changes_while_it_is_looked_at():
     """By another thread of the task, say; the others arrive."""
     running = slice_of()
-    running.job.needed = set()
     values = [running.frozen([1])]
-    with mock.patch.object(minscoop, "needs", side_effect=RuntimeError("dictionary changed size during iteration")):
+    with mock.patch.object(minscoop, "copier_of", side_effect=RuntimeError("dictionary changed size during iteration")):
         values += [running.frozen({"a": LOCK})]
-    frames = minscoop.encode_results(values, {}, str, None, running.job.needed)
-    got, failures = minscoop.read_results(frames, 2)
+    got, failures = minscoop.read_results(minscoop.encode_results(values, {}, str, frozen=True), 2)
     assert got[0] == [1] and type(failures[1]) is CannotSend
 
 
@@ -2095,16 +2093,14 @@ def test_the_root_looks_again_before_it_sleeps_when_a_single_task_is_away(monkey
     assert (root.hears.call_count, minscoop.readable.call_count) == (looks, sleeps)
 
 
-def test_results_are_looked_at_once_when_a_slice_knows_what_they_need():
-    """Those that need NumPy do not travel as one with those that do not, which must be read without it."""
+def test_results_travel_as_one_pickle_only_when_all_are_sure_to_be_read():
+    """That is known once they are frozen: they are not looked at again."""
     numpy = pytest.importorskip("numpy")
     for values, as_one in (([[1], (2, "3"), 4], True), ([numpy.int8(1), numpy.zeros(2)], True), ([[LOCK], [1]], False),
-                           ([1, numpy.int8(1)], False), ([(1,), numpy.int8(1)], False), ([{}, [[]]], False)):
-        running = slice_of()
-        running.job.needed = set()
-        values = [*map(running.frozen, values)]
-        with mock.patch.object(minscoop, "needs", side_effect=AssertionError):
-            frames = minscoop.encode_results(values, {}, str, None, running.job.needed)
+                           ([1, numpy.int8(1)], True), ([(1,), numpy.int8(1)], True), ([{}, [[]]], False)):
+        values = [*map(slice_of().frozen, values)]
+        with mock.patch.object(minscoop, "copier_of", side_effect=AssertionError):
+            frames = minscoop.encode_results(values, {}, str, frozen=True)
         assert (minscoop.unpickle(frames[0])[1] is None) == as_one
 
 
@@ -2117,16 +2113,17 @@ def test_small_arrays_arrive_as_they_were():
     values = [*arrays, *([array, 1] for array in arrays), *({"a": array} for array in arrays), ((grid,), grid)]
     for values in values, values[:1] * 3, values[-1:] * 3:
         running = slice_of()
-        frames = minscoop.encode_results([*map(running.frozen, values)], {}, str)
+        frames = minscoop.encode_results([*map(running.frozen, values)], {}, str, frozen=True)
         got, failures = minscoop.read_results(frames, len(values))
         assert not failures and [*map(repr, got)] == [*map(repr, values)]
         for array in [array for array in got if type(array) is numpy.ndarray]:
             array[...] = array
     assert got[0][0][0] is got[0][1]
     once = minscoop.loads(minscoop.dumps(arrays[:2]))  # their dtypes are copies, which do not know that NumPy made them
-    assert [minscoop.needs(array) for array in once] == [minscoop.ARRAYS] * 2
-    (copy,), _ = minscoop.read_results(minscoop.encode_results([slice_of().frozen(arrays[1])], {}, str), 1)
-    assert copy.flags.f_contiguous and not copy.flags.c_contiguous
+    assert [minscoop.copier_of(array) for array in once] == [minscoop.copy.deepcopy] * 2
+    frames = minscoop.encode_results([slice_of().frozen(arrays[1])], {}, str, frozen=True)
+    (got,), _ = minscoop.read_results(frames, 1)
+    assert got.flags.f_contiguous and not got.flags.c_contiguous
 
 
 def test_a_pickler_takes_several_objects_when_some_cannot_be_pickled(tmp_path):
@@ -2160,13 +2157,13 @@ def test_a_class_by_value_is_pickled_once_when_many_results_are_its_instances():
     assert [(type(a), a.value, b(), c) for a, b, c in zip(*[iter(got)] * 3)] == [(Local, i, i, Local) for i in range(3)]
 
 
-def test_plain_results_are_read_when_numpy_is_missing():
-    """What needs it fails, at its own place only."""
+def test_results_say_what_is_missing_when_their_reader_has_no_numpy():
+    """It is named."""
     numpy = pytest.importorskip("numpy")
-    frames = minscoop.encode_results([0, numpy.float64(1), (2, "2"), (3, numpy.int8(3))], {}, "item {} of work".format)
+    frames = minscoop.encode_results([0, numpy.float64(1)], {}, str, frozen=True)
     with mock.patch.dict(sys.modules, {name: None for name in [*sys.modules] if name.partition(".")[0] == "numpy"}):
-        got, failures = minscoop.read_results(frames, 4)
-    assert (got[0], got[2], sorted(failures)) == (0, (2, "2"), [1, 3]) and "numpy" in str(failures[1])
+        _, failures = minscoop.read_results(frames, 2)
+    assert sorted(failures) == [0, 1] and "numpy" in str(failures[1])
 
 
 def test_all_of_its_text_is_told_when_an_exception_cannot_be_sent():
