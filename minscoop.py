@@ -622,7 +622,6 @@ def loads(frames):
 # reads is removed by the process that gives it up, or, if that died, at the end of the pool.
 
 TOKEN = os.urandom(16)  # what every reference begins with, and no other frame; the same throughout a pool
-file_numbers = itertools.count()
 spare = []              # file descriptors, kept in case the program has used up all others
 
 
@@ -632,13 +631,11 @@ def frame_of(chunks, memory=None, lasting=False):
     memory: the directory for shared memory, if there is one. lasting: the file is not removed when it is read."""
     size = sum(map_builtin(len, chunks))
     if memory and size >= SHARED:
-        path = f"{memory}/{os.getpid()}-{next(file_numbers)}"
+        path = f"{memory}/{os.urandom(8).hex()}"
         try:
             with open(path, "xb") as file:
                 file.writelines(chunks)
             return TOKEN + b"%d %d " % (lasting, size) + os.fsencode(path)
-        except FileExistsError:  # left by a process that died and had our pid
-            pass
         except OSError:  # the file system is full
             with contextlib.suppress(OSError):
                 os.unlink(path)
@@ -649,7 +646,7 @@ def reference(frame):
     """(whether it is lasting, size, path) if a frame is a reference, else None."""
     if not (isinstance(frame, bytes) and frame.startswith(TOKEN)):
         return None
-    match = re.fullmatch(rb"([01]) ([0-9]{1,19}) (/.+/[0-9]+-[0-9]+)", frame[len(TOKEN):], re.DOTALL)
+    match = re.fullmatch(rb"([01]) ([0-9]{1,19}) (/.+/[0-9a-f]{16})", frame[len(TOKEN):], re.DOTALL)
     return match and (match[1] == b"1", int(match[2]), match[3])
 
 

@@ -1442,15 +1442,9 @@ def test_mappings_are_few_when_many_large_frames_are_kept(tmp_path, monkeypatch)
     assert kinds[0] is mmap.mmap and kinds[-1] is bytearray
 
 
-def test_another_file_stays_when_it_has_the_name_of_a_new_one(tmp_path, monkeypatch):
-    """A dead worker whose pid was reused may have left it: it must not be overwritten; the data itself travels."""
-    monkeypatch.setattr(minscoop, "file_numbers", itertools.repeat(0))
-    frame = minscoop.frame_of([bytes(LARGE)], tmp_path)
-    assert minscoop.frame_of([b"x" * LARGE], tmp_path) == b"x" * LARGE and minscoop.content(frame) == bytes(LARGE)
-
-
-@pytest.mark.parametrize("rest", [b"", b"x", b"0 1", b"0 x /dev/shm/minscoop-a.pool/1-0", b"0 9 relative/1-0",
-                                  b"0 99999999999 /dev/zero", b"1 9 /etc/passwd", b"0 9 /tmp/1-0/../precious"])
+@pytest.mark.parametrize("rest", [b"", b"x", b"0 1", b"0 x /dev/shm/minscoop-a.pool/0123456789abcdef",
+                                  b"0 9 relative/0123456789abcdef", b"0 99999999999 /dev/zero", b"1 9 /etc/passwd",
+                                  b"0 9 /tmp/0123456789abcdef/../precious"])
 def test_a_frame_is_no_reference_when_it_does_not_lead_to_shared_memory(rest):
     """One host's mistake must neither end another's broker nor have it read, or remove, any other file."""
     frame, desk = minscoop.TOKEN + rest, Desk()
@@ -1652,13 +1646,14 @@ def test_the_programs_shared_memory_stays_when_a_worker_that_has_used_it_ends(sc
 
 
 @linux_only
-def test_a_callable_with_large_data_travels_once_when_a_map_uses_it(guard):
+def test_a_callable_with_large_data_travels_once_when_a_map_uses_it(guard, monkeypatch):
     """What a partial holds is in shared memory as long as the map needs it."""
+    frame_of, made = minscoop.frame_of, []
+    monkeypatch.setattr(minscoop, "frame_of", lambda *args: made.append(frame_of(*args)) or made[-1])
     with minscoop.Executor(2) as executor:
-        number = next(minscoop.file_numbers)
         results = executor.map(functools.partial(pick, LargeBytes(b"x" * LARGE)), range(3000), timeout=WAIT)
         assert next(results) == ord("x") and len(shared_files(executor)) == 1
-        assert sum(results) == 2999 * ord("x") and next(minscoop.file_numbers) == number + 2  # made one in all
+        assert sum(results) == 2999 * ord("x") and len([*filter(minscoop.reference, made)]) == 1
         del results
         gc.collect()
         assert not eventually_none(lambda: shared_files(executor), WAIT)
