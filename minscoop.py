@@ -1285,8 +1285,13 @@ def parts_of(obj):
 
 
 def describe(fn):
-    """A callable's name for messages."""
-    return text_of(fn, lambda fn: getattr(fn, "__qualname__", None) or cut(repr(fn), 80))
+    """The name of a callable, for messages and totals: the same in every process. Runs none of its own code."""
+    while type(fn) in (functools.partial, types.MethodType):
+        fn = fn.func if type(fn) is functools.partial else fn.__func__
+    name = None
+    with contextlib.suppress(AttributeError):
+        name = object.__getattribute__(fn, "__qualname__")
+    return cut(name if type(name) is str else type(fn).__qualname__, 80)
 
 
 def cut(text, most):
@@ -4209,7 +4214,7 @@ class Node:
         """Note that so many calls of fn have raised what the program has not asked for as yet; a task that asks for
         nothing is left alone. UNHEARD of them are enough: they keep their futures, and what these refer to."""
         if not (self.executes or isinstance(error, PoolError)) and len(self.unheard) < UNHEARD:
-            self.unheard[key] = count + self.unheard.get(key, (0,))[0], name_of(fn), error
+            self.unheard[key] = count + self.unheard.get(key, (0,))[0], describe(fn), error
 
     def tell_failures(self):
         """Warn of what the program never asked for: it may have forgotten to."""
@@ -7777,16 +7782,6 @@ def short(value, depth=2):
 BRACKETS = {list: "[%s]", tuple: "(%s)", set: "{%s}", frozenset: "{%s}", dict: "{%s}"}
 
 
-def name_of(fn):
-    """The name of a callable, for totals: the same in every process. Bypasses the class's __getattribute__."""
-    while type(fn) in (functools.partial, types.MethodType):
-        fn = fn.func if type(fn) is functools.partial else fn.__func__
-    name = None
-    with contextlib.suppress(AttributeError):
-        name = object.__getattribute__(fn, "__qualname__")
-    return cut(name if type(name) is str else type(fn).__qualname__, 80)
-
-
 def thin(events, cap):
     """Merge neighbouring events of one worker and function, in place, shortest pairs first, until at most `cap` are
     left; if that is not enough, then those of any function. Counts and times stay exact, arguments are dropped."""
@@ -7880,7 +7875,7 @@ class Recording:
             clock=time.monotonic)
         try:
             fn, args, kwargs = unit.span.call(unit.lo) if unit.job else unit._call
-            event.fn = name_of(fn)
+            event.fn = describe(fn)
             if self.level > 1:
                 words = [short(value) for value in args[:5]] + ["…"] * (len(args) > 5)
                 words += [f"{key}={short(value)}" for key, value in itertools.islice(kwargs.items(), 5)]
@@ -7897,7 +7892,7 @@ class Recording:
         event.calls = unit.hi - unit.lo
         names, mean, totals = {event.fn: event.calls}, event.own / event.calls, self.totals
         if event.calls > 1 and unit.job.recipe is CALLS:
-            names = collections.Counter(name_of(call[0]) for call in unit.span.items(unit.lo, unit.hi)[0])
+            names = collections.Counter(describe(call[0]) for call in unit.span.items(unit.lo, unit.hi)[0])
         with self.lock:
             for name, count in names.items():
                 name = name if name in totals.seconds or len(totals.seconds) < 300 else "(others)"
