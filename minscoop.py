@@ -6393,7 +6393,7 @@ class Tunnel:
     def listen(self, path):
         """On the lower side: accept the connections of the broker there, in a thread."""
         server = socket.socket(socket.AF_UNIX)
-        server.bind(path)  # not in the thread: if the keeper ends at once, the directory may be gone before that begins
+        server.bind(path)  # not in the thread: the directory may be gone before that begins
         server.listen()
         in_background(self.accept, server)
 
@@ -6445,13 +6445,14 @@ def run_agent(config, library=b""):
     if library:
         unpack_pyzmq(library, directory)
     keeper = ForkedKeeper()
+    if config["tunnel"]:
+        tunnel.write(0, b"")  # tells the gateway that the program runs
+        tunnel.listen(f"{directory}/up")  # before the keeper knows the directory: it may end at once, and remove it
     tell(keeper, json.dumps(config).encode() + b"\n")
     if config["tunnel"]:
         def pour():
             with keeper.stdin:  # whose end ends the keeper
                 tunnel.pour()
-        tunnel.write(0, b"")  # tells the gateway that the program runs
-        tunnel.listen(f"{directory}/up")
         in_background(pour)
     try:
         keeper.wait()

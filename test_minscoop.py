@@ -7652,6 +7652,17 @@ def test_a_tunnel_listens_before_its_thread_begins(guard, monkeypatch):
         client.connect(path)
 
 
+def test_an_agent_listens_before_its_keeper_can_remove_the_directory():
+    """As a keeper does that ends at once, because of a wrong --path, say: what it said is to be the last line."""
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent("""
+        import io, json, minscoop, shutil, types
+        minscoop.ForkedKeeper = lambda: types.SimpleNamespace(stdin=io.BytesIO(), wait=str, returncode=1)
+        minscoop.tell = lambda keeper, data: shutil.rmtree(json.loads(data)["directory"])
+        minscoop.run_agent({"tunnel": True})
+    """)], cwd=HERE, stdin=subprocess.DEVNULL, capture_output=True, timeout=WAIT)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 def test_pyzmq_is_packed_when_its_files_are_of_1970(tmp_path, monkeypatch):
     """As some package managers leave them; a zip file knows no time before 1980."""
     path = tmp_path / "zmq" / "__init__.py"
