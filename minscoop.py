@@ -2439,7 +2439,7 @@ class Mapping(Job):
 
     pulled = read = 0          # items pulled; items read. Those between are queued, running or unread
     made = 0                   # items that have results
-    reached = 0                # items read or, if nobody reads, made, when the window was last looked at: see widen
+    filled = -math.inf         # when the inputs last filled the window
     begun = abandoned = False  # its iterator was asked for results; that is gone, and never was
     inputs_error = None        # the exception that ended the inputs, or Ctrl-C that came in the latest pull
 
@@ -2450,7 +2450,6 @@ class Mapping(Job):
         self.pulling = threading.RLock()
         self.fixed = buffersize
         self.window = buffersize or READ_AHEAD * max(1, node.size)
-        self.doubled = time.monotonic()
         self.exhausted = buffersize is None and all(map_builtin(is_bounded, iterables))
         if self.exhausted:
             columns = [*map_builtin(snapshot, iterables)]
@@ -2478,12 +2477,11 @@ class Mapping(Job):
         try:
             if not self.pulling.acquire(blocking=False):
                 return False
-            if beyond:
-                self.widen(self.made)
             before = self.pulled  # only now that no other thread pulls
             ahead = before - (self.made if beyond else self.read)
             if self.exhausted or self.cancelled or ahead > self.window // 2:
                 return False
+            self.widen()
             if self.take_rows(self.window - ahead):
                 self.exhausted = True
                 self.tell(growing=-1)
@@ -2514,19 +2512,16 @@ class Mapping(Job):
         finally:
             if rows:  # also those that were pulled before Ctrl-C came
                 lo, self.pulled = self.pulled, self.pulled + len(rows)
+                self.filled = time.monotonic() if len(rows) == want else self.filled
                 self.tell(known=len(rows))
                 self.push(tuple(zip(*rows)), lo, self.pulled)
         return len(rows) < want
 
-    def widen(self, reached):
-        """So many items are read, or made if nobody reads: double the window if a whole one took less than 0.1 s."""
-        before, self.reached = self.reached, reached
-        if self.fixed is None and before // self.window != reached // self.window:
-            now = time.monotonic()
-            room = MAX_BODY * 16 // (self.item_bytes or 1)
-            if now - self.doubled < 0.1 and self.window * 2 <= min(MAX_READ_AHEAD, room):
-                self.window *= 2
-            self.doubled = now
+    def widen(self):
+        """Double the window if half of it was used up within 50 ms, unless its inputs would take too much memory."""
+        most = min(MAX_READ_AHEAD, MAX_BODY * 16 // (self.item_bytes or 1))
+        if self.fixed is None and time.monotonic() - self.filled < 0.05 and self.window * 2 <= most:
+            self.window *= 2
 
     def deliver(self, lo, count, values, failures):
         """Keep results for the reader, unless nobody can read them any more."""
@@ -2568,7 +2563,6 @@ class Mapping(Job):
         if self.read in self.chunks:
             count, values, failures = self.chunks.pop(self.read)
             self.read += count
-            self.widen(self.read)
             return values, failures
         if self.cancelled:
             raise self.node.broken or CancelledError()

@@ -6161,7 +6161,7 @@ def test_inputs_are_pulled_as_for_a_reader_when_nobody_reads_a_map(monkeypatch):
     for i in range(1, 6):
         assert job.pulled - job.made == job.window and not node.feed(beyond=True)
         job.deliver(job.made, job.window, [0] * job.window, {})
-        job.doubled = math.inf  # a moment ago, on a slow machine, too
+        job.filled = math.inf  # a moment ago, on a slow machine, too
         assert node.feed(beyond=True) and job.window == first << i and job.read == 0
 
 
