@@ -1743,8 +1743,7 @@ class Future(concurrent.futures.Future):
         factory = {"_condition": threading.Condition, "_done_callbacks": list,
                    "_waiters": lambda: Waiters(self._node)}.get(name)
         if factory is None:
-            refer("'Future' object", name)
-            return self.__getattribute__(name)  # raises the usual error, which says what may have been meant
+            refuse_attribute("'Future' object", name)
         with birth:
             return self.__dict__.setdefault(name, factory())
 
@@ -6895,10 +6894,10 @@ INSTEAD = {  # what other pools and their futures have -> what to use here
     "gather": "[future.result() for future in futures]", "scatter": "set_const", "get": "result()", "ready": "done()"}
 
 
-def refer(owner, name):
-    """Raise AttributeError for another pool's name, which `owner` does not have, with what to use here."""
-    if name in INSTEAD:
-        raise AttributeError(f"{owner} has no attribute {name!r}: use {INSTEAD[name]}")
+def refuse_attribute(owner, name):
+    """Raise AttributeError for a name that `owner` does not have; if it is another pool's, with what to use here."""
+    hint = f": use {INSTEAD[name]}" if name in INSTEAD else ""
+    raise AttributeError(f"{owner} has no attribute {name!r}{hint}")
 
 
 class Interface(concurrent.futures.Executor):
@@ -6906,8 +6905,7 @@ class Interface(concurrent.futures.Executor):
     Both define ``_pool``, which returns the node that does the work, or raises RuntimeError after shutdown."""
 
     def __getattr__(self, name):
-        refer("'Executor' object", name)
-        return self.__getattribute__(name)  # raises the usual error, which says what may have been meant
+        refuse_attribute("'Executor' object", name)
 
     def submit(self, fn, /, *args, **kwargs):  # a SyntaxError here: this Python is older than 3.8, which is needed
         """Schedule the call fn(*args, **kwargs) in the pool and return its Future.
@@ -7369,8 +7367,7 @@ def __getattr__(name):
               "DEBUG": logger.isEnabledFor(logging.DEBUG), "BROKER": getattr(pool, "address", None),
               "worker": pool.name.decode() if pool else None, "futures": this, "shared": this}
     if name not in values:
-        refer("module 'minscoop'", name)
-        raise AttributeError(f"module 'minscoop' has no attribute {name!r}")
+        refuse_attribute("module 'minscoop'", name)
     return values[name]
 
 
