@@ -7478,7 +7478,9 @@ class Progress:
                 say(text)
         elif not (self.hidden or self.asking) and in_foreground():
             self.wipe()
-            text, self.drawn = fitting(text, (os.get_terminal_size(2).columns or 80) - 1)
+            text = text[:(os.get_terminal_size(2).columns or 80) - 1]
+            self.drawn = len(text)
+            text = f"\33[?7l{text}\33[?7h"  # meanwhile the terminal does not wrap lines: some characters are wide
             os.write(2, text.encode(getattr(sys.stderr, "encoding", None) or "ascii", "replace"))
 
     def wipe(self):
@@ -7596,16 +7598,6 @@ def progress_text(counts, seconds, nodes):
                           "no workers as yet") + (f" on {hosts} hosts" if hosts > 1 else ""))
             parts += [f"{root.retried} {'retry' if root.retried == 1 else 'retries'}"] * (root.retried > 0)
     return "minscoop: " + ", ".join(parts)
-
-
-def fitting(text, columns):
-    """The longest beginning of a text that fits into so many columns of a terminal, and the columns that it takes: two
-    for a wide character, such as a Chinese one, and none for a combining one."""
-    import unicodedata
-    widths = ((unicodedata.category(character) not in ("Mn", "Me", "Cf")) *
-              (2 if unicodedata.east_asian_width(character) in "WF" else 1) for character in text)
-    ends = [end for end in itertools.accumulate(widths) if end <= columns]
-    return text[:len(ends)], max(ends, default=0)
 
 
 def tasks_part(stats):

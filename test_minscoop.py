@@ -10400,7 +10400,7 @@ class Terminal:
     def screen(self):
         """The lines that are left on the screen; what has been wiped is not."""
         rows, row, column = [""], 0, 0
-        for part in re.findall(r"\x1b\[\d*[A-Z]|.|\n", self.seen.decode().replace("\r\n", "\n")):
+        for part in re.findall(r"\x1b\[\??\d*[A-Za-z]|.|\n", self.seen.decode().replace("\r\n", "\n")):
             if part == "\n":
                 row, column = row + 1, 0
                 rows += [""] * (row == len(rows))
@@ -10665,14 +10665,6 @@ def test_the_line_goes_at_once_when_the_last_map_is_done():
         assert wiped
 
 
-@pytest.mark.parametrize("text, columns, begins, taken", [
-    ("squares", 7, "squares", 7), ("squares", 3, "squ", 3), ("squares", 0, "", 0), ("漢字", 4, "漢字", 4),
-    ("漢字", 3, "漢", 2), ("e\u0301!", 2, "e\u0301!", 2), ("e\u0301!", 1, "e\u0301", 1)])
-def test_the_line_fits_its_terminal_when_characters_are_wide(text, columns, begins, taken):
-    """Otherwise it would wrap into the next row, and each update would leave a row on the screen."""
-    assert minscoop.fitting(text, columns) == (begins, taken)
-
-
 def test_a_map_is_not_counted_when_it_says_so():
     """A map with progress=False is left out of the progress line of the launcher, which counts all others."""
     progress, node = minscoop.Progress(True), HandNode()
@@ -10683,17 +10675,31 @@ def test_a_map_is_not_counted_when_it_says_so():
         assert progress.look({}) == {"": [3, 0, 0]}
 
 
-def test_the_line_is_drawn_when_stderr_has_no_encoding(monkeypatch):
-    """The program may have replaced sys.stderr by an object of its own with little more than write()."""
-    drawn = []
+def drawn_in(monkeypatch, columns, text):
+    """What is written to draw a text as the line, and how many columns it then takes."""
+    drawn, progress = [], minscoop.Progress(True)
     with monkeypatch.context() as patch:
         for name in "on_terminal", "in_foreground":
             patch.setattr(minscoop, name, lambda: True)
-        patch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((80, 24)))
+        patch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((columns, 24)))
         patch.setattr(os, "write", lambda _, data: drawn.append(data))
-        patch.setattr(sys, "stderr", types.SimpleNamespace())
-        minscoop.Progress(True).draw("50 %")
-    assert drawn == [b"50 %"]
+        progress.draw(text)
+    return drawn, progress.drawn
+
+
+def test_the_line_is_drawn_when_stderr_has_no_encoding(monkeypatch):
+    """The program may have replaced sys.stderr by an object of its own with little more than write()."""
+    monkeypatch.setattr(sys, "stderr", types.SimpleNamespace())
+    assert drawn_in(monkeypatch, 80, "50 %") == ([b"\33[?7l50 %\33[?7h"], 4)
+
+
+@pytest.mark.parametrize("text, columns, shown", [("squares", 8, "squares"), ("squares", 4, "squ"), ("squares", 1, ""),
+                                                  ("squares", 0, "squares"), ("漢字", 5, "漢字"), ("漢字", 4, "漢字")])
+def test_the_line_does_not_wrap_when_it_is_too_long(monkeypatch, text, columns, shown):
+    """Else each update would leave a row on the screen. Wide characters are the terminal's business, which clips them;
+    a terminal that does not tell its size is taken to have 80 columns."""
+    monkeypatch.setattr(sys, "stderr", types.SimpleNamespace(encoding="utf-8"))
+    assert drawn_in(monkeypatch, columns, text) == ([f"\33[?7l{shown}\33[?7h".encode()], len(shown))
 
 
 @pytest.mark.parametrize("stderr", [None, io.StringIO()])
