@@ -7441,7 +7441,7 @@ class Progress:
                 nodes = list(self.nodes)
             for node in nodes if self.live() else ():
                 node.send(b"COUNT", b"0")  # without our lock: a thread that holds the node's may want ours
-            left = {node: calls_left(node) if self.wanted else 0 for node in nodes}
+            left = {node: calls_left(node) for node in nodes if self.wanted}  # else only maps count
             with self.lock:
                 now = time.monotonic()
                 if not self.live():  # all earlier work is done: count anew, from the last look on

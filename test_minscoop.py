@@ -10630,6 +10630,20 @@ def test_calls_are_counted_by_themselves_when_a_map_was_done_before(monkeypatch)
     thread.join(WAIT)
 
 
+def test_calls_are_not_counted_when_only_maps_with_progress_are_shown(monkeypatch):
+    """As without the launcher: the line would count calls that are done, but none that are to be done."""
+    lines, node, progress = [], HandNode(), minscoop.Progress()
+    progress.draw = lines.append
+    for name, value in dict(progress=progress, LOOK=0.01, PROGRESS_DELAY=0, install_screens=lambda: None).items():
+        monkeypatch.setattr(minscoop, name, value)
+    minscoop.Mapping(node, minscoop.Recipe(identity), [range(2)], label="squares")
+    node.calls += 3
+    assert eventually(lambda: len(lines) > 3, 5)
+    assert {line.partition(",")[0] for line in lines} == {"minscoop: squares 0 of 2 (0 %)"}
+    thread, progress.wanted = progress.thread, False
+    thread.join(WAIT)
+
+
 def test_maps_are_no_calls_when_many_wait_for_workers():
     """The line would count them twice, as maps and as calls, until they are sent."""
     queue = [types.SimpleNamespace(lo=0, hi=2, stale=False)] * 5000
