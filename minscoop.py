@@ -7397,7 +7397,7 @@ class Progress:
         self.tallies = {}              # label -> [known items of its maps, items done, maps with inputs still to come]
         self.calls = 0, 0, 0           # likewise of submitted calls, at the last look
         self.nodes = weakref.WeakKeyDictionary()  # -> its ``calls`` when none was under way: these are not counted
-        self.began = self.since = 0.0  # when nothing was last under way; when the current counts began
+        self.since = 0.0               # when the current counts began
         self.said = -PLAIN_PAUSE       # when a plain line was written
         self.drawn = 0                 # columns of the line on the screen
         self.hidden = False            # the line stays away: somebody has printed an unfinished line
@@ -7429,12 +7429,12 @@ class Progress:
             self.nodes.setdefault(node, node.calls)
             if self.thread is None:
                 install_screens()
-                self.began = time.monotonic()
                 self.thread = threading.Thread(target=self.run, name="minscoop progress", daemon=True)
                 self.thread.start()
 
     def run(self):
         """The progress thread: look and draw every LOOK seconds, for as long as there may be something to show."""
+        began = time.monotonic()  # or when nothing was last under way
         while self.wanted is not False:
             time.sleep(LOOK)
             with self.lock:  # ``watch`` adds to them
@@ -7450,11 +7450,11 @@ class Progress:
                 counts = self.look(left)
                 if not counts:
                     self.wipe()
-                    self.began = now
+                    began = now
                     if not self.wanted:
                         self.thread = None  # under the lock: from here on, ``watch`` starts another
                         return
-                elif now - self.began > PROGRESS_DELAY:
+                elif now - began > PROGRESS_DELAY:
                     with contextlib.suppress(OSError, ValueError):  # stderr is full, or closed
                         self.draw(progress_text(counts, now - self.since, nodes))
 
