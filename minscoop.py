@@ -7330,8 +7330,6 @@ def as_completed(fs, timeout=None):
 def all_futures(fs, name):
     """These futures, as a list. Raises TypeError for anything else, such as the results of a map, which in dask are
     futures: the standard library would complain about an attribute that these lack."""
-    if isinstance(fs, concurrent.futures.Future):
-        raise TypeError(f"{name} takes several futures, in a list say, not a single one")
     fs = list(fs)
     for thing in fs:
         if not isinstance(thing, concurrent.futures.Future) and not hasattr(thing, "_condition"):
