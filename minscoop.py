@@ -1919,7 +1919,7 @@ class Event(threading.Event):
         try:
             return self.node.wait_for(self.is_set, self, timeout)
         except PoolError:
-            if self.node.executes:
+            if self.node.forked:
                 raise
         return super().wait(None if timeout is None else max(0, deadline - time.monotonic()))  # another pool may set it
 

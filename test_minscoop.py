@@ -9618,8 +9618,8 @@ def test_a_forked_child_ends_by_itself_when_its_parent_has_a_pool(script):
         import os, sys, time
         import minscoop
         def next_of(x): return x + 1
-        def error_of(future):
-            try: future.result()
+        def error_of(wait, *args):
+            try: wait(*args)
             except Exception as error: return error
         if __name__ == "__main__":
             with minscoop.Executor(2) as executor:
@@ -9628,7 +9628,8 @@ def test_a_forked_child_ends_by_itself_when_its_parent_has_a_pool(script):
                 for end in SystemExit(3), ValueError(), KeyboardInterrupt():
                     pid = os.fork()
                     if pid == 0:
-                        assert isinstance(error_of(later), minscoop.PoolError)
+                        assert isinstance(error_of(later.result), minscoop.PoolError)
+                        assert isinstance(error_of(minscoop.wait, [later], 5), minscoop.PoolError)
                         del unread
                         assert list(minscoop.map(next_of, [1, 2])) == [2, 3]
                         try: executor.submit(next_of, 1)
