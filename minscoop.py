@@ -4188,6 +4188,10 @@ class Node:
             trim(job.spans)
             self.known = None  # a worker about to rest looks once more: it may be IDLE now
         self.wake(job)
+        self.shorten(job)
+
+    def shorten(self, job):
+        """Let this job's running slices end with the item that runs now. See ``Worker``: the root runs none."""
 
     def recall(self, task_id):
         """Cancel a task that we shipped: tell its holder. That may be this node itself, of which no broker knows."""
@@ -4523,6 +4527,7 @@ class Node:
             if guest is not None:
                 guest.cancelled, guest.outcomes = True, []
                 discard(guest.body or ())
+                self.shorten(guest)
 
     def on_CONST(self, name, setter, *frames):
         """A shared constant; unpickled when it is first asked for, and then kept."""
@@ -5431,25 +5436,15 @@ class Worker(Node):
                 with self.lock:
                     self.in_hand.remove(job)
 
-    def forget(self, job):
-        """As any node; besides, a slice of it that another thread is running ends with the item that runs now."""
-        super().forget(job)
-        self.curtail(job)
-
-    def curtail(self, job):
-        """Drop the items of a cancelled job's running slices that have not begun."""
+    def shorten(self, job=None):
+        """Give the items of running slices that have not begun back to the queue, and hand over the results so far.
+        job: only of its slices, and no results: it is cancelled."""
         for piece in self.holder.slices:
-            if piece.job is job:
+            if job in (None, piece.job):
                 with self.lock:
                     piece.shorten()
-
-    def shorten(self):
-        """Give the items of running slices that have not begun back to the queue, and hand over the results so far."""
-        for piece in self.holder.slices:
-            with self.lock:
-                piece.shorten()
-            if piece.job.recipe.op is None:
-                piece.deliver()
+                if job is None and piece.job.recipe.op is None:
+                    piece.deliver()
 
     def note(self, mark):
         """Write down what is being run, where the keeper reads it if we die."""
@@ -5489,12 +5484,6 @@ class Worker(Node):
             family = task_id.rpartition(b"/")[0] + b"/"
             if owner_of(task_id) == self.name and not any(other.startswith(family) for other in self.away):
                 self.on_CANCEL(task_id)
-
-    def on_CANCEL(self, task_id):
-        """As any node; besides, a slice of it that is running ends with the item that runs now."""
-        guest = self.guests.get(task_id)
-        super().on_CANCEL(task_id)
-        self.curtail(guest)
 
     def on_STOP(self):
         """All is done."""
