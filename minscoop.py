@@ -4158,7 +4158,8 @@ class Node:
             self.check_open()
             trim(self.queue)
             self.queue.append(unit)
-            give = self.wanted and (len(self.queue) > self.executes or unit.several)
+            give = (len(self.queue) > self.executes or unit.several) and (
+                self.wanted or len(self.queue) == 1 and self.called_for())  # unasked: unless an older one still waits
         if give and not near_limit():  # else at the next look at the socket
             self.give()
 
@@ -4713,12 +4714,6 @@ class Root(Node):
     # As any node, as a whole: else work in hand would stay so for ever, half a message sent would end everything
     serve, give, send_all = map_builtin(signals_wait, (Node.serve, Node.give, Node.send_all))
 
-    def push(self, unit):
-        """As any node; if other work keeps all workers busy, some of this is given unasked: see ``called_for``."""
-        super().push(unit)
-        if len(self.queue) == 1 and self.called_for() and not near_limit():  # else an older one still waits
-            self.give()
-
     def take_note(self, message):
         """As any node; then give what is called for at once, not when the inbox is empty: the results of a large pool
         never end."""
@@ -4729,13 +4724,12 @@ class Root(Node):
     def called_for(self):
         """As any node; but if other jobs keep all workers busy, parts of the oldest in the queue go unasked, one per
         worker, which runs it in turns with what it has; and one more, as the first item of a map goes alone."""
-        if self.wanted > 0 or not self.queue or not 0 < self.size <= len(self.away):  # before the lock: mostly it is so
-            return self.wanted > 0
         with self.lock:
-            job = self.queue[0].job if self.queue else None
+            if self.wanted > 0 or not (self.queue and self.size):
+                return self.wanted > 0
+            job = self.queue[0].job
             own = len(job.shipments if job else self.calls_away)
-            others = len(self.away) - own
-            return own <= self.size <= others
+            return own <= self.size <= len(self.away) - own
 
     def patrol(self):
         """Notice that the keeper is gone, and everything else with it; or that the socket is still not connected: the
