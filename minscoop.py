@@ -5071,6 +5071,7 @@ class Worker(Node):
         self.holder = Strand(self)
         self.resumable = collections.deque()
         self.spare_strands = []
+        self.aside = []        # Slices that threads without the baton run
         self.profiles = []
         self.files = {}        # path -> content; None: there is no such file
 
@@ -5238,7 +5239,7 @@ class Worker(Node):
     def disown(self):
         """As any node; besides, the child runs no further item of a map."""
         super().disown()
-        for piece in self.holder.slices:
+        for piece in self.holder.slices + self.aside:
             piece.shorten()
 
     def exit(self, error):
@@ -5285,14 +5286,22 @@ class Worker(Node):
         """Wait in a thread without the baton, such as one that a task started; it may run what it waits for itself."""
         unit = self.take(what, self)
         if unit is None:
+            self.shorten()  # what we wait for may be up to an item behind the one that waits here
+            unit = self.take(what, self)
+        if unit is None:
             if self.inbox:  # the baton's holder may wait for this thread, and not look at what the deputy left it
                 self.serve()
             self.give(last=True)
             super().sleep(ready, what, timeout)
-        else:
+        elif unit.job is None:
             self.execute(unit)
-            if unit.job:
-                unit.deliver()
+        else:
+            self.aside.append(unit)
+            try:
+                self.execute(unit)
+            finally:
+                self.aside.remove(unit)
+            unit.deliver()
 
     def park(self, me, ready, what, timeout):
         """Pass the baton on, and block until `what` has changed or the time is over, and the baton is back."""
@@ -5433,7 +5442,7 @@ class Worker(Node):
     def shorten(self, job=None):
         """Give the items of running slices that have not begun back to the queue, and hand over the results so far.
         job: only of its slices, and no results: it is cancelled."""
-        for piece in self.holder.slices:
+        for piece in self.holder.slices + self.aside:
             if job in (None, piece.job):
                 with self.lock:
                     piece.shorten()
@@ -5450,7 +5459,7 @@ class Worker(Node):
         """One look by the deputy, which also sends results that have waited long enough, and shortens the running slice
         if that takes long (it was seen before) or if there is something better to do than the rest of it."""
         self.flush()
-        for newest in self.holder.slices[-1:]:
+        for newest in self.holder.slices[-1:] + self.aside:
             if newest.watched:
                 self.shorten()
             newest.watched = True

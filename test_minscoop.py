@@ -5846,6 +5846,45 @@ def test_a_slice_ends_when_its_task_is_cancelled(how):
     assert piece.began == [how] and not worker.named(b"RESULT")
 
 
+def test_a_slice_ends_when_its_map_is_cancelled_and_a_thread_without_the_baton_runs_it():
+    """Its other items were run to the end: only slices of the baton's holder were known."""
+    worker, began = HandWorker(0), []
+    worker.holder.ident = None
+
+    def begin(item):
+        began.append(item)
+        job.cancel()
+    recipe = minscoop.Recipe(begin)
+    recipe.grain = 24
+    job = minscoop.Mapping(worker, recipe, [range(6)])
+    worker.sleep(lambda: job.cancelled, job, WAIT)
+    assert began == [0] and not worker.aside
+
+
+def need_the_next(name, item):
+    """An item that waits for a constant, which the one behind it sets."""
+    if item == 501:
+        minscoop.set_const(**{name: "set"})
+    return minscoop.get_const(name, WAIT) if item == 500 else item
+
+
+def map_in_a_thread(name):
+    """A task whose thread reads a map, while the task itself waits for no future."""
+    results = []
+    thread = threading.Thread(target=lambda: results.extend(minscoop.map(
+        functools.partial(need_the_next, name), range(1000))))
+    thread.start()
+    thread.join(BOUND)
+    return results
+
+
+def test_an_item_can_wait_for_the_next_when_a_thread_of_a_task_reads_their_map():
+    """They may be in one slice, of which the items behind one that waits have to go back to the queue."""
+    with minscoop.Executor(1) as executor:
+        results = executor.submit(map_in_a_thread, "next").result(BOUND)
+    assert results == [*range(500), "set", *range(501, 1000)]
+
+
 @pytest.mark.parametrize("recalled", [False, True])
 def test_a_task_of_our_own_that_comes_back_is_dropped_when_it_was_recalled_meanwhile(recalled):
     """CANCEL has not found it on its way. While others of its family are away, it is wanted: its SPLIT may be late."""
