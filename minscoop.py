@@ -5060,7 +5060,6 @@ class Worker(Node):
     idle = False   # IDLE was sent, and is still true
     received = 0   # TASKs; each is numbered by this count
     begun = 0      # the highest number of a TASK that was begun
-    served = 0.0   # when this worker last looked for messages between tasks
     latest = None  # id() of the guest's Span of which a slice was taken last
 
     def __init__(self, name, config, marker):
@@ -5129,9 +5128,7 @@ class Worker(Node):
                 self.pass_baton()
                 me.gate.acquire()
                 continue
-            now = time.monotonic()
-            if now - self.served > ATTEND:
-                self.served = now
+            if time.monotonic() - self.looked > ATTEND:
                 self.serve()
                 self.flush()
             unit = self.take(None, None)
