@@ -4793,9 +4793,7 @@ class Root(Node):
                     due = math.inf
                     logger.warning("waiting for a map whose inputs go on, and whose results nobody reads: close "
                                    "the iterator that map returned, if they are not wanted")
-            except PoolError as error:
-                if error is not self.broken:  # else the pool broke while the program's iterator ran
-                    raise
+            except PoolError as error:  # the pool broke while the program's iterator ran
                 error.__traceback__ = None  # a traceback would mean that the program has seen it
                 return
             self.wait_for(self.quiet, None, 0.001 if moved else ATTEND if self.sources else PATROL)
