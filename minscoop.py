@@ -4987,12 +4987,8 @@ def flush_output():
 
 def status_text(code):
     """What a process's exit code says, in words. Negative: a signal."""
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return f"killed by signal {-code} ({signal.Signals(-code).name})"
-    except ValueError:
-        return f"killed by signal {-code}"
+    names = {number: f" ({number.name})" for number in signal.Signals}  # real-time signals have none
+    return f"exit code {code}" if code >= 0 else f"killed by signal {-code}{names.get(-code, '')}"
 
 
 # ---------------------------------------------------------------------------------------------------
