@@ -3892,10 +3892,9 @@ class Node:
     def send_all(self, *messages):
         """Send messages, if there are any, bundled as one; none if the socket is closed."""
         with self.lock:
-            if self.socket is None:
+            if self.socket is None or not messages:
                 return
-            if messages:
-                self.outbox.append(messages)
+            self.outbox.append(messages)
             if self.sending:
                 return
             self.sending = True
@@ -4073,11 +4072,9 @@ class Node:
     def hear(self):
         """Drain what ``rouse`` wrote, unless another thread sleeps in ``attend`` by now: it may be meant for that."""
         if self.attending.acquire(blocking=False):
-            try:
-                with contextlib.suppress(BlockingIOError):
-                    os.read(self.wake_read, 4096)
-            finally:
-                self.attending.release()
+            with contextlib.suppress(OSError):  # nothing is there, or it is closed
+                os.read(self.wake_read, 4096)
+            self.attending.release()
 
     def stand_in(self):
         """One look at the socket by the deputy."""
