@@ -15069,7 +15069,7 @@ MUTATIONS = {
     "a piece of a message is no sign of life": [("Broker.handle", "if link:", "if link and name != b'PIECE':")],
 }
 RARE = {  # seeds, tried first, that show faults which few seeds show; if one no longer does, look for others
-    "what is stale is run when its turn comes": [724, 2324, 2508], "a late HELLO revives the dead": [183, 276, 327],
+    "what is stale is run when its turn comes": [1556, 3070, 4254], "a late HELLO revives the dead": [183, 276, 327],
     "who parks does not look once more": [445, 564, 705], "the mark of a task is not renewed": [86],
     "a piece of a message is no sign of life": [157, 1477, 1887],
     "what nobody asked for counts as an answer": [62, 78, 101],
