@@ -3517,8 +3517,7 @@ class Switchboard:
             self.connect_up()
             self.deliver()
         while not broker.finished and not (self.cut and time.monotonic() - self.cut > GRACE / 2):
-            pause = self.pause()
-            ready = self.poller.poll(pause and pause * 1000)
+            ready = self.poller.poll(self.pause() * 1000)
             for source, _ in ready:
                 if source in self.sources:  # else it is a pipe that `take` has just read to its end, before a RESULT
                     self.sources[source](source)
@@ -3528,7 +3527,7 @@ class Switchboard:
                 self.said += broker.flush(time.monotonic())
             while self.paused and broker.printing <= OUTPUT_AHEAD:
                 self.poller.register(self.paused.pop(), zmq.POLLIN)
-            if pause and time.monotonic() - ticked >= (PATIENCE if broker.waiting else HEARTBEAT):
+            if time.monotonic() - ticked >= (PATIENCE if broker.waiting else HEARTBEAT):
                 ticked = time.monotonic()
                 self.said += broker.tick(ticked)
                 self.forget_pieces()
@@ -3544,14 +3543,11 @@ class Switchboard:
         self.context.destroy(linger=0 if self.cut else 1000)
 
     def pause(self):
-        """How many seconds to wait for messages; None: without limit, since nothing else is to be done."""
+        """How many seconds to wait for messages."""
         broker = self.broker
         if broker.parcels:
             return max(0.0, broker.due - time.monotonic()) + 1e-3  # poll rounds down to milliseconds
-        if broker.waiting or self.ended:
-            return PATIENCE
-        alone = not (broker.below or self.config["listens"] or self.config["hosts"] or broker.counted)
-        return GRACE / 4 if self.cut else None if alone else HEARTBEAT
+        return PATIENCE if broker.waiting or self.ended or self.cut else HEARTBEAT
 
     def take(self, router):
         """Handle messages of nodes or brokers below: those that are there, up to MESSAGES, since other sources wait."""

@@ -3867,15 +3867,6 @@ def test_the_broker_above_gives_signs_of_life_when_it_has_nothing_else_to_say():
     assert asked and all(later - now <= minscoop.HEARTBEAT for now, later in zip(asked, asked[1:]))
 
 
-@pytest.mark.parametrize("config, patrols", [({"hosts": [], "listens": False}, False),
-                                             ({"hosts": [["1", "a", 1]], "listens": False}, True)])
-def test_the_top_broker_looks_for_silent_hosts_when_there_are_any(config, patrols):
-    """However they are connected, here without TCP; on a single machine, no timer wakes the broker."""
-    board = object.__new__(minscoop.Switchboard)
-    board.broker, board.config, board.cut, board.ended = minscoop.Broker(size=1), config, None, []
-    assert board.pause() == (minscoop.HEARTBEAT if patrols else None)
-
-
 def test_the_pipes_of_a_worker_are_read_once_when_another_broker_takes_over(monkeypatch):
     """The new broker has inherited them; a notice of the keeper's that comes only now must not add them again."""
     watched, (ours, theirs) = [], socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
