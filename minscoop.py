@@ -321,7 +321,7 @@ class RemoteTraceback(Exception):
 #   MANY     broker → owner      owner new done body        SPLITs and RESULTs of a host in one; the ids of the parts
 #                                                           split off, and of the tasks that are no longer held
 #   CANCEL   owner → holder      id                         nobody wants the rest; from the broker: the owner died
-#   LOST     broker → owner      id lo hi flags obituary    its holder died, running lo..hi; flags: see on_DIED; no
+#   LOST     broker → owner      id lo hi flags obituary    its holder died, running lo..hi; flags: Broker.bury; no
 #                                                           obituary: nobody can take it, or its holder has left
 #   CONST    node → broker → *   name setter body           a shared constant; the first of its name holds
 #   FAILED   worker → root       reason                     no worker can start (the keeper says so), import the
@@ -2727,7 +2727,7 @@ class Broker:
         self.files = {}                         # path -> its FILE
         self.fetching = {}                      # path -> names of those that wait for it
         self.dead = set()                       # names that are not coming back
-        self.parting = {}                       # names of the DIED whose BYE has yet to come -> (since when, that DIED)
+        self.parting = {}                       # names of the DIED whose BYE may yet come -> (since when, that DIED)
         self.missed = set()                     # names for which something was discarded since the last census began
         self.own_size, self.size = size, 0      # workers of this host; of the pool, if there are hosts
         self.present = {}                       # names that have connected, maybe again, and not said HELLO since
@@ -2779,8 +2779,8 @@ class Broker:
             if link.asked and now - link.since >= PATIENCE:  # it may compute without releasing the interpreter's lock
                 del self.rich[link.name]
         for name, (since, died) in list(self.parting.items()):
-            if now - since >= GRACE:  # its BYE was lost, with a connection
-                self.on_DIED(KEEPER, name, *died)
+            if now - since >= (PATIENCE if self.stopping else GRACE):  # its BYE was lost, with a connection
+                self.bury(name, *died)
         if self.size:  # else no host is there yet, and nodes reckon with those that are to come
             self.resize(least=0)
         if self.round is not None:
@@ -2804,7 +2804,7 @@ class Broker:
     def give_up(self, link, reason):
         """Another host is lost: tell the root."""
         self.send(ROOT, *host_notice(link.name.decode(), link.facts["host"], reason))
-        self.on_DIED(KEEPER, link.name, *ANYTHING, f"host {link.facts['host']} was lost: {reason}".encode())
+        self.bury(link.name, *ANYTHING, f"host {link.facts['host']} was lost: {reason}".encode())
 
     def conclude(self):
         """Do what may follow from a message or a tick: ask for tasks, stop, report to the broker above."""
@@ -2971,21 +2971,26 @@ class Broker:
         elif not self.stopping and sender.startswith(b"j") and b"." not in sender:
             self.give_up(self.links[sender], "it has left")  # one that joined: of others, their gateways tell
         elif self.links[sender].held:  # it leaves early, since it has run as many calls as it may
-            self.on_DIED(KEEPER, sender, *NOTHING)
+            self.bury(sender, *NOTHING)
         else:
             self.remove(sender)
 
     def on_DIED(self, sender, name, task_id, lo, hi, flags, begun, obituary):
-        """A process or a host has ended: tell the owners of the tasks it held, and cancel the tasks it owned.
-
-        flags: BLAME if the items lo..hi that it was running are suspected; BEGUN if it may have begun others of that
-        task, too; PARTED if it has said BYE, which may come later than this. begun: the highest number of a TASK (see
-        Link.held) that it had begun."""
+        """A process or a host has ended. Its last words may come later than this: if it has said BYE (flags: PARTED),
+        or all were told to STOP, they are awaited."""
         if sender and host_of(name) != sender:
             raise ValueError("only a keeper knows of deaths, and of those of its host")
-        if int(flags) & PARTED and name in self.links:
-            self.parting[name] = self.now, (task_id, lo, hi, b"0", begun, obituary)
-            return
+        died = task_id, lo, hi, b"%d" % (int(flags) & ~PARTED), begun, obituary
+        if name in self.links and (int(flags) & PARTED or self.stopping == "said"):
+            self.parting[name] = self.now, died
+        else:
+            self.bury(name, *died)
+
+    def bury(self, name, task_id, lo, hi, flags, begun, obituary):
+        """Tell the owners of the tasks that a node or a host held, and cancel the tasks that it owned.
+
+        flags: BLAME if the items lo..hi that it was running are suspected; BEGUN if it may have begun others of that
+        task, too. begun: the highest number of a TASK (see Link.held) that it had begun."""
         self.dead.add(name)
         link = self.links.get(name)
         tasks = dict.fromkeys(self.silent.get(name, ()), 0)  # it may still have had these
@@ -3482,7 +3487,6 @@ class Switchboard:
         self.prints = collections.defaultdict(dict)  # worker -> file descriptor -> (stream, beginning of a line)
         self.paused = set()  # those of these descriptors that are not read for now, since the root is slow
         self.said = []       # messages to be sent, most of them the broker's: (receiver, frames)
-        self.ended = []      # DIED notices at the end of the pool: they wait, since last words may come after them
         self.poller = zmq.Poller()
         self.watch(self.notices.fileno(), self.take_notice)
         self.local = self.router(config["address"])
@@ -3517,12 +3521,9 @@ class Switchboard:
             self.connect_up()
             self.deliver()
         while not broker.finished and not (self.cut and time.monotonic() - self.cut > GRACE / 2):
-            ready = self.poller.poll(self.pause() * 1000)
-            for source, _ in ready:
+            for source, _ in self.poller.poll(self.pause() * 1000):
                 if source in self.sources:  # else it is a pipe that `take` has just read to its end, before a RESULT
                     self.sources[source](source)
-            while self.ended and not ready:
-                self.handle(KEEPER, self.ended.pop(0))
             if broker.parcels and time.monotonic() >= broker.due:
                 self.said += broker.flush(time.monotonic())
             while self.paused and broker.printing <= OUTPUT_AHEAD:
@@ -3547,7 +3548,7 @@ class Switchboard:
         broker = self.broker
         if broker.parcels:
             return max(0.0, broker.due - time.monotonic()) + 1e-3  # poll rounds down to milliseconds
-        return PATIENCE if broker.waiting or self.ended or self.cut else HEARTBEAT
+        return PATIENCE if broker.waiting or self.cut else HEARTBEAT
 
     def take(self, router):
         """Handle messages of nodes or brokers below: those that are there, up to MESSAGES, since other sources wait."""
@@ -3610,9 +3611,7 @@ class Switchboard:
                     close_all(ends)
                 else:
                     self.watch_prints(frames[1], ends)
-            if frames[0] == b"DIED" and self.broker.stopping == "said":
-                self.ended.append(frames)
-            elif frames[0] != b"PRINTS":
+            if frames[0] != b"PRINTS":
                 self.handle(KEEPER, frames)
         except Exception:
             self.handle(KEEPER, [data])  # it is nonsense, which the broker drops
