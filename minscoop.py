@@ -343,8 +343,7 @@ class RemoteTraceback(Exception):
 #                                                           it was lost
 #   SIZE     broker → *          workers                    of the whole pool, whenever that changes; brokers below
 #                                                           pass it on
-#   PROBE    broker → broker     anything                   a sign of life; the upper one echoes it, to time the link
-#   PIECE    broker → broker                                a sign of life: a part of a large message, see below
+#   PROBE    broker → broker     anything                   a sign of life; a stranger's is echoed, to time the link
 #   FETCH    worker → root       path                       wanted: a source file, the names in a directory/, or (?) the
 #                                                           program's own part of sys.path. Brokers on the way answer
 #                                                           it, or ask once for all that are behind them
@@ -358,8 +357,8 @@ class RemoteTraceback(Exception):
 #   COUNT    root ↔ broker       idle                       how many workers are idle: asked by the root, then answered
 #
 # Beneath these: an empty message tells a node that it has connected, and a broker that a node has reconnected, so that
-# messages may be lost; BUNDLE is several messages in one; between hosts, a large message travels as several PIECEs, of
-# which the Broker sees only the name; with PRINTS the keeper hands the broker the ends of pipes.
+# messages may be lost; BUNDLE is several messages in one; between hosts, a large message travels as several PIECEs, each
+# of which counts as a PROBE; with PRINTS the keeper hands the broker the ends of pipes.
 #
 # Brokers form a tree: the root's at the top, one per further host below. To each, the other is a node
 # that wants work and has some; a message for a node elsewhere is routed by the host in the node's name.
@@ -378,7 +377,7 @@ class RemoteTraceback(Exception):
 # any further fields, in any number. The message without a name is the empty one.
 FIELDS = dict(entry.split(":") for entry in """
     : HELLO:*b HUNGRY:n*n DRY: IDLE:n TASK:issnnsb*b SPLIT:inni SINGLY:i RESULT:innsb*b MANY:sbbb CANCEL:i LOST:innnb
-    CONST:bbb*b FAILED:b DIED:ssnnnnb WHO:n HELD:ni*n TOLD:n RECORD:sb STOP: BYE: HOST:b SIZE:n PROBE:*b PIECE: FETCH:s
+    CONST:bbb*b FAILED:b DIED:ssnnnnb WHO:n HELD:ni*n TOLD:n RECORD:sb STOP: BYE: HOST:b SIZE:n PROBE:*b FETCH:s
     FILE:s*b OUTPUT:ssb SHOWN:sn LOG:b PROFILE:sb STACKS: COUNT:n""".split())
 PATTERNS = {"n": rb"\0[0-9]{1,19}", "i": rb"\0[\w.]{1,255}:[0-9]{1,19}/[0-9]{1,19}", "s": rb"\0[^\0]{0,4096}",
             "b": b"", "": b""}
@@ -2665,13 +2664,13 @@ ANYTHING = b"", b"0", ALL, b"0", b"0"  # id, lo, hi, flags and begun in a DIED o
 NOTHING = b"-", b"0", b"0", b"0", b"-1", b""  # and of who was running none, nor had begun any; without an obituary
 
 MAY_SAY = {role: frozenset(names.encode().split()) for role, names in {
-    b"stranger": "HELLO PROBE PIECE", b"keeper": "BYE DIED FAILED HOST OUTPUT LOG",
+    b"stranger": "HELLO PROBE", b"keeper": "BYE DIED FAILED HOST OUTPUT LOG",
     b"root": "HELLO DRY TASK CANCEL CONST TOLD STOP FILE SHOWN STACKS COUNT",
     b"worker": "HELLO DRY TASK CANCEL CONST HELD TOLD HUNGRY IDLE SPLIT SINGLY RESULT FAILED FETCH RECORD BYE "
                "LOG PROFILE",
-    b"broker": "MANY LOST DIED OUTPUT WHO PROBE PIECE",
-    b"above": "TASK CANCEL CONST HELD TOLD HUNGRY SPLIT SINGLY RESULT MANY LOST WHO SIZE STOP BYE PROBE PIECE FILE "
-              "SHOWN STACKS"}.items()}
+    b"broker": "MANY LOST DIED OUTPUT WHO PROBE",
+    b"above": "TASK CANCEL CONST HELD TOLD HUNGRY SPLIT SINGLY RESULT MANY LOST WHO SIZE STOP BYE PROBE FILE SHOWN "
+              "STACKS"}.items()}
 MAY_SAY[b"broker"] |= MAY_SAY[b"worker"]  # it speaks for its workers
 TAKERS = b"worker", b"broker"  # the roles of those that execute tasks: workers, and brokers below
 ALL_BELOW = b"root", *TAKERS   # everybody but the broker above
@@ -2786,7 +2785,7 @@ class Broker:
         if self.round is not None:
             self.ask_again()
         self.conclude()
-        if now - self.probed >= HEARTBEAT / 2:  # both sides ask: an echo may be stuck behind what its sender transmits
+        if now - self.probed >= HEARTBEAT / 2:
             self.probed = now
             self.tell([b"broker", b"above"], b"PROBE")
         return self.out
@@ -3026,17 +3025,11 @@ class Broker:
             self.send(ROOT, b"SIZE", b"%d" % size)
 
     def on_PROBE(self, sender, *body):
-        """Another broker lives. One below gets an echo; or BYE, if we have given it up or do not know it: its HELLO may
-        have been refused."""
-        if sender != UP:
-            known = sender in self.links or self.counted or b"?" in sender  # the last: a trial, see first_answer
-            self.out.append((sender, [b"BYE"] if sender in self.dead or not known else [b"PROBE", *body]))
-
-    def on_PIECE(self, sender):
-        """Another broker lives, and is just sending us something large. If we have taken over meanwhile, it needs an
-        answer now: its own PROBEs come only after that."""
+        """Another broker lives. A stranger gets an echo: if we have taken over amid a large message, its HELLO comes
+        only after that. Or BYE, if we have given it up or cannot know it: its HELLO may have been refused."""
         if sender not in self.links:
-            self.on_PROBE(sender)
+            known = self.counted or b"?" in sender  # the last: a trial, see first_answer
+            self.out.append((sender, [b"BYE"] if sender in self.dead or not known else [b"PROBE", *body]))
 
     # -- the census: what is still held, after messages were lost
     #
@@ -3566,13 +3559,13 @@ class Switchboard:
                 break
 
     def gather(self, sender, frames):
-        """The messages of another broker that came as one; PIECE, while more pieces are to come."""
+        """The messages of another broker that came as one; PROBE, while more pieces are to come."""
         try:
             whole = self.pieces[sender].add(frames)
         except Exception:  # pieces before this one are lost; still it is a sign of life
             self.broker.dropped += 1
             whole = None
-        return [[b"PIECE"]] if whole is None else unbundled(whole)
+        return [[b"PROBE"]] if whole is None else unbundled(whole)
 
     def forget_pieces(self):
         """Drop incomplete messages of brokers that are gone."""
