@@ -515,11 +515,10 @@ class Pieces:
         return [bytes(view) if len(view) < OUT_OF_BAND else view for view in views]
 
 
-def connect(context, address, name, keys=None, events=0):
+def connect(context, address, name, keys=None):
     """Return a DEALER socket of this name that connects to a broker. Does not wait for the connection.
 
-    keys: for TCP, those of CURVE: the server's public key, our public key, our secret key.
-    events: which events the socket's monitor is to report, from the very first connection on."""
+    keys: for TCP, those of CURVE: the server's public key, our public key, our secret key."""
     dealer = context.socket(zmq.DEALER)
     dealer.linger = 0
     dealer.sndhwm = dealer.rcvhwm = 0  # a high-water mark would drop or block; demand bounds what is in flight
@@ -529,8 +528,6 @@ def connect(context, address, name, keys=None, events=0):
         dealer.ipv6 = True
         dealer.reconnect_ivl_max = 1000
         dealer.curve_serverkey, dealer.curve_publickey, dealer.curve_secretkey = (key.encode() for key in keys)
-    if events:
-        dealer.get_monitor_socket(events)
     dealer.connect(address)
     return dealer
 
@@ -3465,8 +3462,6 @@ class Broker:
 class Switchboard:
     """The loop around a ``Broker``: its sockets, the notices of the keeper, and what workers print."""
 
-    cut = None  # when the TCP connection up broke, if no remote command tells us of the root's end
-
     def __init__(self, keeper, heirs=None):
         import_zmq()
         config = self.config = keeper.config
@@ -3513,7 +3508,7 @@ class Switchboard:
         if broker.below:
             self.connect_up()
             self.deliver()
-        while not broker.finished and not (self.cut and time.monotonic() - self.cut > GRACE / 2):
+        while not broker.finished:
             for source, _ in self.poller.poll(self.pause() * 1000):
                 if source in self.sources:  # else it is a pipe that `take` has just read to its end, before a RESULT
                     self.sources[source](source)
@@ -3534,14 +3529,13 @@ class Switchboard:
             self.read_all(worker)
         self.said.append((UP if self.broker.below else ROOT, [b"BYE"]))
         self.deliver()
-        self.context.destroy(linger=0 if self.cut else 1000)
+        self.context.destroy(linger=1000)
 
     def pause(self):
         """How many seconds to wait for messages."""
-        broker = self.broker
-        if broker.parcels:
-            return max(0.0, broker.due - time.monotonic()) + 1e-3  # poll rounds down to milliseconds
-        return PATIENCE if broker.waiting or self.cut else HEARTBEAT
+        if self.broker.parcels:
+            return max(0.0, self.broker.due - time.monotonic()) + 1e-3  # poll rounds down to milliseconds
+        return PATIENCE if self.broker.waiting else HEARTBEAT
 
     def take(self, router):
         """Handle messages of nodes or brokers below: those that are there, up to MESSAGES, since other sources wait."""
@@ -3675,38 +3669,28 @@ class Switchboard:
         caller = os.environ.get("SSH_CONNECTION", "").split()[:1]  # the root's machine, as seen from here
         if addresses and not config["external_hostname"]:
             addresses = [*caller, *addresses]
-        begin = time.monotonic()
         address = self.first_answer(addresses)
-        took = time.monotonic() - begin  # by the real connection, about as long again
         if address is None and config["transport"] == "tcp":
             raise PoolError(f"cannot reach the root's broker by TCP at {' or '.join(addresses)}: a firewall is in the "
                             "way, or this host cannot resolve or route to that address; see --external-hostname, "
                             "--transport stdio")
         way, keys = address or f"ipc://{config['directory']}/up", address and config["keys"]
         figures = self.measure(way, keys) if config["check"] else {}
-        up = self.routes[UP] = connect(self.context, way, self.broker.host, keys,
-                                       0 if config["tunnel"] else zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECTED)
+        up = self.routes[UP] = connect(self.context, way, self.broker.host, keys)
         facts = dict(about_this_machine(), host=config["name"], number=config["host"], workers=config["size"],
                      transport="tcp" if address else "stdio", address=address, login=config.get("login"), **figures)
         self.broker.facts = json.dumps(facts).encode()
-        if not up.poll((SILENCE if config["tunnel"] else GRACE / 2 + took) * 1000):
+        if not up.poll(SILENCE * 1000):
             raise PoolError("the root's broker has stopped answering")
         receive(up)  # the empty message. What is sent before it may be lost with the connection, unnoticed
         self.said.append((UP, [b"HELLO", self.broker.facts]))
         if self.broker.counted:  # we take over: the one above has to find out what was lost
             self.said.append((UP, [b""]))
         self.watch(up, self.take_up)
-        if not config["tunnel"]:
-            self.watch(up.get_monitor_socket(), self.notice_cut)
 
     def take_up(self, up):
         """Handle a message of the broker above."""
         self.handle(UP, *self.gather(UP, receive(up)))
-
-    def notice_cut(self, monitor):
-        """Without a remote command, the end of the TCP connection is the sign that the root is gone."""
-        event, _ = struct.unpack("=HI", receive(monitor)[0])
-        self.cut = time.monotonic() if event == zmq.EVENT_DISCONNECTED else None
 
     def first_answer(self, addresses):
         """Connect to all these addresses; return the first at which the root's broker answers with its empty message
