@@ -2821,15 +2821,12 @@ class Broker:
         before, self.told = self.told, self.received if self.quiet() else None
         if self.told not in (None, before):  # as a worker would: all that we received is done
             self.send(UP, b"IDLE", b"%d" % self.told)
-            self.ask_anew(self.links[UP])
+            above = self.links[UP]
+            self.owe(above, 0)
+            if self.wanted > above.demand:  # ask anew for what is wanted here now, and for no more
+                self.ask(above, self.wanted - above.demand)
         if self.parcels and (self.now >= self.due or self.weight > MAX_BODY):
             self.send_parcels()
-
-    def ask_anew(self, above):
-        """Ask the broker above for what is wanted here now, and for no more."""
-        self.owe(above, 0)
-        if self.wanted > above.demand:
-            self.ask(above, self.wanted - above.demand)
 
     def send(self, name, *frames):
         """Send a message to a node, now or after its HELLO; discard it if the node is gone."""
@@ -3258,7 +3255,7 @@ class Broker:
         if count <= 0:
             raise ValueError("a task of nothing")
         self.note_giver(self.links[sender], more == b"1", count, owner)
-        if sender != owner and not self.concerns(sender, task_id):  # it was cancelled, or never was the sender's
+        if not self.concerns(sender, task_id):  # it was cancelled, or never was the sender's
             self.send(sender, b"CANCEL", task_id)
             raise ValueError("another's task")
         self.lift(task_id)
