@@ -337,8 +337,8 @@ class RemoteTraceback(Exception):
 #   RECORD   worker → root       worker body                what it ran and when, if that is wanted; may be lost
 #   STOP     root → worker                                  end when all is done
 #   BYE      worker → broker → root                         its last word: what it still holds, it has not begun; to a
-#                                                           broker below: you count as lost; from the keeper of a host
-#                                                           that joined: leave
+#                                                           broker below: end, since you count as lost, or we leave;
+#                                                           from a keeper: leave
 #   HOST     keeper → root       facts                      why a host is not there (JSON); from the broker: it is, or
 #                                                           it was lost
 #   SIZE     broker → *          workers                    of the whole pool, whenever that changes; brokers below
@@ -2958,9 +2958,11 @@ class Broker:
             self.send(sender, b"STOP")
 
     def on_BYE(self, sender):
-        """A worker, or a broker below, has ended as it was told; or the broker above has given us up, or we leave."""
+        """A worker, or a broker below, has ended as it was told; or we are to end, since the broker above has given us
+        up, or our keeper leaves."""
         if sender in (UP, KEEPER):
             self.finished = True
+            self.tell([b"broker"], b"BYE")
         elif not self.stopping and sender.startswith(b"j") and b"." not in sender:
             self.give_up(self.links[sender], "it has left")  # one that joined: of others, their gateways tell
         elif self.links[sender].held:  # it leaves early, since it has run as many calls as it may
@@ -5743,12 +5745,12 @@ class Keeper:
                 self.reap()
             if self.stdin in ready and self.exit_code is None and not os.read(self.stdin, 4096):
                 self.exit_code = 0
-                if not self.config["tunnel"]:
+                if self.config["listen"] or not self.config["tunnel"]:
                     self.take_leave()
 
     def take_leave(self):
-        """Have the broker tell that this host ends, which came by --join: there is no remote command whose end would
-        tell, and its tasks would be missed only after SILENCE. Blocks, for GRACE / 2 at most."""
+        """Have the broker tell that this host ends, which came by --join, or let others come so: there is no remote
+        command whose end would tell, and it would be missed only after SILENCE. Blocks, for GRACE / 2 at most."""
         self.notify(b"BYE")
         deadline = time.monotonic() + GRACE / 2
         while time.monotonic() < deadline and os.waitpid(self.broker, os.WNOHANG)[0] == 0:
