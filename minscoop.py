@@ -357,8 +357,8 @@ class RemoteTraceback(Exception):
 #   COUNT    root ↔ broker       idle                       how many workers are idle: asked by the root, then answered
 #
 # Beneath these: an empty message tells a node that it has connected, and a broker that a node has reconnected, so that
-# messages may be lost; BUNDLE is several messages in one; between hosts, a large message travels as several PIECEs, each
-# of which counts as a PROBE; with PRINTS the keeper hands the broker the ends of pipes.
+# messages may be lost; BUNDLE is several messages in one; between hosts, a large message travels as several PIECEs,
+# each of which counts as a PROBE; with PRINTS the keeper hands the broker the ends of pipes.
 #
 # Brokers form a tree: the root's at the top, one per further host below. To each, the other is a node
 # that wants work and has some; a message for a node elsewhere is routed by the host in the node's name.
