@@ -5928,7 +5928,7 @@ def test_results_go_when_a_later_item_of_their_task_waits(busy):
     worker.attend, worker.leave = rests.append, sabotage
     worker.sleep(lambda: False, None, 9)
     assert rests == [minscoop.MAX_FLUSH] and not worker.named(b"RESULT")
-    piece.job.flushed = -math.inf
+    piece.job.flushed = worker.looked = -math.inf
     if busy:
         worker.submit(lambda: (sent.extend(worker.named(b"RESULT")), worker.stopped.set()), (), {})
         pytest.raises(ValueError, worker.work)
