@@ -5655,7 +5655,7 @@ class Keeper:
 
     def live(self):
         """Prepare, start and supervise until the end; never returns."""
-        # These go to the whole process group, but are the root's business; we end after it. `fork` lets them come again.
+        # These go to the whole process group, but are the root's business: we end after it. `fork` lets them in again.
         signal.pthread_sigmask(signal.SIG_SETMASK, (signal.SIGTERM, signal.SIGHUP, *ROOTS_OWN))
         try:
             self.prepare()
