@@ -1375,9 +1375,9 @@ def encode_results(values, failures, title, memory=None, frozen=False):
             why = reason_of(error, (value, f"the result of {title(offset)}"))
             failures[offset] = encode_failure(CannotSend(f"{why} (a result of type {type(value).__name__})"))
             frames = dumps(None)
-        own = [frame for frame in frames if size_of(frame) >= OUT_OF_BAND]
-        parts.append([None if frame in own else frame for frame in frames] if own else frames[0])
-        large += own
+        part = [frame if size_of(frame) < OUT_OF_BAND else None for frame in frames]
+        parts.append(part if None in part else frames[0])
+        large += [frame for frame in frames if size_of(frame) >= OUT_OF_BAND]
     return [pickle.dumps((None, parts, failures), 5), *large]
 
 

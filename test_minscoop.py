@@ -2025,6 +2025,16 @@ def test_results_travel_as_one_pickle_when_copies_of_them_are_cheap():
         assert minscoop.unpickle(frames[0])[1] is None
 
 
+def test_large_frames_of_a_result_are_not_compared_with_each_other():
+    """A list of thousands of arrays, which begin alike, took time with the square of their number."""
+    class Frame(bytes):
+        __hash__, __eq__ = bytes.__hash__, mock.Mock(side_effect=AssertionError)
+    pickled, *buffers = minscoop.dumps([LargeBytes(bytes([i]) * 100_000) for i in range(3)])
+    result = minscoop.Pickled([pickled, *map(Frame, buffers)])
+    got, failures = minscoop.read_results(minscoop.encode_results([result], {}, str, frozen=True), 1)
+    assert [value[:1] for value in got[0]] == [b"\0", b"\1", b"\2"] and not failures
+
+
 class Unhashable(type):
     def __eq__(cls, other):
         return cls is other
