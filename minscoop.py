@@ -1949,8 +1949,9 @@ class Recipe:
         """Its pickle, as one frame. Raises CannotSend, naming the part that cannot be sent."""
         if self.frame is None:
             try:
-                self.frame, = dumps((self.fn, self.op), memory, lasting=True, whole=True)
-                self.pickled = Pickled([self.frame])  # which removes its file in the end
+                pickled = Pickled(dumps((self.fn, self.op), memory, lasting=True, whole=True))
+                # It removes its file in the end; at once, if another thread was quicker: what that has sent must stay
+                self.frame, = vars(self).setdefault("pickled", pickled).frames
             except FAULTS as error:
                 why = reason_of(error, (self.fn, f"the callable {describe(self.fn)}"),
                                 (self.op, f"the operation {describe(self.op)}"))

@@ -3532,6 +3532,27 @@ def test_a_recipe_is_opened_once_when_its_pickle_comes_again():
         minscoop.Recipe(abs, functools.partial(left, LOCK)).encode()
 
 
+class Twice:
+    """A callable that is pickled again, as if by another thread, before this is done."""
+
+    def __reduce__(self):
+        if not hasattr(self, "second"):
+            self.second = None
+            self.second = self.recipe.encode(self.memory)
+        return bytes, (minscoop.SHARED,)
+
+
+def test_a_large_callable_is_there_for_all_when_two_threads_pickle_it(tmp_path):
+    """The deputy gives away another part of the map: its file was removed when the first thread was done."""
+    recipe = minscoop.Recipe(functools.partial(abs, twice := Twice(), bytes(minscoop.SHARED)))
+    twice.recipe, twice.memory = recipe, str(tmp_path)
+    assert recipe.encode(str(tmp_path)) == twice.second
+    _, _, path = minscoop.reference(twice.second)
+    assert [os.fsencode(file) for file in tmp_path.iterdir()] == [path]
+    del recipe, twice.recipe
+    assert not [*tmp_path.iterdir()]
+
+
 def test_one_large_recipe_is_kept_when_several_have_come():
     """The cache is meant for small recipes: of the large ones, it keeps only the latest."""
     frames = [minscoop.Recipe(functools.partial(left, bytes([i]) * LARGE)).encode() for i in range(3)]
