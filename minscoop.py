@@ -1308,9 +1308,9 @@ def text_of(thing, words=str):
         return f"<{type(thing).__name__} whose str() or repr() failed>"
 
 
-# Results travel as one pickle of (values, parts, failures): `values` if all are sure to be read, see ``copier_of``;
-# else `parts`, the pickle of each, so that one that cannot be read does not harm the others; or its frames, with None
-# in the places of large ones, which follow.
+# Results travel as one pickle of (values, parts, failures): those that are sure to be read, see ``copier_of``, are
+# `values`; of any other, so that it does not harm them, `parts` has {offset: its pickle}, or its frames, with None in
+# the places of large ones, which follow.
 
 PLAIN = frozenset((int, float, bool, complex, type(None), str, bytes))  # always pickle and unpickle
 
@@ -1348,9 +1348,9 @@ def copier_of(value, inner=False):
         items = [*value, *value.values()] if kind is dict else value
         copiers = {copier_of(item, inner=True) for item in items if type(item) not in PLAIN}
         return None if None in copiers else copy.deepcopy if copy.deepcopy in copiers else CONTAINERS[kind]
-    array = numpy and kind is numpy.ndarray and value.nbytes < OUT_OF_BAND
+    array = kind is getattr(numpy, "ndarray", None) and value.nbytes < OUT_OF_BAND  # none yet: it is being imported
     number = value.dtype.type if array else kind
-    if not numpy or made_in_python(number) or getattr(number, "__module__", None) != "numpy" \
+    if made_in_python(number) or getattr(number, "__module__", None) != "numpy" \
             or not issubclass(number, (numpy.number, numpy.bool_)):  # a subclass, say, which has attributes
         return None
     return copy.deepcopy if array else copy.copy
@@ -1364,21 +1364,28 @@ def encode_results(values, failures, title, memory=None, frozen=False):
     where = f", on worker {this_worker.label}" if failures and this_worker else ""
     failures = {offset: encode_failure(error, "" if isinstance(error, MinscoopError) else title(offset) + where)
                 for offset, error in failures.items()}  # minscoop's own errors say it themselves
-    if frozen and not any(type(value) is Pickled for value in values):
-        with contextlib.suppress(*FAULTS):  # one could not be frozen
-            return dumps((values, None, failures), memory, whole=True)
-    parts, large = [], []
+    values, parts, large = [*values], {}, []
     for offset, value in enumerate(values):
-        try:
-            frames = value.take() if type(value) is Pickled else dumps(value, memory)
-        except FAULTS as error:
-            why = reason_of(error, (value, f"the result of {title(offset)}"))
-            failures[offset] = encode_failure(CannotSend(f"{why} (a result of type {type(value).__name__})"))
-            frames = dumps(None)
+        if type(value) is Pickled:
+            frames = value.take()
+        elif frozen or type(value) in PLAIN:
+            continue
+        else:
+            try:
+                frames = dumps(value, memory)
+            except FAULTS as error:
+                failures[offset] = encode_failure(refusal(error, value, title(offset)))
+                frames = dumps(None)
         part = [frame if size_of(frame) < OUT_OF_BAND else None for frame in frames]
-        parts.append(part if None in part else frames[0])
+        values[offset], parts[offset] = None, part if None in part else frames[0]
         large += [frame for frame in frames if size_of(frame) >= OUT_OF_BAND]
-    return [pickle.dumps((None, parts, failures), 5), *large]
+    return [*dumps((values, parts, failures), memory, whole=True), *large]
+
+
+def refusal(error, value, title):
+    """The failure of an item whose result cannot be pickled, which raised this error. title: names what was run."""
+    why = reason_of(error, (value, f"the result of {title}"))
+    return CannotSend(f"{why} (a result of type {type(value).__name__})")
 
 
 def read_results(frames, count, op=None):
@@ -1387,8 +1394,7 @@ def read_results(frames, count, op=None):
     try:
         values, parts, failures = loads(frames[:1])
         failures = {offset: decode_failure(*failure) for offset, failure in failures.items()}
-        if parts is not None:
-            values = decode_parts(parts, iter(frames[1:]), failures)
+        decode_parts(values, parts, iter(frames[1:]), failures)
         if not (0 < len(values) <= count if op else len(values) == count) or \
                 not all(offset in range(count) for offset in failures):
             raise ValueError("the number of results is wrong")
@@ -1399,10 +1405,9 @@ def read_results(frames, count, op=None):
         return [None] * count, dict.fromkeys(range(count), why)
 
 
-def decode_parts(parts, large, failures):
-    """The values in these parts; for one that cannot be read, the reason is added to the failures."""
-    values = [None] * len(parts)
-    for offset, part in enumerate(parts):
+def decode_parts(values, parts, large, failures):
+    """Add the values in these parts; for one that cannot be read, add the reason to the failures."""
+    for offset, part in parts.items():
         try:
             if type(part) is bytes:
                 values[offset] = unpickle(part)  # takes a fraction of the time of `loads`
@@ -1412,7 +1417,6 @@ def decode_parts(parts, large, failures):
             failures[offset] = CannotSend("a result arrived but cannot be unpickled: "
                                           f"{type(error).__name__}: {text_of(error)}")
             failures[offset].__cause__ = error
-    return values
 
 
 def encode_failure(error, where=""):
@@ -2123,14 +2127,15 @@ class Slice:
 
     def frozen(self, value):
         """A result as it is now: a copy if that is cheap, else pickled, since calls that follow may change it, as they
-        do with a global buffer or model. If that fails, the result itself: ``encode_results`` then says why."""
+        do with a global buffer or model. Raises CannotSend if that fails."""
         if type(value) in PLAIN:
             return value
         try:
             copier = copier_of(value)
             return copier(value) if copier else Pickled(self.pickler.frames(value))
-        except FAULTS:
-            return value
+        except FAULTS as error:
+            failure = refusal(error, value, self.job.title(self.lo + len(self.values)))
+        raise failure  # without a context, whose frames would keep the value
 
     def shorten(self):
         """Give the items behind the running one back to the queue, since it takes long. Called with the lock held.
