@@ -632,9 +632,11 @@ def frame_of(chunks, memory=None, lasting=False):
             with open(path, "xb") as file:
                 file.writelines(chunks)
             return TOKEN + b"%d %d " % (lasting, size) + os.fsencode(path)
-        except OSError:  # the file system is full
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 os.unlink(path)
+            if not isinstance(error, OSError):  # Ctrl-C; else the file system is full
+                raise
     return b"".join(chunks)
 
 

@@ -1380,6 +1380,23 @@ def test_large_bytes_are_right_when_they_come_and_go(pool):
 LARGE = minscoop.SHARED
 
 
+class Interrupted(list):
+    """Chunks during whose second run, which writes them, Ctrl-C comes."""
+
+    def __iter__(self):
+        self.runs = getattr(self, "runs", 0) + 1
+        yield self[0]
+        if self.runs == 2:
+            raise KeyboardInterrupt
+
+
+def test_the_file_of_a_large_object_goes_when_ctrl_c_comes_as_it_is_written(tmp_path):
+    """It would take memory until the pool's end: a prompt's `set_const`, say."""
+    with pytest.raises(KeyboardInterrupt):
+        minscoop.frame_of(Interrupted([b"a" * LARGE]), str(tmp_path))
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_large_frame_is_a_file_when_there_is_shared_memory(tmp_path):
     """A reference travels in its place. Reading removes the file unless it is lasting; writes stay the reader's own."""
     data = os.urandom(LARGE)
