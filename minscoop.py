@@ -603,6 +603,18 @@ def unpickle(pickled, **options):
                 main.load()  # the script may add to sys.path the place where the module is
             elif this_worker is None or not this_worker.learn_path(error.name):
                 raise
+        except BaseException as error:
+            raise as_fault(error)
+
+
+def as_fault(error):
+    """What user code has raised while it was pickled or read: one of FAULTS in place of any other, such as asyncio's
+    CancelledError, which would pass for Ctrl-C."""
+    if isinstance(error, (*FAULTS, KeyboardInterrupt, Terminated)):
+        return error
+    fault = pickle.PickleError(f"{type(error).__name__}: {text_of(error)}")
+    fault.__cause__ = error
+    return fault
 
 
 def loads(frames):
@@ -752,9 +764,9 @@ class Pickler(pickle.Pickler):
             if len(chunks) == 1 and len(chunks[0]) < OUT_OF_BAND and not buffers:
                 return [chunks.pop()]  # what follows does the same, in twice the time
             return [frame_of(chunks, *self.options), *buffers]
-        except BaseException:
+        except BaseException as error:
             discard(buffers, even_lasting=True)
-            raise
+            raise as_fault(error)
         finally:
             chunks.clear()
             buffers.clear()

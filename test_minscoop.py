@@ -2065,6 +2065,33 @@ def test_a_call_fails_alone_when_the_class_of_its_result_cannot_be_hashed(pool):
     assert [future.result(60) for future in futures[:2] + futures[3:]] == [0, 1, 3]
 
 
+class Cancelling:
+    """Raises what is no Exception when it is pickled, or when it is read."""
+
+    def __init__(self, here=False):
+        self.here = here
+
+    def __reduce__(self):
+        if self.here:
+            raise asyncio.CancelledError("pickled")
+        return cancelling, ()
+
+
+def cancelling():
+    """What a Cancelling is read by."""
+    raise asyncio.CancelledError("read")
+
+
+@pytest.mark.parametrize("fn, what, why", [(abs, True, "pickled"), (abs, False, "read"), (Cancelling, True, "pickled"),
+                                           (Cancelling, False, "read")])
+def test_a_call_fails_alone_when_what_is_sent_raises_a_base_exception(pool, fn, what, why):
+    """It was taken for Ctrl-C: an argument was to be sent again for ever, and a result was lost."""
+    futures = [pool.submit(fn, Cancelling(what) if fn is abs else what), pool.submit(abs, -1)]
+    with pytest.raises(CannotSend, match=f"CancelledError: {why}"):
+        futures[0].result(WAIT)
+    assert futures[1].result(WAIT) == 1
+
+
 def test_a_large_class_by_value_is_not_kept_when_its_instances_are_results():
     """It would stay in the reader's memory."""
     class Local:
