@@ -770,7 +770,7 @@ class Pickler(pickle.Pickler):
         finally:
             chunks.clear()
             buffers.clear()
-            self.clear_memo()
+            self.memo = {}  # clear_memo would go through as much as the largest object has ever needed
 
     def reducer_override(self, obj):
         """Called by pickle for each object that is not of a basic type."""
