@@ -2983,8 +2983,8 @@ class Broker:
         if sender in (UP, KEEPER):
             self.finished = True
             self.tell([b"broker"], b"BYE")
-        elif not self.stopping and sender.startswith(b"j") and b"." not in sender:
-            self.give_up(self.links[sender], "it has left")  # one that joined: of others, their gateways tell
+        elif self.links[sender].role == b"broker" and self.stopping != "said":
+            self.give_up(self.links[sender], "it has left")  # by itself, as one that joined, or has not heard from us
         elif self.links[sender].held:  # it leaves early, since it has run as many calls as it may
             self.bury(sender, *NOTHING)
         else:

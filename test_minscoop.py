@@ -4571,6 +4571,23 @@ def test_a_broker_ends_when_it_was_given_up_while_stopping():
     assert broker.finished
 
 
+@pytest.mark.parametrize("stop", [[], ["0.root STOP"]], ids=["running", "stopping"])
+@pytest.mark.parametrize("host", ["1", "jx"])
+def test_what_a_host_had_may_have_begun_when_it_leaves_by_itself(host, stop):
+    """One that joined, or that has not heard from us for SILENCE, since we were stopped: with retries=0, its tasks are
+    not to run a second time. Its BYE does not mean, as a worker's does, that it has begun none of those that it holds;
+    nor while all else ends, but for what tasks have left behind."""
+    desk = Desk(1)
+    desk.say(host.encode(), b"HELLO", host_facts(host))
+    desk(f"{host} HUNGRY 1")
+    for line in "0.root TASK 0.root:0/0 - 0 0 1 0 x", *stop:
+        desk(line)
+    out = desk(f"{host} BYE")
+    lost, = (entry for entry in out if " LOST " in entry)
+    assert lost.startswith("0.root LOST 0.root:0/0 0 %d 0 host " % (1 << 62)), lost
+    assert any(entry.startswith("0.root HOST ") for entry in out) and host.encode() in desk.broker.dead
+
+
 @pytest.mark.parametrize("said", [True, False])
 def test_a_worker_that_is_replaced_may_have_its_last_word_when_its_death_is_told_first(said):
     """They may come after the keeper's notice. If they do not, since they are lost, what it held is LOST in the end."""
