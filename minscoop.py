@@ -3751,7 +3751,7 @@ def run_broker(keeper, heirs):
     """The life of a broker process. heirs, if it takes over: node -> id of the task that it runs."""
     # The handler inherited from the keeper sends notices, whose receiver we are
     log_to(logging.StreamHandler(), logger.level)
-    if not keeper.config["tunnel"]:  # a batch system, or a terminal that closes, signals all of us: see take_leave
+    if keeper.leaves:  # a batch system, or a terminal that closes, signals all of us: see take_leave
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     Switchboard(keeper, heirs).run()
@@ -5716,6 +5716,7 @@ class Keeper:
         cores = usable_cores()
         config["size"] = cores if config["size"] is None else config["size"]
         config["threads"] = max(1, cores // max(1, config["size"]))  # for libraries: a worker's share of the cores
+        self.leaves = config["listen"] or not config["tunnel"]  # whether others learn of our end by the broker's BYE
         if config["listens"]:
             self.make_keys()
         gc.freeze()  # all this stays: children share its pages, which their collections need not touch
@@ -5765,7 +5766,7 @@ class Keeper:
                 self.reap()
             if self.stdin in ready and self.exit_code is None and not os.read(self.stdin, 4096):
                 self.exit_code = 0
-                if self.config["listen"] or not self.config["tunnel"]:
+                if self.leaves:
                     self.take_leave()
 
     def take_leave(self):
