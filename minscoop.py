@@ -3684,7 +3684,7 @@ class Switchboard:
 
     def connect_up(self):
         """Find the way to the broker above, and say HELLO: by TCP if one of its addresses answers, else by tunnel."""
-        config, addresses = self.config, self.config["addresses"]
+        config, addresses = self.config, self.config["addresses"] * (self.config["transport"] != "stdio")
         caller = os.environ.get("SSH_CONNECTION", "").split()[:1]  # the root's machine, as seen from here
         if addresses and not config["external_hostname"]:
             addresses = [*caller, *addresses]

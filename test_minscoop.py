@@ -8545,6 +8545,19 @@ def test_a_host_joins_when_the_root_is_far_away(guard, script, tmp_path):
         assert finish(process).stdout == names_of("joined", NODE) and finish(joined).returncode == 0
 
 
+def test_a_tunnel_is_used_when_it_is_wanted_and_others_may_join(guard, ssh, script, tmp_path):
+    """--listen opens a port, for those that join; it is not for the hosts whose data is to go by the remote command."""
+    path, errors = tmp_path / "pool.json", tmp_path / "errors"
+    with open(errors, "w") as stderr:
+        process = start(MINSCOOP, "-v", "--tunnel", "--listen", path, "--hosts", "good:1", script(SQUARES),
+                        "good,joined", stderr=stderr)
+    await_file(path)
+    joined = start(MINSCOOP, "--join", path, "-n", 1, env=dict(os.environ, FATE="joined"))
+    assert finish(process).stdout == "good joined\n" and finish(joined).returncode == 0
+    told = errors.read_text()
+    assert "host good: " in told and told.count("data by stdio") == told.count("data by tcp") == 1, told
+
+
 @linux_only
 def test_a_host_joins_when_its_stdin_is_closed(guard, script, tmp_path):
     """As batch systems and daemons may leave it."""
