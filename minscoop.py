@@ -1755,7 +1755,7 @@ class Future(concurrent.futures.Future):
 
     def __getattr__(self, name):
         factory = {"_condition": threading.Condition, "_done_callbacks": list,
-                   "_waiters": lambda: Waiters(self._node)}.get(name)
+                   "_waiters": lambda: Waiters(self)}.get(name)
         if factory is None:
             refuse_attribute("'Future' object", name)
         with birth:
@@ -1907,14 +1907,18 @@ class Waiters(list):
     These functions block on the waiter's Event. Since we replace it by one of ours, waiting inside a task runs
     other tasks, and a thread that waits in the root reads the socket itself."""
 
-    def __init__(self, node):
+    def __init__(self, future):
         super().__init__()
-        self.node = node
+        self.future = weakref.ref(future)  # no cycle, which would keep its result
 
     def append(self, waiter):
-        """Register a waiter, whose Event becomes one of ours."""
-        if not isinstance(waiter.event, Event):
-            waiter.event = Event(self.node)
+        """Register a waiter, whose Event becomes one of ours. Raises PoolError if it would wait for ever."""
+        future = self.future()
+        if future._state not in DONE:
+            if future._node.forked:
+                raise future._node.broken
+            if not isinstance(waiter.event, Event):
+                waiter.event = Event(future._node)
         super().append(waiter)
 
 

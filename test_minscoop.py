@@ -9821,6 +9821,30 @@ def test_a_forked_child_ends_by_itself_when_its_parent_has_a_pool(script):
     assert (done.returncode, done.stdout) == (0, f"{3 << 8} 3\n{1 << 8} 3\n{signal.SIGINT:d} 3\n"), done
 
 
+@pytest.mark.parametrize("mate", ["done", "later"])
+def test_a_forked_child_waits_for_its_own_calls_when_some_of_its_parents_are_among_them(script, mate):
+    """Those that are done are no obstacle; for one that is not, it would wait for ever."""
+    done = python(script("""
+        import os, sys, time
+        import minscoop
+        if __name__ == "__main__":
+            parents = minscoop.Executor(2)
+            done, later = parents.submit(abs, -1), parents.submit(time.sleep, 2)
+            minscoop.wait([done])
+            pid = os.fork()
+            if pid == 0:
+                executor, mate, ends = minscoop.Executor(1), globals()[sys.argv[1]], set()
+                calls = []
+                for _ in range(16):  # in both orders of the set
+                    calls.append(executor.submit(time.sleep, 0.05))
+                    try: ends.add(len(minscoop.wait([mate, calls[-1]], 20).done))
+                    except minscoop.PoolError: ends.add("PoolError")
+                print(ends)
+            else: os.waitpid(pid, 0)
+    """), mate, env=dict(os.environ, PYTHONPATH=str(HERE)))
+    assert (done.returncode, done.stdout) == (0, "{2}\n" if mate == "done" else "{'PoolError'}\n"), done
+
+
 def test_the_pools_directories_stay_when_ctrl_c_ends_a_child_that_was_forked(script):
     """Under the launcher, too, which ends the pool on Ctrl-C: not from the child."""
     done = launch("-n", 1, script("""
