@@ -2459,7 +2459,7 @@ class Mapping(Job):
     pulled = read = 0          # items pulled; items read. Those between are queued, running or unread
     made = 0                   # items that have results
     filled = -math.inf         # when the inputs last filled the window
-    begun = abandoned = False  # its iterator was asked for results; that is gone, and never was
+    begun = abandoned = False  # its iterator was asked for results (by this thread); that is gone, and never was
     inputs_error = None        # the exception that ended the inputs, or Ctrl-C that came in the latest pull
 
     def __init__(self, node, recipe, iterables, ordered=True, buffersize=None, label=None):
@@ -2600,7 +2600,7 @@ class Mapping(Job):
 
     def results(self, deadline):
         """The iterator that ``map`` returns. Closed or dropped once it was begun, it cancels the rest."""
-        self.begun = True
+        self.begun = threading.current_thread()
         self.node.unheard.pop(id(self), None)
         try:
             while True:
@@ -4779,6 +4779,9 @@ class Root(Node):
         """Wait until all that was submitted is done; warn if that may take for ever."""
         due = time.monotonic() + PLAIN_PAUSE
         while self.broken is None and not self.quiet():
+            for job in list(self.sources):
+                if job.begun and job.begun.daemon:  # its reader is not waited for, and would go on to feed the pool
+                    job.window = 0
             try:
                 moved = self.feed(beyond=True)
                 if time.monotonic() > due and not all(job.begun or job.fixed for job in self.sources):

@@ -10338,6 +10338,24 @@ def test_the_block_ends_when_a_map_is_left_half_read_and_workers_want_its_inputs
             assert result == expected
 
 
+def test_the_pool_ends_when_a_daemon_thread_reads_a_map_without_end():
+    """As the program does, which does not wait for that thread either. It gets what was taken, then an error."""
+    results, errors = [], []
+
+    def read():
+        try:
+            for result in executor.map(time.sleep, itertools.repeat(0.02)):
+                results.append(result)
+        except PoolError as error:
+            errors.append(error)
+    with minscoop.Executor(2) as executor:
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        eventually(lambda: len(results) > 2)
+    reader.join()
+    assert len(errors) == 1
+
+
 def test_it_is_logged_when_the_end_waits_for_inputs_of_a_map_that_nobody_reads(caplog, monkeypatch):
     """They may be endless."""
     monkeypatch.setattr(minscoop, "PLAIN_PAUSE", 0)
@@ -14021,6 +14039,7 @@ class Thread:
 
     def __init__(self, target, args=(), name=None, daemon=None, process=None):
         self.target, self.args, self.process = target, args, process or SIM.current.process
+        self.daemon = bool(daemon)
         self.ident, self.gate, self.real, self.joiners = next(SIM.numbers), _thread.allocate_lock(), None, []
         self.queues, self.woken, self.turns, self.tasks = None, False, 0, []
         self.gate.acquire()
