@@ -4672,7 +4672,7 @@ class Root(Node):
             self.keeper = ForkedKeeper() if fork else subprocess.Popen(self.keepers_command(), stdin=subprocess.PIPE)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)  # Ctrl-C may come now: ``abort`` has to know the keeper
-        tell(self.keeper, json.dumps(config).encode() + b"\n")
+        tell(self.keeper, json.dumps(config, default=str).encode() + b"\n")  # of sys.path, maybe a Path
 
     def keepers_command(self):
         """The command that runs a keeper in an interpreter like this one."""

@@ -10119,6 +10119,14 @@ def test_a_queued_future_is_small_when_there_are_many(script, tmp_path):
     """), tmp_path / "go", timeout=50) == "True\nTrue\n"
 
 
+def test_a_pool_starts_when_there_is_a_path_where_python_wants_text(monkeypatch):
+    """Python passes over such an entry of sys.path; in sys.argv, a program may have put one."""
+    for name in "path", "argv":
+        monkeypatch.setattr(sys, name, [*getattr(sys, name), pathlib.Path("/nowhere")])
+    with minscoop.Executor(1) as executor:
+        assert executor.submit(eval, "__import__('sys').argv[-1]").result() == "/nowhere"
+
+
 # -- CPython's own tests of concurrent.futures: those for an executor of processes, with ours in its place
 #
 # They come with Python or, where they were left out, in Debian's libpython3.X-testsuite. None is edited. Each class
