@@ -8766,7 +8766,7 @@ def execute(code, executor, interactive):
             raise
     finally:
         flush_output()
-    if interactive:
+    if interactive and not getattr(sys.stdin, "closed", True):
         namespace.update({"submit": submit, "futures": sys.modules["minscoop"], "executor": executor,
                           **namespace})  # the script's own names take precedence
         prompt(namespace, executor._node)  # not its _pool(): the script may have shut it down

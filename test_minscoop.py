@@ -11359,6 +11359,16 @@ def test_a_prompt_follows_when_the_program_has_shut_the_pool_down(workers):
     assert done.returncode == 0 and "'keptkept'" in done.stdout and "Error" not in done.stderr, done
 
 
+@pytest.mark.parametrize("closed, program", [("<&-", ""), ("", "import sys; sys.stdin.close()")])
+def test_the_run_ends_when_there_is_no_stdin_for_a_prompt(closed, program):
+    """As with python -i."""
+    done = finish(subprocess.Popen(
+        ["sh", "-c", f"exec \"$@\" {closed}", "sh", sys.executable, MINSCOOP, "-n", "0", "-i", "-c",
+         f"print(5); {program}"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "5\n", ""), done
+
+
 @pytest.mark.parametrize("args", [[], ["-", "x"]])
 def test_the_program_is_read_from_stdin_when_there_is_no_other(args):
     """As python does."""
