@@ -7461,12 +7461,13 @@ class Progress:
             os.write(2, text.encode(getattr(sys.stderr, "encoding", None) or "ascii", "replace"))
 
     def wipe(self):
-        """Erase the line, in all the rows that it takes if the terminal has become narrower."""
-        if self.drawn:
+        """Erase the line, in all the rows that it takes if the terminal has become narrower; not if it is in somebody
+        else's hands, such as the shell's after Ctrl-Z and `bg`."""
+        if self.drawn and in_foreground():
             with contextlib.suppress(OSError):  # the terminal may be gone while the program goes on
                 rows = (self.drawn - 1) // (os.get_terminal_size(2).columns or 80)
                 os.write(2, b"\r\33[K" + b"\33[A\33[K" * rows)
-            self.drawn = 0
+        self.drawn = 0
 
     def make_room(self, hidden):
         """Erase the line so that somebody else can print; hidden: keep it away until the next call."""

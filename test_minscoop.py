@@ -10849,6 +10849,17 @@ def test_the_program_goes_on_when_its_terminal_is_gone(monkeypatch):
     assert progress.drawn == 0
 
 
+def test_nothing_is_wiped_when_the_terminal_is_somebody_elses(monkeypatch):
+    """After Ctrl-Z and bg, what the program prints would erase what is being typed at the shell's prompt."""
+    written, progress = [], minscoop.Progress(True)
+    monkeypatch.setattr(os, "write", lambda _, data: written.append(data))
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((80, 24)))
+    monkeypatch.setattr(minscoop, "in_foreground", lambda: False)
+    progress.drawn = 10
+    progress.make_room(hidden=False)
+    assert (progress.drawn, written) == (0, [])
+
+
 def test_calls_are_counted_by_themselves_when_a_map_was_done_before(monkeypatch):
     """Otherwise eight long calls after a million short ones would be shown as nearly done."""
     lines, left, node, progress = [], [0], HandNode(), minscoop.Progress(True)
