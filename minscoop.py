@@ -4203,7 +4203,8 @@ class Node:
     def note_failures(self, key, count, fn, error):
         """Note that so many calls of fn have raised what the program has not asked for as yet; a task that asks for
         nothing is left alone. UNHEARD of them are enough: they keep their futures, and what these refer to."""
-        if not (self.executes or isinstance(error, PoolError)) and len(self.unheard) < UNHEARD:
+        told = isinstance(error, PoolError) or interrupts(error, self)  # Ctrl-C in an inline call is raised there
+        if not (self.executes or told) and len(self.unheard) < UNHEARD:
             self.unheard[key] = count + self.unheard.get(key, (0,))[0], describe(fn), error
 
     def tell_failures(self):

@@ -11363,6 +11363,16 @@ def test_a_debugger_looks_at_the_error_when_a_prompt_follows_one():
     assert "70" in done.stdout and "80" in done.stdout and "AttributeError" not in done.stderr, done
 
 
+def test_no_failure_is_told_when_ctrl_c_interrupts_a_call_that_runs_in_the_program_itself():
+    """The program has got it from submit, and no future that it could ask."""
+    done = launch("-n", 0, "-c", """if True:
+        import _thread, minscoop
+        try: minscoop.submit(minscoop.submit, _thread.interrupt_main)
+        except KeyboardInterrupt: print("interrupted")
+    """)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", ""), done
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_prompt_follows_when_the_program_has_shut_the_pool_down(workers):
     """The pool is gone, but the program's globals are there."""
