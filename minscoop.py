@@ -8596,6 +8596,8 @@ def command_line():
         run_program(code, pool, options.interactive)
     except Terminated as error:
         sys.exit(128 + error.args[0])
+    finally:
+        forget_handlers()
 
 
 def split_words(parser, words):
@@ -8720,6 +8722,7 @@ def run_program(code, pool, interactive):
         if signal.getsignal(number) is signal.SIG_DFL:  # else it is ignored, as with nohup
             signal.signal(number, terminate)
     os.register_at_fork(before=put_off, after_in_parent=let_come, after_in_child=forget_handlers)
+    os.register_at_fork(after_in_child=let_come)
     install_names(SCOOP_NAMES)
     try:
         executor = Executor(**pool)
@@ -8795,11 +8798,11 @@ def terminate(number, _):
 
 def forget_handlers():
     """In a child that the program forks, by multiprocessing for instance: let SIGTERM and SIGHUP end it at once. If one
-    came just before a blocking call, a handler in Python would not run until that call returns."""
+    came just before a blocking call, a handler in Python would not run until that call returns. Likewise once the pool
+    has ended: exit handlers, and threads that go on, would swallow what it raises."""
     for number in ENDS:
         if signal.getsignal(number) is terminate:
             signal.signal(number, signal.SIG_DFL)
-    let_come()
 
 
 def put_off():

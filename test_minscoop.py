@@ -12685,6 +12685,21 @@ def test_the_summary_is_not_on_stdout_when_stderr_is_closed():
     assert (done.returncode, done.stdout) == (0, "1\n")
 
 
+@pytest.mark.parametrize("late", ["atexit.register(end)", "threading.Thread(target=end).start()"])
+def test_a_signal_ends_the_program_when_its_pool_has_ended(script, late):
+    """Exit handlers, and threads that the program has left, are no reason to go on, nor to exit with 0 after all."""
+    done = launch("-n", 0, script(f"""
+        import atexit, os, signal, threading, time
+        def end():
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        if __name__ == "__main__":
+            {late}
+    """))
+    assert (done.returncode, done.stderr) == (-signal.SIGTERM, ""), done
+
+
 def test_no_handler_of_ours_is_left_when_the_program_forks(script):
     """If the signal came just before a blocking call, a handler in Python would not run until that call returns."""
     assert output_of("-n", 1, script("""
