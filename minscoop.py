@@ -5070,13 +5070,15 @@ class Worker(Node):
         """The life of a thread: the first joins the pool, others (me: their Strand) await the baton; then all work."""
         if me is not None:
             me.gate.acquire()
-        self.holder.ident = threading.get_ident()
+        me = self.holder
+        me.ident = threading.get_ident()
         if self.config["profile"]:
             self.profiles.append(start_profile())
         if self.socket is None:
             self.open()
             sys.setswitchinterval(SWITCH)
             self.initialise()
+            self.regain(me)
             logger.debug("worker %s is ready", self.label)
         try:
             self.work()
@@ -5210,18 +5212,26 @@ class Worker(Node):
             self.waiting += 1
             self.pass_baton()
 
-    def execute(self, unit, me=None):
-        """Run user code. me: the calling thread's Strand, if that holds the baton; if the task yields the baton, block
-        at its end until it is back."""
-        main.context.copy().run(run_apart, unit)  # a context of its own: another task may wait below it on this stack
-        self.calls_left -= unit.hi - unit.lo
-        if self.forked:
-            self.exit(unit.failures.get(len(unit.values) - 1) if unit.job else unit._exception)
-        if me is not None and self.holder is not me:
+    def regain(self, me):
+        """Block until the baton is back, if user code that was run in this thread, that of `me`, has yielded it."""
+        if self.holder is not me:
             me.set()
             me.gate.acquire()
             self.waiting -= 1
             self.note(me.mark)
+
+    def feed(self, beyond=False):
+        """As any node; the iterators may yield the baton."""
+        me, fed = self.holder, super().feed(beyond)
+        self.regain(me)
+        return fed
+
+    def execute(self, unit):
+        """Run user code."""
+        main.context.copy().run(run_apart, unit)  # a context of its own: another task may wait below it on this stack
+        self.calls_left -= unit.hi - unit.lo
+        if self.forked:
+            self.exit(unit.failures.get(len(unit.values) - 1) if unit.job else unit._exception)
 
     def disown(self):
         """As any node; besides, the child runs no further item of a map."""
@@ -5363,11 +5373,12 @@ class Worker(Node):
             if len(me.stack) == 2 and not guest:
                 self.note(unit.mark)
             if isinstance(unit, Future):
-                self.execute(unit, me)
+                self.execute(unit)
             elif not guest or self.begin_guest(unit):
-                self.run_slice(me, unit)
+                self.run_slice(unit)
         finally:
             me.stack.pop()
+        self.regain(me)  # only now: callbacks of a slice's submitted calls may have yielded it
 
     def begin_guest(self, piece):
         """Unpickle a task that came from another node, if this is its first slice, and note what will run; says
@@ -5384,13 +5395,13 @@ class Worker(Node):
             self.note(piece.mark)
         return True
 
-    def run_slice(self, me, piece):
+    def run_slice(self, piece):
         """Run a slice and deliver its results."""
         recipe, rest = piece.job.recipe, piece.span.hi - piece.lo  # rest <= grain: one item's pace tells little of many
         if not self.asked and len(self.queue) <= 1 and rest <= recipe.grain and rest < self.calls_left \
                 and TOO_LATE < rest * (recipe.pace or 0) < ASK_EARLY:  # little is left: ask early
             self.send_all(*self.wishes())
-        self.execute(piece, me)
+        self.execute(piece)
         piece.deliver()
 
     def unpack(self, piece):
@@ -5429,12 +5440,15 @@ class Worker(Node):
     def shorten(self, job=None):
         """Give the items of running slices that have not begun back to the queue, and hand over the results so far.
         job: only of its slices, and no results: it is cancelled."""
-        for piece in self.holder.slices + self.aside:
+        me = self.holder
+        for piece in me.slices + self.aside:
             if job in (None, piece.job):
                 with self.lock:
                     piece.shorten()
                 if job is None and piece.job.recipe.op is None:
                     piece.deliver()
+        if me.ident == threading.get_ident():
+            self.regain(me)  # a callback may have yielded it
 
     def note(self, mark):
         """Write down what is being run, where the keeper reads it if we die."""
@@ -6835,7 +6849,7 @@ class Inline(Node):
         finally:
             self.depth.tasks = depth
 
-    def execute(self, unit, me=None):
+    def execute(self, unit):
         """Run user code; see ``Worker.execute``."""
         run_apart(unit)
 
@@ -7809,12 +7823,12 @@ class Recording:
             event.own -= event.clock()
         return before
 
-    def execute(self, unit, me=None):
+    def execute(self, unit):
         """Run user code, and record it as an event."""
         event = unit.event = self.begin(unit)
         outer = self.switch(event)
         try:
-            super().execute(unit, me)
+            super().execute(unit)
         finally:
             self.switch(outer)
             event.own, event.end = max(0.0, event.own), time.monotonic()

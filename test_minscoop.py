@@ -6125,7 +6125,7 @@ def test_more_is_asked_for_before_all_is_done(pace, grain, asks):
     piece = worker.take(None, None)
     piece.job.recipe, recipe.pace, recipe.grain = recipe, pace, grain
     piece.span.columns = piece.job.columns = [list(range(200))]
-    worker.run_slice(worker.holder, piece)
+    worker.run_slice(piece)
     assert [frames[0] for frames in worker.sent].count(b"HUNGRY") == asks
 
 
@@ -6177,6 +6177,25 @@ def test_a_worker_goes_on_when_it_can_have_no_further_thread(monkeypatch):
     pytest.raises(Wordless, worker.wait_for, lambda: False, "what", 1)
     pytest.raises(Wordless, worker.yield_baton)
     assert worker.holder is me and not (worker.waiting or worker.parked or worker.spare_strands or worker.resumable)
+
+
+def test_only_who_has_the_baton_passes_it_when_a_callback_polls_amid_a_slice(monkeypatch):
+    """A task that is about to wait hands over results; a callback of these polls, and so yields the baton."""
+    worker, owned, ends = HandWorker(0), [], []
+    worker.holder.ident, pass_baton = threading.get_ident(), worker.pass_baton
+    worker.leave = lambda: ends.append(threading.get_ident()) or sys.exit()
+    monkeypatch.setattr(os, "_exit", ends.append)
+    monkeypatch.setattr(worker, "pass_baton", lambda: (
+        owned.append(worker.holder.ident == threading.get_ident()), pass_baton()))
+    calls = list, lambda: worker.wait_for(lambda: False, "what", 0.01), list
+    futures = [minscoop.Future(worker, (fn, (), {}), None) for fn in calls]
+    futures[0].add_done_callback(lambda _: worker.yield_baton())
+    job = minscoop.Bundle(worker, list(futures))
+    worker.run(minscoop.Slice(minscoop.Span(job, job.columns, 0, 0, 3), 0, 3))
+    assert futures[0].done() and futures[1].done() and len(owned) > 1 and all(owned) and worker.waiting == 0
+    worker.stopped.set()
+    worker.pass_baton()
+    assert eventually(lambda: len(ends) == 2)
 
 
 def test_a_census_goes_on_when_a_file_comes_meanwhile():
@@ -6617,6 +6636,34 @@ def test_a_child_ends_when_it_comes_back_from_the_task_that_forked_it(guard, tmp
         assert executor.map_reduce(forks, operator.add, [tmp_path / "reduce"] * 4, ends) == 5
     counts = [len(lines_of(tmp_path / name)) for name in ("map", "submit", "nested", "reduce")]
     assert counts == [4, 4, 1, 4] and capfd.readouterr().err.count("ZeroDivisionError: division by zero") == 3
+
+
+def poll(*_):
+    """Ask again and again whether a call is done."""
+    future = minscoop.submit(time.sleep, 0.01)
+    while not future.done():
+        time.sleep(1e-3)
+
+
+def leave_inputs_that_poll():
+    minscoop.map(identity, (poll() for _ in range(50)))
+
+
+def leave_callbacks_that_poll():
+    for _ in range(3):
+        minscoop.submit(identity, threading.Lock()).add_done_callback(poll)
+    time.sleep(0.3)  # the other worker wants these calls, but cannot have them
+
+
+@pytest.mark.parametrize("task, initializer", [(leave_inputs_that_poll, None), (leave_callbacks_that_poll, None),
+                                               (poll, poll)], ids=["inputs", "callbacks", "initializer"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_thread_gets_the_baton_back_when_it_was_no_task_that_polled(guard, workers, task, initializer):
+    """Else it goes on to run tasks beside the baton's new holder, and the worker, where a task seems to wait for ever,
+    is never done."""
+    with minscoop.Executor(workers, initializer=initializer) as executor:
+        executor.submit(task).result(WAIT)
+        assert list(executor.map(identity, range(100), timeout=WAIT)) == [*range(100)]
 
 
 def test_user_code_is_not_interrupted_when_tasks_share_a_process(guard):
