@@ -1240,16 +1240,23 @@ REDUCERS = {  # types met inside functions and classes, whose instances pickle d
 }
 
 
-def explain(obj, where, depth=6):
-    """The smallest part of obj that cannot be pickled, as text: where it is, and pickle's complaint."""
+def explain(obj, where, depth=6, pickler=None):
+    """The smallest part of obj that cannot be pickled, as text: where it is, and pickle's complaint.
+
+    pickler: what the parts of a whole share is pickled once, not with each part that refers to it."""
+    pickler = pickler or Pickler()
     try:
-        dumps(obj)
+        pickler.dump(obj)
         return None
     except FAULTS as error:
         complaint = f"{where}: {text_of(error)}"
+    finally:
+        pickler.chunks.clear()
+        pickler.buffers.clear()
     with contextlib.suppress(Exception):  # an object whose parts cannot even be looked at
+        pickler = Pickler()  # another: the one that has failed remembers what it has not finished
         for name, part in parts_of(obj) if depth else ():
-            deeper = explain(part, f"{where}{name}", depth - 1)
+            deeper = explain(part, f"{where}{name}", depth - 1, pickler)
             if deeper:
                 return deeper
     return complaint

@@ -1858,6 +1858,24 @@ def test_the_first_complaint_is_told_when_there_is_none_any_more():
         minscoop.Recipe(Moody()).encode()
 
 
+class Reckoned:
+    """Counts how often it is pickled."""
+
+    asked = 0
+
+    def __reduce__(self):
+        self.asked += 1
+        return Reckoned, ()
+
+
+@pytest.mark.parametrize("size", [10, 100])
+def test_what_many_parts_refer_to_is_pickled_a_few_times_when_another_part_cannot_be_sent(size):
+    """The search for the culprit must not pickle with each of 10 000 records the table that all of them refer to."""
+    table = Reckoned()
+    assert f"the thing[{size}]: " in minscoop.explain([*([i, table] for i in range(size)), LOCK], "the thing")
+    assert table.asked <= 2
+
+
 def test_an_object_that_contains_itself_is_explained_when_it_cannot_be_sent():
     """The search for the culprit must end although the object is cyclic."""
     circle = [LOCK]
