@@ -1752,7 +1752,7 @@ class Future(concurrent.futures.Future):
     futures of a large program are created, run and read by one thread."""
 
     _state, _result, _exception = PENDING, None, None
-    pinned = several = False
+    several = False
     lo, hi = 0, 1  # as a Span's or a Slice's: it is a range of one call
     job, columns = None, ()  # its job, a Bundle, is made when it is shipped
 
@@ -2038,7 +2038,6 @@ CALLS = Recipe(perform, frame=b"")  # of submitted calls
 class Span:
     """Items [lo, hi) of a job, in a queue. columns[k][i - base] is argument k of item i; None while still pickled."""
 
-    pinned = False  # it cannot be pickled and stays in this process
     widths = ()     # in the root: for how many workers the parts are that are given away next; see Root.takers
 
     def __init__(self, job, columns, base, lo, hi, singly=False, avoid=b""):
@@ -3847,6 +3846,7 @@ class Node:
         self.name, self.size, self.retries = name, size, retries
         self.lock, self.serving, self.attending = threading.RLock(), threading.RLock(), threading.RLock()
         self.queue = collections.deque()  # given away from the left, run here from the right
+        self.pinned = collections.deque()  # spans of a worker that cannot be pickled: run here, from the right
         self.wanted = 0                   # tasks that others would take from here
         self.sources = []                 # jobs whose inputs are not all pulled
         self.in_hand = []                 # jobs of spans that are being pickled (to be shipped) or unpickled
@@ -4280,15 +4280,9 @@ class Node:
     def spare(self, last):
         """Take the oldest work off the queue, as a span; None if there is none to spare."""
         queue = self.queue
-        for _ in range(len(queue)):
-            if queue[0].stale:
-                queue.popleft()
-            elif queue[0].pinned:  # it can only run here: move it to the other end, where it runs soon
-                queue.rotate(-1)
-            else:
-                break
+        trim(queue)
         alone = self.executes and not last and len(queue) == 1
-        if not queue or queue[0].pinned or alone and not queue[0].several:
+        if not queue or alone and not queue[0].several:
             return None
         return self.bundle() if isinstance(queue[0], Future) else self.part_of(queue[0], alone)
 
@@ -4408,9 +4402,8 @@ class Node:
             span.singly = True
             job.requeue(span)
         elif self.executes:  # it runs where it was made, which needs no pickling
-            span.pinned = True
             with self.lock:
-                self.queue.append(span)
+                self.pinned.append(span)
         else:
             job.fail(span.lo, span.hi, error if isinstance(error, CannotSend) else self.blame(span, error))
         self.rouse()  # we may be the deputy, and the holder of the baton may sleep by now
@@ -5141,7 +5134,7 @@ class Worker(Node):
         """Whether all that is here belongs to others: no task waits, and all that tasks have made here is done."""
         with self.lock:
             return not (self.waiting or self.resumable or self.sources or self.away or self.in_hand or
-                        any(not (unit.stale or isinstance(unit.job, Guest)) for unit in self.queue))
+                        any(not (unit.stale or isinstance(unit.job, Guest)) for unit in [*self.queue, *self.pinned]))
 
     def hand_back(self):
         """Send the results that were held back. The rest of their tasks is given to others: see ``Broker.on_BYE``."""
@@ -5165,7 +5158,7 @@ class Worker(Node):
         if not (self.asked or self.waiting >= MAX_PARKED):
             self.asked = True
             said.append((b"HUNGRY", b"1"))
-        if done and not (self.idle or self.waiting or self.away or self.in_hand or self.queue):
+        if done and not (self.idle or self.waiting or self.away or self.in_hand or self.queue or self.pinned):
             self.idle = True
             said.append((b"IDLE", b"%d" % self.received))
         return said
@@ -5174,15 +5167,16 @@ class Worker(Node):
         """The messages that go with a task's last result: if there is nothing else to do, that we would take more."""
         me = self.holder
         trim(self.queue)
+        trim(self.pinned)
         done = len(me.stack) == 2 and me.ident == threading.get_ident() and self.calls_left > 0 and not (
-            self.queue or self.resumable or self.waiting or self.sources or self.stopped.is_set())
+            self.queue or self.pinned or self.resumable or self.waiting or self.sources or self.stopped.is_set())
         return self.wishes(done) if done else ()
 
     def doze(self, ready, timeout):
         """Unless ready(), sleep until a message comes or another thread has work for us; then serve."""
         self.flush()
-        if not self.listen(lambda: self.queue or self.resumable or self.received != self.known or ready(),
-                           min(timeout, MAX_FLUSH if self.held_back() else PATROL)):
+        if not self.listen(lambda: self.queue or self.pinned or self.resumable or self.received != self.known or
+                           ready(), min(timeout, MAX_FLUSH if self.held_back() else PATROL)):
             self.stopped.wait(ATTEND / 10)  # another thread is handling messages, maybe for long: do not spin
 
     def flush(self):
@@ -5280,7 +5274,8 @@ class Worker(Node):
             self.run(unit)
             return
         self.shorten()
-        if self.resumable or self.queue or not all(descends(job, me.stack[-1]) for job in list(self.sources)):
+        if self.resumable or self.queue or self.pinned or \
+                not all(descends(job, me.stack[-1]) for job in list(self.sources)):
             self.park(me, ready, what, timeout)
         elif not self.feed():
             self.send_all(*self.wishes())
@@ -5358,7 +5353,10 @@ class Worker(Node):
             if piece is not None:
                 return piece
             trim(queue)  # also of stale children of the latest, which would hide it
-            if task is None and queue and id(queue[-1]) == self.latest:  # now it is another guest's turn, if any
+            trim(self.pinned)
+            if self.pinned and (task is None or descends(self.pinned[-1], task)):
+                queue = self.pinned
+            elif task is None and queue and id(queue[-1]) == self.latest:  # now it is another guest's turn, if any
                 queue.rotate(1)
                 trim(queue)  # what now is the newest may be stale
             if not queue or task is not None and not descends(queue[-1], task):
@@ -5405,8 +5403,8 @@ class Worker(Node):
     def run_slice(self, piece):
         """Run a slice and deliver its results."""
         recipe, rest = piece.job.recipe, piece.span.hi - piece.lo  # rest <= grain: one item's pace tells little of many
-        if not self.asked and len(self.queue) <= 1 and rest <= recipe.grain and rest < self.calls_left \
-                and TOO_LATE < rest * (recipe.pace or 0) < ASK_EARLY:  # little is left: ask early
+        if not (self.asked or self.pinned) and len(self.queue) <= 1 and rest <= recipe.grain \
+                and rest < self.calls_left and TOO_LATE < rest * (recipe.pace or 0) < ASK_EARLY:  # little is left
             self.send_all(*self.wishes())
         self.execute(piece)
         piece.deliver()
@@ -7576,8 +7574,8 @@ def calls_left(node):
 def items_queued(node, kinds=object):
     """How many items are queued, in units of these kinds; beyond 10 000 units, each counts as one."""
     with node.lock:
-        return max(0, len(node.queue) - 10_000) + sum(
-            unit.hi - unit.lo for unit in itertools.islice(node.queue, 10_000)
+        return max(0, len(node.queue) + len(node.pinned) - 10_000) + sum(
+            unit.hi - unit.lo for unit in itertools.islice(itertools.chain(node.queue, node.pinned), 10_000)
             if isinstance(unit, kinds) and not unit.stale)
 
 

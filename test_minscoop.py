@@ -6092,6 +6092,24 @@ def test_the_deputy_is_not_disturbed_when_the_last_entry_goes_as_it_looks():
     assert node.seen == id(entry)
 
 
+@pytest.mark.parametrize("count", [10, 1000])
+def test_few_looks_are_taken_when_a_worker_has_many_calls_that_cannot_be_sent(monkeypatch, count):
+    """They run where they were made, newest first. To find work for others, it must not go through all of them each
+    time: to make 10 000 in a task took 16 s, and of the lock others need, too."""
+    worker, looks, stale = HandWorker(), [], minscoop.Span.stale.fget
+    worker.guests.clear()
+    worker.queue.clear()
+    worker.on_HUNGRY(b"1")
+    monkeypatch.setattr(minscoop.Span, "stale", property(lambda span: looks.append(span) or stale(span)))
+    futures = [worker.submit(isinstance, (LOCK, int), {}) for _ in range(count)]
+    worker.give(last=True)
+    assert worker.wishes(done=True) == [(b"HUNGRY", b"1")]  # it is not IDLE
+    for unit in iter(lambda: worker.take(None, None), None):
+        worker.run(unit)
+    assert [future.result(0) for future in futures] == [False] * count and not worker.named(b"TASK")
+    assert len(looks) < 20 * count and worker.wishes(done=True) == [(b"IDLE", b"1")]
+
+
 def look_around():
     """Amid unpickling an argument, let the deputy hear HUNGRY; return what others could run, and how many DRYs went."""
     worker = HandWorker.current
@@ -10956,7 +10974,8 @@ def test_calls_are_not_counted_when_only_maps_with_progress_are_shown(monkeypatc
 def test_maps_are_no_calls_when_many_wait_for_workers():
     """The line would count them twice, as maps and as calls, until they are sent."""
     queue = [types.SimpleNamespace(lo=0, hi=2, stale=False)] * 5000
-    node = types.SimpleNamespace(lock=threading.RLock(), queue=queue, calls_away=[], broken=None)
+    node = types.SimpleNamespace(lock=threading.RLock(), queue=queue[:3000], pinned=queue[3000:], calls_away=[],
+                                 broken=None)
     assert (minscoop.calls_left(node), minscoop.items_queued(node)) == (0, 10_000)
 
 
@@ -14846,7 +14865,7 @@ class Simulation(Scheduler):
         left = [name for name in ("guests", "away", "parked", "in_hand", "resumable", "waiting")[renewed:]
                 if getattr(node, name, None)]
         left += ["queue"] * any(not (unit.stale or renewed and isinstance(unit.job, minscoop.Guest))
-                                for unit in node.queue)
+                                for unit in [*node.queue, *node.pinned])
         if left:
             self.fail(f"{node.name.decode()} ends, and has {[(name, getattr(node, name)) for name in left]}")
 
@@ -14859,7 +14878,7 @@ class Simulation(Scheduler):
         """No node may have work lying in its queue for long while another node is hungry."""
         nodes = [process.node for process in self.nodes.values() if process.node and process.ended is None]
         hungry = [node for node in nodes if node.executes and node.asked and node.attended and not node.queue]
-        laden = [node for node in nodes if any(not unit.stale and not unit.pinned for unit in node.queue)]
+        laden = [node for node in nodes if any(not unit.stale for unit in node.queue)]
         if not hungry or not laden or any(process.frozen > self.now for process in self.processes):
             self.idle_since = None
         elif self.idle_since is None:
