@@ -4395,12 +4395,14 @@ class Node:
         return task_id
 
     def keep(self, span, error):
-        """Requeue a span that cannot be pickled, to be sent item by item, so that those to blame are found. A single
-        item, or all if a map's callable is to blame, runs here, or fails if this node runs no tasks."""
+        """Requeue a span that cannot be pickled in halves, until those to blame are found: items sent one by one would
+        each take along what all of them refer to. A single item, or all if a map's callable is to blame, runs here, or
+        fails if this node runs no tasks."""
         job = span.job
         if span.several and not (isinstance(error, CannotSend) and job.recipe is not CALLS):
-            span.singly = True
-            job.requeue(span)
+            middle = (span.lo + span.hi) // 2
+            job.requeue(span.cut(middle, span.hi))
+            job.requeue(span.cut(span.lo, middle))
         elif self.executes:  # it runs where it was made, which needs no pickling
             with self.lock:
                 self.pinned.append(span)

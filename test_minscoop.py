@@ -6092,6 +6092,21 @@ def test_the_deputy_is_not_disturbed_when_the_last_entry_goes_as_it_looks():
     assert node.seen == id(entry)
 
 
+@pytest.mark.parametrize("bad", [0, 63, 127])
+def test_what_many_items_refer_to_is_pickled_a_few_times_when_one_of_them_cannot_be_sent(bad):
+    """The one to blame is looked for by halving: if all went one by one, each would take the table along."""
+    node, table = HandNode(), Reckoned()
+    rows = [[i, table] for i in range(128)]
+    rows[bad] = LOCK
+    node.on_HUNGRY(b"1000")
+    job = minscoop.Mapping(node, minscoop.Recipe(identity), [rows])
+    node.give()
+    sent = [i for _, _, _, lo, hi, *_ in node.named(b"TASK") for i in range(int(lo), int(hi))]
+    assert sorted([*sent, bad]) == [*range(128)] and table.asked < 40
+    (_, _, failures), = job.chunks.values()
+    assert "lock" in str(failures[0])
+
+
 @pytest.mark.parametrize("count", [10, 1000])
 def test_few_looks_are_taken_when_a_worker_has_many_calls_that_cannot_be_sent(monkeypatch, count):
     """They run where they were made, newest first. To find work for others, it must not go through all of them each
