@@ -1248,8 +1248,11 @@ def explain(obj, where, depth=6, pickler=None):
     try:
         pickler.dump(obj)
         return None
-    except FAULTS as error:
-        complaint = f"{where}: {text_of(error)}"
+    except BaseException as error:
+        fault = as_fault(error)
+        if not isinstance(fault, FAULTS):  # Ctrl-C
+            raise
+        complaint = f"{where}: {text_of(fault)}"
     finally:
         pickler.chunks.clear()
         pickler.buffers.clear()
@@ -1386,17 +1389,15 @@ def encode_results(values, failures, title, memory=None, frozen=False):
     failures = {offset: encode_failure(error, "" if isinstance(error, MinscoopError) else title(offset) + where)
                 for offset, error in failures.items()}  # minscoop's own errors say it themselves
     values, parts, large = [*values], {}, []
-    for offset, value in enumerate(values):
-        if type(value) is Pickled:
-            frames = value.take()
-        elif frozen or type(value) in PLAIN:
+    apart = {Pickled} if frozen else {*map_builtin(type, values)} - PLAIN
+    for offset, value in enumerate(values) if apart.intersection(map_builtin(type, values)) else ():
+        if type(value) not in apart:
             continue
-        else:
-            try:
-                frames = dumps(value, memory)
-            except FAULTS as error:
-                failures[offset] = encode_failure(refusal(error, value, title(offset)))
-                frames = dumps(None)
+        try:
+            frames = value.take() if type(value) is Pickled else dumps(value, memory)
+        except FAULTS as error:
+            failures[offset] = encode_failure(refusal(error, value, title(offset)))
+            frames = dumps(None)
         part = [frame if size_of(frame) < OUT_OF_BAND else None for frame in frames]
         values[offset], parts[offset] = None, part if None in part else frames[0]
         large += [frame for frame in frames if size_of(frame) >= OUT_OF_BAND]
