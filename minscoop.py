@@ -1377,7 +1377,7 @@ def copier_of(value, inner=False):
     if made_in_python(number) or getattr(number, "__module__", None) != "numpy" \
             or not issubclass(number, (numpy.number, numpy.bool_)):  # a subclass, say, which has attributes
         return None
-    return copy.deepcopy if array else copy.copy
+    return copy.deepcopy if array and inner else copy.copy  # an array itself: copy does it, too, and sooner
 
 
 def encode_results(values, failures, title, memory=None, frozen=False):
