@@ -4598,7 +4598,7 @@ def test_what_a_host_had_may_have_begun_when_it_leaves_by_itself(host, stop):
     desk = Desk(1)
     desk.say(host.encode(), b"HELLO", host_facts(host))
     desk(f"{host} HUNGRY 1")
-    for line in "0.root TASK 0.root:0/0 - 0 0 1 0 x", *stop:
+    for line in ("0.root TASK 0.root:0/0 - 0 0 1 0 x", *stop):
         desk(line)
     out = desk(f"{host} BYE")
     lost, = (entry for entry in out if " LOST " in entry)
