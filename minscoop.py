@@ -608,8 +608,8 @@ def unpickle(pickled, **options):
 
 
 def as_fault(error):
-    """What user code has raised while it was pickled or read: one of FAULTS in place of any other, such as asyncio's
-    CancelledError, which would pass for Ctrl-C."""
+    """What to raise for an error that user code raised as it was pickled or read: that error; or, if it is none of
+    FAULTS, such as asyncio's CancelledError, one of these in its place, since it would pass for Ctrl-C."""
     if isinstance(error, (*FAULTS, KeyboardInterrupt, Terminated)):
         return error
     fault = pickle.PickleError(f"{type(error).__name__}: {text_of(error)}")
@@ -2466,7 +2466,8 @@ class Mapping(Job):
     pulled = read = 0          # items pulled; items read. Those between are queued, running or unread
     made = 0                   # items that have results
     filled = -math.inf         # when the inputs last filled the window
-    begun = abandoned = False  # its iterator was asked for results (by this thread); that is gone, and never was
+    begun = None               # the thread that was the first to ask its iterator for results
+    abandoned = False          # its iterator is gone, and was never asked
     inputs_error = None        # the exception that ended the inputs, or Ctrl-C that came in the latest pull
 
     def __init__(self, node, recipe, iterables, ordered=True, buffersize=None, label=None):
